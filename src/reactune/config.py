@@ -105,11 +105,23 @@ class PromptConfig(Section):
     }
     """Kind of tip = its instruction."""
     context_keys: tuple[str, ...] = (
-        "time_of_day", "open_tasks", "recent_tips", "user_settings", "free_text", "story", "excerpt",
+        "time_of_day",
+        "open_tasks",
+        "recent_tips",
+        "user_settings",
+        "free_text",
+        "story",
+        "excerpt",
     )
     """Allow-list: context keys that may reach the model, in the order they are shown."""
     cut_order: tuple[str, ...] = (
-        "excerpt", "recent_tips", "free_text", "story", "user_settings", "open_tasks", "time_of_day",
+        "excerpt",
+        "recent_tips",
+        "free_text",
+        "story",
+        "user_settings",
+        "open_tasks",
+        "time_of_day",
     )
     """What is shortened first when the context is too long; keys not named come before all."""
     max_context_tokens: int = Field(256, ge=16)
@@ -290,7 +302,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _shares_and_zones_fit(self) -> Self:
         if abs(sum(self.dataset.split) - 1) > 1e-9 or min(self.dataset.split) <= 0:
-            raise ValueError(f"dataset.split = {self.dataset.split}: three shares above 0 that sum to 1")
+            raise ValueError(
+                f"dataset.split = {self.dataset.split}: three shares above 0 that sum to 1"
+            )
         low, high = self.labels.positive_dwell_ms
         if not self.labels.negative_dwell_below_ms <= low <= high:
             raise ValueError(
@@ -299,7 +313,9 @@ class Config(Section):
             )
         steps = (self.canary.share, *self.canary.ramp)
         if list(steps) != sorted(set(steps)):
-            raise ValueError(f"canary.share and canary.ramp = {steps}: each step above the one before")
+            raise ValueError(
+                f"canary.share and canary.ramp = {steps}: each step above the one before"
+            )
         return self
 
     @property
