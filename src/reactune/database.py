@@ -1,0 +1,195 @@
+"""Opening and migrating the operational database; the only module that does.
+
+What is read and written there is left to the store.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from reactune.errors import DataError
+from reactune.schema import SCHEMA, SCHEMA_TABLE
+
+BUSY_MS = 30_000
+CONNECT_SECONDS = 10
+DRIVERS = {
+    "sqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+# Any numbers that other users of the same PostgreSQL database are unlikely to take.
+MIGRATION_LOCK, ROLLOUT_LOCK = 7_236_812_001, 7_236_812_002
+
+
+def create_store(url: str) -> sa.Engine:
+    """Open the database, making what is missing: the SQLite file, the tables, newer columns.
+
+    Raises:
+        DataError: the server is away, its driver missing, or the database made by a newer reactune.
+    """
+    engine = _connect(_location(url))
+    migrate(engine)
+    return engine
+
+
+def open_store(url: str) -> sa.Engine:
+    """Open a database that `create_store` made; use `writing(engine)` for whatever writes.
+
+    Raises:
+        DataError: the server is away, its driver missing, or the tables are not of this version.
+    """
+    location = _location(url)
+    file = location.database if location.drivername.startswith("sqlite") else None
+    if file and file != ":memory:" and not Path(file).exists():
+        raise DataError(f"{file}: no such database; run `reactune init`")
+    engine = _connect(location)
+    with engine.connect() as connection:
+        schema = _schema_of(connection)
+    if schema != SCHEMA:
+        raise DataError(_mismatch(engine, schema))
+    return engine
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the tables to this version; safe to repeat, and by two processes at once.
+
+    Raises:
+        DataError: the database was made by a newer reactune, or holds foreign tables of our names.
+    """
+    with writing(engine) as connection:
+        lock(connection, MIGRATION_LOCK)
+        schema = _schema_of(connection)
+        if schema is not None and schema > SCHEMA:
+            raise DataError(_mismatch(engine, schema))
+        if schema == SCHEMA:
+            return
+        try:
+            _upgrade(connection)
+        except sa.exc.DBAPIError as error:
+            raise DataError(
+                f"{_shown(engine)}: cannot make the tables: {_first_line(error)}; "
+                "name an empty database in [store] url"
+            ) from error
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that writes: all of it or nothing.
+
+    On SQLite the write lock is taken at the start, so that what was read before the first write
+    is still true when it is written.
+
+    Raises:
+        DataError: the database went away, is full or stays locked; nothing was written.
+    """
+    try:
+        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+            yield connection
+    except sa.exc.OperationalError as error:
+        raise DataError(
+            f"{_shown(engine)}: the last change was not written: {_first_line(error)}; "
+            "see to the database and repeat"
+        ) from error
+
+
+def lock(connection: sa.Connection, number: int) -> None:
+    """Keep others out until the transaction ends; on SQLite `writing` has done so already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def _location(url: str) -> sa.URL:
+    try:
+        location = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise DataError(
+            "[store] url is not a database URL; write it as sqlite:///reactune.db "
+            "or postgresql://user:password@host/database"
+        ) from error
+    if location.drivername not in DRIVERS:
+        raise DataError(
+            f"[store] url names {location.drivername}; the store is SQLite (sqlite:///FILE) "
+            "or PostgreSQL (postgresql://HOST/DATABASE)"
+        )
+    return location.set(drivername=DRIVERS[location.drivername])
+
+
+def _connect(location: sa.URL) -> sa.Engine:
+    is_sqlite = location.drivername == "sqlite"
+    if not is_sqlite and "connect_timeout" not in location.query:
+        location = location.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+    try:
+        # Parameters are people's texts: they stay out of error messages and logs.
+        engine = sa.create_engine(location, hide_parameters=True, pool_pre_ping=not is_sqlite)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{error.name} is not installed; run `pip install 'reactune[postgres]'`"
+        ) from error
+    if is_sqlite:
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.select(1))
+    except sa.exc.DBAPIError as error:
+        raise DataError(
+            f"{_shown(engine)}: cannot open the database: {_first_line(error)}; "
+            "check [store] url and that the server runs"
+        ) from error
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Python's own transaction handling would begin late and never lock: _begin_sqlite does it.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {BUSY_MS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _schema_of(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table(SCHEMA_TABLE):
+        return None
+    return connection.execute(sa.text(f"SELECT version_num FROM {SCHEMA_TABLE}")).scalar()
+
+
+def _mismatch(engine: sa.Engine, schema: str | None) -> str:
+    if schema is None:
+        return f"{_shown(engine)}: the database has no tables yet; run `reactune init`"
+    versions = f"tables of version {schema}, this reactune knows {SCHEMA}"
+    if schema < SCHEMA:
+        return f"{_shown(engine)}: {versions}; run `reactune init` to bring them up to date"
+    return f"{_shown(engine)}: {versions}; a newer reactune made them, install that one"
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = SCHEMA_TABLE
+    command.upgrade(config, SCHEMA)
+
+
+def _shown(engine: sa.Engine) -> str:
+    return engine.url.set(query={}).render_as_string(hide_password=True)
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]

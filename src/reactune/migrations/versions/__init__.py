@@ -1,0 +1,1 @@
+"""One module per change; written once and never edited."""

@@ -1,0 +1,122 @@
+"""The tables of the operational database, each column written once.
+
+Opening, migrating, reading and writing them is left to the store.
+"""
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from reactune.errors import DataError
+
+SCHEMA = "0001"
+SCHEMA_TABLE = "reactune_schema"
+
+
+class _NaiveTimeError(DataError, sa.exc.DontWrapMixin):
+    """Raised while values are bound; the mixin keeps SQLAlchemy from wrapping it."""
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """Timezone-aware times in, UTC times out, whatever the database stores."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """UTC for the database; naive times are refused."""
+        if value is not None and value.utcoffset() is None:
+            raise _NaiveTimeError(f"{value}: a time without an offset; give it one, such as +00:00")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """UTC from the database; SQLite stores it without saying so."""
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+metadata = sa.MetaData()
+
+tip_scores = sa.Table(
+    "tip_scores",
+    metadata,
+    sa.Column("tip_id", sa.Text, primary_key=True),
+    sa.Column("user_key", sa.Text, nullable=False, index=True),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False, default="llm"),
+    sa.Column("context_json", sa.Text, nullable=False),
+    sa.Column("tip_content", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Integer),
+    sa.Column("arm", sa.Text),
+    sa.Column("rollout_id", sa.Text),
+    sa.Column("unit_key", sa.Text),
+    sa.Column("propensity", sa.Float),
+    sa.Column("sampling_json", sa.Text),
+    sa.Column("fallback", sa.Text),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("shown_at", UtcTime),
+    sa.Column("reaction", sa.Text),
+    sa.Column("dwell_ms", sa.Integer),
+    sa.Column("reacted_at", UtcTime),
+    sa.Column("training_allowed", sa.Boolean, nullable=False, default=True),
+    sa.Column("answer_ms", sa.Integer),
+    sa.CheckConstraint("reaction IN ('done', 'dismiss', 'snooze')", name="known_reaction"),
+    sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
+    sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),
+    sa.Index("ix_tip_scores_rollout_id_shown_at", "rollout_id", "shown_at"),
+)
+
+model_versions = sa.Table(
+    "model_versions",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("gguf", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("prompt_folder", sa.Text, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("quantisation", sa.Text, nullable=False),
+    sa.Column("adapter", sa.Text),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("rollout_id", sa.Text, primary_key=True),
+    sa.Column("champion", sa.Integer, sa.ForeignKey("model_versions.version"), nullable=False),
+    sa.Column("challenger", sa.Integer, sa.ForeignKey("model_versions.version")),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("share", sa.Float, nullable=False),
+    sa.Column("salt", sa.Text, nullable=False),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.Column("planned_units", sa.Integer, nullable=False),
+    sa.Column("opened_at", UtcTime, nullable=False),
+    sa.Column("share_since", UtcTime, nullable=False),
+    sa.Column("closed_at", UtcTime),
+    sa.Column("verdict", sa.Text),
+    sa.Index(
+        "one_open_rollout",
+        sa.text("(closed_at IS NULL)"),
+        unique=True,
+        postgresql_where=sa.text("closed_at IS NULL"),
+        sqlite_where=sa.text("closed_at IS NULL"),
+    ),
+)
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("decision_id", sa.Integer, primary_key=True),
+    sa.Column(
+        "rollout_id", sa.Text, sa.ForeignKey("rollouts.rollout_id"), nullable=False, index=True
+    ),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("numbers_json", sa.Text, nullable=False),
+)
