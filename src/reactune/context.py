@@ -106,7 +106,8 @@ def line(key: str, part: CleanPart) -> str:
     if isinstance(part, list):
         return f"{label}: {'; '.join(part)}"
     if isinstance(part, dict):
-        return f"{label}: {', '.join(f'{name} {_word(value)}' for name, value in sorted(part.items()))}"
+        entries = (f"{name} {_word(value)}" for name, value in sorted(part.items()))
+        return f"{label}: {', '.join(entries)}"
     return f"{label}: {_word(part)}"
 
 

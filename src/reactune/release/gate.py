@@ -1,0 +1,170 @@
+"""May the tuned model leave the building? Champion, base, few-shot and tuned, side by side.
+
+Plain arithmetic on log-probabilities that others computed; no model is opened here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reactune.config import GateConfig
+
+Floats = npt.NDArray[np.float64]
+BOOTSTRAPS = 2_000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out example: whose it is, which group it is compared in, and the reaction."""
+
+    user: str
+    group: str
+    liked: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """How one model did; the differences are tuned minus this model."""
+
+    model: str
+    loss: Estimate
+    accuracy: Estimate
+    loss_difference: Estimate | None
+    accuracy_difference: Estimate | None
+    gain_accuracy: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The table, and why the tuned model may not be released (nothing: it may)."""
+
+    rows: tuple[GateRow, ...]
+    pairs: int
+    examples: int
+    refusals: tuple[str, ...]
+
+
+def examine(
+    examples: Sequence[HeldOut],
+    scores: Mapping[str, Sequence[Floats]],
+    *,
+    settings: GateConfig,
+) -> GateReport:
+    """Compare `scores["tuned"]` with every other model's on the same held-out examples.
+
+    `scores` maps a model's name to each example's token log-probabilities. Loss is the mean
+    negative log-probability per token of liked tips. Accuracy is how often a liked tip is ranked
+    above a disliked one of the same group, by mean log-probability (for the tuned model also by
+    the log-probability gained over "base"). Intervals resample users (both tips of a pair).
+
+    The rule: against every other model the tuned one must be certainly better in one measure (the
+    interval of the difference excludes zero) and not worse by more than `tolerance` in the other.
+    """
+    means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
+    weights = user_weights([example.user for example in examples], seed=settings.seed)
+    losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
+    accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
+    totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
+    gained = _accuracies(examples, totals["tuned"] - totals["base"], weights)
+
+    def estimate(values: Floats) -> Estimate:
+        low, high = np.quantile(values[1:], [settings.alpha / 2, 1 - settings.alpha / 2])
+        return Estimate(float(values[0]), float(low), float(high))
+
+    rows = []
+    for name in scores:
+        is_tuned = name == "tuned"
+        rows.append(
+            GateRow(
+                model=name,
+                loss=estimate(losses[name]),
+                accuracy=estimate(accuracies[name]),
+                loss_difference=None if is_tuned else estimate(losses["tuned"] - losses[name]),
+                accuracy_difference=(
+                    None if is_tuned else estimate(accuracies["tuned"] - accuracies[name])
+                ),
+                gain_accuracy=estimate(gained) if is_tuned else None,
+            )
+        )
+    refusals = tuple(text for row in rows if (text := refusal(row, settings.tolerance)))
+    return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
+
+
+def refusal(row: GateRow, tolerance: float) -> str:
+    """Why the tuned model does not beat this one, or nothing."""
+    if row.loss_difference is None or row.accuracy_difference is None:
+        return ""
+    loss, accuracy = row.loss_difference, row.accuracy_difference
+    better_loss = loss.high < 0 and accuracy.value >= -tolerance
+    better_accuracy = accuracy.low > 0 and loss.value <= tolerance
+    if better_loss or better_accuracy:
+        return ""
+    return f"not certainly better than {row.model}: loss {loss}, preference accuracy {accuracy}"
+
+
+def user_weights(users: Sequence[str], *, seed: int) -> Floats:
+    """Bootstrap weights by user, shape (1 + BOOTSTRAPS, examples); the first row is all ones."""
+    names, index = np.unique(np.array(users), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+    return np.vstack([np.ones(len(users)), drawn[:, index].astype(float)])
+
+
+def preference_accuracy(liked: Floats, disliked: Floats) -> Floats:
+    """For each pair 1 where the liked tip scores higher, 0.5 for a tie; shape (liked, disliked)."""
+    difference = liked[:, None] - disliked[None, :]
+    return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
+
+
+def groups_of(examples: Sequence[HeldOut]) -> list[tuple[list[int], list[int]]]:
+    """Indices of liked and disliked examples, for every group that has both."""
+    groups: dict[str, tuple[list[int], list[int]]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.group, ([], []))[0 if example.liked else 1].append(index)
+    return [(liked, disliked) for liked, disliked in groups.values() if liked and disliked]
+
+
+def count_pairs(examples: Sequence[HeldOut]) -> int:
+    """How many liked-disliked pairs share a group."""
+    return sum(len(liked) * len(disliked) for liked, disliked in groups_of(examples))
+
+
+def _losses(examples: Sequence[HeldOut], scores: Sequence[Floats], weights: Floats) -> Floats:
+    liked = [i for i, example in enumerate(examples) if example.liked]
+    totals = np.array([-scores[i].sum() for i in liked])
+    tokens = np.array([float(len(scores[i])) for i in liked])
+    return _ratio(weights[:, liked] @ totals, weights[:, liked] @ tokens)
+
+
+def _accuracies(examples: Sequence[HeldOut], values: Floats, weights: Floats) -> Floats:
+    won = np.zeros(len(weights))
+    pairs = np.zeros(len(weights))
+    for liked, disliked in groups_of(examples):
+        table = preference_accuracy(values[liked], values[disliked])
+        won += np.einsum(
+            "bi,ij,bj->b", weights[:, liked], table, weights[:, disliked], optimize=True
+        )
+        pairs += weights[:, liked].sum(1) * weights[:, disliked].sum(1)
+    return _ratio(won, pairs)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """The ratio; a resample without any case takes the value of all examples."""
+    whole = numerator[0] / denominator[0]
+    return np.divide(
+        numerator, denominator, out=np.full_like(numerator, whole), where=denominator > 0
+    )

@@ -1,0 +1,119 @@
+"""Log-probabilities of tips under a model: what validation, gate, parity and `evaluate` measure.
+
+Loads models and computes; which model is better is decided elsewhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Row = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt, and of what followed
+Progress = Callable[[int], None]
+
+
+def best_dtype() -> str:
+    """`bfloat16` where the processor multiplies it natively, else `float32`."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if capable else "float32"
+
+
+@contextmanager
+def open_model(
+    base_folder: Path, adapter: Path | None = None, *, dtype: str = "float32", threads: int = 0
+) -> Iterator[Any]:
+    """The base model, with the adapter on it if one is given; its memory is freed at the end."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model.eval()
+    yield model
+    del model
+
+
+def score(
+    model: Any, rows: Sequence[Row], *, batch_tokens: int = 2_048, progress: Progress | None = None
+) -> list[npt.NDArray[np.float64]]:
+    """Natural log-probability of every completion token given its prompt, row by row.
+
+    The prefix that all rows share (system prompt, instruction, few-shot examples) is computed
+    once. `progress` is told how many rows are done.
+    """
+    import torch
+
+    scores: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(rows)
+    if not rows:
+        return scores
+    shared = common_prefix_length([row[0] for row in rows])
+    with torch.inference_mode():
+        prefix = torch.tensor([list(rows[0][0][:shared])])
+        cache = model(prefix, use_cache=True).past_key_values if shared else None
+        for batch in batches(rows, shared, batch_tokens):
+            part = _score_batch(model, [rows[i] for i in batch], shared, cache)
+            for index, values in zip(batch, part, strict=True):
+                scores[index] = values
+            if progress:
+                progress(len(batch))
+    return scores
+
+
+def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, at most all but the last of the shortest."""
+    # All others lie between these two in dictionary order, so they share at least as much.
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    limit = min(map(len, prompts)) - 1
+    differing = (i for i in range(limit) if first[i] != last[i])
+    return next(differing, max(limit, 0))
+
+
+def batches(rows: Sequence[Row], shared: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows of like length, as many as fit into the token count with padding."""
+    lengths = [len(prompt) + len(completion) - shared for prompt, completion in rows]
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def _score_batch(
+    model: Any, rows: Sequence[Row], shared: int, cache: Any
+) -> list[npt.NDArray[np.float64]]:
+    import copy
+
+    import torch
+
+    ids = [list(prompt[shared:]) + list(completion) for prompt, completion in rows]
+    width = max(map(len, ids))
+    inputs = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    mask = torch.tensor([[1] * (shared + len(row)) + [0] * (width - len(row)) for row in ids])
+    past = None
+    if cache is not None:
+        past = copy.deepcopy(cache)
+        past.batch_repeat_interleave(len(rows))
+    hidden = model.base_model(
+        input_ids=inputs, attention_mask=mask, past_key_values=past, use_cache=past is not None
+    ).last_hidden_state
+    results = []
+    for row, (prompt, completion), states in zip(ids, rows, hidden, strict=True):
+        start = len(prompt) - shared
+        logits = model.get_output_embeddings()(states[start - 1 : len(row) - 1]).float()
+        targets = torch.tensor(list(completion))[:, None]
+        values = torch.log_softmax(logits, dim=-1).gather(1, targets)[:, 0]
+        results.append(values.double().numpy())
+    return results

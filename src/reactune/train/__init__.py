@@ -1,0 +1,1 @@
+"""Examples -> adapter: each back-end a process of its own, `job.json` in, adapter folder out."""

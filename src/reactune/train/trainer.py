@@ -1,0 +1,185 @@
+"""Runs a trainer process for each method and shows how far it is.
+
+Which rows it gets and which of several adapters is kept is decided by the caller.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reactune.config import TrainConfig
+from reactune.errors import TrainingError
+from reactune.train.job import (
+    EXIT_BAD_JOB,
+    EXIT_DIVERGED,
+    SCHEMA,
+    Job,
+    JobMethod,
+    read_job,
+    tokens_of,
+    write_job,
+)
+
+BACKENDS = {"trl": "reactune.train.with_trl"}
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and how it came about. `curve` holds (step, loss)."""
+
+    method: JobMethod
+    adapter: Path
+    steps: int
+    loss: float
+    seconds: float
+    tokens: int
+    curve: tuple[tuple[int, float], ...]
+
+
+def plan_job(
+    method: JobMethod,
+    rows: Sequence[dict[str, Any]],
+    *,
+    base_folder: Path,
+    settings: TrainConfig,
+    dtype: str,
+    max_seconds: float,
+) -> Job:
+    """The job for these rows: as many steps as epochs ask for and the token budget allows."""
+    tokens_per_step = settings.batch_size * sum(map(tokens_of, rows)) / max(len(rows), 1)
+    wanted = settings.epochs * len(rows) / settings.batch_size
+    affordable = settings.token_budget / max(tokens_per_step, 1)
+    rate = settings.learning_rate if method == "sft" else settings.preference_learning_rate
+    return Job(
+        schema=SCHEMA,
+        method=method,
+        base_folder=str(base_folder),
+        rows="rows.parquet",
+        adapter="adapter",
+        steps=max(1, int(min(wanted, affordable))),
+        batch_size=settings.batch_size,
+        learning_rate=rate,
+        beta=settings.beta,
+        kto_loss=settings.kto_loss,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        checkpoint_steps=settings.checkpoint_steps,
+        max_seconds=max_seconds,
+        seed=settings.seed,
+        threads=settings.threads,
+        dtype=dtype,
+    )
+
+
+def train(
+    folder: Path,
+    job: Job,
+    rows: Sequence[dict[str, Any]],
+    *,
+    backend: str,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train one method in a process of its own, or go on where a killed one stopped.
+
+    A finished training of the same job is not repeated. `progress` gets each line of the
+    trainer's progress file.
+
+    Raises:
+        TrainingError: the trainer failed; its log is named.
+    """
+    result_file = folder / "result.json"
+    if not is_same_job(folder, job):
+        clear(folder)
+        write_job(folder, job, rows)
+    if not result_file.is_file():
+        code = run_trainer(folder, backend, progress)
+        if code != 0:
+            raise TrainingError(explain(code, folder))
+    result = json.loads(result_file.read_text(encoding="utf-8"))
+    curve = tuple((line["step"], line["loss"]) for line in read_progress(folder))
+    tokens_per_row = sum(map(tokens_of, rows)) / len(rows)
+    return Trained(
+        method=job.method,
+        adapter=folder / job.adapter,
+        steps=result["steps"],
+        loss=result["loss"],
+        seconds=result["seconds"],
+        tokens=round(result["steps"] * job.batch_size * tokens_per_row),
+        curve=curve,
+    )
+
+
+def run_trainer(folder: Path, backend: str, progress: Progress | None) -> int:
+    """Start the trainer, hand on its progress, and return its exit code.
+
+    The trainer dies with this process; should this one end by an exception, it is stopped.
+    """
+    command = [sys.executable, "-m", BACKENDS[backend], str(folder / "job.json")]
+    # Spinning threads starve each other on a busy machine; sleeping ones cost little.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONUNBUFFERED": "1"}
+    with (folder / "trainer.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
+        shown = 0
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                lines = read_progress(folder)
+                for line in lines[shown:] if progress else ():
+                    progress(line)  # type: ignore[misc]
+                shown = len(lines)
+        finally:
+            process.kill()
+            process.wait()
+    for line in read_progress(folder)[shown:] if progress else ():
+        progress(line)  # type: ignore[misc]
+    return process.returncode
+
+
+def read_progress(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of the trainer's progress file."""
+    file = folder / "progress.jsonl"
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def is_same_job(folder: Path, job: Job) -> bool:
+    """Whether the folder holds this very job; the time limit may differ on a resumed run."""
+    if not (folder / "job.json").is_file():
+        return False
+    return replace(read_job(folder / "job.json"), max_seconds=0) == replace(job, max_seconds=0)
+
+
+def clear(folder: Path) -> None:
+    """Remove what another job left."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def explain(code: int, folder: Path) -> str:
+    """What a trainer's exit code means, and where to read on."""
+    log = folder / "trainer.log"
+    if code == EXIT_DIVERGED:
+        return f"the loss became infinite or no number; lower [train] learning_rate. Log: {log}"
+    if code == EXIT_BAD_JOB:
+        return f"the trainer could not read its job. Log: {log}"
+    if code < 0:
+        return (
+            f"the trainer was ended by signal {-code} (9 often means: out of memory; lower "
+            f"[train] batch_size). Run again to go on from the last checkpoint. Log: {log}"
+        )
+    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    return f"the trainer ended with code {code}: {last[:300]}. Log: {log}"

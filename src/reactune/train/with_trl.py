@@ -1,0 +1,269 @@
+"""LoRA with TRL and PEFT, as a process: `python -m reactune.train.with_trl job.json`.
+
+Reads a job, writes an adapter folder, `progress.jsonl` and `result.json`; decides nothing.
+"""
+
+import json
+import math
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from reactune.errors import TrainingError
+from reactune.process import die_with_parent
+from reactune.records import write_atomically
+from reactune.train.fused_head import score_only_labelled_positions
+from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows, tokens_of
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main(argv: list[str]) -> int:
+    """Train one job; the exit code is 0, 3 (no usable job) or 4 (the loss is no number)."""
+    die_with_parent()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    path = Path(argv[0]).absolute()
+    try:
+        job = read_job(path)
+        rows = read_rows(path.parent, job)
+    except (TrainingError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_JOB
+    os.environ["HF_DATASETS_CACHE"] = str(path.parent / "cache")
+    result = train(path.parent, job, rows)
+    write_atomically(path.parent / "result.json", json.dumps(result, indent=2))
+    return 0 if math.isfinite(result["loss"]) else EXIT_DIVERGED
+
+
+def train(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Run the job from its last whole checkpoint, or from the start, and save the adapter."""
+    import torch
+    from transformers import AutoTokenizer, set_seed
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    set_seed(job.seed)
+    random.Random(job.seed).shuffle(rows)
+    tokenizer = AutoTokenizer.from_pretrained(job.base_folder)
+    model = load_model(job)
+    trainer = TRAINERS[job.method](folder, job, rows, model, tokenizer)
+    score_only_labelled_positions(trainer.model.get_base_model())
+    trainer.add_callback(progress_callback(folder, job, rows))
+    started = time.monotonic()
+    output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    trainer.model.save_pretrained(str(folder / job.adapter))
+    return {
+        "method": job.method,
+        "steps": trainer.state.global_step,
+        "planned_steps": job.steps,
+        "loss": float(output.training_loss),
+        "seconds": time.monotonic() - started,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def load_model(job: Job) -> Any:
+    """The base model in the job's type, with a fresh LoRA adapter in float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype=getattr(torch, job.dtype))
+    model.config.use_cache = False
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=job.lora_rank,
+            lora_alpha=job.lora_alpha,
+            lora_dropout=job.lora_dropout,
+            target_modules=TARGETS,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def arguments(folder: Path, job: Job) -> dict[str, Any]:
+    """What all three TRL trainers are told; one place, so that they cannot drift apart."""
+    import torch
+
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "max_steps": job.steps,
+        "per_device_train_batch_size": job.batch_size,
+        "learning_rate": job.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, job.steps // 20),
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_steps": job.checkpoint_steps,
+        "save_total_limit": 2,
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "max_length": None,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def sft_trainer(
+    folder: Path, job: Job, rows: list[dict[str, Any]], model: Any, tokenizer: Any
+) -> Any:
+    """Supervised fine-tuning on liked tips, loss on the completion only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments(folder, job)),
+        train_dataset=Dataset.from_list([sft_row(row) for row in rows]),
+        processing_class=tokenizer,
+    )
+
+
+def kto_trainer(
+    folder: Path, job: Job, rows: list[dict[str, Any]], model: Any, tokenizer: Any
+) -> Any:
+    """KTO (arXiv:2402.01306) or its APO form (arXiv:2408.06266) on liked and disliked tips."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    class TokenisedKTOTrainer(KTOTrainer):  # type: ignore[misc]
+        """KTO on rows that hold token ids already."""
+
+        def _prepare_dataset(
+            self, dataset: Any, processing_class: Any, args: Any, name: str
+        ) -> Any:
+            if self.loss_type == "kto":
+                return dataset.map(neighbours, batched=True, batch_size=job.batch_size)
+            return dataset
+
+    liked = sum(row["label"] for row in rows)
+    return TokenisedKTOTrainer(
+        model=model,
+        args=KTOConfig(
+            **arguments(folder, job),
+            loss_type=job.kto_loss,
+            beta=job.beta,
+            # Equation 8 of the paper: liked and disliked rows weigh the same in sum.
+            desirable_weight=max(1.0, (len(rows) - liked) / max(liked, 1)),
+            undesirable_weight=max(1.0, liked / max(len(rows) - liked, 1)),
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+
+
+def dpo_trainer(
+    folder: Path, job: Job, rows: list[dict[str, Any]], model: Any, tokenizer: Any
+) -> Any:
+    """DPO (arXiv:2305.18290) on pairs of a liked and a disliked tip for one context."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+        """DPO on rows that hold token ids already."""
+
+        def _prepare_dataset(
+            self, dataset: Any, processing_class: Any, args: Any, name: str
+        ) -> Any:
+            return dataset
+
+    return TokenisedDPOTrainer(
+        model=model,
+        args=DPOConfig(**arguments(folder, job), beta=job.beta, precompute_ref_log_probs=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+
+
+TRAINERS = {"sft": sft_trainer, "kto": kto_trainer, "dpo": dpo_trainer}
+
+
+def sft_row(row: dict[str, Any]) -> dict[str, list[int]]:
+    """One row with labels: -100, which no loss counts, on the prompt."""
+    prompt, completion = row["prompt_ids"], row["completion_ids"]
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def neighbours(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """KTO's KL estimate pairs each prompt with the completion of its neighbour in the batch."""
+    completions = batch["completion_ids"]
+    return {**batch, "KL_completion_ids": [completions[-1], *completions[:-1]]}
+
+
+def progress_callback(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
+    """Appends a line per step to `progress.jsonl` and stops when the time is over."""
+    from transformers import TrainerCallback
+
+    tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Watches the steps of one training."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
+            self.first_step = state.global_step
+            keep_lines_until(folder / "progress.jsonl", state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if time.monotonic() - self.started > job.max_seconds:
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            done = state.global_step - self.first_step
+            seconds = time.monotonic() - self.started
+            line = {
+                "step": state.global_step,
+                "steps": job.steps,
+                "loss": logs["loss"],
+                "tokens_per_second": done * tokens_per_step / seconds,
+                "seconds_left": min(
+                    (job.steps - state.global_step) * seconds / done, job.max_seconds - seconds
+                ),
+            }
+            with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    return Progress()
+
+
+def keep_lines_until(file: Path, step: int) -> None:
+    """Drop the progress of steps that a killed trainer made after its last checkpoint."""
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(file, "".join(f"{line}\n" for line in kept))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole: the trainer's state is written into it last."""
+    whole = [
+        (int(path.parent.name.rpartition("-")[2]), path.parent)
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        if is_json(path)
+    ]
+    return str(max(whole)[1]) if whole else None
+
+
+def is_json(path: Path) -> bool:
+    """Whether the file holds whole JSON."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
