@@ -1,0 +1,278 @@
+"""Rows out of JSONL, CSV and Parquet files, as a stream; a broken row does not end it.
+
+What the values must be is left to `rows.py`; here a row is only taken apart.
+"""
+
+import codecs
+import csv
+import gzip
+import json
+import math
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
+
+from reactune.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARQUET_ROWS = 1_000
+SURROGATE = re.compile("[\ud800-\udfff]")
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
+TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+class Refused(DataError):
+    """A row that is left out; the message is the reason and never holds what the row says."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row by our column names, or the reason why it cannot be read.
+
+    `number` counts a file's lines from 1 (of Parquet: its rows); `position` is how many bytes of
+    the file were read by then.
+    """
+
+    number: int
+    position: int
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class _Raw:
+    number: int
+    position: int
+    text: bytes
+    is_cut: bool
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what is no readable file of a known kind, before anything is read.
+
+    Raises:
+        DataError: naming the file.
+    """
+    _reader_of(path)
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the name") from error
+
+
+def read(path: Path, names: Mapping[str, str], *, max_line_bytes: int) -> Iterator[Line]:
+    """Every row of the file but blank lines; `names` maps our column names to the file's.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken off in the middle.
+    """
+    return _reader_of(path)(path, names, max_line_bytes)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of one JSON text, finite numbers only.
+
+    Raises:
+        Refused: it is no JSON, holds NaN or an infinity, or is nested beyond reading.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise Refused("not valid JSON") from error
+
+
+def _reader_of(path: Path) -> Callable[[Path, Mapping[str, str], int], Iterator[Line]]:
+    name = path.name.lower()
+    for ending, reader in READERS.items():
+        if name.endswith(ending):
+            return reader
+    raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(READERS)}")
+
+
+def _read_jsonl(path: Path, names: Mapping[str, str], max_bytes: int) -> Iterator[Line]:
+    for raw in _lines(path, max_bytes):
+        if raw.text.isspace():
+            continue
+        try:
+            found = _json_object(raw)
+        except Refused as refusal:
+            yield Line(raw.number, raw.position, refusal=str(refusal))
+        else:
+            values = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+            yield Line(raw.number, raw.position, values)
+
+
+def _json_object(raw: _Raw) -> dict[str, Any]:
+    if raw.is_cut:
+        raise Refused("oversized line")
+    if b"\0" in raw.text:
+        raise Refused("NUL byte")
+    try:
+        text = raw.text.decode()
+    except UnicodeDecodeError as error:
+        raise Refused("invalid UTF-8") from error
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise Refused("not a JSON object")
+    return found
+
+
+def _read_csv(path: Path, names: Mapping[str, str], max_bytes: int) -> Iterator[Line]:
+    header: list[str] | None = None
+    for raw, cells, flaw in _csv_records(_lines(path, max_bytes), max_bytes):
+        if header is None:
+            if flaw:
+                raise DataError(f"{path}: line {raw.number} is no CSV header: {flaw}")
+            header = [cell.strip() for cell in cells]
+            continue
+        flaw = flaw or _flaw_of(cells, width=len(header))
+        if flaw:
+            yield Line(raw.number, raw.position, refusal=flaw)
+            continue
+        found = dict(zip(header, cells, strict=True))
+        values = {o: _typed(o, found[t]) for o, t in names.items() if t in found}
+        yield Line(raw.number, raw.position, values)
+
+
+def _csv_records(lines: Iterator[_Raw], max_bytes: int) -> Iterator[tuple[_Raw, list[str], str]]:
+    """Each record: the line it starts on, its cells, or else what is wrong with it.
+
+    A quote that is never closed costs its own line only: reading goes on at the next one.
+    """
+    # Its default of 128 KiB would break texts that the settings allow; `csv` has only a global.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    again: deque[_Raw] = deque()
+
+    def feed(held: list[_Raw]) -> Iterator[str]:
+        size = 0
+        while size <= max_bytes and (raw := again.popleft() if again else next(lines, None)):
+            held.append(raw)
+            size += len(raw.text)
+            yield raw.text.decode("utf-8", "surrogateescape")
+
+    while True:
+        held: list[_Raw] = []
+        try:
+            cells = next(csv.reader(feed(held), strict=True), None)
+        except csv.Error:
+            again.extendleft(reversed(held[1:]))
+            yield held[0], [], "oversized line" if held[0].is_cut else "not valid CSV"
+            continue
+        if cells is None:
+            return
+        if any(raw.is_cut for raw in held):
+            yield held[0], [], "oversized line"
+        elif not held[0].text.isspace():
+            yield held[0], cells, ""
+
+
+def _flaw_of(cells: list[str], *, width: int) -> str:
+    if any(SURROGATE.search(cell) for cell in cells):
+        return "invalid UTF-8"
+    return "" if len(cells) == width else "wrong number of columns"
+
+
+def _typed(name: str, cell: str) -> Any:
+    """What the text of a CSV cell stands for; what it cannot stand for is refused later."""
+    if not cell:
+        return None
+    if name == "dwell_ms" and WHOLE_NUMBER.fullmatch(cell):
+        return int(cell.partition(".")[0])
+    if name == "training_allowed":
+        return TRUTH.get(cell.lower(), cell)
+    return cell
+
+
+def _read_parquet(path: Path, names: Mapping[str, str], _max_bytes: int) -> Iterator[Line]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: reading Parquet needs pyarrow; run `pip install 'reactune[train]'`"
+        ) from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [each for each in names.values() if each in file.schema_arrow.names]
+            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
+                for values, flaw in _parquet_rows(batch, names):
+                    number += 1
+                    yield Line(number, int(number * bytes_per_row), values, flaw)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: broken Parquet after row {number}; write it again") from error
+
+
+def _parquet_rows(
+    batch: "pa.RecordBatch", names: Mapping[str, str]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    there = set(batch.schema.names)
+    columns = {o: _in_microseconds(batch.column(t)) for o, t in names.items() if t in there}
+    for index in range(batch.num_rows):
+        try:
+            yield {name: column[index].as_py() for name, column in columns.items()}, ""
+        except UnicodeDecodeError:
+            yield {}, "invalid UTF-8"
+        except (ValueError, OverflowError):
+            yield {}, "unreadable value"
+
+
+def _in_microseconds(column: "pa.Array") -> "pa.Array":
+    """Python's times know no nanoseconds."""
+    import pyarrow
+
+    if not pyarrow.types.is_timestamp(column.type):
+        return column
+    return column.cast(pyarrow.timestamp("us", tz=column.type.tz), safe=False)
+
+
+def _lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
+    """Lines of a file, gzipped or not; of one longer than `max_bytes` only the beginning."""
+    number = 0
+    try:
+        with path.open("rb") as file, _unpacked(file, path) as lines:
+            while text := lines.readline(max_bytes + 1):
+                number += 1
+                end = text
+                while end and not end.endswith(b"\n"):
+                    end = lines.readline(max_bytes)
+                is_cut = len(text) > max_bytes and not text.endswith(b"\n")
+                if number == 1:
+                    text = text.removeprefix(codecs.BOM_UTF8)
+                yield _Raw(number, file.tell(), text, is_cut)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: broken after line {number}: {error}; make it again") from error
+
+
+def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if path.name.lower().endswith(".gz") else file
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise Refused("non-finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise Refused("non-finite number")
+    return number
+
+
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".ndjson.gz": _read_jsonl,
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_parquet,
+}
