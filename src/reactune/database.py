@@ -32,7 +32,8 @@ def create_store(url: str) -> sa.Engine:
         DataError: the server is away, its driver missing, or the database made by a newer reactune.
     """
     engine = _connect(_location(url))
-    migrate(engine)
+    with _given_back_on_error(engine):
+        migrate(engine)
     return engine
 
 
@@ -43,14 +44,15 @@ def open_store(url: str) -> sa.Engine:
         DataError: the server is away, its driver missing, or the tables are not of this version.
     """
     location = _location(url)
-    file = location.database if location.drivername.startswith("sqlite") else None
+    file = location.database if location.drivername == "sqlite" else None
     if file and file != ":memory:" and not Path(file).exists():
         raise DataError(f"{file}: no such database; run `reactune init`")
     engine = _connect(location)
-    with engine.connect() as connection:
-        schema = _schema_of(connection)
-    if schema != SCHEMA:
-        raise DataError(_mismatch(engine, schema))
+    with _given_back_on_error(engine):
+        with engine.connect() as connection:
+            schema = _schema_of(connection)
+        if schema != SCHEMA:
+            raise DataError(_mismatch(engine, schema))
     return engine
 
 
@@ -141,6 +143,15 @@ def _connect(location: sa.URL) -> sa.Engine:
             "check [store] url and that the server runs"
         ) from error
     return engine
+
+
+@contextmanager
+def _given_back_on_error(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        engine.dispose()
+        raise
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -76,14 +76,14 @@ def read(path: Path, names: Mapping[str, str], *, max_line_bytes: int) -> Iterat
     return _reader_of(path)(path, names, max_line_bytes)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str) -> Any:
     """The value of one JSON text, finite numbers only.
 
     Raises:
         Refused: it is no JSON, holds NaN or an infinity, or is nested beyond reading.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise Refused("not valid JSON") from error
 
@@ -267,6 +267,7 @@ def _finite(text: str) -> float:
     return number
 
 
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 READERS = {
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
