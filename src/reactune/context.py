@@ -32,9 +32,9 @@ def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) ->
 
     if isinstance(part, str):
         return text(part)
-    if isinstance(part, bool | int) or (isinstance(part, float) and math.isfinite(part)):
+    if isinstance(part, bool | int | float) and math.isfinite(part):
         return part
-    if isinstance(part, Mapping) and all(isinstance(value, Scalar) for value in part.values()):
+    if isinstance(part, Mapping) and all(is_scalar(value) for value in part.values()):
         entries = list(part.items())[:MAX_ITEMS]
         return {
             text(name): text(value) if isinstance(value, str) else value for name, value in entries
@@ -45,6 +45,13 @@ def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) ->
     raise DataError(
         f"context key {key!r} holds {type(part).__name__}; a context holds texts, finite numbers, "
         "booleans, lists of texts and flat objects of these"
+    )
+
+
+def is_scalar(value: object) -> bool:
+    """Whether the value is a text, a boolean or a finite number."""
+    return isinstance(value, str) or (
+        isinstance(value, bool | int | float) and math.isfinite(value)
     )
 
 

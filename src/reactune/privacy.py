@@ -72,12 +72,16 @@ def scrub(text: str, *, placeholders: dict[str, str], names: Iterable[str] = ())
         return given[value]
 
     for type_name, pattern, is_valid in DETECTORS:
-        text = _replace(text, pattern, is_valid, type_name, hide)
+        text = _replace(
+            text,
+            pattern,
+            lambda found: hide(type_name, found) if is_valid(found) else found,  # noqa: B023
+        )
     for name in sorted(
         {name.strip() for name in names} - {""}, key=lambda name: (-len(name), name)
     ):
         pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
-        text = _replace(text, pattern, _always, "PERSON", hide)
+        text = _replace(text, pattern, lambda _: hide("PERSON", name))  # noqa: B023
     return text
 
 
@@ -89,36 +93,17 @@ def refill(text: str, placeholders: Mapping[str, str]) -> str | None:
     return None if BROKEN_PLACEHOLDER.search(PLACEHOLDER.sub("", text)) else filled
 
 
-def _replace(
-    text: str,
-    pattern: re.Pattern[str],
-    is_valid: Callable[[str], bool],
-    type_name: str,
-    hide: Callable[[str, str], str],
-) -> str:
-    """Apply one detector outside placeholders, so that none is found inside another."""
+def _replace(text: str, pattern: re.Pattern[str], replace: Callable[[str], str]) -> str:
+    """Replace what the pattern finds, but never inside a placeholder."""
     parts = []
     end = 0
-    for match in PLACEHOLDER.finditer(text):
-        parts += [
-            _sub(text[end : match.start()], pattern, is_valid, type_name, hide),
-            match.group(),
-        ]
-        end = match.end()
-    return "".join([*parts, _sub(text[end:], pattern, is_valid, type_name, hide)])
-
-
-def _sub(
-    text: str,
-    pattern: re.Pattern[str],
-    is_valid: Callable[[str], bool],
-    type_name: str,
-    hide: Callable[[str, str], str],
-) -> str:
-    return pattern.sub(
-        lambda match: hide(type_name, match.group()) if is_valid(match.group()) else match.group(),
-        text,
-    )
+    for placeholder in [*PLACEHOLDER.finditer(text), None]:
+        start = placeholder.start() if placeholder else len(text)
+        parts.append(pattern.sub(lambda match: replace(match.group()), text[end:start]))
+        if placeholder:
+            parts.append(placeholder.group())
+            end = placeholder.end()
+    return "".join(parts)
 
 
 def _always(value: str) -> bool:

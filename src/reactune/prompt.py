@@ -85,16 +85,13 @@ def assemble(
     """
     placeholders: dict[str, str] = {}
     people = tuple(names)
-    parts = {
-        key: clean_part(
-            context[key],
-            key=key,
-            tokenizer=chat.tokenizer,
-            max_chars=chat.settings.max_context_tokens * MAX_TOKEN_CHARS,
-        )
+    limit = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
+    cleaned = {
+        key: clean_part(context[key], key=key, tokenizer=chat.tokenizer, max_chars=limit)
         for key in chat.settings.context_keys
-        if context.get(key) not in (None, "", [], {}, ())
+        if context.get(key) is not None
     }
+    parts = {key: part for key, part in cleaned.items() if part not in ("", [], {})}
     while True:
         scrubbed = {
             key: scrub_part(part, placeholders=placeholders, names=people)
