@@ -32,7 +32,7 @@ def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) ->
 
     if isinstance(part, str):
         return text(part)
-    if isinstance(part, bool | int | float) and math.isfinite(part):
+    if isinstance(part, bool | int | float) and is_scalar(part):
         return part
     if isinstance(part, Mapping) and all(is_scalar(value) for value in part.values()):
         entries = list(part.items())[:MAX_ITEMS]
@@ -50,8 +50,8 @@ def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) ->
 
 def is_scalar(value: object) -> bool:
     """Whether the value is a text, a boolean or a finite number."""
-    return isinstance(value, str) or (
-        isinstance(value, bool | int | float) and math.isfinite(value)
+    return isinstance(value, str | bool | int) or (
+        isinstance(value, float) and math.isfinite(value)
     )
 
 
