@@ -1,0 +1,1 @@
+"""Reactions -> training examples: ingest, labels, de-identification, rules, files."""
