@@ -8,7 +8,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,25 @@ def postgres_url():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def _scratch_url(postgres_url):
+    with _administration(postgres_url) as connection:
+        connection.exec_driver_sql("CREATE DATABASE scratch")
+    return postgres_url.rpartition("/")[0] + "/scratch"
+
+
 @pytest.fixture
-def fresh_postgres_url(postgres_url):
-    """An empty database on the session's server, dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex}"
-    with _administration(postgres_url) as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield postgres_url.rpartition("/")[0] + "/" + name
-    with _administration(postgres_url) as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+def fresh_postgres_url(_scratch_url):
+    """An empty database on the session's server."""
+    # Emptying one is ten times as fast as creating and dropping many.
+    with _administration(_scratch_url) as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    return _scratch_url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
