@@ -4,6 +4,7 @@ Precedence: defaults < file < `--set section.key=value`. Secrets never stand her
 hashes people comes from the environment variable named in `[privacy] key_env`.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Self
@@ -22,13 +23,15 @@ from reactune.sections import PrivacyConfig as PrivacyConfig
 from reactune.sections import PromptConfig as PromptConfig
 from reactune.sections import RegistryConfig as RegistryConfig
 from reactune.sections import RunConfig as RunConfig
-from reactune.sections import Section
+from reactune.sections import Section as Section
 from reactune.sections import ServeConfig as ServeConfig
 from reactune.sections import SourceConfig as SourceConfig
 from reactune.sections import StoreConfig as StoreConfig
 from reactune.sections import TrainConfig as TrainConfig
 
 CONFIG_NAME = "reactune.toml"
+# SQLAlchemy takes a password up to the `@`, PostgreSQL's client also one in the query.
+PASSWORD_IN_URL = re.compile(r"((?<=://)[^/@:\s]*:)[^@\s]*(?=@)|((?<=[?&])password=)[^&\s]*")
 
 
 class Config(Section):
@@ -93,6 +96,21 @@ def absolute_sqlite_url(url: str, folder: Path) -> str:
     if not url.startswith(prefix) or url.startswith(prefix + "/") or url == prefix + ":memory:":
         return url
     return prefix + str((folder / url.removeprefix(prefix)).absolute())
+
+
+def hide_passwords(text: str) -> str:
+    """The text with `***` where a URL in it holds a password."""
+    return PASSWORD_IN_URL.sub(r"\1\2***", text)
+
+
+def without_passwords(config: Config) -> dict[str, dict[str, Any]]:
+    """Every section as plain values, fit for records: passwords in URLs are hidden."""
+    sections: dict[str, dict[str, Any]] = config.model_dump(mode="json", exclude={"folder"})
+    for section in sections.values():
+        for key, value in section.items():
+            if isinstance(value, str):
+                section[key] = hide_passwords(value)
+    return sections
 
 
 def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:

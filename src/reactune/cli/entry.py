@@ -1,0 +1,62 @@
+"""The group of all commands, the options before them, and the one place where errors end.
+
+The commands themselves stand in the modules beside this one.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from reactune import __version__
+from reactune.cli import canary, loop, service, setup, tips
+from reactune.cli.session import Session
+from reactune.errors import ReactuneError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    envvar="REACTUNE_CONFIG",
+    show_envvar=True,
+    help="Settings file.  [default: reactune.toml of the current folder, if it is there]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="One setting for this call, such as --set train.lora_rank=8; may be repeated.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show where in the code an error arose.")
+@click.version_option(__version__, prog_name="reactune")
+@click.pass_obj
+def commands(
+    session: Session, file: Path | None, overrides: tuple[str, ...], verbose: bool
+) -> None:
+    """Turn what users did with generated tips into a better tip generator.
+
+    The loop: init, ingest, run (train a challenger, put it before 5 % of users), review.
+    """
+    session.file, session.overrides, session.verbose = file, overrides, verbose
+
+
+for module in (setup, tips, loop, canary, service):
+    for command in module.COMMANDS:
+        commands.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0, 1 for an error of ours, 2 for a call that makes no sense."""
+    session = Session()
+    try:
+        commands.main(arguments, prog_name="reactune", obj=session)
+    except ReactuneError as error:
+        if session.verbose:
+            traceback.print_exc()
+        click.echo(f"reactune: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,98 @@
+"""Commands about tips and their reactions: ingest, explain."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reactune.cli.session import Session
+
+if TYPE_CHECKING:
+    from reactune.records import Counts
+
+SOME_REJECTED = 2
+
+
+@click.command
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option(
+    "--rejects",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where line and reason of rejected rows go.  [default: rejects.jsonl beside the settings]",
+)
+@click.pass_obj
+def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> None:
+    """Read tips and reactions from files.
+
+    JSONL (also .gz), CSV or Parquet. User ids are hashed at the door. A tip_id that is known is
+    updated, so a file may be read again. Exit code 0: all rows were kept; 2: some were
+    rejected, the others are kept.
+
+    \b
+    $ reactune ingest scores.jsonl.gz
+    """
+    from tqdm import tqdm
+
+    from reactune.data.ingest import ingest as read_into
+    from reactune.database import open_store
+    from reactune.privacy import load_key
+
+    config = session.config()
+    key = load_key(config.privacy, os.environ)
+    rejects = rejects or config.folder / "rejects.jsonl"
+    engine = open_store(config.store_url)
+    size = sum(file.stat().st_size for file in files)
+    with tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar:
+        counts = read_into(
+            engine,
+            files,
+            settings=config.ingest,
+            key=key,
+            rejects=rejects,
+            progress=bar.update,
+        )
+    engine.dispose()
+    rejected = _tell(counts, rejects)
+    sys.exit(SOME_REJECTED if rejected else 0)
+
+
+def _tell(counts: "Counts", rejects: Path) -> int:
+    """Print what became of the rows; the number of rejected ones is returned."""
+    from reactune.data.ingest import SUPERSEDED
+
+    reasons = {reason: n for reason, n in counts.refused.items() if reason != SUPERSEDED}
+    rejected = sum(reasons.values())
+    click.echo(f"{counts.came_in:,} rows: {counts.went_out:,} kept, {rejected:,} rejected")
+    if superseded := counts.refused.get(SUPERSEDED, 0):
+        click.echo(f"{superseded:,} of them replaced by a later row of the same tip_id")
+    for reason, number in reasons.items():
+        click.echo(f"  {number:,} {reason}")
+    if rejected:
+        click.echo(f"line and reason of each: {rejects}")
+    return rejected
+
+
+@click.command
+@click.option("--dialect", default="", help="Dialect of SQL.  [default: that of the source]")
+@click.pass_obj
+def explain(session: Session, dialect: str) -> None:
+    """Print the SQL that labels reactions.
+
+    It decides which of them are evidence, and of what.
+
+    \b
+    $ reactune explain --dialect duckdb
+    """
+    from reactune.data.scores import label_sql
+
+    config = session.config()
+    scheme = (config.source.url or config.store_url).partition(":")[0].partition("+")[0]
+    theirs = {"postgresql": "postgres", "parquet": "duckdb"}.get(scheme, scheme)
+    click.echo(label_sql(config.source, config.labels, dialect=dialect or theirs))
+
+
+COMMANDS = (ingest, explain)

@@ -1,0 +1,293 @@
+"""What this machine lacks for what the settings ask of it; nothing is changed or downloaded.
+
+Printing it and the exit code are the command line's.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import sqlalchemy as sa
+from packaging.requirements import Requirement
+from packaging.version import Version
+from platformdirs import user_cache_dir
+
+from reactune.config import Config, hide_passwords
+from reactune.database import open_store
+from reactune.errors import ReactuneError
+from reactune.footprint import Shape, memory_needed, shape_of
+from reactune.model import WHEELS, locate
+from reactune.privacy import load_key
+from reactune.schema import tip_scores
+
+State = Literal["ok", "warning", "missing"]
+SMALLEST_PYTHON = (3, 11)
+GIB, MB = 2**30, 10**6
+BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
+FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
+CGROUP = Path("/sys/fs/cgroup")
+WAIT_SECONDS = 5
+IMPORT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; `missing` is what the settings cannot do without."""
+
+    name: str
+    state: State
+    text: str
+
+    def line(self) -> str:
+        """One line for the person at the terminal."""
+        return f"{self.state:8} {self.name:13} {self.text}"
+
+
+def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Look at everything the settings need, in the order in which one would mend it.
+
+    A machine without the `train` extra is examined as one that only serves.
+    """
+    training = _extra("train", is_needed=False)
+    key, key_id = _key(config, environ)
+    findings = [
+        _python(),
+        _extra("", is_needed=True),
+        *_needed_extras(config),
+        training,
+        key,
+        _database(config, key_id),
+        _model_server(config),
+    ]
+    if training.state != "ok":
+        return findings
+    base, shape = _base_model(config)
+    return [*findings, _registry(config), base, *_room(config, shape)]
+
+
+def _python() -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info >= SMALLEST_PYTHON:
+        return Finding("Python", "ok", version)
+    return Finding("Python", "missing", f"{version}; install 3.11 or later")
+
+
+def _needed_extras(config: Config) -> list[Finding]:
+    needed = []
+    if config.store.url.startswith("postgres"):
+        needed.append("postgres")
+    if config.serve.runtime == "llamacpp":
+        needed.append("llamacpp")
+    return [_extra(name, is_needed=True) for name in needed]
+
+
+def _extra(name: str, *, is_needed: bool) -> Finding:
+    """Whether the packages of one extra are here, in versions that reactune takes."""
+    wanted = _requirements(name)
+    installed = {need.name: _installed(need.name) for need in wanted}
+    absent = [str(need) for need in wanted if installed[need.name] is None]
+    unfit = [
+        f"{need} (found {found})"
+        for need in wanted
+        if (found := installed[need.name]) and not need.specifier.contains(found, prereleases=True)
+    ]
+    title = f"extra {name}" if name else "packages"
+    if not absent and not unfit:
+        return Finding(title, "ok", f"all {len(wanted)} of the versions asked for")
+    install = f"run `pip install 'reactune{f'[{name}]' if name else ''}'`"
+    if not is_needed and len(absent) == len(wanted):
+        return Finding(title, "warning", f"not installed: this machine cannot train; {install}")
+    return Finding(title, "missing", f"{', '.join([*absent, *unfit])}; {install}")
+
+
+def _requirements(extra: str) -> list[Requirement]:
+    """What reactune's own metadata asks for, beyond the core if an extra is named."""
+    all_of_them = [Requirement(text) for text in metadata.requires("reactune") or ()]
+    return [
+        need
+        for need in all_of_them
+        if (need.marker is None) == (not extra)
+        and (need.marker is None or need.marker.evaluate({"extra": extra}))
+    ]
+
+
+def _installed(package: str) -> Version | None:
+    try:
+        return Version(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, str | None]:
+    """What is known of the key, and its id if it is there."""
+    try:
+        key_id = load_key(config.privacy, environ).key_id
+    except ReactuneError as error:
+        return Finding("key", "missing", str(error)), None
+    return Finding("key", "ok", f"{config.privacy.key_env} is set, key id {key_id}"), key_id
+
+
+def _database(config: Config, key_id: str | None) -> Finding:
+    try:
+        engine = open_store(config.store_url)
+    except ReactuneError as error:
+        return Finding("database", "missing", str(error))
+    try:
+        with engine.connect() as connection:
+            tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores)).scalar()
+            known = set(connection.execute(sa.select(tip_scores.c.key_id).distinct()).scalars())
+    finally:
+        engine.dispose()
+    place = f"{hide_passwords(config.store_url)}, {tips:,} tips"
+    if key_id is None or known <= {key_id}:
+        return Finding("database", "ok", place)
+    others = ", ".join(sorted(known - {key_id}))
+    text = f"{place}, some hashed with another key ({others}): the same people count as others"
+    return Finding("database", "warning", text)
+
+
+def _model_server(config: Config) -> Finding:
+    name = "model server"
+    if config.serve.runtime == "ollama":
+        return _ollama(name, config.serve.ollama_url)
+    probe = [sys.executable, "-c", "import xllamacpp"]
+    try:
+        result = subprocess.run(probe, capture_output=True, timeout=IMPORT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(name, "warning", "llama.cpp took a minute to load; is the machine busy?")
+    if result.returncode == 0:
+        return Finding(name, "ok", "embedded llama.cpp")
+    return Finding(
+        name,
+        "missing",
+        "llama.cpp does not load here; run `pip install 'reactune[llamacpp]'`, or use Ollama: "
+        'serve.runtime = "ollama"',
+    )
+
+
+def _ollama(name: str, url: str) -> Finding:
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/api/version", timeout=WAIT_SECONDS)
+        version = answer.raise_for_status().json()["version"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return Finding(
+            name, "missing", f"no Ollama at {url}; run `ollama serve`, or set serve.ollama_url"
+        )
+    return Finding(name, "ok", f"Ollama {version} at {url}")
+
+
+def _registry(config: Config) -> Finding:
+    uri = config.tracking_uri
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        return _registry_over_http(uri)
+    if scheme in ("sqlite", "postgresql", "mysql"):
+        return _registry_in_database(uri)
+    return Finding("MLflow", "warning", f"{uri} is not looked at; is it one that MLflow 3 takes?")
+
+
+def _registry_over_http(uri: str) -> Finding:
+    import httpx
+
+    shown = hide_passwords(uri)
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=WAIT_SECONDS).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL):
+        text = f"no MLflow server at {shown}; start it, or set another registry.tracking_uri"
+        return Finding("MLflow", "missing", text)
+    return Finding("MLflow", "ok", shown)
+
+
+def _registry_in_database(uri: str) -> Finding:
+    shown = hide_passwords(uri)
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).is_file():
+        return Finding("MLflow", "ok", f"{file} will be made by the first run")
+    try:
+        with sa.create_engine(uri).connect() as connection:
+            connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return Finding("MLflow", "missing", f"{shown}: {reason}; check registry.tracking_uri")
+    return Finding("MLflow", "ok", shown)
+
+
+def _base_model(config: Config) -> tuple[Finding, Shape | None]:
+    base = config.model.base
+    if base not in WHEELS and not Path(base).expanduser().exists():
+        text = f"{base} is no path here; the first run looks for it on the Hugging Face hub"
+        return Finding("base model", "warning", text), None
+    try:
+        found, shape = locate(base), shape_of(config.model)
+    except ReactuneError as error:
+        return Finding("base model", "missing", str(error)), None
+    text = f"{base}, {shape.parameters / MB:,.0f} million weights, {found}"
+    return Finding("base model", "ok", text), shape
+
+
+def _room(config: Config, shape: Shape | None) -> list[Finding]:
+    """Whether the base model fits: memory to train it, disk for its conversion and the runs."""
+    if shape is None:
+        return []
+    tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
+    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
+    served = shape.parameters * BYTES_PER_WEIGHT[config.export.quantisation]
+    return [
+        _memory(shape, memory_needed(shape, config.train, sequence_tokens=tokens)),
+        _disk(
+            "disk of runs",
+            2 * served + FREE_BESIDE,
+            _free_at(config.run_root),
+            advice=f"free {config.run_root} or name another run.root",
+        ),
+        _disk(
+            "disk of cache",
+            shape.parameters * 4,
+            _free_at(cache),
+            advice=f"free {cache} or name another model.cache_dir",
+        ),
+    ]
+
+
+def _memory(shape: Shape, peak: int) -> Finding:
+    free = available_memory()
+    text = f"{free / GIB:.1f} GiB free, training takes up to {peak / GIB:.1f}"
+    if free >= peak:
+        return Finding("memory", "ok", text)
+    # The peak is that of a batch of the longest rows; what cannot even be loaded is hopeless.
+    state: State = "warning" if free > shape.parameters * 4 else "missing"
+    return Finding("memory", state, f"{text}; take a smaller train.batch_size or base model")
+
+
+def _disk(name: str, needed: float, free: int, *, advice: str) -> Finding:
+    text = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} needed"
+    if free >= needed:
+        return Finding(name, "ok", text)
+    return Finding(name, "missing", f"{text}; {advice}")
+
+
+def available_memory() -> int:
+    """Bytes that a new process may take, within the limit of a container too."""
+    free = psutil.virtual_memory().available
+    limit, used, parts = (CGROUP / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
+        return free
+    # Cached files count as used, and are given up when a process wants the memory.
+    stat = dict(line.split() for line in parts.read_text().splitlines())
+    cached = int(stat.get("inactive_file", 0))
+    return min(free, int(most) - int(used.read_text()) + cached)
+
+
+def _free_at(path: Path) -> int:
+    """Free bytes where a folder is, or would be made."""
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(there).free
