@@ -1,0 +1,230 @@
+"""Which models are live, and how a rollout opens, grows and ends; each step with its reason.
+
+Decides nothing: verdicts come from `compare.py` or from a person. The row it keeps is the truth
+that the model registry and the model server follow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from reactune import store
+from reactune.config import CanaryConfig
+from reactune.errors import CanaryError
+from reactune.records import Rollout, Verdict
+
+Actor = Literal["review", "hand"]
+
+
+def bootstrap_champion(
+    engine: sa.Engine, version: int, *, settings: CanaryConfig, now: datetime
+) -> Rollout:
+    """Make a version the first champion; repeating it changes nothing.
+
+    Raises:
+        CanaryError: another champion is live, or the version is not registered.
+    """
+    with store.writing(engine) as connection:
+        live = store.hold_rollout(connection)
+        if live is not None and live.champion == version:
+            return live
+        if live is not None:
+            raise CanaryError(
+                f"version {live.champion} is champion already; open a rollout to replace it"
+            )
+        _check_registered(connection, version)
+        first = Rollout(
+            rollout_id=f"{now:%Y%m%d-%H%M%S}-first",
+            champion=version,
+            challenger=None,
+            phase="idle",
+            share=0.0,
+            salt="",
+            unit=settings.unit,
+            planned_units=settings.planned_units,
+            opened_at=now,
+            share_since=now,
+        )
+        store.open_rollout(connection, first)
+        _record(connection, first, "promote", "first champion", now=now)
+        return first
+
+
+def open_rollout(
+    engine: sa.Engine, challenger: int, *, settings: CanaryConfig, salt: str, now: datetime
+) -> Rollout:
+    """Put a challenger beside the champion, at the first share; repeating it changes nothing.
+
+    The salt must be new and random: it draws the units of this rollout afresh. Unit, planned
+    size and first share stay as they are written here, whatever the settings say later.
+
+    Raises:
+        CanaryError: no champion yet, a rollout already open, an unknown version, or a share
+            of nobody or everybody.
+    """
+    if not 0 < settings.share < 1:
+        raise CanaryError(f"canary.share = {settings.share}: a rollout needs people in both arms")
+    with store.writing(engine) as connection:
+        live = store.hold_rollout(connection)
+        if live is None:
+            raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
+        if live.challenger == challenger:
+            return live
+        if live.champion == challenger:
+            raise CanaryError(f"version {challenger} is the champion; name another challenger")
+        _check_registered(connection, challenger)
+        opened = Rollout(
+            rollout_id=f"{now:%Y%m%d-%H%M%S}-{salt[:8]}",
+            champion=live.champion,
+            challenger=challenger,
+            phase="canary",
+            share=settings.share,
+            salt=salt,
+            unit=settings.unit,
+            planned_units=settings.planned_units,
+            opened_at=now,
+            share_since=now,
+        )
+        store.open_rollout(connection, opened)
+        reason = f"opened: {settings.share:.0%} for version {challenger}"
+        _record(connection, opened, "wait", reason, now=now)
+        return opened
+
+
+def promote(
+    engine: sa.Engine,
+    rollout: Rollout,
+    *,
+    actor: Actor,
+    reason: str,
+    numbers: Mapping[str, Any],
+    now: datetime,
+) -> Rollout:
+    """End the rollout with its challenger as champion; what is live then is returned.
+
+    If somebody else ended it meanwhile, nothing is left to do.
+
+    Raises:
+        CanaryError: the rollout has no challenger.
+    """
+    champion = _challenger_of(rollout)
+    decision = store.Decision(rollout.rollout_id, now, actor, "promote", reason, numbers)
+    return _close(engine, rollout, decision, champion=champion)
+
+
+def roll_back(
+    engine: sa.Engine,
+    rollout: Rollout,
+    *,
+    actor: Actor,
+    reason: str,
+    numbers: Mapping[str, Any],
+    now: datetime,
+) -> Rollout:
+    """End the rollout; the champion stays. What is live then is returned.
+
+    If somebody else ended it meanwhile, nothing is left to do.
+
+    Raises:
+        CanaryError: the rollout has no challenger.
+    """
+    _challenger_of(rollout)
+    decision = store.Decision(rollout.rollout_id, now, actor, "roll back", reason, numbers)
+    return _close(engine, rollout, decision, champion=rollout.champion)
+
+
+def set_share(
+    engine: sa.Engine,
+    rollout: Rollout,
+    share: float,
+    *,
+    actor: Actor,
+    reason: str,
+    numbers: Mapping[str, Any],
+    now: datetime,
+) -> Rollout:
+    """Give the challenger a larger share; what is live then is returned.
+
+    If somebody else moved or ended the rollout meanwhile, nothing is left to do.
+
+    Raises:
+        CanaryError: the rollout has no challenger, or the share does not grow or reaches 1.
+    """
+    _challenger_of(rollout)
+    if not rollout.share < share < 1:
+        raise CanaryError(
+            f"share = {share}: give one above {rollout.share} and below 1; a smaller one would "
+            "take people away from the challenger, so roll back instead"
+        )
+    decision = store.Decision(rollout.rollout_id, now, actor, "wait", reason, numbers)
+    with store.writing(engine) as connection:
+        live = _live(connection)
+        if (live.rollout_id, live.share) != (rollout.rollout_id, rollout.share):
+            return live
+        grown = replace(live, phase="ramp", share=share, share_since=now)
+        store.update_rollout(connection, grown, decision=decision)
+        return grown
+
+
+def note_wait(
+    engine: sa.Engine, rollout: Rollout, *, reason: str, numbers: Mapping[str, Any], now: datetime
+) -> None:
+    """Record that a review changed nothing, with the numbers it saw."""
+    decision = store.Decision(rollout.rollout_id, now, "review", "wait", reason, numbers)
+    with store.writing(engine) as connection:
+        store.add_decision(connection, decision)
+
+
+def _close(
+    engine: sa.Engine, rollout: Rollout, decision: store.Decision, *, champion: int
+) -> Rollout:
+    with store.writing(engine) as connection:
+        live = _live(connection)
+        if live.rollout_id != rollout.rollout_id:
+            return live
+        successor = replace(
+            live,
+            rollout_id=f"{live.rollout_id}-after",
+            champion=champion,
+            challenger=None,
+            phase="idle",
+            share=0.0,
+            salt="",
+            opened_at=decision.at,
+            share_since=decision.at,
+        )
+        store.close_rollout(connection, decision, successor=successor)
+        return successor
+
+
+def _live(connection: sa.Connection) -> Rollout:
+    live = store.hold_rollout(connection)
+    if live is None:
+        raise CanaryError("nothing is live: the rollouts table has no open row; run `reactune run`")
+    return live
+
+
+def _challenger_of(rollout: Rollout) -> int:
+    if rollout.challenger is None:
+        raise CanaryError(
+            f"rollout {rollout.rollout_id} has no challenger (champion {rollout.champion}); "
+            "`reactune deploy` opens one"
+        )
+    return rollout.challenger
+
+
+def _check_registered(connection: sa.Connection, version: int) -> None:
+    known = [model.version for model in store.all_model_versions(connection)]
+    if version not in known:
+        raise CanaryError(f"version {version} is not registered; known versions: {known}")
+
+
+def _record(
+    connection: sa.Connection, rollout: Rollout, verdict: Verdict, reason: str, *, now: datetime
+) -> None:
+    store.add_decision(
+        connection, store.Decision(rollout.rollout_id, now, "hand", verdict, reason, {})
+    )
