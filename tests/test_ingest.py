@@ -654,25 +654,25 @@ def test_progress_adds_up_to_the_bytes_of_the_files(on_sqlite, write):
 
 
 def test_two_ingests_at_once_give_the_table_of_one(engine, write):
-    rows = [row(number, dwell_ms=number) for number in range(500)]
+    rows = [row(number, dwell_ms=number) for number in range(2_000)]
     files = [write(*rows), write(*reversed(rows), name="turned.jsonl")]
     errors = []
 
-    def ingest_one(file):
+    def ingest_often(file):
         try:
-            take(engine, file, batch_rows=100, rejects=file.with_suffix(".rejects"))
+            for _ in range(3):
+                take(engine, file, batch_rows=2_000, rejects=file.with_suffix(".rejects"))
         except DataError as error:
             errors.append(error)
 
-    takers = [threading.Thread(target=ingest_one, args=[file]) for file in files]
+    takers = [threading.Thread(target=ingest_often, args=[file]) for file in files]
     for taker in takers:
         taker.start()
     for taker in takers:
         taker.join()
     assert errors == []
-    assert [score["dwell_ms"] for score in stored(engine).values()] == [
-        each["dwell_ms"] for each in sorted(rows, key=lambda each: each["tip_id"])
-    ]
+    dwells = {tip_id: score["dwell_ms"] for tip_id, score in stored(engine).items()}
+    assert dwells == {each["tip_id"]: each["dwell_ms"] for each in rows}
 
 
 KILLED = """

@@ -116,13 +116,21 @@ def test_migrating_again_changes_nothing(engine):
 
 def test_processes_that_set_up_one_database_at_once_all_succeed(store_url):
     code = (
-        "import sys; from reactune.store import create_store; create_store(sys.argv[1]).dispose()"
+        "import sys, alembic.command; from reactune.store import create_store\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "create_store(sys.argv[1]).dispose()"
     )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     setups = [
-        subprocess.Popen([sys.executable, "-c", code, store_url], stderr=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", code, store_url], text=True, **pipes)
         for _ in range(5)
     ]
-    assert [(setup.communicate()[1], setup.returncode) for setup in setups] == [(b"", 0)] * 5
+    for setup in setups:
+        assert setup.stdout.readline() == "ready\n"
+    for setup in setups:
+        setup.stdin.write("go\n")
+        setup.stdin.flush()
+    assert [(setup.communicate()[1], setup.returncode) for setup in setups] == [("", 0)] * 5
     engine = open_store(store_url)
     with engine.connect() as connection:
         versions = connection.execute(sa.text(f"SELECT version_num FROM {SCHEMA_TABLE}"))
