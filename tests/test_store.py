@@ -470,6 +470,20 @@ def test_a_server_that_ends_the_connection_is_reported_as_such(fresh_postgres_ur
     engine.dispose()
 
 
+@pytest.mark.postgres
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url):
+    engine = sa.create_engine(
+        postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE western TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'"
+        )
+    engine.dispose()
+    with pytest.raises(DataError, match=r"encoded in LATIN1.*ENCODING 'UTF8'"):
+        create_store(postgres_url.rpartition("/")[0] + "/western")
+
+
 def test_the_store_needs_nothing_heavy():
     code = (
         "import sys, reactune.store, reactune.data.ingest\n"

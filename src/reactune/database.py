@@ -3,6 +3,8 @@
 What is read and written there is left to the store.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +71,7 @@ def migrate(engine: sa.Engine) -> None:
             raise DataError(_mismatch(engine, schema))
         if schema == SCHEMA:
             return
+        _check_encoding(connection)
         try:
             _upgrade(connection)
         except sa.exc.DBAPIError as error:
@@ -157,13 +160,23 @@ def _given_back_on_error(engine: sa.Engine) -> Iterator[None]:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Python's own transaction handling would begin late and never lock: _begin_sqlite does it.
     connection.isolation_level = None
-    for pragma in (
-        f"busy_timeout = {BUSY_MS}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    # The first switch of a new file does not wait for others who are at it: we have to.
+    give_up_at = time.monotonic() + BUSY_MS / 1_000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -184,6 +197,16 @@ def _mismatch(engine: sa.Engine, schema: str | None) -> str:
     if schema < SCHEMA:
         return f"{_shown(engine)}: {versions}; run `reactune init` to bring them up to date"
     return f"{_shown(engine)}: {versions}; a newer reactune made them, install that one"
+
+
+def _check_encoding(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise DataError(
+                f"{_shown(connection.engine)}: the database is encoded in {encoding}, which cannot "
+                "hold every text; make one with CREATE DATABASE ... ENCODING 'UTF8'"
+            )
 
 
 def _upgrade(connection: sa.Connection) -> None:
