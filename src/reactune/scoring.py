@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Row = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt, and of what followed
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 def best_dtype() -> str:

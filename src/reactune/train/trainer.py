@@ -5,10 +5,11 @@ Which rows it gets and which of several adapters is kept is decided by the calle
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from reactune.train.job import (
 )
 
 BACKENDS = {"trl": "reactune.train.with_trl"}
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -117,6 +119,54 @@ def train(
     )
 
 
+def train_methods(
+    folder: Path,
+    rows: Mapping[JobMethod, Sequence[dict[str, Any]]],
+    *,
+    base_folder: Path,
+    settings: TrainConfig,
+    dtype: str,
+    progress: Callable[[Job], Progress],
+) -> list[Trained]:
+    """Train the method of the settings, or with `auto` each one that has rows.
+
+    `auto` shares the time budget out: a method that needs less leaves more to the next.
+
+    Raises:
+        TrainingError: there are no rows for the method, or its trainer failed.
+    """
+    methods = list(rows) if settings.method == "auto" else [settings.method]
+    seconds = 60 * settings.time_budget_minutes
+    trained: list[Trained] = []
+    for place, method in enumerate(methods):
+        if method not in rows:
+            raise TrainingError(
+                f"[train] method = {method!r}, but the dataset has no rows for it; "
+                f"it has some for {', '.join(rows) or 'none'}"
+            )
+        job = plan_job(
+            method,
+            rows[method],
+            base_folder=base_folder,
+            settings=settings,
+            dtype=dtype,
+            max_seconds=seconds / (len(methods) - place),
+        )
+        one = train(
+            folder / method, job, rows[method], backend=settings.backend, progress=progress(job)
+        )
+        trained.append(one)
+        seconds = max(seconds - one.seconds, 60.0)
+    return trained
+
+
+def keep_adapter(adapter: Path, out: Path) -> None:
+    """Copy the two files that make a LoRA adapter."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTER_FILES:
+        shutil.copyfile(adapter / name, out / name)
+
+
 def run_trainer(folder: Path, backend: str, progress: Progress | None) -> int:
     """Start the trainer, hand on its progress, and return its exit code.
 
@@ -163,8 +213,6 @@ def is_same_job(folder: Path, job: Job) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what another job left."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

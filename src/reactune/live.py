@@ -1,0 +1,143 @@
+"""What is live and what follows it: versions, the champion, the registry and the model server.
+
+The truth is one row of `rollouts`; the registry's aliases and the server's tags only follow it.
+"""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from reactune import __version__, store
+from reactune.canary import rollout as rollouts
+from reactune.config import Config
+from reactune.database import open_store
+from reactune.model import base_model
+from reactune.prompt import load_chat
+from reactune.records import ModelVersion, Rollout
+from reactune.release import registry, runtimes
+from reactune.release.bundle import export_release
+from reactune.release.registry import Record
+
+BASE_RUN = "base"
+
+
+@contextmanager
+def database(config: Config) -> Iterator[sa.Engine]:
+    """The operational database, closed at the end."""
+    engine = open_store(config.store_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def current(config: Config) -> Rollout | None:
+    """The rollout that is live, or None before the first champion."""
+    with database(config) as engine, engine.connect() as connection:
+        return store.current_rollout(connection)
+
+
+def versions(config: Config) -> tuple[ModelVersion, ...]:
+    """Every registered version, oldest first."""
+    with database(config) as engine, engine.connect() as connection:
+        return store.all_model_versions(connection)
+
+
+def version(config: Config, number: int) -> ModelVersion:
+    """One registered version.
+
+    Raises:
+        DataError: there is none of that number.
+    """
+    with database(config) as engine, engine.connect() as connection:
+        return store.model_version(connection, number)
+
+
+def champion(config: Config) -> ModelVersion | None:
+    """The version that answers by default, or None before the first."""
+    rollout = current(config)
+    return version(config, rollout.champion) if rollout else None
+
+
+def ensure_champion(config: Config) -> ModelVersion:
+    """The champion; where there is none yet, the base model becomes it, exported and registered.
+
+    Raises:
+        ReleaseError: the base cannot be exported or registered.
+    """
+    found = champion(config)
+    if found is not None:
+        return found
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt)
+    folder = config.run_root / BASE_RUN
+    release = export_release(base, chat, None, folder, run_id=BASE_RUN, settings=config.export)
+    model = register(config, release, Record(run_id=BASE_RUN, tags={"base_digest": base.digest}))
+    with database(config) as engine:
+        rollouts.bootstrap_champion(
+            engine, model.version, settings=config.canary, now=datetime.now(UTC)
+        )
+    repair_projections(config)
+    return model
+
+
+def register(config: Config, release: ModelVersion, record: Record) -> ModelVersion:
+    """Give a release its number and name, in the registry and in the operational database.
+
+    What is in `record` is logged with it, and the release's own files and facts. Repeating it
+    for the same run finds the version that is there.
+    """
+    facts = {
+        "base_model": release.base,
+        "quantisation": release.quantisation,
+        "gguf_sha256": release.sha256,
+        "code_version": __version__,
+    }
+    files = {release.gguf: "", release.prompt_folder: release.prompt_folder.name}
+    if release.adapter is not None:
+        files[release.adapter] = "adapter"
+    number = registry.register(
+        config.registry,
+        config.tracking_uri,
+        replace(record, tags={**record.tags, **facts}, artifacts={**record.artifacts, **files}),
+        artifact_root=config.folder / "mlflow-artifacts",
+    )
+    model = replace(release, version=number, name=f"{config.registry.model_name}:v{number}")
+    with database(config) as engine, store.writing(engine) as connection:
+        store.add_model_version(connection, model, datetime.now(UTC))
+    return model
+
+
+def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
+    """Publish a version on the model server and let it answer the first share of tips.
+
+    Raises:
+        CanaryError: another challenger is on trial, or the version is not registered.
+        ReleaseError: the model server does not take it.
+    """
+    model = version(config, number)
+    with closing(runtimes.connect(config.serve)) as runtime:
+        runtime.publish(model)
+    with database(config) as engine:
+        opened = rollouts.open_rollout(
+            engine, number, settings=config.canary, salt=secrets.token_hex(8), now=now
+        )
+    repair_projections(config)
+    return opened
+
+
+def repair_projections(config: Config) -> list[str]:
+    """Make the registry's aliases follow what is live; say what had to be changed."""
+    rollout = current(config)
+    if rollout is None:
+        return []
+    return registry.set_aliases(
+        config.registry,
+        config.tracking_uri,
+        champion=rollout.champion,
+        challenger=rollout.challenger,
+    )

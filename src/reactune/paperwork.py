@@ -1,0 +1,98 @@
+"""What a run leaves for people: training record, pictures, and what the registry is told.
+
+Reads what the stages wrote; decides nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from reactune import pictures
+from reactune.config import Config
+from reactune.records import ModelVersion, read_manifest, write_atomically
+from reactune.release.gate import Estimate, GateReport
+from reactune.release.registry import Record
+from reactune.train.trainer import Trained
+
+Curve = Sequence[tuple[int, float]]
+
+
+def write_training(
+    folder: Path, best: Trained, trained: Sequence[Trained], reports: Mapping[str, GateReport]
+) -> None:
+    """Write `training.json` and `loss.svg`: what was tried, how it went, what was kept."""
+    curves: dict[str, Curve] = {each.method: each.curve for each in trained}
+    record = {
+        "method": best.method,
+        "seconds": {each.method: each.seconds for each in trained},
+        "curves": curves,
+        "validation": {method: asdict(report) for method, report in reports.items()},
+    }
+    write_atomically(folder / "training.json", json.dumps(record))
+    write_atomically(folder / "loss.svg", pictures.loss_curves(curves))
+
+
+def gate_picture(report: GateReport) -> str:
+    """Preference accuracy of every model, with intervals."""
+    rows = [
+        (row.model, row.accuracy.value, row.accuracy.low, row.accuracy.high) for row in report.rows
+    ]
+    return pictures.intervals("preference accuracy on held-out users", rows, reference=0.5)
+
+
+def gate_table(gate: Mapping[str, object]) -> list[tuple[str, ...]]:
+    """Rows of a gate report that was read from `gate.json`: model, loss, accuracy, by gain."""
+
+    def shown(values: Mapping[str, float] | None) -> str:
+        return str(Estimate(**values)) if values else ""
+
+    rows = gate["rows"]
+    assert isinstance(rows, list)  # as `evaluate` wrote it
+    return [
+        (row["model"], shown(row["loss"]), shown(row["accuracy"]), shown(row["gain_accuracy"]))
+        for row in rows
+    ]
+
+
+def read_release(run: Path) -> ModelVersion:
+    """The release that `export` wrote."""
+    values = json.loads((run / "export" / "release.json").read_text(encoding="utf-8"))
+    paths = {name: Path(values[name]) for name in ("gguf", "prompt_folder", "adapter")}
+    return ModelVersion(**{**values, **paths})
+
+
+def tell(config: Config, run: Path) -> Record:
+    """What the registry is told of a run: settings, counts, curves, gate, parity, pictures."""
+    training = json.loads((run / "train" / "training.json").read_text(encoding="utf-8"))
+    gate = json.loads((run / "evaluate" / "gate.json").read_text(encoding="utf-8"))
+    parity = json.loads((run / "export" / "parity.json").read_text(encoding="utf-8"))
+    dataset = read_manifest(run / "dataset")
+    counts = dict(dataset.counts) if dataset else {}
+    params = {
+        f"{section}.{name}": value
+        for section in ("train", "dataset", "labels", "gate", "export", "model", "prompt")
+        for name, value in getattr(config, section).model_dump(mode="json").items()
+    }
+    metrics = {f"parity/{k}": v for k, v in parity.items() if isinstance(v, int | float)}
+    for row in gate["rows"]:
+        metrics[f"gate/{row['model']}/loss"] = row["loss"]["value"]
+        metrics[f"gate/{row['model']}/preference_accuracy"] = row["accuracy"]["value"]
+    texts = {name: run / place for name, place in TEXTS.items()}
+    return Record(
+        run_id=run.name,
+        params={**params, "method": training["method"]},
+        metrics=metrics,
+        curves={f"loss/{method}": curve for method, curve in training["curves"].items()},
+        texts={name: path.read_text(encoding="utf-8") for name, path in texts.items()},
+        tags={"dataset": str(counts.get("fingerprint", "")), "method": training["method"]},
+    )
+
+
+TEXTS = {
+    "loss.svg": "train/loss.svg",
+    "gate.svg": "evaluate/gate.svg",
+    "gate.json": "evaluate/gate.json",
+    "parity.json": "export/parity.json",
+    "dataset.md": "dataset/README.md",
+}

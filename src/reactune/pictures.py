@@ -1,0 +1,95 @@
+"""Pictures of a run, as SVG text: loss curve, gate table, reactions by arm with their bounds.
+
+Draws what it is given; where the numbers come from is others' work.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLOURS = {"champion": "#6b7280", "challenger": "#2563eb", "tuned": "#2563eb"}
+OTHER = "#9ca3af"
+
+
+def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Training loss by step, smoothed over a tenth of the steps, one line per method."""
+    figure, axes = _figure(6.4, 3.2)
+    for name, curve in curves.items():
+        if not curve:
+            continue
+        steps, losses = zip(*curve, strict=True)
+        axes.plot(steps, losses, alpha=0.25, linewidth=1)
+        window = max(1, len(losses) // 10)
+        smooth = [
+            sum(losses[max(0, i - window + 1) : i + 1]) / (i - max(0, i - window + 1) + 1)
+            for i in range(len(losses))
+        ]
+        axes.plot(steps, smooth, label=name, color=axes.lines[-1].get_color())
+    axes.set(xlabel="optimiser step", ylabel="training loss")
+    if curves:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float]], *, reference: float | None = None
+) -> str:
+    """Estimates with their intervals, one row each: (name, value, low, high)."""
+    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
+    for place, (name, value, low, high) in enumerate(reversed(rows)):
+        colour = COLOURS.get(name, OTHER)
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot([value], [place], "o", color=colour)
+    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axes.set(xlabel=title, ylim=(-0.6, len(rows) - 0.4))
+    if reference is not None:
+        axes.axvline(reference, color=OTHER, linewidth=1, linestyle=":")
+    return _svg(figure)
+
+
+def bounds(
+    units: Sequence[float],
+    estimate: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    share_steps: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Challenger minus champion with its anytime-valid bounds, and where the share grew."""
+    figure, axes = _figure(6.4, 3.2)
+    axes.fill_between(units, low, high, alpha=0.2, color=COLOURS["challenger"], linewidth=0)
+    axes.plot(units, estimate, color=COLOURS["challenger"])
+    axes.axhline(0, color=OTHER, linewidth=1)
+    axes.set(xlabel="units observed", ylabel="difference in positives per tip", ylim=(-1, 1))
+    for at, share in share_steps:
+        axes.axvline(at, color=OTHER, linewidth=1, linestyle=":")
+        axes.text(at, 0.92, f" {share:.0%}", fontsize=8, color="#374151")
+    return _svg(figure)
+
+
+def bars(title: str, values: Mapping[str, float]) -> str:
+    """One horizontal bar for each name."""
+    figure, axes = _figure(6.4, 0.9 + 0.38 * len(values))
+    names = list(values)[::-1]
+    axes.barh(names, [values[name] for name in names], color=[COLOURS.get(n, OTHER) for n in names])
+    axes.set_xlabel(title)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same numbers give the same bytes.
+    with rc_context({"svg.hashsalt": "reactune", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,262 @@
+"""The loop: from reactions to a model that reactions keep or remove.
+
+The only place where one room's output becomes the next room's input. Seven stages make a run;
+each keeps its files in the run folder, writes its manifest last, and is never done twice. What
+reactions then make of the new model is told in `review.py`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reactune import live
+from reactune.config import Config
+from reactune.data import dataset
+from reactune.data.deidentify import clean
+from reactune.data.engines import open_scores
+from reactune.data.exports import pairs, read_examples, read_tip_ids
+from reactune.data.labelled import read_batches, write_batches
+from reactune.data.scores import label_counts, read_scores
+from reactune.evaluation import best_method, gate_report, sample, validation_reports
+from reactune.model import base_model
+from reactune.paperwork import gate_picture, read_release, tell, write_training
+from reactune.privacy import load_key
+from reactune.progress import progress_bars
+from reactune.prompt import completion_ids, load_chat, rebuild
+from reactune.records import STAGES, Counts, Manifest, write_atomically
+from reactune.release import parity, runtimes
+from reactune.release.bundle import export_release
+from reactune.runs import (
+    StageResult,
+    all_runs,
+    find_run,
+    manifests,
+    new_run,
+    run_stage,
+    unfinished_run,
+)
+from reactune.scoring import best_dtype
+from reactune.train.rows import rows_by_method
+from reactune.train.trainer import keep_adapter, train_methods
+
+Say = Callable[[str], None]
+
+
+def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
+    """Do all stages of the interrupted run, or of a new one, or of the one that is named.
+
+    Ends early, and without error, where there is too little to learn from ("waiting") or where
+    the tuned model is not good enough ("refused"). The last stage's manifest is returned.
+    """
+    if run_id is None:
+        run_id = (unfinished_run(config.run_root) or start_run(config)).name
+    say(f"run       {run_id}")
+    for stage in STAGES:
+        manifest = run_one_stage(config, stage, run_id, say=say)
+        if manifest.outcome != "done":
+            break
+    return manifest
+
+
+def extract(config: Config, run: Path, folder: Path) -> StageResult:
+    """Reactions -> labelled rows without personal data; only these leave the database."""
+    rollout = live.current(config)
+    if rollout is not None and rollout.challenger is not None:
+        summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
+        return StageResult(summary, outcome="waiting")
+    chat = load_chat(base_model(config.model).folder, config.prompt)
+    key = load_key(config.privacy, os.environ)
+    with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
+        labelled = label_counts(table, config.labels)
+        batches = read_scores(table, config.labels, source=config.source, key=key)
+        cleaned = clean(batches, chat=chat, privacy=config.privacy)
+    write_batches(cleaned.batches, folder / "labelled.parquet")
+    refused = {**labelled.refused, **cleaned.counts.refused}
+    counts = Counts(labelled.came_in, cleaned.counts.went_out, refused)
+    return StageResult(
+        summary=counts.line(),
+        outputs=("labelled.parquet",),
+        counts={**asdict(counts), "withheld": cleaned.withheld},
+    )
+
+
+def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
+    """Labelled rows -> examples in three parts, as Alpaca, KTO and DPO files and Parquet."""
+    result = dataset.build(
+        read_batches(run / "extract" / "labelled.parquet"),
+        config.dataset,
+        folder=folder,
+        previous_tip_ids=last_trained_tips(config, run),
+    )
+    sizes = (f"{part} {n.positives:,} + {n.negatives:,}" for part, n in result.parts.items())
+    return StageResult(
+        summary=result.waiting or f"{result.counts.line()}; {', '.join(sizes)}",
+        outputs=result.files,
+        counts=asdict(result),
+        outcome="waiting" if result.waiting else "done",
+    )
+
+
+def train(config: Config, run: Path, folder: Path) -> StageResult:
+    """Examples -> one adapter: every method the settings ask for, the best on validation kept."""
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt)
+    examples = read_examples(run / "dataset")
+    rows = rows_by_method(
+        chat,
+        [(e.kind, e.context_json, e.tip, e.label) for e in examples["train"]],
+        [(a.kind, a.context_json, a.tip, b.tip) for a, b in pairs(examples["train"])],
+    )
+    with progress_bars() as bar:
+        trained = train_methods(
+            folder,
+            rows,
+            base_folder=base.folder,
+            settings=config.train,
+            dtype=best_dtype(),
+            progress=bar,
+        )
+    adapters: dict[str, Path] = {each.method: each.adapter for each in trained}
+    reports = validation_reports(base, chat, examples["validation"], adapters, config.gate)
+    best = next(each for each in trained if each.method == best_method(reports))
+    keep_adapter(best.adapter, folder / "adapter")
+    write_training(folder, best, trained, reports)
+    return StageResult(
+        summary=f"{len(rows[best.method]):,} rows in; {best.tokens:,} tokens in {best.steps:,} "
+        f"steps of {best.method} (tried {', '.join(adapters)})",
+        outputs=(*ADAPTER, "training.json", "loss.svg"),
+        counts={each.method: {"steps": each.steps, "tokens": each.tokens} for each in trained},
+    )
+
+
+def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
+    """Adapter -> how it does on held-out users, beside base, few-shot base and champion."""
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt)
+    examples = read_examples(run / "dataset")
+    adapters = {"tuned": run / "train" / "adapter"}
+    champion = live.champion(config)
+    if champion is not None and champion.adapter is not None:
+        adapters["champion"] = champion.adapter
+    chosen = sample(examples["test"], limit=config.gate.max_examples, seed=config.gate.seed)
+    report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
+    write_atomically(folder / "gate.json", json.dumps(asdict(report), indent=2))
+    write_atomically(folder / "gate.svg", gate_picture(report))
+    accuracies = (f"{row.model} {row.accuracy}" for row in report.rows)
+    refused = "refused: " + "; ".join(report.refusals) if report.refusals else "passed"
+    return StageResult(
+        summary=f"{report.examples:,} held-out tips in, {report.pairs:,} pairs; {refused}; "
+        f"preference accuracy: {', '.join(accuracies)}",
+        outputs=("gate.json", "gate.svg"),
+        counts={"examples": report.examples, "pairs": report.pairs},
+        outcome="refused" if report.refusals else "done",
+    )
+
+
+def export(config: Config, run: Path, folder: Path) -> StageResult:
+    """Adapter -> GGUF, and the proof that it answers as the trained model does."""
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt)
+    adapter = run / "train" / "adapter"
+    release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
+    test = read_examples(run / "dataset")["test"]
+    examples = sample(test, limit=config.export.parity_prompts, seed=config.gate.seed)
+    with closing(runtimes.connect(config.serve)) as runtime:
+        report = parity.check(
+            base,
+            release,
+            prompts=[rebuild(chat, e.kind, e.context_json) for e in examples],
+            completions=[completion_ids(chat, e.tip) for e in examples],
+            runtime=runtime,
+            settings=config.export,
+            max_tokens=config.serve.max_tokens,
+        )
+        runtime.retire(release)
+    write_atomically(folder / "release.json", json.dumps(asdict(release), default=str))
+    write_atomically(folder / "parity.json", json.dumps(asdict(report), indent=2))
+    megabytes = release.gguf.stat().st_size / 1e6
+    return StageResult(
+        summary=f"{megabytes:,.0f} MB of {release.quantisation} out; {report.line()}",
+        outputs=("model.gguf", "release.json", "parity.json", "prompt/prompt.json"),
+        outcome="refused" if report.failures else "done",
+    )
+
+
+def register(config: Config, run: Path, folder: Path) -> StageResult:
+    """GGUF -> a version of the registered model, with everything that tells where it is from."""
+    live.ensure_champion(config)
+    model = live.register(config, read_release(run), tell(config, run))
+    write_atomically(folder / "version.json", json.dumps({"version": model.version}))
+    return StageResult(
+        summary=f"version {model.version} of {config.registry.model_name}",
+        outputs=("version.json",),
+        counts={"version": model.version},
+    )
+
+
+def deploy(config: Config, run: Path, folder: Path) -> StageResult:
+    """Version -> challenger: it may answer the first share of the tips."""
+    number = json.loads((run / "register" / "version.json").read_text())["version"]
+    opened = live.open_rollout(config, number, now=datetime.now(UTC))
+    write_atomically(folder / "rollout.json", json.dumps(asdict(opened), default=str))
+    return StageResult(
+        summary=f"version {number} answers {opened.share:.0%} of tips, {opened.champion} the rest",
+        outputs=("rollout.json",),
+        counts={"challenger": number, "champion": opened.champion},
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: its work, the files it reads, and the settings that can change its result."""
+
+    work: Callable[[Config, Path, Path], StageResult]
+    inputs: tuple[str, ...]
+    sections: tuple[str, ...]
+
+
+ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+STEPS = {
+    "extract": Step(extract, (), ("source", "labels", "prompt", "model")),
+    "dataset": Step(build_dataset, ("extract/labelled.parquet",), ("dataset",)),
+    "train": Step(train, ("dataset/examples.parquet",), ("train", "prompt", "model")),
+    "evaluate": Step(evaluate, tuple(f"train/{name}" for name in ADAPTER), ("gate",)),
+    "export": Step(export, tuple(f"train/{name}" for name in ADAPTER), ("export", "serve")),
+    "register": Step(register, ("export/model.gguf", "evaluate/gate.json"), ("registry",)),
+    "deploy": Step(deploy, ("register/version.json",), ()),
+}
+
+
+def start_run(config: Config) -> Path:
+    """Make the folder of a new run."""
+    settings = config.model_dump(mode="json", exclude={"folder"})
+    return new_run(config.run_root, settings, now=datetime.now(UTC))
+
+
+def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
+    """Do one stage, unless it is done; say in one line what came in, went out and was refused."""
+    run_folder = find_run(config.run_root, run_id)
+    step = STEPS[stage]
+    manifest, is_new = run_stage(
+        run_folder,
+        stage,
+        lambda folder: step.work(config, run_folder, folder),
+        inputs={name: run_folder / name for name in step.inputs},
+        settings={name: getattr(config, name).model_dump(mode="json") for name in step.sections},
+    )
+    say(
+        f"{stage:9} {manifest.summary} ({f'{manifest.seconds:.0f} s' if is_new else 'done before'})"
+    )
+    return manifest
+
+
+def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
+    """The tips of the dataset that was trained last, before this run; None before the first."""
+    for other in reversed(all_runs(config.run_root)):
+        if other.name < run.name and "train" in manifests(other):
+            return read_tip_ids(other / "dataset")
+    return None
