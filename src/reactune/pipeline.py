@@ -33,6 +33,7 @@ from reactune.release.bundle import export_release
 from reactune.runs import (
     StageResult,
     all_runs,
+    ending,
     find_run,
     manifests,
     new_run,
@@ -80,7 +81,11 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     return StageResult(
         summary=counts.line(),
         outputs=("labelled.parquet",),
-        counts={**asdict(counts), "withheld": cleaned.withheld},
+        counts={
+            "labels": asdict(labelled),
+            "de-identification": asdict(cleaned.counts),
+            "withheld": cleaned.withheld,
+        },
     )
 
 
@@ -91,6 +96,7 @@ def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
         config.dataset,
         folder=folder,
         previous_tip_ids=last_trained_tips(config, run),
+        steps=earlier_counts(run),
     )
     sizes = (f"{part} {n.positives:,} + {n.negatives:,}" for part, n in result.parts.items())
     return StageResult(
@@ -221,7 +227,7 @@ class Step:
 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 STEPS = {
-    "extract": Step(extract, (), ("source", "labels", "prompt", "model")),
+    "extract": Step(extract, (), ("source", "labels", "privacy", "prompt", "model")),
     "dataset": Step(build_dataset, ("extract/labelled.parquet",), ("dataset",)),
     "train": Step(train, ("dataset/examples.parquet",), ("train", "prompt", "model")),
     "evaluate": Step(evaluate, tuple(f"train/{name}" for name in ADAPTER), ("gate",)),
@@ -240,6 +246,10 @@ def start_run(config: Config) -> Path:
 def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
     """Do one stage, unless it is done; say in one line what came in, went out and was refused."""
     run_folder = find_run(config.run_root, run_id)
+    end = ending(run_folder)
+    if end is not None and STAGES.index(end.stage) < STAGES.index(stage):
+        say(f"{stage:9} not done: the run ended at {end.stage}: {end.summary}")
+        return end
     step = STEPS[stage]
     manifest, is_new = run_stage(
         run_folder,
@@ -260,3 +270,9 @@ def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
         if other.name < run.name and "train" in manifests(other):
             return read_tip_ids(other / "dataset")
     return None
+
+
+def earlier_counts(run: Path) -> dict[str, Counts]:
+    """What the stage before the dataset counted, for the dataset's card."""
+    extracted = manifests(run)["extract"].counts
+    return {name: Counts(**extracted[name]) for name in ("labels", "de-identification")}
