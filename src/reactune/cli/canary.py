@@ -21,9 +21,9 @@ def deploy(session: Session, version: int | None) -> None:
     click.echo(pipeline.deploy(session.config(), version))
 
 
-@click.command
+@click.command("review")
 @click.pass_obj
-def review(session: Session) -> None:
+def judge(session: Session) -> None:
     """Compare challenger and champion, and act on it.
 
     Promotes, rolls back, gives the challenger more, or waits, and stores why. May be called as
@@ -33,9 +33,9 @@ def review(session: Session) -> None:
     \b
     $ reactune review
     """
-    from reactune import pipeline
+    from reactune import review
 
-    click.echo(pipeline.review(session.config(), now=datetime.now(UTC)).line)
+    click.echo(review.review(session.config(), now=datetime.now(UTC)).line)
 
 
 @click.command
@@ -46,9 +46,9 @@ def promote(session: Session) -> None:
     \b
     $ reactune promote
     """
-    from reactune import pipeline
+    from reactune import review
 
-    click.echo(pipeline.promote(session.config()))
+    click.echo(review.promote(session.config(), now=datetime.now(UTC)).line)
 
 
 @click.command
@@ -59,9 +59,9 @@ def rollback(session: Session) -> None:
     \b
     $ reactune rollback
     """
-    from reactune import pipeline
+    from reactune import review
 
-    click.echo(pipeline.roll_back(session.config()))
+    click.echo(review.roll_back(session.config(), now=datetime.now(UTC)).line)
 
 
-COMMANDS = (deploy, review, promote, rollback)
+COMMANDS = (deploy, judge, promote, rollback)

