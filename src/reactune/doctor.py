@@ -145,7 +145,7 @@ def _database(config: Config, key_id: str | None) -> Finding:
             known = set(connection.execute(sa.select(tip_scores.c.key_id).distinct()).scalars())
     finally:
         engine.dispose()
-    place = f"{hide_passwords(config.store_url)}, {tips:,} tips"
+    place = f"{hide_passwords(config.store_url)}, tips: {tips:,}"
     if key_id is None or known <= {key_id}:
         return Finding("database", "ok", place)
     others = ", ".join(sorted(known - {key_id}))

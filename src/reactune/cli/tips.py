@@ -66,7 +66,7 @@ def _tell(counts: "Counts", rejects: Path) -> int:
 
     reasons = {reason: n for reason, n in counts.refused.items() if reason != SUPERSEDED}
     rejected = sum(reasons.values())
-    click.echo(f"{counts.came_in:,} rows: {counts.went_out:,} kept, {rejected:,} rejected")
+    click.echo(f"rows: {counts.came_in:,} in, {counts.went_out:,} kept, {rejected:,} rejected")
     if superseded := counts.refused.get(SUPERSEDED, 0):
         click.echo(f"{superseded:,} of them replaced by a later row of the same tip_id")
     for reason, number in reasons.items():

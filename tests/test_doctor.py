@@ -1,0 +1,235 @@
+"""The doctor before real parts: servers that answer or do not, models that fit or do not."""
+
+import json
+import os
+import subprocess
+import threading
+import venv
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from packaging.requirements import Requirement
+
+from reactune import doctor
+from reactune.config import load
+from reactune.database import create_store
+from reactune.schema import tip_scores
+
+REPOSITORY = Path(__file__).parent.parent
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def config(tmp_path, tmp_path_factory, monkeypatch):
+    """Settings of an empty folder; the base model is one whose dimensions are read at once."""
+    monkeypatch.chdir(tmp_path)
+    base = model_folder(tmp_path_factory.mktemp("models") / "llama")
+
+    def with_settings(*overrides):
+        return load(None, (f"model.base={base}", *overrides))
+
+    return with_settings
+
+
+def findings(config, **environ):
+    return {finding.name: finding for finding in doctor.examine(config, environ)}
+
+
+@contextmanager
+def answering(pages):
+    """A real HTTP server on a free port; what it does not know is 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = pages.get(self.path)
+            self.send_response(200 if body is not None else 404)
+            self.end_headers()
+            self.wfile.write((body or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def model_folder(folder, **changes):
+    """The configuration of Llama 3.1 8B, as its publisher states it, without any weights."""
+    folder.mkdir()
+    shape = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(shape | changes))
+    return folder
+
+
+def test_a_machine_that_is_set_up_lacks_nothing(config):
+    settings = config("model.base=smollm2-135m-instruct")
+    create_store(settings.store_url).dispose()
+    found = findings(settings, REACTUNE_KEY=KEY)
+    assert [line.line() for line in found.values() if line.state == "missing"] == []
+    assert "134 million weights" in found["base model"].text
+    assert "tips: 0" in found["database"].text
+
+
+def test_a_missing_key_and_database_are_named_with_what_to_do(config):
+    found = findings(config())
+    assert found["key"].state == found["database"].state == "missing"
+    assert "openssl rand" in found["key"].text
+    assert "reactune init" in found["database"].text
+
+
+def test_nothing_is_made_by_looking(config, tmp_path):
+    doctor.examine(config(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_is_not_the_one_of_the_stored_users_is_a_warning(config):
+    settings = config()
+    engine = create_store(settings.store_url)
+    with engine.begin() as connection:
+        connection.execute(
+            tip_scores.insert(),
+            {
+                "tip_id": "a", "user_key": "k", "key_id": "0ld0ld00", "kind": "x",
+                "context_json": "{}", "tip_content": "y", "created_at": datetime.now(UTC),
+            },
+        )  # fmt: skip
+    engine.dispose()
+    found = findings(settings, REACTUNE_KEY=KEY)["database"]
+    assert (found.state, "0ld0ld00" in found.text) == ("warning", True)
+
+
+@pytest.mark.postgres
+def test_postgres_is_looked_at_with_its_password_hidden(config, fresh_postgres_url):
+    create_store(fresh_postgres_url).dispose()
+    url = sa.make_url(fresh_postgres_url).set(password="hush")
+    text = url.render_as_string(hide_password=False)
+    found = findings(config(f"store.url={text}"), REACTUNE_KEY=KEY)
+    assert found["database"].state == found["extra postgres"].state == "ok"
+    assert "hush" not in "".join(finding.line() for finding in found.values())
+
+
+def test_a_postgres_that_is_away_is_missing(config):
+    found = findings(config("store.url=postgresql://me:hush@127.0.0.1:1/x"))["database"]
+    assert found.state == "missing"
+    assert "hush" not in found.text
+
+
+def test_ollama_is_missing_where_nobody_listens(config):
+    found = findings(config("serve.runtime=ollama", "serve.ollama_url=http://127.0.0.1:1"))
+    assert found["model server"].state == "missing"
+    assert "ollama serve" in found["model server"].text
+    assert "extra llamacpp" not in found
+
+
+def test_ollama_is_named_with_its_version(config):
+    with answering({"/api/version": '{"version": "0.40.1"}'}) as url:
+        found = findings(config("serve.runtime=ollama", f"serve.ollama_url={url}/"))
+    assert found["model server"].line() == f"ok       model server  Ollama 0.40.1 at {url}/"
+
+
+def test_a_server_that_is_not_ollama_is_not_taken_for_it(config):
+    with answering({"/api/version": "hello"}) as url:
+        found = findings(config("serve.runtime=ollama", f"serve.ollama_url={url}"))
+    assert found["model server"].state == "missing"
+
+
+def test_an_mlflow_server_is_asked_for_its_health(config):
+    with answering({"/health": "OK"}) as url:
+        assert findings(config(f"registry.tracking_uri={url}"))["MLflow"].state == "ok"
+    assert findings(config(f"registry.tracking_uri={url}"))["MLflow"].state == "missing"
+
+
+def test_a_file_that_is_no_mlflow_store_is_missing(config, tmp_path):
+    (tmp_path / "mlflow.db").write_text("no database at all, but long enough to look like one")
+    assert findings(config())["MLflow"].state == "missing"
+
+
+def test_a_model_name_is_not_looked_up_on_the_internet(config):
+    found = findings(config("model.base=someone/some-model"))
+    assert found["base model"].state == "warning"
+    assert "memory" not in found
+
+
+def test_a_folder_that_holds_no_model_is_missing(config, tmp_path):
+    found = findings(config(f"model.base={tmp_path}"))
+    assert found["base model"].state == "missing"
+
+
+def test_a_model_too_large_for_the_machine_is_said_not_to_fit(config, tmp_path):
+    # 400 layers instead of 32: some 85 billion weights, 340 GB in float32.
+    folder = model_folder(tmp_path / "huge", num_hidden_layers=400)
+    found = findings(config(f"model.base={folder}"))
+    assert found["base model"].state == "ok"
+    assert found["memory"].state == "missing"
+    assert "smaller" in found["memory"].text
+
+
+def test_the_weights_of_a_known_model_are_counted_right(config):
+    found = findings(config())
+    assert "8,030 million weights" in found["base model"].text  # 8.03 B, says its card
+
+
+def test_memory_within_a_container_is_that_of_its_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    unlimited = doctor.available_memory()
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("600000\n")
+    (tmp_path / "memory.stat").write_text("anon 350000\ninactive_file 250000\n")
+    assert unlimited > 1_000_000
+    assert doctor.available_memory() == 650_000
+
+
+def test_a_package_of_another_version_is_missing_with_the_one_found(monkeypatch):
+    needs = [Requirement("click>=900"), Requirement("no-such-package-of-ours>=1")]
+    monkeypatch.setattr(doctor, "_requirements", lambda _: needs)
+    found = doctor._extra("train", is_needed=False)
+    assert found.state == "missing"
+    assert "click>=900 (found" in found.text
+    assert "no-such-package-of-ours>=1" in found.text
+
+
+def test_a_machine_without_the_training_side_is_one_that_only_serves(monkeypatch, config):
+    needs = [Requirement("no-such-package-of-ours>=1")]
+    real = doctor._requirements
+    monkeypatch.setattr(doctor, "_requirements", lambda n: needs if n == "train" else real(n))
+    found = findings(config())
+    assert found["extra train"].state == "warning"
+    assert {"MLflow", "base model", "memory"} & found.keys() == set()
+
+
+@pytest.mark.slow
+def test_the_core_alone_can_be_installed_set_up_fed_and_examined(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    pins = ["-c", REPOSITORY / "constraints.txt"]
+    subprocess.run([programs / "pip", "install", "-q", *pins, REPOSITORY], check=True)
+    row = {
+        "tip_id": "a", "user_id": "u", "kind": "k", "context_json": "{}", "tip_content": "t",
+        "created_at": "2026-11-01T08:00:00Z",
+    }  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+
+    def reactune(*arguments):
+        command = [programs / "reactune", "--set", "serve.runtime=ollama", *arguments]
+        environ = {**os.environ, "REACTUNE_KEY": KEY}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+
+    assert reactune("init").returncode == 0
+    assert reactune("ingest", "rows.jsonl").stdout == "rows: 1 in, 1 kept, 0 rejected\n"
+    examined = reactune("doctor")
+    assert "warning  extra train   not installed" in examined.stdout
+    assert "tips: 1" in examined.stdout
+    assert examined.stderr == ""
