@@ -1,0 +1,205 @@
+"""What is live, as this process sees it: the open rollout, with its models published.
+
+The row in the database is the truth; who gets which model, and what they are told, is `serving.py`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.records import ModelVersion, Rollout, Runtime
+from reactune.store import all_model_versions, current_rollout
+
+MAX_AGE_SECONDS = 0.5  # how long a change of the row may go unseen
+FIRST_SECONDS = 30.0  # how long a request waits for the very first publication
+RETRY_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The models that answer now. Without a challenger, `share` is 0.
+
+    `rollout_id` is None while a new challenger is being published: the champion answers everybody,
+    and these tips belong to no comparison.
+    """
+
+    rollout: Rollout
+    rollout_id: str | None
+    share: float
+    champion: ModelVersion
+    challenger: ModelVersion | None
+
+
+class LiveModels:
+    """Reads the open rollout at most every `max_age_seconds`, and publishes what it names.
+
+    Safe for many threads. While one of them reads or publishes, the others go on with what was
+    live before; `watching` keeps both out of the requests' way.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        runtime: Runtime,
+        *,
+        max_age_seconds: float = MAX_AGE_SECONDS,
+        grace_seconds: float = 60.0,
+    ) -> None:
+        self.max_age_seconds = max_age_seconds
+        self._engine = engine
+        self._runtime = runtime
+        self._grace_seconds = grace_seconds
+        self._lock = threading.Lock()
+        self._lineup: Lineup | None = None
+        self._read_at = 0.0
+        self._published: dict[int, ModelVersion] = {}
+        self._doubted: set[int] = set()
+        self._tried_at: dict[int, float] = {}
+        self._unused_since: dict[int, float] = {}
+
+    def current(self) -> Lineup:
+        """What is live; read again if the last reading is older than `max_age_seconds`.
+
+        Raises:
+            CanaryError: nothing is live yet.
+            DataError: the database does not answer.
+        """
+        lineup = self._lineup
+        if lineup is not None and self._is_fresh():
+            return lineup
+        # Only the first requests have nothing to go on with, and wait.
+        if not self._lock.acquire(timeout=FIRST_SECONDS if lineup is None else 0):
+            if lineup is None:
+                raise CanaryError("the champion is still being loaded; try again in a moment")
+            return lineup
+        try:
+            if self._lineup is not None and self._is_fresh():
+                return self._lineup
+            return self._refresh()
+        finally:
+            self._lock.release()
+
+    def refresh(self) -> Lineup:
+        """What is live, read from the database now; returns when its models are published.
+
+        A version that cannot be published is logged and tried again later: what it should have
+        written is answered as for any model that fails.
+
+        Raises:
+            CanaryError: nothing is live yet.
+            DataError: the database does not answer.
+        """
+        with self._lock:
+            return self._refresh()
+
+    def doubt(self, model: ModelVersion) -> None:
+        """The model failed to answer: publish it again with one of the next readings."""
+        self._doubted.add(model.version)
+
+    def _refresh(self) -> Lineup:
+        # Taken before reading and publishing, so that a slow publication does not hide a rollback.
+        read_at = time.monotonic()
+        rollout, models = read_live(self._engine)
+        champion = models[rollout.champion]
+        challenger = None if rollout.challenger is None else models[rollout.challenger]
+        self._publish(champion)
+        if challenger is not None:
+            if self._lineup is None or self._lineup.challenger != challenger:
+                self._adopt(Lineup(rollout, None, 0.0, champion, None), read_at)
+            self._publish(challenger)
+        share = 0.0 if challenger is None else rollout.share
+        lineup = Lineup(rollout, rollout.rollout_id, share, champion, challenger)
+        self._adopt(lineup, read_at)
+        self._retire_others(lineup)
+        return lineup
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._read_at < self.max_age_seconds
+
+    def _adopt(self, lineup: Lineup, read_at: float) -> None:
+        self._lineup, self._read_at = lineup, read_at
+
+    def _publish(self, model: ModelVersion) -> None:
+        version, now = model.version, time.monotonic()
+        is_well = self._published.get(version) == model and version not in self._doubted
+        if is_well or now - self._tried_at.get(version, -RETRY_SECONDS) < RETRY_SECONDS:
+            return
+        self._tried_at[version] = now
+        self._doubted.discard(version)
+        try:
+            self._runtime.publish(model)
+        except (ReleaseError, OSError) as error:
+            self._published.pop(version, None)
+            log.error("version %d cannot be published: %s", version, error)
+            return
+        self._published[version] = model
+
+    def _retire_others(self, lineup: Lineup) -> None:
+        # Requests that were under way at the change may still ask for them: hence the grace.
+        now = time.monotonic()
+        used = {lineup.rollout.champion, lineup.rollout.challenger}
+        for version, model in tuple(self._published.items()):
+            if version in used:
+                self._unused_since.pop(version, None)
+            elif now - self._unused_since.setdefault(version, now) >= self._grace_seconds:
+                self._unused_since.pop(version)
+                try:
+                    self._runtime.retire(model)
+                except ReleaseError as error:
+                    log.warning("version %d cannot be retired: %s", version, error)
+                    continue
+                self._published.pop(version)
+
+
+def read_live(engine: sa.Engine) -> tuple[Rollout, dict[int, ModelVersion]]:
+    """The open rollout, and all registered versions by number.
+
+    Raises:
+        CanaryError: nothing is live yet.
+        DataError: the database does not answer.
+    """
+    try:
+        with engine.connect() as connection:
+            rollout = current_rollout(connection)
+            models = {model.version: model for model in all_model_versions(connection)}
+    except sa.exc.SQLAlchemyError as error:
+        raise DataError(
+            f"what is live cannot be read ({type(error).__name__}); see to the database"
+        ) from error
+    if rollout is None:
+        raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
+    return rollout, models
+
+
+@contextmanager
+def watching(live: LiveModels) -> Iterator[None]:
+    """Keep `live` fresh from a thread of its own, so that requests neither read nor publish."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(live, stop), daemon=True, name="reactune-live")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5.0)
+
+
+def _watch(live: LiveModels, stop: threading.Event) -> None:
+    said = ""
+    while not stop.is_set():
+        try:
+            live.refresh()
+            said = ""
+        except (CanaryError, DataError) as error:
+            if str(error) != said:
+                said = str(error)
+                log.error("%s", said)
+        stop.wait(live.max_age_seconds / 2)

@@ -1,0 +1,62 @@
+"""What requests and answers of the API hold, with the size of each part.
+
+What is done with them is left to `serving.py`.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
+
+from reactune.records import Reaction
+from reactune.serving import MAX_DWELL_MS
+
+Text = Annotated[str, Field(max_length=20_000)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | FiniteFloat
+Value = Text | StrictBool | Number
+Part = (
+    Value
+    | Annotated[list[Text], Field(max_length=200)]
+    | Annotated[dict[Name, Value], Field(max_length=200)]
+)
+Context = Annotated[dict[Name, Part | None], Field(max_length=50)]
+
+
+class Body(BaseModel):
+    """A request: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TipRequest(Body):
+    """Who asks, for what kind of tip, in which situation."""
+
+    user: Annotated[str, Field(min_length=1, max_length=512)]
+    """The app's id of the user; only a keyed hash of it is kept."""
+    kind: Annotated[str, Field(pattern=r"^[\w][\w .:/-]{0,99}$")]
+    """Kind of tip: letters, digits, spaces and `_ . : / -`."""
+    context: Context = {}
+    """Situation; keys outside the allow-list of the settings are dropped."""
+    names: Annotated[list[Name], Field(max_length=50)] = []
+    """Names of people the app knows of: the model sees placeholders instead."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The context without what is null."""
+        return {key: part for key, part in self.context.items() if part is not None}
+
+
+class TipAnswer(BaseModel):
+    """The tip to show."""
+
+    tip_id: str
+    content: str
+
+
+class ReactionRequest(Body):
+    """What the user did with a tip."""
+
+    tip_id: Annotated[str, Field(min_length=1, max_length=200)]
+    reaction: Reaction
+    dwell_ms: Annotated[StrictInt, Field(ge=0, le=MAX_DWELL_MS)]
+    """Milliseconds that the tip was looked at."""

@@ -1,0 +1,127 @@
+"""A model server of our own for the service's tests, and a store in which something is live."""
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from reactune.canary import rollout
+from reactune.canary.routing import route, unit_key
+from reactune.config import CanaryConfig, PromptConfig, ServeConfig
+from reactune.errors import ReleaseError
+from reactune.privacy import Key, user_key
+from reactune.records import Completion, ModelVersion
+from reactune.serving import open_service
+from reactune.store import add_model_version, tip_scores, writing
+
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+KEY = Key(b"k" * 32)
+PROMPTS = PromptConfig(context_keys=("open_tasks", "free_text"), max_context_tokens=64)
+QUICK = ServeConfig(timeout_seconds=0.3)
+MORNING = {"open_tasks": ["water the plants"]}
+
+
+class ModelServer:
+    """Stands in for the model server outside: per version, a text or a function that gives one."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.published, self.retired = [], []
+        self.closed = False
+
+    def publish(self, model):
+        self.published.append(model.version)
+
+    def generate(self, model, prompt, sampling):
+        if model.version not in self.published:
+            raise ReleaseError(f"{model.name} is not published")
+        answer = self.answers[model.version]
+        text = answer if isinstance(answer, str) else answer(prompt, sampling)
+        return Completion(text, len(prompt), len(text), "stop", 0.01, logprob=-1.5)
+
+    def retire(self, model):
+        self.published.remove(model.version)
+        self.retired.append(model.version)
+
+    def close(self):
+        self.closed = True
+
+
+def fails(prompt, sampling):
+    raise ReleaseError(f"the server choked on {prompt}")
+
+
+def breaks(prompt, sampling):
+    raise KeyError(prompt)
+
+
+class Hanging:
+    """Does not answer before it is let go."""
+
+    def __init__(self):
+        self.let_go = threading.Event()
+
+    def __call__(self, prompt, sampling):
+        self.let_go.wait(20)
+        return "too late"
+
+
+def version(number, folder=Path("/models")):
+    return ModelVersion(
+        version=number,
+        name=f"tips:v{number}",
+        run_id=f"run-{number}",
+        gguf=folder / f"v{number}.gguf",
+        sha256=f"{number:02x}" * 32,
+        prompt_folder=folder,
+        base="smollm2-135m-instruct",
+        quantisation="q8_0",
+    )
+
+
+def register(engine, model):
+    with writing(engine) as connection:
+        add_model_version(connection, model, NOON)
+
+
+def set_champion(engine, model=None):
+    register(engine, model or version(1))
+    return rollout.bootstrap_champion(engine, 1, settings=CanaryConfig(), now=NOON)
+
+
+def set_challenger(engine, model=None, *, share=0.5, unit="user_day"):
+    register(engine, model or version(2))
+    settings = CanaryConfig(share=share, ramp=(), unit=unit)
+    return rollout.open_rollout(engine, 2, settings=settings, salt="salt of the test", now=NOON)
+
+
+def roll_back(engine, opened, now=NOON):
+    return rollout.roll_back(engine, opened, actor="hand", reason="test", numbers={}, now=now)
+
+
+def promote(engine, opened, now=NOON):
+    return rollout.promote(engine, opened, actor="hand", reason="test", numbers={}, now=now)
+
+
+def service_of(engine, chat, server, *, settings=QUICK, clock=lambda: NOON, **more):
+    return open_service(
+        engine, chat=chat, runtime=server, key=KEY, settings=settings, clock=clock, **more
+    )
+
+
+def users_on(arm, opened, *, at=NOON):
+    """User ids that the routing gives this arm, without end."""
+    number = 0
+    while True:
+        number += 1
+        user = f"person-{number}@example.org"
+        unit = unit_key("user_day", tip_id="", user_key=user_key(KEY, user), at=at)
+        if route(unit, salt=opened.salt, share=opened.share) == arm:
+            yield user
+
+
+def rows_of(engine):
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(tip_scores).order_by("created_at")).mappings()
+        return [dict(row) for row in rows]
