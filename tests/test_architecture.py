@@ -25,7 +25,7 @@ LAYERS = [
     {"store", "scoring", "footprint"},
     ROOMS,
     {"evaluation", "live", "live_models", "pictures", "progress"},
-    {"paperwork"},
+    {"paperwork", "pairs", "status", "deployment"},
     {"pipeline", "review", "serving", "report", "doctor"},
     {"demo", "web"},
     {"cli"},
@@ -38,7 +38,10 @@ HEAVY = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "ibis", "pyarrow",
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
 }  # fmt: skip
-TRAIN_SIDE = {"train", "evaluation", "pipeline", "review", "live", "report", "pictures", "demo"}
+TRAIN_SIDE = {
+    "train", "evaluation", "pipeline", "review", "live", "report", "pictures", "demo", "paperwork",
+    "pairs", "status", "deployment",
+}  # fmt: skip
 
 
 def name_of(path):

@@ -246,8 +246,9 @@ def test_status_tells_what_is_missing_for_a_run(call, here):
     call("ingest", write_rows(here / "rows.jsonl", [row(number) for number in range(3)]))
     code, out, _ = call("status")
     assert code == 0
-    assert "3 of 500 positives" in out
-    assert "0 of 500 negatives" in out
+    assert "3 positives and 0 negatives" in out
+    assert "500 + 500" in out
+    assert "nothing yet" in out.splitlines()[0]
 
 
 def test_a_run_that_is_not_there_is_named(call):

@@ -13,12 +13,14 @@ from reactune.cli.session import Session
 def deploy(session: Session, version: int | None) -> None:
     """Put a registered version before the first share of users.
 
+    Where nothing is live yet, the base model becomes champion first.
+
     \b
     $ reactune deploy --version 3
     """
-    from reactune import pipeline
+    from reactune import deployment
 
-    click.echo(pipeline.deploy(session.config(), version))
+    click.echo(deployment.deploy(session.config(), version, now=datetime.now(UTC)))
 
 
 @click.command("review")

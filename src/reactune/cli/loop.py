@@ -68,9 +68,9 @@ def status(session: Session) -> None:
     \b
     $ reactune status
     """
-    from reactune import pipeline
+    from reactune.status import status as lines_of
 
-    for line in pipeline.status(session.config(), now=datetime.now(UTC)):
+    for line in lines_of(session.config(), now=datetime.now(UTC)):
         click.echo(line)
 
 
@@ -96,9 +96,9 @@ def evaluate(session: Session, pairs: Path, model: str) -> None:
     \b
     $ reactune evaluate --pairs pairs.jsonl --model challenger
     """
-    from reactune import pipeline
+    from reactune.pairs import evaluate_pairs
 
-    click.echo(pipeline.evaluate_pairs(session.config(), pairs, model).line)
+    click.echo(evaluate_pairs(session.config(), pairs, model).line)
 
 
 def _leave(manifest: "Manifest", waiting_exit_code: int) -> None:

@@ -16,9 +16,9 @@ def serve(session: Session) -> None:
     $ reactune serve
     $ reactune --set serve.port=9000 serve
     """
-    from reactune.web import api
+    from reactune.web.api import serve as listen
 
-    api.serve(session.config())
+    listen(session.config())
 
 
 @click.command
