@@ -8,6 +8,7 @@ import statsmodels.api as sm
 from scipy.stats import beta, chisquare, norm
 
 from canary_fixtures import draw_worlds, outcomes_of
+from reactune.canary.bounds import kappa, multiplier
 from reactune.canary.compare import (
     Path,
     bounds_over_time,
@@ -102,6 +103,34 @@ def test_standard_errors_are_those_of_a_clustered_regression():
     assert (high[-1] + low[-1]) / 2 == pytest.approx(fit.params[1], abs=0.5 * fit.bse[1])
 
 
+@pytest.mark.parametrize(("liked_on_challenger", "rules"), [([0, 0], "possible"), ([0, 3], "seen")])
+def test_bounds_rest_on_the_larger_of_what_was_seen_and_what_was_possible(
+    liked_on_challenger, rules
+):
+    share = np.repeat([0.1, 0.2], 100)
+    challenger = np.arange(200) % 10 == 0
+    tips = np.full(200, 3)
+    positives = np.where(
+        challenger, np.resize(np.repeat(liked_on_challenger, 10), 200), np.arange(200) % 3
+    )
+    estimate, low, high = effect_bounds(
+        tips, positives, challenger, share, alpha=0.05, planned_units=300
+    )
+    rate = [(positives[:u].sum() + 1) / (tips[:u].sum() + 2) for u in range(200)]
+    variance = {"seen": 0.0, "possible": 0.0}
+    for n, liked, m, arm, p in zip(tips, positives, rate, challenger, share, strict=True):
+        score = (liked - n * m) * (arm - p)
+        variance["seen"] += (score - estimate[-1] * n * p * (1 - p)) ** 2
+        variance["possible"] += (
+            p * (1 - p) * (liked - n * m - estimate[-1] * n * (arm - 1 + p)) ** 2
+        )
+    assert max(variance, key=variance.get) == rules
+    size = np.sum(tips * share * (1 - share))
+    part_of_plan = np.sum(share * (1 - share)) / (300 * 0.1 * 0.9)
+    half = float(multiplier(kappa(0.05) * part_of_plan, 0.05)) * variance[rules] ** 0.5 / size
+    assert (low[-1], high[-1]) == pytest.approx((estimate[-1] - half, estimate[-1] + half))
+
+
 def test_swapping_the_arms_swaps_the_sign_and_nothing_else():
     world = one_world(3, 1_500, share=0.4, rate=0.3, effect=0.05, tips=2)
     swapped = replace(world, challenger=~world.challenger, share=1 - world.share)
@@ -165,6 +194,39 @@ def test_a_ramp_over_days_of_several_tips_rarely_tells_identical_models_apart(tr
     promoted, rolled_back = verdicts_on_the_way(worlds, RAMP)
     assert clopper_pearson_low(promoted, 300) <= 0.025
     assert clopper_pearson_low(rolled_back, 300) <= 0.025
+
+
+def test_reading_while_days_are_half_over_rarely_tells_identical_models_apart():
+    rng = np.random.default_rng(29)
+    days, per_day = 6, 250
+    units = days * per_day
+    promoted = rolled_back = 0
+    for _ in range(120):
+        arm, tips, positives = (
+            each[0] for each in draw_worlds(rng, 1, units, share=0.1, rate=0.3, tips=6, icc=0.33)
+        )
+        unit = np.repeat(np.arange(units), tips)
+        at = unit // per_day + rng.random(len(unit))
+        liked = np.arange(len(unit)) - np.repeat(np.cumsum(tips) - tips, tips) < positives[unit]
+        in_time = np.argsort(at)
+        lows, highs = [], []
+        for look in np.arange(0.5, days + 0.1, 0.25):
+            seen = in_time[at[in_time] <= look]
+            _, first = np.unique(unit[seen], return_index=True)
+            order = unit[seen][np.sort(first)]
+            so_far = np.bincount(unit[seen], minlength=units)[order]
+            good = np.bincount(unit[seen], weights=liked[seen], minlength=units)[order]
+            ready = is_burnt_in(so_far, good, arm[order], min_positives=20, min_negatives=20)
+            share = np.full(len(order), 0.1)
+            _, low, high = effect_bounds(
+                so_far, good, arm[order], share, alpha=0.05, planned_units=1_000
+            )
+            lows.append(ready[-1] and low[-1] > 0)
+            highs.append(ready[-1] and high[-1] < 0)
+        promoted += any(lows)
+        rolled_back += any(highs)
+    assert clopper_pearson_low(promoted, 120) <= 0.025
+    assert clopper_pearson_low(rolled_back, 120) <= 0.025
 
 
 def test_a_plain_z_test_read_as_often_would_tell_them_apart():
@@ -261,6 +323,17 @@ def test_many_quick_dismissals_of_one_unit_are_one_event():
     assert once.harm == often.harm > log(40)
 
 
+def test_the_evidence_of_each_share_is_its_own_and_is_multiplied():
+    share, everyone = np.repeat([0.1, 0.5], 30), np.ones(60, bool)
+    both = harm_evidence(everyone, everyone, share, margin=0.25)[-1]
+    alone = [harm_evidence(everyone[:30], everyone[:30], np.full(30, p), margin=0.25)[-1]
+             for p in (0.1, 0.5)]  # fmt: skip
+    assert both == pytest.approx(sum(alone))
+    both = mismatch_evidence(everyone, share)[-1]
+    alone = [mismatch_evidence(everyone[:30], np.full(30, p))[-1] for p in (0.1, 0.5)]
+    assert both == pytest.approx(sum(alone))
+
+
 def lossy_world():
     """A clearly better challenger, a third of whose exposures get lost."""
     world = one_world(17, 12_000, share=0.5, rate=0.3, effect=0.2)
@@ -314,6 +387,8 @@ def test_an_inconclusive_rollout_ends_with_the_champion():
     assert decision.verdict == "roll back"
     assert "inconclusive" in decision.reason
     assert "champion stays" in decision.reason
+    better = one_world(21, 6_000, share=0.3, rate=0.3, effect=0.2)
+    assert judge(better, settings=settings).verdict == "promote"
 
 
 def test_a_margin_promotes_what_is_no_worse_than_that():
