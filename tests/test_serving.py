@@ -438,6 +438,23 @@ def test_while_a_challenger_is_being_loaded_the_champion_answers_outside_any_com
     assert arms == {"challenger"}
 
 
+def test_a_rollback_while_the_challenger_is_being_loaded_is_not_overlooked(engine, service, server):
+    set_champion(engine)
+    ask(service)
+    opened = set_challenger(engine)
+    at_once = server.publish
+
+    def while_it_is_rolled_back(model):
+        roll_back(engine, opened)
+        time.sleep(service.live.max_age_seconds)
+        at_once(model)
+
+    server.publish = while_it_is_rolled_back
+    service.live.refresh()
+    assert ask(service, next(users_on("challenger", opened))).content == "Champion's tip."
+    assert rows_of(engine)[-1]["arm"] == "champion"
+
+
 def test_a_challenger_that_cannot_be_published_is_tried_again_later(
     engine, service, server, opened, monkeypatch, caplog
 ):
