@@ -32,8 +32,7 @@ def serve(session: Session) -> None:
 )
 @click.option(
     "--tastes",
-    type=click.Choice(["hidden", "none"]),
-    default="hidden",
+    default="default",
     show_default=True,
     help="What the audience likes; with none, reactions are coin flips.",
 )
