@@ -43,7 +43,8 @@ class LlamaCpp:
     settings: ServeConfig
     servers: dict[str, Server] = field(default_factory=dict)
     client: httpx.Client = field(default_factory=lambda: httpx.Client(trust_env=False))
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    starting: threading.Lock = field(default_factory=threading.Lock)
 
     def publish(self, model: ModelVersion) -> None:
         """Start the version's child, unless it runs.
@@ -51,11 +52,17 @@ class LlamaCpp:
         Raises:
             ReleaseError: the wheel or the file is missing, or llama.cpp refuses the file.
         """
-        with self.lock:
-            running = self.servers.get(model.name)
+        with self.starting:
+            with self.lock:
+                running = self.servers.get(model.name)
             if running is not None and running.process.poll() is None:
                 return
-            self.servers[model.name] = start(model.gguf, self.settings)
+            if running is not None:
+                stop(running)
+            # Loading takes seconds; meanwhile the others answer, so only `starting` is held.
+            server = start(model.gguf, self.settings)
+            with self.lock:
+                self.servers[model.name] = server
 
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         """Continue the prompt as `Runtime.generate` promises.
