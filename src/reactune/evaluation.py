@@ -85,22 +85,31 @@ def score_rows(
     name: str,
     kinds: Sequence[str],
 ) -> list[list[Floats]]:
-    """Token log-probabilities of several lists of rows under one model, opened once.
-
-    Rows of one kind share a prefix and are scored together.
-    """
+    """Token log-probabilities of several lists of rows under one model, opened once."""
     results = []
     with open_model(base.folder, adapter, dtype=best_dtype()) as model:
         for one in rows:
             scores: list[Floats] = [np.empty(0)] * len(one)
             with tqdm(total=len(one), desc=f"score {name}", unit="tip", leave=False) as bar:
-                for kind in sorted(set(kinds)):
-                    places = [i for i, other in enumerate(kinds) if other == kind]
+                for places in places_with_one_prefix(one, kinds):
                     part = score(model, [one[i] for i in places], progress=bar.update)
                     for place, values in zip(places, part, strict=True):
                         scores[place] = values
             results.append(scores)
     return results
+
+
+def places_with_one_prefix(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[int]]:
+    """Rows to be scored together: those of one prompt if prompts repeat, else those of one kind.
+
+    What they share is then computed once.
+    """
+    prompts = [tuple(prompt) for prompt, _ in rows]
+    keys: Sequence[object] = prompts if 2 * len(set(prompts)) <= len(rows) else kinds
+    groups: dict[object, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
 
 
 def gate_report(

@@ -127,7 +127,9 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
             progress=bar,
         )
     adapters: dict[str, Path] = {each.method: each.adapter for each in trained}
-    reports = validation_reports(base, chat, examples["validation"], adapters, config.gate)
+    limit, seed = config.gate.max_examples, config.gate.seed
+    validation = sample(examples["validation"], limit=limit, seed=seed)
+    reports = validation_reports(base, chat, validation, adapters, config.gate)
     best = next(each for each in trained if each.method == best_method(reports))
     keep_adapter(best.adapter, folder / "adapter")
     write_training(folder, best, trained, reports)
