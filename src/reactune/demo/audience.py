@@ -23,7 +23,7 @@ from reactune.records import Reaction
 TASTES = ("default", "none")
 USERS = 400
 FIRST_DAY = datetime(2026, 3, 2, tzinfo=UTC)
-OWN_MEMORY, SHARED_MEMORY = 20, 60  # tips that one person, and one neighbourhood, remember
+OWN_MEMORY, SHARED_MEMORY = 10, 60  # tips that one person, and one neighbourhood, remember
 NEARLY_THE_SAME = 0.6  # Jaccard share of words
 
 
@@ -102,8 +102,9 @@ class Town:
             name: people.person(name, roles[number % len(roles)], draw)
             for number, name in enumerate(names)
         }
-        self._situations = _by_role(read_pool().situations if situations is None else situations)
-        self._upcoming: dict[str, deque[Situation]] = defaultdict(deque)
+        self._upcoming = _by_role(read_pool().situations if situations is None else situations)
+        for role, upcoming in self._upcoming.items():
+            random.Random(f"{seed} {role}").shuffle(upcoming)
         self._days: list[tuple[Visit, ...]] = []
         self._own: dict[str, deque[frozenset[str]]] = defaultdict(lambda: deque(maxlen=OWN_MEMORY))
         self._shared: dict[str, deque[frozenset[str]]] = defaultdict(
@@ -176,13 +177,13 @@ class Town:
         )
 
     def _happen(self, role: str) -> Situation:
-        """Everything happens once before anything happens again."""
+        """Everything happens once before anything happens again, and then in the same order.
+
+        So a tip that is tied to a situation comes back when it is forgotten, not before.
+        """
         upcoming = self._upcoming[role]
-        if not upcoming:
-            again = list(self._situations[role])
-            random.Random(f"{self.seed} {role} {len(self._days)}").shuffle(again)
-            upcoming.extend(again)
-        return upcoming.popleft()
+        upcoming.rotate(-1)
+        return upcoming[-1]
 
 
 def expected_reward(
@@ -212,11 +213,11 @@ def _count_near(mark: frozenset[str], remembered: Iterable[frozenset[str]]) -> i
     )
 
 
-def _by_role(situations: Iterable[Situation]) -> dict[str, list[Situation]]:
-    by_role: dict[str, list[Situation]] = defaultdict(list)
+def _by_role(situations: Iterable[Situation]) -> dict[str, deque[Situation]]:
+    by_role: dict[str, deque[Situation]] = {role: deque() for role in TASKS}
     for situation in situations:
         by_role[situation.role].append(situation)
-    missing = TASKS.keys() - by_role.keys()
+    missing = [role for role, upcoming in by_role.items() if not upcoming]
     if missing:
-        raise ConfigError(f"no situations for {', '.join(sorted(missing))}; make a larger pool")
+        raise ConfigError(f"no situations for {', '.join(missing)}; make a larger pool of tips")
     return by_role

@@ -6,6 +6,7 @@ Plain properties of text and situation, 0 to 1; how much anyone cares is decided
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 from reactune.demo.words import (
@@ -22,9 +23,9 @@ WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 UNITS = r"(?:minutes?|mins?|hours?|seconds?|times?|steps?|glass(?:es)?|pages?|breaths?|am|pm)"
 AMOUNT = re.compile(rf"\b(?:\d+|{'|'.join(NUMBERS)}|a|an|half an)[\s-]*{UNITS}\b|\b\d+\b", re.I)
 ABOUT_ITSELF = re.compile(
-    r"\b(?:tips?|sentences?|suggestions?|smollm|assistant|assist|ai|chatbot|user|users|text|version|"
-    r"i'm|i'd|i'll|i've|i|my|me|here's|here is|this is|example|prompt|advice|coach|notes?|"
-    r"settings|time of day|free text|revised|rewritten|goal:|task:)\b",
+    r"\b(?:tips?|sentences?|suggestions?|smollm|assistant|assist|ai|chatbot|users?|the text|"
+    r"version|i'm|i'd|i'll|i've|i|my|me|here's|here is|this is|example|prompt|advice|coach|notes|"
+    r"settings|time of day|free text|revised|rewritten)\b|\b(?:goal|task):",
     re.I,
 )
 
@@ -75,6 +76,7 @@ def plain_text(tip: str) -> str:
     return text.strip("\"'*#-\u201c\u201d ")
 
 
+@lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """The word without the ending of plural, past or progressive: enough to meet its kin."""
     for ending in ("ing", "ies", "es", "ed", "s"):

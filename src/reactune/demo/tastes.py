@@ -27,7 +27,7 @@ CARES: Mapping[str, float] = {
     "breaks_off": -1.4,
 }
 COMFORT = 2.2
-NOVELTY = 4.0
+NOVELTY = 6.0
 START = -2.8
 DISPOSED = 0.8  # nobody does more than this share even of perfect tips
 AT_ONCE, LEFT_OPEN = 0.08, 0.06  # shares of `done` that tell nothing: ticked off unread, forgotten
