@@ -434,6 +434,13 @@ def test_the_share_does_not_grow_while_the_data_cannot_be_trusted():
     assert step(lossy_world(), 0.5, CanaryConfig(ramp=(0.6,))) is None
 
 
+@pytest.mark.parametrize("effect", [-0.3, 0.3])
+def test_the_share_does_not_grow_after_a_verdict(effect):
+    world = one_world(30, 6_000, share=0.1, rate=0.4, effect=effect)
+    assert judge(world).verdict != "wait"
+    assert step(world, 0.1) is None
+
+
 def test_bounds_over_time_end_with_the_comparison_and_are_thinned():
     world = one_world(27, 3_000, share=0.3, rate=0.4, effect=0.1)
     path = bounds_over_time(world, settings=SETTINGS, planned_units=5_000, points=50)

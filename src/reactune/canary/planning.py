@@ -5,8 +5,7 @@ A plan promises nothing about the rollout; `compare.py` decides on what was seen
 
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-
-from scipy.stats import norm
+from statistics import NormalDist
 
 from reactune.canary.bounds import kappa, multiplier
 from reactune.errors import CanaryError
@@ -56,7 +55,7 @@ def plan(
             f"lift = {lift}: with baseline = {baseline} it must lead to another rate in 0..1"
         )
     spread = sqrt(baseline * (1 - baseline) / (share * (1 - share)))
-    distance = float(multiplier(kappa(alpha), alpha)) + float(norm.ppf(power))
+    distance = float(multiplier(kappa(alpha), alpha)) + NormalDist().inv_cdf(power)
     design_effect = 1 + (tips_per_unit - 1) * correlation
     tips = (distance * spread / lift) ** 2 * design_effect
     units = ceil(tips / tips_per_unit)
