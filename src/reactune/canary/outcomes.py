@@ -76,6 +76,23 @@ def read_outcomes(
 def _sums_by_unit(
     rollout_id: str, labels: LabelConfig, closed: datetime
 ) -> sa.Select[*tuple[object, ...]]:
+    of = _closed_tips(rollout_id, labels, closed).c
+    return sa.select(
+        of.unit_key,
+        sa.func.max(sa.case((of.nth == 1, of.challenger))),
+        sa.func.max(sa.case((of.nth == 1, of.share))),
+        sa.func.count(),
+        sa.func.sum(of.positive),
+        sa.func.sum(of.quick),
+        sa.func.sum(of.snooze),
+        sa.func.sum(of.fallback),
+        sa.case((sa.func.min(of.challenger) != sa.func.max(of.challenger), 1), else_=0),
+        sa.func.min(of.shown_at).label("first_shown_at"),
+    ).group_by(of.unit_key)
+
+
+def _closed_tips(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Subquery:
+    """Each tip that counts, as zeros and ones, numbered within its unit."""
     row = tip_scores.c
     nth = sa.func.row_number().over(partition_by=row.unit_key, order_by=(row.shown_at, row.tip_id))
     is_positive = sa.and_(
@@ -85,7 +102,7 @@ def _sums_by_unit(
     )
     is_quick = sa.and_(row.reaction == "dismiss", row.dwell_ms < labels.negative_dwell_below_ms)
     on_challenger = row.arm == "challenger"
-    tips = (
+    return (
         sa.select(
             row.unit_key,
             row.shown_at,
@@ -106,19 +123,6 @@ def _sums_by_unit(
         )
         .subquery("tips")
     )
-    of = tips.c
-    return sa.select(
-        of.unit_key,
-        sa.func.max(sa.case((of.nth == 1, of.challenger))),
-        sa.func.max(sa.case((of.nth == 1, of.share))),
-        sa.func.count(),
-        sa.func.sum(of.positive),
-        sa.func.sum(of.quick),
-        sa.func.sum(of.snooze),
-        sa.func.sum(of.fallback),
-        sa.case((sa.func.min(of.challenger) != sa.func.max(of.challenger), 1), else_=0),
-        sa.func.min(of.shown_at).label("first_shown_at"),
-    ).group_by(of.unit_key)
 
 
 def _as_number(condition: sa.ColumnElement[bool]) -> sa.Case[int]:
