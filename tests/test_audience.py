@@ -28,6 +28,8 @@ from reactune.demo.policies import (
 )
 from reactune.demo.pool import (
     FILE,
+    SEED,
+    SIZE,
     PooledRuntime,
     digest_of,
     fit,
@@ -332,7 +334,7 @@ def test_the_pool_holds_the_tips_that_these_settings_ask_for(config, chat):
 
 
 def test_the_situations_of_the_pool_are_those_of_its_seed():
-    made = {repr(each) for each in situations(6_000, seed=20)}
+    made = {repr(each) for each in situations(SIZE, seed=SEED)}
     assert {repr(each) for each in read_pool().situations} <= made
 
 

@@ -39,10 +39,11 @@ def shortest_tip(past: Sequence[Shown]) -> Policy:
 def most_popular_tip(past: Sequence[Shown]) -> Policy:
     """Always the tip of the asked kind with the highest share of positives, (k + 1) / (n + 2).
 
-    The rule of succession keeps a tip that one person liked below one that nine of ten did.
+    The rule of succession keeps a tip that one person liked below one that nine of ten did. Of
+    equals the shorter.
     """
     return _one_per_kind(
-        past, lambda tip, results: ((sum(results) + 1) / (len(results) + 2), len(results), tip)
+        past, lambda tip, results: ((sum(results) + 1) / (len(results) + 2), -len(tip), tip)
     )
 
 

@@ -33,7 +33,7 @@ from reactune.release.runtimes import connect
 FILE = Path(__file__).with_name("pool.jsonl.gz")
 VERSION = 1
 SEED = 20
-SIZE = 6_000
+SIZE = 4_000
 FIRST_SAMPLING_SEED = 7_000_000
 
 
