@@ -67,6 +67,18 @@ def bounds(
     return _svg(figure)
 
 
+def arms(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Each arm's positives per tip so far, by units observed."""
+    figure, axes = _figure(6.4, 2.8)
+    for name, curve in curves.items():
+        if curve:
+            units, rates = zip(*curve, strict=True)
+            axes.plot(units, rates, color=COLOURS.get(name, OTHER), label=name)
+    axes.set(xlabel="units observed", ylabel="positives per tip, so far", ylim=(0, None))
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def bars(title: str, values: Mapping[str, float]) -> str:
     """One horizontal bar for each name."""
     figure, axes = _figure(6.4, 0.9 + 0.38 * len(values))

@@ -8,11 +8,12 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,15 +23,18 @@ from reactune.config import CONFIG_NAME, Config, load
 from reactune.data.engines import open_scores
 from reactune.data.scores import daily_counts
 from reactune.database import create_store
-from reactune.demo.audience import Audience, Visit, load_audience
-from reactune.demo.pool import PooledRuntime, read_pool
+from reactune.demo.audience import Audience, Response, Visit, load_audience
+from reactune.demo.policies import Shown, is_positive
+from reactune.demo.pool import PooledRuntime, digest_of, read_pool
 from reactune.demo.settings import demo_config
+from reactune.demo.telling import Told, arms_of, tell
 from reactune.errors import CanaryError
 from reactune.model import base_model
 from reactune.privacy import load_key
-from reactune.prompt import load_chat
-from reactune.records import Manifest, Rollout
+from reactune.prompt import assemble, load_chat
+from reactune.records import STAGES, Manifest, Rollout
 from reactune.release.runtimes import connect
+from reactune.runs import all_runs
 
 TOWN = "reactune.demo.audience:Town"
 SLACK = 1.12  # labels wanted before a training, over its thresholds: duplicates take some
@@ -58,89 +62,122 @@ class Stage:
     config: Config
     audience: Audience
     service: serving.Service
+    runtime: PooledRuntime
     clock: Clock
     say: Say
 
 
 @dataclass(frozen=True)
 class Served:
-    """A visit and the tip it was shown."""
+    """A visit, the tip it was shown, and what came of it."""
 
     visit: Visit
     tip_id: str
     text: str
-
-
-@dataclass
-class Cycle:
-    """What one round of the loop left behind, for the report."""
-
-    manifest: Manifest | None = None
-    rollout: Rollout | None = None
-    verdict: str = ""
-    canary: list[Served] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    response: Response | None = None
 
 
 def run_demo(
     folder: Path, *, seed: int, cycles: int, tastes: str, audience: str | None, say: Say
-) -> list[Cycle]:
-    """Go round the loop `cycles` times before an audience; ends with `report.html` in the folder.
+) -> Path:
+    """Go round the loop `cycles` times before an audience; the path of the report.
 
     Raises:
-        ReactuneError: whatever a stage refuses; ConfigError for an audience that cannot be made.
+        ReactuneError: whatever a stage cannot do; ConfigError for an audience that cannot be made.
     """
     config = set_up(folder, seed=seed)
-    people = load_audience(audience or TOWN, seed=seed, tastes=tastes)
+
+    def make_people() -> Audience:
+        return load_audience(audience or TOWN, seed=seed, tastes=tastes)
+
+    people = make_people()
+    say("exporting the base model: it is version 1 and the first champion")
     live.ensure_champion(config)
-    rounds: list[Cycle] = []
+    told: list[Told] = []
+    past: list[Served] = []
     day = 0
     with serving_people(config, people, seed=seed, say=say) as stage:
         for number in range(1, cycles + 1):
-            say(f"cycle {number} of {cycles}")
-            cycle, day = go_round(stage, day)
-            rounds.append(cycle)
-    return rounds
+            say(f"round {number} of {cycles}")
+            one, day = go_round(stage, day, past)
+            told.append(one)
+        report = tell(config, told, make_people, now=midnight_after(stage, day - 1))
+    say(f"report    {report}")
+    return report
 
 
-def go_round(stage: Stage, day: int) -> tuple[Cycle, int]:
-    """People react until there is enough to learn from; train; try; decide."""
-    cycle = Cycle()
-    with timed(cycle, "people react to the champion"):
-        day, cycle.manifest = until_trained(stage, day, cycle)
-    if cycle.manifest.stage != "deploy":
-        cycle.verdict = cycle.manifest.summary
-        return cycle, day
-    with timed(cycle, "people meet the challenger"):
-        day = until_decided(stage, day, cycle)
-    return cycle, day
+def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
+    """People react until there is enough to learn from; train; try; decide. The next day too."""
+    started = time.monotonic()
+    day, manifest, run = until_trained(stage, day, past)
+    trained = time.monotonic()
+    canary: list[Served] = []
+    rollout, verdict = None, manifest.summary
+    if manifest.stage == STAGES[-1]:
+        rollout = live.current(stage.config)
+        day, verdict = until_decided(stage, day, canary)
+    seconds = {
+        "reactions to the champion, and all stages": trained - started,
+        "reactions to champion and challenger": time.monotonic() - trained,
+    }
+    before, after = side_by_side(stage, rollout, canary)
+    shown = [remembered(stage.config, one) for one in past]
+    past += canary
+    return Told(run, rollout, verdict, before, after, shown, seconds), day
 
 
-def until_trained(stage: Stage, day: int, cycle: Cycle) -> tuple[int, Manifest]:
-    """Let days pass until a run does not wait any more; the next day, and how the run ended."""
+def until_trained(stage: Stage, day: int, past: list[Served]) -> tuple[int, Manifest, Path]:
+    """Let days pass until a run does not wait; the next day, how the run ended, its folder."""
     for today in range(day, day + MAX_HISTORY_DAYS):
-        live_through(stage, today)
+        past += live_through(stage, today)
         if is_worth_a_run(stage.config):
             manifest = pipeline.run(stage.config, say=stage.say)
             if manifest.outcome != "waiting":
                 stage.service.live.refresh()
-                return today + 1, manifest
+                return today + 1, manifest, all_runs(stage.config.run_root)[-1]
     raise CanaryError(f"{MAX_HISTORY_DAYS} days brought too few reactions to learn from")
 
 
-def until_decided(stage: Stage, day: int, cycle: Cycle) -> int:
-    """Let days pass, with a review each night, until nobody is on trial; the next day."""
-    cycle.rollout = live.current(stage.config)
+def until_decided(stage: Stage, day: int, canary: list[Served]) -> tuple[int, str]:
+    """Let days pass, with a review each night, until it is decided; the next day, the verdict."""
+    stage.service.live.refresh()
     for today in range(day, day + MAX_CANARY_DAYS):
-        cycle.canary += live_through(stage, today)
+        canary += live_through(stage, today)
         found = review.review(stage.config, now=midnight_after(stage, today))
-        stage.say(f"day {today + 1:3}   {found.line}")
+        stage.say(f"day {today + 1:<5} {found.line}")
         stage.service.live.refresh()
         if found.rollout.challenger is None:
-            cycle.verdict = found.line
-            return today + 1
-    cycle.verdict = f"undecided after {MAX_CANARY_DAYS} days"
-    return day + MAX_CANARY_DAYS
+            return today + 1, found.line
+    return day + MAX_CANARY_DAYS, f"undecided after {MAX_CANARY_DAYS} days"
+
+
+def side_by_side(
+    stage: Stage, rollout: Rollout | None, canary: list[Served]
+) -> tuple[list[tuple[Visit, str]], list[tuple[Visit, str]]]:
+    """The challenger's visits with the base model's tips for them, and with the challenger's own.
+
+    Only where the base model's tip is known without writing it again: from the pool.
+    """
+    if rollout is None:
+        return [], []
+    arms = arms_of(stage.config, rollout)
+    pool = stage.runtime.by_digest
+    before, after = [], []
+    for one in canary:
+        if arms.get(one.tip_id) != ("challenger", None):
+            continue
+        prompt = assemble(stage.service.chat, one.visit.kind, one.visit.context)
+        pooled = pool.get(digest_of(prompt.text))
+        if pooled is not None:
+            before.append((one.visit, pooled.text))
+            after.append((one.visit, one.text))
+    return before, after
+
+
+def remembered(config: Config, served: Served) -> Shown:
+    """What a policy without a model may know of a tip that was shown."""
+    liked = served.response is not None and is_positive(served.response, config.labels)
+    return Shown(kind=served.visit.kind, tip=served.text, is_positive=liked)
 
 
 def live_through(stage: Stage, day: int) -> list[Served]:
@@ -155,9 +192,7 @@ def live_through(stage: Stage, day: int) -> list[Served]:
     ):
         for start in range(0, len(visits), size):
             batch = visits[start : start + size]
-            for one in threads.map(lambda visit: show(stage, visit), batch):
-                served.append(one)
-                respond(stage, one)
+            served += [respond(stage, one) for one in threads.map(partial(show, stage), batch)]
             bar.update(len(batch))
     return served
 
@@ -172,13 +207,13 @@ def show(stage: Stage, visit: Visit) -> Served:
     return Served(visit, tip.tip_id, tip.content)
 
 
-def respond(stage: Stage, served: Served) -> None:
+def respond(stage: Stage, served: Served) -> Served:
     """Let the visitor react, and tell the service."""
     response = stage.audience.react(served.visit, served.text)
-    if response.reaction is None or response.dwell_ms is None:
-        return
-    stage.clock.moments.now = served.visit.moment + timedelta(milliseconds=response.dwell_ms)
-    serving.react(stage.service, served.tip_id, response.reaction, response.dwell_ms)
+    if response.reaction is not None and response.dwell_ms is not None:
+        stage.clock.moments.now = served.visit.moment + timedelta(milliseconds=response.dwell_ms)
+        serving.react(stage.service, served.tip_id, response.reaction, response.dwell_ms)
+    return replace(served, response=response)
 
 
 def is_worth_a_run(config: Config) -> bool:
@@ -218,25 +253,19 @@ def set_up(folder: Path, *, seed: int) -> Config:
 def serving_people(config: Config, people: Audience, *, seed: int, say: Say) -> Iterator[Stage]:
     """The service of an app, on the audience's clock; the base model's tips come from the pool."""
     clock = Clock()
+    runtime = PooledRuntime(connect(config.serve), read_pool())
     with live.database(config) as engine:
         service = serving.open_service(
             engine,
             chat=load_chat(base_model(config.model).folder, config.prompt),
-            runtime=PooledRuntime(connect(config.serve), read_pool()),
+            runtime=runtime,
             key=load_key(config.privacy, os.environ),
             settings=config.serve,
             clock=clock.now,
-            draw=random.Random(f"{seed} serving").getrandbits,
+            # A second start on the same folder must not draw the ids of the first again.
+            draw=random.Random(f"{seed} {time.time_ns()}").getrandbits,
         )
         try:
-            yield Stage(config, people, service, clock, say)
+            yield Stage(config, people, service, runtime, clock, say)
         finally:
             serving.close_service(service)
-
-
-@contextmanager
-def timed(cycle: Cycle, name: str) -> Iterator[None]:
-    """Note how long something took."""
-    started = time.monotonic()
-    yield
-    cycle.seconds[name] = time.monotonic() - started
