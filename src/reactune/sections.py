@@ -142,6 +142,8 @@ class TrainConfig(Section):
     """Rank of the LoRA matrices."""
     lora_alpha: int = Field(32, ge=1)
     """Scale of the LoRA matrices: alpha / rank."""
+    lora_layers: int = Field(0, ge=0)
+    """Adapt the last so many layers only, which saves the way back through the others; 0: all."""
     lora_dropout: Share = 0.0
     """Dropout on the LoRA input."""
     learning_rate: float = Field(2e-4, gt=0)

@@ -40,6 +40,7 @@ class Job:
     lora_rank: int
     lora_alpha: int
     lora_dropout: float
+    lora_layers: int
     checkpoint_steps: int
     max_seconds: float
     seed: int

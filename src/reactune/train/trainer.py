@@ -5,12 +5,15 @@ Which rows it gets and which of several adapters is kept is decided by the calle
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,7 @@ def plan_job(
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        lora_layers=settings.lora_layers,
         checkpoint_steps=settings.checkpoint_steps,
         max_seconds=max_seconds,
         seed=settings.seed,
@@ -144,20 +148,36 @@ def train_methods(
                 f"[train] method = {method!r}, but the dataset has no rows for it; "
                 f"it has some for {', '.join(rows) or 'none'}"
             )
+        chosen = within_budget(rows[method], settings)
         job = plan_job(
             method,
-            rows[method],
+            chosen,
             base_folder=base_folder,
             settings=settings,
             dtype=dtype,
             max_seconds=seconds / (len(methods) - place),
         )
-        one = train(
-            folder / method, job, rows[method], backend=settings.backend, progress=progress(job)
-        )
+        one = train(folder / method, job, chosen, backend=settings.backend, progress=progress(job))
         trained.append(one)
         seconds = max(seconds - one.seconds, 60.0)
     return trained
+
+
+def within_budget(rows: Sequence[dict[str, Any]], settings: TrainConfig) -> list[dict[str, Any]]:
+    """As many rows as the token budget reads once, drawn by the seed; all where it reads more.
+
+    Labelled rows are drawn in turn from liked and disliked ones, so that a small budget sees both
+    alike.
+    """
+    drawn = list(rows)
+    random.Random(settings.seed).shuffle(drawn)
+    if "label" in drawn[0]:
+        liked, disliked = ([r for r in drawn if r["label"] is label] for label in (True, False))
+        both = min(len(liked), len(disliked))
+        pairs = [row for pair in zip(liked, disliked, strict=False) for row in pair]
+        drawn = pairs + liked[both:] + disliked[both:]
+    affordable = list(accumulate(map(tokens_of, drawn)))
+    return drawn[: max(settings.batch_size, bisect_right(affordable, settings.token_budget))]
 
 
 def keep_adapter(adapter: Path, out: Path) -> None:

@@ -81,9 +81,15 @@ def load_model(job: Job) -> Any:
             lora_alpha=job.lora_alpha,
             lora_dropout=job.lora_dropout,
             target_modules=TARGETS,
+            layers_to_transform=last_layers(model.config.num_hidden_layers, job.lora_layers),
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def last_layers(layers: int, wanted: int) -> list[int] | None:
+    """The numbers of the last layers; None, which means all, where 0 are wanted."""
+    return list(range(max(0, layers - wanted), layers)) if wanted else None
 
 
 def arguments(folder: Path, job: Job) -> dict[str, Any]:
