@@ -36,7 +36,7 @@ test-all: setup ## every test
 
 lint: setup ## style, format and types
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --check src tests scripts bench
 	$(BIN)/mypy
 
 bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.py

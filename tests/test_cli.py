@@ -251,6 +251,13 @@ def test_status_tells_what_is_missing_for_a_run(call, here):
     assert "nothing yet" in out.splitlines()[0]
 
 
+def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ibis", None)  # importing it is now a ModuleNotFoundError
+    code, out, err = call("explain")
+    assert (code, out) == (1, "")
+    assert err == "reactune: this command needs ibis; run `pip install 'reactune[train]'`\n"
+
+
 def test_a_run_that_is_not_there_is_named(call):
     call("init")
     code, _, err = call("run", "--run", "20000101-000000-dead")

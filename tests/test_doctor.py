@@ -233,3 +233,6 @@ def test_the_core_alone_can_be_installed_set_up_fed_and_examined(tmp_path):
     assert "warning  extra train   not installed" in examined.stdout
     assert "tips: 1" in examined.stdout
     assert examined.stderr == ""
+    refused = reactune("explain")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "reactune[train]" in refused.stderr

@@ -15,6 +15,13 @@ from reactune.cli import canary, loop, service, setup, tips
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
 
+TRAIN = ("accelerate", "datasets", "gguf", "ibis", "matplotlib", "mlflow", "peft", "pyarrow")
+EXTRA_OF = {
+    **dict.fromkeys((*TRAIN, "safetensors", "torch", "transformers", "trl"), "train"),
+    "xllamacpp": "llamacpp",
+    "psycopg": "postgres",
+}
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
@@ -59,4 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if session.verbose:
             traceback.print_exc()
         click.echo(f"reactune: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None or session.verbose:
+            raise
+        advice = f"run `pip install 'reactune[{extra}]'`"
+        click.echo(f"reactune: this command needs {error.name}; {advice}", err=True)
         sys.exit(1)
