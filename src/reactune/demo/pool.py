@@ -246,7 +246,10 @@ def main(count: int, threads: int, parallel: int, folder: Path | None, out: Path
         home.mkdir(parents=True, exist_ok=True)
         settings = home / "reactune.toml"
         settings.write_text(demo_config(), encoding="utf-8")
-        config = load(settings, (f"serve.threads={threads}", f"serve.parallel={parallel}"))
+        patience = "serve.timeout_seconds=600"
+        config = load(
+            settings, (f"serve.threads={threads}", f"serve.parallel={parallel}", patience)
+        )
         write_pool(make_pool(config, count=count, folder=home), out)
 
 
