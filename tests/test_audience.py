@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from statistics import mean
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ from reactune.demo.pool import (
     read_pool,
     write_pool,
 )
+from reactune.demo.pool import main as make_anew
 from reactune.demo.reading import read
 from reactune.demo.settings import demo_config
 from reactune.demo.world import KINDS, situations
@@ -393,3 +395,20 @@ def test_a_broken_pool_is_refused(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"python -m reactune\.demo\.pool"):
         read_pool(file)
+
+
+def test_the_pool_can_be_made_anew_and_goes_on_after_a_break(tmp_path):
+    folder = tmp_path / "drafts"
+    made = []
+    for count in (3, 4):
+        out = tmp_path / f"{count}.jsonl.gz"
+        arguments = ["--count", str(count), "--folder", str(folder), "--out", str(out)]
+        result = CliRunner().invoke(make_anew, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        made.append(read_pool(out))
+    fewer, more = made
+    assert len((folder / "drafts.jsonl").read_text().splitlines()) == 4
+    assert more.tips[: len(fewer.tips)] == fewer.tips
+    kept = {tip.digest: tip.situation for tip in read_pool().tips}
+    assert all(kept.get(tip.digest, tip.situation) == tip.situation for tip in more.tips)
+    assert {tip.digest for tip in more.tips} <= kept.keys()
