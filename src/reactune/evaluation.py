@@ -150,10 +150,14 @@ def validation_reports(
 
 
 def best_method(reports: Mapping[str, GateReport]) -> str:
-    """The method with the highest preference accuracy on validation; the lower loss on a tie."""
+    """The method that ranks best on validation, by mean log-probability or by gain.
+
+    The lower loss decides between equals.
+    """
 
     def rank(method: str) -> tuple[float, float]:
         tuned = next(row for row in reports[method].rows if row.model == "tuned")
-        return tuned.accuracy.value, -tuned.loss.value
+        gain = tuned.gain_accuracy.value if tuned.gain_accuracy else 0.0
+        return max(tuned.accuracy.value, gain), -tuned.loss.value
 
     return max(reports, key=rank)

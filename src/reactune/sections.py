@@ -180,7 +180,9 @@ class GateConfig(Section):
     few_shot: int = Field(3, ge=1)
     """Liked tips of the same kind shown to the few-shot base model."""
     tolerance: Share = 0.02
-    """How much lower one measure may be while the other is certainly better."""
+    """How much worse a model may rank whose loss is certainly lower."""
+    max_loss_rise: float = Field(0.5, ge=0)
+    """How much higher the loss, per token, of a model may be that certainly ranks better."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Intervals hold with chance 1 - alpha."""
     seed: int = 7

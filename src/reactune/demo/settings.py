@@ -8,6 +8,7 @@ import json
 from reactune.demo.world import CONTEXT_KEYS, INSTRUCTIONS, SYSTEM
 
 MAX_TOKENS = 48
+TOKEN_BUDGET = 80_000
 
 
 def demo_config() -> str:
@@ -28,4 +29,28 @@ max_context_tokens = 128
 [serve]
 # Nobody reads on: a tip that is cut here is too long anyway.
 max_tokens = {MAX_TOKENS}
+parallel = 8
+# Nobody waits in a demo, and another program may want the processor.
+timeout_seconds = 120
+
+[train]
+# Two processor cores read some 300 tokens a second this way: five minutes.
+method = "kto"
+preference_learning_rate = 3e-4
+lora_layers = 12
+token_budget = {TOKEN_BUDGET}
+time_budget_minutes = 8
+checkpoint_steps = 20
+
+[gate]
+max_examples = 200
+
+[export]
+parity_prompts = 12
+
+[canary]
+# Days of the demo stand for weeks: bounds are tightest, and steps are taken, early.
+planned_units = 1000
+min_units_per_step = 150
+max_units = 8000
 """

@@ -38,13 +38,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class GateRow:
-    """How one model did; the differences are tuned minus this model."""
+    """How one model did; the differences are tuned minus this model.
+
+    `gain_difference` sets the tuned model's accuracy by gain against this one's by mean.
+    """
 
     model: str
     loss: Estimate
     accuracy: Estimate
-    loss_difference: Estimate | None
-    accuracy_difference: Estimate | None
+    loss_difference: Estimate | None = None
+    accuracy_difference: Estimate | None = None
+    gain_difference: Estimate | None = None
     gain_accuracy: Estimate | None = None
 
 
@@ -71,8 +75,11 @@ def examine(
     above a disliked one of the same group, by mean log-probability (for the tuned model also by
     the log-probability gained over "base"). Intervals resample users (both tips of a pair).
 
-    The rule: against every other model the tuned one must be certainly better in one measure (the
-    interval of the difference excludes zero) and not worse by more than `tolerance` in the other.
+    The rule, against every other model: the tuned one either ranks certainly better (by mean
+    log-probability or by gain; the interval of the difference, at half of alpha for each of the
+    two, is above zero) with a loss at most `max_loss_rise` higher; or it has a certainly lower
+    loss and ranks at most `tolerance` worse. Training on preferences raises the loss a little
+    (it moves away from what people dislike), so a small rise is no fault.
     """
     means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
     weights = user_weights([example.user for example in examples], seed=settings.seed)
@@ -81,39 +88,45 @@ def examine(
     totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
     gained = _accuracies(examples, totals["tuned"] - totals["base"], weights)
 
-    def estimate(values: Floats) -> Estimate:
-        low, high = np.quantile(values[1:], [settings.alpha / 2, 1 - settings.alpha / 2])
+    def estimate(values: Floats, alpha: float = settings.alpha) -> Estimate:
+        low, high = np.quantile(values[1:], [alpha / 2, 1 - alpha / 2])
         return Estimate(float(values[0]), float(low), float(high))
 
     rows = []
     for name in scores:
-        is_tuned = name == "tuned"
+        loss, accuracy = estimate(losses[name]), estimate(accuracies[name])
+        if name == "tuned":
+            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gained)))
+            continue
         rows.append(
             GateRow(
                 model=name,
-                loss=estimate(losses[name]),
-                accuracy=estimate(accuracies[name]),
-                loss_difference=None if is_tuned else estimate(losses["tuned"] - losses[name]),
-                accuracy_difference=(
-                    None if is_tuned else estimate(accuracies["tuned"] - accuracies[name])
+                loss=loss,
+                accuracy=accuracy,
+                loss_difference=estimate(losses["tuned"] - losses[name]),
+                accuracy_difference=estimate(
+                    accuracies["tuned"] - accuracies[name], settings.alpha / 2
                 ),
-                gain_accuracy=estimate(gained) if is_tuned else None,
+                gain_difference=estimate(gained - accuracies[name], settings.alpha / 2),
             )
         )
-    refusals = tuple(text for row in rows if (text := refusal(row, settings.tolerance)))
+    refusals = tuple(text for row in rows if (text := refusal(row, settings)))
     return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
 
 
-def refusal(row: GateRow, tolerance: float) -> str:
+def refusal(row: GateRow, settings: GateConfig) -> str:
     """Why the tuned model does not beat this one, or nothing."""
-    if row.loss_difference is None or row.accuracy_difference is None:
+    loss, by_mean, by_gain = row.loss_difference, row.accuracy_difference, row.gain_difference
+    if loss is None or by_mean is None or by_gain is None:
         return ""
-    loss, accuracy = row.loss_difference, row.accuracy_difference
-    better_loss = loss.high < 0 and accuracy.value >= -tolerance
-    better_accuracy = accuracy.low > 0 and loss.value <= tolerance
-    if better_loss or better_accuracy:
+    ranks_better = max(by_mean.low, by_gain.low) > 0 and loss.value <= settings.max_loss_rise
+    fits_better = loss.high < 0 and by_mean.value >= -settings.tolerance
+    if ranks_better or fits_better:
         return ""
-    return f"not certainly better than {row.model}: loss {loss}, preference accuracy {accuracy}"
+    return (
+        f"not certainly better than {row.model}: preference accuracy {by_mean} by mean "
+        f"log-probability, {by_gain} by gain; loss {loss}"
+    )
 
 
 def user_weights(users: Sequence[str], *, seed: int) -> Floats:
