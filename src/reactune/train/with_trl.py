@@ -9,12 +9,15 @@ import os
 import random
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from reactune.errors import TrainingError
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
+from reactune.scoring import score
+from reactune.train.checkpoints import keep_lines_until, last_checkpoint
 from reactune.train.fused_head import score_only_labelled_positions
 from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows, tokens_of
 
@@ -151,7 +154,14 @@ def kto_trainer(
                 return dataset.map(neighbours, batched=True, batch_size=job.batch_size)
             return dataset
 
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            if self.loss_type == "kto":
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            return dataset
+
     liked = sum(row["label"] for row in rows)
+    if job.kto_loss != "kto":
+        rows = with_reference(model, rows, {"ref_logps": "completion_ids"})
     return TokenisedKTOTrainer(
         model=model,
         args=KTOConfig(
@@ -183,12 +193,36 @@ def dpo_trainer(
         ) -> Any:
             return dataset
 
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            return dataset
+
+    answers = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
+    rows = with_reference(model, rows, answers)
     return TokenisedDPOTrainer(
         model=model,
         args=DPOConfig(**arguments(folder, job), beta=job.beta, precompute_ref_log_probs=True),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+
+
+def with_reference(
+    model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows with the base model's log-probability of each answer, under the names given.
+
+    Called before the first step, when the adapter changes nothing yet: so the model is the base.
+    """
+    causal = model.get_base_model()
+    causal.eval()
+    columns = {
+        name: score(causal, [(row["prompt_ids"], row[answer]) for row in rows])
+        for name, answer in answers.items()
+    }
+    return [
+        {**row, **{name: float(scores[place].sum()) for name, scores in columns.items()}}
+        for place, row in enumerate(rows)
+    ]
 
 
 TRAINERS = {"sft": sft_trainer, "kto": kto_trainer, "dpo": dpo_trainer}
@@ -242,33 +276,6 @@ def progress_callback(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any
                 file.write(json.dumps(line) + "\n")
 
     return Progress()
-
-
-def keep_lines_until(file: Path, step: int) -> None:
-    """Drop the progress of steps that a killed trainer made after its last checkpoint."""
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(file, "".join(f"{line}\n" for line in kept))
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: the trainer's state is written into it last."""
-    whole = [
-        (int(path.parent.name.rpartition("-")[2]), path.parent)
-        for path in folder.glob("checkpoint-*/trainer_state.json")
-        if is_json(path)
-    ]
-    return str(max(whole)[1]) if whole else None
-
-
-def is_json(path: Path) -> bool:
-    """Whether the file holds whole JSON."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
