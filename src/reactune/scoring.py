@@ -3,6 +3,7 @@
 Loads models and computes; which model is better is decided elsewhere.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,17 @@ def open_model(
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if threads:
         torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        # transformers 5 warns of its own attribute.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     model.eval()
     yield model
     del model

@@ -42,8 +42,12 @@ token_budget = {TOKEN_BUDGET}
 time_budget_minutes = 8
 checkpoint_steps = 20
 
+[dataset]
+# A gate needs people: two in ten are held out for it.
+split = [0.7, 0.1, 0.2]
+
 [gate]
-max_examples = 200
+max_examples = 400
 
 [export]
 parity_prompts = 12

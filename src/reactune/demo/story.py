@@ -37,7 +37,7 @@ from reactune.release.runtimes import connect
 from reactune.runs import all_runs
 
 TOWN = "reactune.demo.audience:Town"
-SLACK = 1.12  # labels wanted before a training, over its thresholds: duplicates take some
+SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates take some
 MAX_HISTORY_DAYS = 60
 MAX_CANARY_DAYS = 40
 Say = Callable[[str], None]
