@@ -130,12 +130,13 @@ def test_a_row_without_reaction_is_a_row(engine, write):
     assert [score["reaction"] for score in stored(engine).values()] == [None, None]
 
 
-def test_created_at_defaults_to_shown_at_and_not_the_other_way(engine, write):
+def test_created_at_defaults_to_shown_at_and_the_other_way_for_who_reacted(engine, write):
     created = without("shown_at") | {"tip_id": "t2", "created_at": "2026-03-04T10:00:00Z"}
-    take(engine, write(row(1), created))
+    unseen = created | {"tip_id": "t3", "reaction": None, "dwell_ms": None}
+    take(engine, write(row(1), created, unseen))
     scores = stored(engine)
-    assert (scores["t1"]["created_at"], scores["t1"]["shown_at"]) == (NOON, NOON)
-    assert (scores["t2"]["created_at"], scores["t2"]["shown_at"]) == (NOON, None)
+    times = {name: (score["created_at"], score["shown_at"]) for name, score in scores.items()}
+    assert times == {"t1": (NOON, NOON), "t2": (NOON, NOON), "t3": (NOON, None)}
 
 
 def test_a_context_may_be_an_object_or_its_text(engine, write):

@@ -54,6 +54,9 @@ def score_of(values: Mapping[str, Any], *, settings: IngestConfig, key: Key) -> 
         score["source"] = _text(values, "source", MAX_ID_CHARS)
     if "reaction" in values:
         score["reaction"] = _reaction(values["reaction"])
+    if score.get("reaction") is not None and values.get("shown_at") is None:
+        # Who reacted has seen the tip, whether or not the app noted when.
+        score["shown_at"] = score["created_at"]
     if "dwell_ms" in values:
         score["dwell_ms"] = _dwell(values["dwell_ms"])
     if values.get("training_allowed") is not None:
