@@ -68,3 +68,11 @@ def adding_a_start_token(monkeypatch):
         writer.add_add_bos_token(True)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_unk_token_id", also_add_start)
+
+
+def knowing_longer_texts(monkeypatch):
+    """From now on, tiny models were trained on texts longer than a server is given room for."""
+    unpatched = gguf.GGUFWriter.add_context_length
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_context_length", lambda writer, length: unpatched(writer, 4096)
+    )

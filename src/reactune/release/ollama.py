@@ -16,14 +16,15 @@ import ollama
 from reactune.config import ServeConfig
 from reactune.errors import ReleaseError
 from reactune.records import Completion, ModelVersion, Sampling
+from reactune.release.limits import context_tokens, read_prompt_file, stop_text
 
-CONTEXT_TOKENS = 1024
 UPLOAD_SECONDS = 3600.0
+KEEP_LOADED = "30m"
 
 
 @dataclass
 class Ollama:
-    """A connection to the server at `[serve] ollama_url`."""
+    """A connection to the server at `[serve] ollama_url`; safe for many threads."""
 
     settings: ServeConfig
     client: ollama.Client = field(init=False)
@@ -35,48 +36,53 @@ class Ollama:
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
 
     def publish(self, model: ModelVersion) -> None:
-        """Upload the GGUF and create the model with template, system prompt and parameters.
+        """Upload the GGUF, create the model with template, system prompt and stop, and load it.
 
         A name that is there with these very weights and texts stays as it is.
 
         Raises:
-            ReleaseError: the server is away or refuses, or the name holds another model.
+            ReleaseError: the server is away or refuses, the name holds another model, or the GGUF
+                is not the one that was registered.
         """
-        folder = model.prompt_folder
-        template, system, stop = (
-            (folder / f"{name}.txt").read_text(encoding="utf-8")
-            for name in ("ollama_template", "system", "stop")
-        )
-        with self._errors(f"publish {model.name}"):
-            if model.name in self.names():
-                self._require_same(model, template, system)
-                return
-            digest = self.loader.create_blob(str(model.gguf))
-            self.loader.create(
-                model=model.name,
-                files={"model.gguf": digest},
-                template=template,
-                system=system,
-                parameters={"num_ctx": CONTEXT_TOKENS, "stop": [stop]},
-                license=f"gguf sha256 {model.sha256}",
-                stream=False,
+        template = read_prompt_file(model, "ollama_template.txt")
+        system, stop = read_prompt_file(model, "system.txt"), stop_text(model)
+        room = context_tokens(model, self.settings)
+        with self._errors(f"publish {model.name}", within=UPLOAD_SECONDS):
+            if model.name in self._digests():
+                self._require_same(model, template, system, stop)
+            else:
+                self._upload(model)
+                self.loader.create(
+                    model=model.name,
+                    files={"model.gguf": f"sha256:{model.sha256}"},
+                    template=template,
+                    system=system,
+                    parameters={"num_ctx": room, "stop": [stop]},
+                    license=f"gguf sha256 {model.sha256}",
+                    stream=False,
+                )
+            self.loader.generate(
+                model=model.name, options=self._options(room), keep_alive=KEEP_LOADED
             )
 
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """Continue the prompt as `Runtime.generate` promises.
+        """Continue the prompt as `Runtime.generate` promises; the log-probability is not told.
 
         Raises:
-            ReleaseError: the server is away or slow, lacks the model, or answers nonsense.
+            ReleaseError: the server is away or slow, lacks the model, has no room for the prompt,
+                or answers nonsense.
         """
+        room = context_tokens(model, self.settings)
         started = time.monotonic()
-        with self._errors(f"generate with {model.name}"):
+        with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):
             answer = self.client.generate(
                 model=model.name,
                 prompt=prompt,
                 raw=True,
                 stream=False,
-                keep_alive="30m",
-                options={
+                keep_alive=KEEP_LOADED,
+                options=self._options(room)
+                | {
                     "temperature": sampling.temperature,
                     "top_p": sampling.top_p,
                     "top_k": 0,
@@ -84,13 +90,14 @@ class Ollama:
                     "repeat_penalty": 1.0,
                     "num_predict": sampling.max_tokens,
                     "seed": sampling.seed,
-                    "num_ctx": CONTEXT_TOKENS,
-                    **self._threads(),
                 },
             )
+            counted = prompt_tokens_of(answer, room=room)
+            if answer.response is None or answer.done_reason not in ("stop", "length"):
+                raise ValueError(f"ended by {answer.done_reason!r}")
         return Completion(
-            text=(answer.response or "").strip(),
-            prompt_tokens=answer.prompt_eval_count or 0,
+            text=answer.response.strip(),
+            prompt_tokens=counted,
             tokens=answer.eval_count or 0,
             stopped="length" if answer.done_reason == "length" else "stop",
             seconds=time.monotonic() - started,
@@ -102,13 +109,15 @@ class Ollama:
         Raises:
             ReleaseError: as `generate`.
         """
-        with self._errors(f"chat with {model.name}"):
+        room = context_tokens(model, self.settings)
+        with self._errors(f"chat with {model.name}", within=self.settings.timeout_seconds):
             answer = self.client.chat(
                 model=model.name,
                 messages=[{"role": "user", "content": user_text}],
-                options={"num_predict": 1, "num_ctx": CONTEXT_TOKENS, **self._threads()},
+                options=self._options(room) | {"num_predict": 1},
+                keep_alive=KEEP_LOADED,
             )
-        return answer.prompt_eval_count or 0
+            return prompt_tokens_of(answer, room=room)
 
     def point(self, alias: str, model: ModelVersion) -> bool:
         """Let a mutable tag such as `tip-generator:champion` follow a version; whether it moved.
@@ -118,13 +127,13 @@ class Ollama:
         """
         with self._errors(f"point {alias} to {model.name}"):
             digests = self._digests()
-            if digests.get(alias) == digests.get(model.name) is not None:
+            if digests.get(tagged(alias)) == digests.get(model.name) is not None:
                 return False
             self.client.copy(model.name, alias)
             return True
 
     def names(self) -> frozenset[str]:
-        """Names on the server.
+        """Names on the server, each with its tag.
 
         Raises:
             ReleaseError: the server is away.
@@ -132,47 +141,116 @@ class Ollama:
         with self._errors("list models"):
             return frozenset(self._digests())
 
+    def unload(self, model: ModelVersion) -> None:
+        """Free the memory a version takes; its name stays, and the next request loads it again.
+
+        Raises:
+            ReleaseError: the server is away.
+        """
+        with self._errors(f"unload {model.name}"):
+            if model.name in self._digests():
+                self.client.generate(model=model.name, keep_alive=0)
+
     def retire(self, model: ModelVersion) -> None:
-        """Delete the version's name; its blobs go with the last name that uses them."""
+        """Unload the version and delete its name; its blobs go with the last name that uses them.
+
+        Raises:
+            ReleaseError: the server is away.
+        """
+        self.unload(model)
         self.forget(model.name)
 
     def forget(self, name: str) -> None:
-        """Delete a name; one that is not there is fine."""
+        """Delete a name; one that is not there is fine.
+
+        Raises:
+            ReleaseError: the server is away.
+        """
         with self._errors(f"delete {name}"):
-            if name in self._digests():
+            if tagged(name) in self._digests():
                 self.client.delete(name)
 
     def close(self) -> None:
-        """Nothing was started, so nothing is stopped."""
+        """Close the connections; nothing was started, so nothing is stopped."""
+        for client in (self.client, self.loader):
+            client.close()  # type: ignore[no-untyped-call]
 
     def _digests(self) -> dict[str, str]:
         return {each.model or "": each.digest or "" for each in self.client.list().models}
 
-    def _require_same(self, model: ModelVersion, template: str, system: str) -> None:
-        shown: Any = self.client.show(model.name)
-        there = (shown.license, shown.template, (shown.modelfile or ""))
-        same = model.sha256 in (there[0] or "") and there[1] == template and system in there[2]
-        if not same:
+    def _upload(self, model: ModelVersion) -> None:
+        """Send the weights, unless they are there; the server compares them with their digest."""
+        blob = f"{self.settings.ollama_url.rstrip('/')}/api/blobs/sha256:{model.sha256}"
+        with httpx.Client(timeout=UPLOAD_SECONDS) as web:
+            if web.head(blob).status_code == httpx.codes.OK:
+                return
+            if not model.gguf.is_file():
+                raise ReleaseError(f"{model.gguf} of {model.name} is missing; export it again")
+            with model.gguf.open("rb") as file:
+                answer = web.post(blob, content=file)
+            if answer.is_error:
+                raise ollama.ResponseError(answer.text, answer.status_code)
+
+    def _require_same(self, model: ModelVersion, template: str, system: str, stop: str) -> None:
+        shown = self.client.show(model.name)
+        modelfile, parameters = shown.modelfile or "", shown.parameters or ""
+        is_same = (
+            model.sha256 in modelfile
+            and shown.template == template
+            and system in modelfile
+            and stop in parameters
+        )
+        if not is_same:
             raise ReleaseError(
                 f"Ollama at {self.settings.ollama_url} holds another model as {model.name}; names "
                 "of versions never change: delete it there, or set another [registry] model_name"
             )
 
-    def _threads(self) -> dict[str, int]:
-        return {"num_thread": self.settings.threads} if self.settings.threads else {}
+    def _options(self, room: int) -> dict[str, Any]:
+        """What a loaded model is kept by: another value would load it anew."""
+        threads = {"num_thread": self.settings.threads} if self.settings.threads else {}
+        return {"num_ctx": room, **threads}
 
     @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        url = self.settings.ollama_url
+    def _errors(self, action: str, *, within: float = 0.0) -> Iterator[None]:
+        url, limit = self.settings.ollama_url, within or self.settings.timeout_seconds
         try:
             yield
         except ollama.ResponseError as error:
             raise ReleaseError(
-                f"Ollama at {url} refused to {action}: {error.error[:300]} "
-                f"(status {error.status_code})"
+                f"Ollama at {url} refused to {action}: {str(error.error)[:300]} "
+                f"(status {error.status_code}); publish the version again, or see its log"
             ) from error
-        except (httpx.HTTPError, ConnectionError, ValueError) as error:
+        except httpx.TimeoutException as error:
             raise ReleaseError(
-                f"Ollama at {url} did not {action} ({type(error).__name__}); "
-                "is `ollama serve` running there? See [serve] ollama_url"
+                f"Ollama at {url} did not {action} within {limit:g} s; see [serve] timeout_seconds"
             ) from error
+        except (OSError, httpx.TransportError) as error:
+            raise ReleaseError(
+                f"cannot {action} on Ollama at {url} ({error or type(error).__name__}); is "
+                "`ollama serve` running there? See [serve] ollama_url"
+            ) from error
+        except (httpx.InvalidURL, ValueError, TypeError, AttributeError) as error:
+            raise ReleaseError(
+                f"Ollama at {url} did not {action}: its answer makes no sense ({error}); does "
+                "[serve] ollama_url lead to an Ollama?"
+            ) from error
+
+
+def prompt_tokens_of(answer: ollama.GenerateResponse | ollama.ChatResponse, *, room: int) -> int:
+    """All tokens of the prompt, those that were cached included, as Ollama counts since 0.2.
+
+    Raises:
+        ValueError: it is not told, or fills the context: then Ollama has cut the prompt silently.
+    """
+    counted = answer.prompt_eval_count
+    if not counted:
+        raise ValueError("it does not say how long the prompt was")
+    if counted >= room:
+        raise ValueError(f"the prompt fills all {room} tokens of the context, so it was cut")
+    return counted
+
+
+def tagged(name: str) -> str:
+    """The name as the server lists it: `latest` is the tag of a name without one."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
