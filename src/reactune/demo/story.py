@@ -116,14 +116,12 @@ def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
     if manifest.stage == STAGES[-1]:
         rollout = live.current(stage.config)
         day, verdict = until_decided(stage, day, canary)
-    seconds = {
-        "reactions to the champion, and all stages": trained - started,
-        "reactions to champion and challenger": time.monotonic() - trained,
-    }
+    trial = time.monotonic() - trained
     before, after = side_by_side(stage, rollout, canary)
     shown = [remembered(stage.config, one) for one in past]
     past += canary
-    return Told(run, rollout, verdict, before, after, shown, seconds), day
+    told = Told(run, rollout, verdict, before, after, shown, trained - started, trial)
+    return told, day
 
 
 def until_trained(stage: Stage, day: int, past: list[Served]) -> tuple[int, Manifest, Path]:

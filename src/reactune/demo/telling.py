@@ -32,7 +32,7 @@ class Told:
     """What the story hands over of one cycle: the run, the rollout it led to, and how it ended.
 
     `before` holds visits with the base model's tips, `after` the same with the
-    challenger's; `past` is all that was shown before training.
+    challenger's; `past` is all that was shown before training. Both times are in seconds.
     """
 
     run: Path
@@ -41,7 +41,8 @@ class Told:
     before: Sequence[tuple[Visit, str]]
     after: Sequence[tuple[Visit, str]]
     past: Sequence[Shown]
-    seconds: Mapping[str, float]
+    before_trial: float
+    trial: float
 
 
 def tell(
@@ -205,13 +206,15 @@ def _training(run: Path) -> list[Section]:
 
 
 def _time(told: Told) -> Section:
+    stages = {f"stage {name}": m.seconds for name, m in manifests(told.run).items()}
     seconds = {
-        **{f"stage {name}": m.seconds for name, m in manifests(told.run).items()},
-        **told.seconds,
+        "people react to the champion": max(0.0, told.before_trial - sum(stages.values())),
+        **stages,
+        "people react to both": told.trial,
     }
     return Section(
         title="Where the time went",
-        text="Minutes on this machine.",
+        text="Of this round, on this machine.",
         pictures=(pictures.bars("minutes", {name: s / 60 for name, s in seconds.items()}),),
         head=("step", "seconds"),
         rows=tuple((name, f"{value:,.0f}") for name, value in seconds.items()),
