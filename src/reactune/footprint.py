@@ -77,7 +77,7 @@ def shape_of(settings: ModelConfig) -> Shape:
 def memory_needed(shape: Shape, settings: TrainConfig, *, sequence_tokens: int = 384) -> int:
     """Bytes that training in float32 takes at its peak, when all rows are this long.
 
-    Within about a fifth of what was measured for SmolLM2 with PyTorch on the CPU; LoRA on all
+    Within a tenth of what was measured for SmolLM2 with PyTorch on a quiet CPU; LoRA on all
     linear layers, no gradient checkpointing.
     """
     adapter = shape.layers * sum(
