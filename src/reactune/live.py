@@ -131,13 +131,21 @@ def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
 
 
 def repair_projections(config: Config) -> list[str]:
-    """Make the registry's aliases follow what is live; say what had to be changed."""
+    """Make the registry's aliases and the server's tags follow what is live; say what moved."""
     rollout = current(config)
     if rollout is None:
         return []
-    return registry.set_aliases(
+    family = config.registry.model_name
+    moved = registry.set_aliases(
         config.registry,
         config.tracking_uri,
         champion=rollout.champion,
         challenger=rollout.challenger,
     )
+    models = {model.version: model for model in versions(config)}
+    named = {
+        "champion": models[rollout.champion],
+        "challenger": None if rollout.challenger is None else models[rollout.challenger],
+    }
+    with closing(runtimes.connect(config.serve)) as runtime:
+        return moved + runtimes.point_aliases(runtime, family, named)

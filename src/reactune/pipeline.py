@@ -182,6 +182,7 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
             runtime=runtime,
             settings=config.export,
             max_tokens=config.serve.max_tokens,
+            chat_tokens=runtimes.chat_counter(runtime, release, chat),
         )
         runtime.retire(release)
     write_atomically(folder / "release.json", json.dumps(asdict(release), default=str))

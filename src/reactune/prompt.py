@@ -157,6 +157,11 @@ def user_text_of(chat: Chat, kind: str, context: Mapping[str, CleanPart]) -> str
     return f"{instruction}\n\n{context_text}" if context_text else instruction
 
 
+def user_text(chat: Chat, prompt: Prompt) -> str:
+    """The user message of an assembled prompt, for a server that applies the template itself."""
+    return user_text_of(chat, prompt.kind, json.loads(prompt.context_json)["context"])
+
+
 def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) -> tuple[int, ...]:
     """Token ids of the prompt after earlier turns: pairs of (logged context, liked tip)."""
     messages: list[dict[str, str]] = []
