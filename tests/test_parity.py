@@ -1,5 +1,4 @@
-import json
-import urllib.request
+from contextlib import closing
 from dataclasses import replace
 from math import nan
 
@@ -7,12 +6,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from reactune.config import ExportConfig, ModelConfig, PromptConfig
+from reactune.config import ExportConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model import base_model
-from reactune.prompt import assemble, completion_ids, load_chat
-from reactune.records import Completion, ModelVersion, Prompt
+from reactune.prompt import assemble, completion_ids, load_chat, write_prompt_folder
+from reactune.records import Completion, ModelVersion, Prompt, Sampling
 from reactune.release.gguf import export_base, export_merged
+from reactune.release.llamacpp import LlamaCpp
 from reactune.release.parity import (
     Served,
     answer_ids,
@@ -35,45 +35,6 @@ CONTEXTS = [
     {"recent_tips": ["Drink a glass of water."], "time_of_day": "noon"},
 ]
 SETTINGS = ExportConfig()
-
-
-class LlamaCpp:
-    """llama.cpp's own server, spoken to over HTTP."""
-
-    def __init__(self):
-        self.servers = {}
-
-    def publish(self, model):
-        if model.name not in self.servers:
-            import xllamacpp
-
-            params = xllamacpp.CommonParams()
-            params.model.path = str(model.gguf)
-            params.n_ctx, params.n_parallel, params.port = 1024, 1, 0
-            params.cpuparams.n_threads = 1
-            self.servers[model.name] = xllamacpp.Server(params)
-
-    def generate(self, model, prompt, sampling):
-        asked = {
-            "prompt": prompt,
-            "n_predict": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "seed": sampling.seed,
-        }
-        request = urllib.request.Request(
-            self.servers[model.name].listening_address + "/completion",
-            json.dumps(asked).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            said = json.load(response)
-        return Completion(
-            text=said["content"],
-            prompt_tokens=said["tokens_evaluated"],
-            tokens=said["tokens_predicted"],
-            stopped="stop" if said["stop_type"] == "eos" else "length",
-            seconds=0.0,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +96,14 @@ def exported(smollm2, adapter, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("xllamacpp")
-    return LlamaCpp()
+    with closing(LlamaCpp(ServeConfig(threads=1, parallel=1, timeout_seconds=120))) as runtime:
+        yield runtime
 
 
 @pytest.fixture
-def version(smollm2, adapter, exported):
+def version(smollm2, chat, adapter, exported):
+    write_prompt_folder(chat, smollm2.folder, exported / "prompt")
+
     def make(name, adapter=adapter):
         return ModelVersion(
             version=2,
@@ -147,7 +111,7 @@ def version(smollm2, adapter, exported):
             run_id="",
             gguf=exported / f"{name}.gguf",
             sha256="",
-            prompt_folder=smollm2.folder,
+            prompt_folder=exported / "prompt",
             base=smollm2.name,
             quantisation=name,
             adapter=adapter,
@@ -177,15 +141,10 @@ def test_what_was_learned_is_in_the_file_and_is_served(
     assert 0 < report.logprob_gap < gap
     assert report.learned_kept == pytest.approx(1, abs=0.02)
     assert report.greedy_agreement == report.same_tips == 1
-    answer = server.generate(version(name), prompts[3].text, sampling_of(24))
+    greedily = Sampling(temperature=0.0, top_p=1.0, max_tokens=24, seed=0)
+    answer = server.generate(version(name), prompts[3].text, greedily)
     assert (answer.text, answer.stopped) == (TIP, "stop")
     assert "as trained" in report.line()
-
-
-def sampling_of(max_tokens):
-    from reactune.records import Sampling
-
-    return Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens, seed=0)
 
 
 def test_the_base_is_served_as_it_is(smollm2, version, server, prompts, completions):
