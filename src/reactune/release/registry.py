@@ -4,6 +4,7 @@ The only importer of mlflow. What is live is decided elsewhere; aliases here onl
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,21 @@ from reactune.errors import ReleaseError
 
 RUN_TAG = "reactune.run_id"
 ALIASES = ("champion", "challenger")
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+PARAM_CHARS = 6000  # MLflow's limit
+PASSWORD = re.compile(r"//([^/:@]*):[^@/]*@")
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 @dataclass(frozen=True)
 class Record:
-    """All that is logged of a run. Curves hold (step, value); `artifacts` maps files and folders
-    to the artifact folder they go into; `tables` and `pictures` map file names to text."""
+    """All that is logged of a run. Curves hold (step, value); `texts` maps names of files to
+    what is in them; `artifacts` maps files and folders to the artifact folder they go into."""
 
     run_id: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -35,28 +45,38 @@ def register(settings: RegistryConfig, uri: str, record: Record, *, artifact_roo
     """Log the run and register a version of the model with it; the version's number.
 
     Repeating it for the same run finds the version that is there; what a kill left half done is
-    marked as failed and made anew. `artifact_root` is where a new experiment of a local store
-    keeps its files.
+    completed, or marked as failed and made anew where it was logged with other parameters.
+    `artifact_root` is where a new experiment keeps its files if the store is a database.
 
     Raises:
         ReleaseError: the tracking server is away or refuses.
     """
     with _client(uri) as client:
         _ensure_model(client, settings.model_name)
-        known = _versions_of(client, settings.model_name, record.run_id)
-        if known:
-            return min(known)
+        known = _numbers(client, settings.model_name).get(record.run_id)
+        if known is not None:
+            return known
         experiment = _experiment(client, settings.experiment, uri, artifact_root)
-        _fail_unfinished(client, experiment, record.run_id)
         tags = {**record.tags, RUN_TAG: record.run_id}
-        run = client.create_run(experiment, run_name=record.run_id, tags=tags).info.run_id
+        run = _unfinished(client, experiment, record) or client.create_run(
+            experiment, run_name=record.run_id, tags=tags
+        )
         _log(client, run, record)
-        client.set_terminated(run, "FINISHED")
-        source = client.get_run(run).info.artifact_uri
+        client.set_terminated(run.info.run_id, "FINISHED")
         version = client.create_model_version(
-            settings.model_name, source=source, run_id=run, tags=tags
+            settings.model_name, source=run.info.artifact_uri, run_id=run.info.run_id, tags=tags
         )
         return int(version.version)
+
+
+def version_numbers(settings: RegistryConfig, uri: str) -> dict[str, int]:
+    """The number of each run's version; empty before the first.
+
+    Raises:
+        ReleaseError: the tracking server is away.
+    """
+    with _client(uri) as client:
+        return _numbers(client, settings.model_name)
 
 
 def set_aliases(
@@ -97,26 +117,52 @@ def aliases(settings: RegistryConfig, uri: str) -> dict[str, int]:
 @contextmanager
 def _client(uri: str) -> Iterator[Any]:
     """A client of the store; its chatter is kept from the terminal, its errors become ours."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     import logging
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlflow
-        from mlflow.exceptions import MlflowException
+    import sqlalchemy as sa
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # MLflow's own use of what SQLAlchemy will drop.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
         try:
-            yield mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        except MlflowException as error:
+            if uri.startswith(DATABASES):
+                _require_database(uri)
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError as error:
             raise ReleaseError(
-                f"MLflow at {uri} did not do it: {str(error).splitlines()[0][:300]}; "
-                "see [registry] tracking_uri, and repeat"
+                f"{error.name} is not installed, which the registry needs; "
+                "run `pip install 'reactune[train,postgres]'`"
             ) from error
+        except sa.exc.SQLAlchemyError as error:
+            raise _refusal(uri, error) from error
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, sa.exc.SQLAlchemyError) as error:
+            raise _refusal(uri, error) from error
+
+
+def _require_database(uri: str) -> None:
+    """Try the database once; MLflow itself would try for minutes, in silence."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(uri, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+
+
+def _refusal(uri: str, error: Exception) -> ReleaseError:
+    what = PASSWORD.sub(r"//\1:***@", f"MLflow at {uri} did not do it: {_first_line(error)}")
+    return ReleaseError(f"{what}; see [registry] tracking_uri, and repeat")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _ensure_model(client: Any, name: str) -> None:
@@ -124,35 +170,52 @@ def _ensure_model(client: Any, name: str) -> None:
         client.create_registered_model(name, description="Written by reactune.")
 
 
-def _versions_of(client: Any, name: str, run_id: str) -> list[int]:
+def _numbers(client: Any, name: str) -> dict[str, int]:
     versions = client.search_model_versions(f"name = '{name}'")
-    return [int(each.version) for each in versions if each.tags.get(RUN_TAG) == run_id]
+    tagged = [(each.tags.get(RUN_TAG), int(each.version)) for each in versions]
+    return {run: number for run, number in sorted(tagged, key=lambda each: -each[1]) if run}
 
 
 def _experiment(client: Any, name: str, uri: str, artifact_root: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # A server has its own place for files; a local store would take ./mlruns.
-    local = None if uri.startswith(("http:", "https:")) else artifact_root.absolute().as_uri()
+    # A server has its own place for files; a database would take ./mlruns.
+    local = artifact_root.absolute().as_uri() if uri.startswith(DATABASES) else None
     return str(client.create_experiment(name, artifact_location=local))
 
 
-def _fail_unfinished(client: Any, experiment: str, run_id: str) -> None:
-    """Mark what a killed attempt left, so that nobody takes it for a whole run."""
-    for run in client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run_id}'"):
-        client.set_terminated(run.info.run_id, "FAILED")
+def _unfinished(client: Any, experiment: str, record: Record) -> Any | None:
+    """A killed attempt that can be completed; others are marked, so that nobody takes them for it.
+
+    A parameter that is logged cannot be changed, so an attempt with others cannot be completed.
+    """
+    wanted = _params(record)
+    found = None
+    for run in client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.run_id}'"):
+        if found is None and run.data.params.items() <= wanted.items():
+            found = run
+        else:
+            client.set_terminated(run.info.run_id, "FAILED")
+    return found
 
 
-def _log(client: Any, run: str, record: Record) -> None:
+def _params(record: Record) -> dict[str, str]:
+    return {name: str(value)[:PARAM_CHARS] for name, value in record.params.items()}
+
+
+def _log(client: Any, entry: Any, record: Record) -> None:
+    """Log all of a record. Whatever is there already is not logged twice."""
     from mlflow.entities import Metric, Param
 
-    params = [Param(name, str(value)[:6000]) for name, value in record.params.items()]
+    # The same time when a killed attempt is completed: then a metric is the same row.
+    run, moment = entry.info.run_id, entry.info.start_time
+    params = [Param(name, value) for name, value in _params(record).items()]
     for start in range(0, len(params), 100):
         client.log_batch(run, params=params[start : start + 100])
-    metrics = [Metric(name, value, 0, 0) for name, value in record.metrics.items()]
+    metrics = [Metric(name, value, moment, 0) for name, value in record.metrics.items()]
     for name, curve in record.curves.items():
-        metrics += [Metric(name, value, 0, step) for step, value in curve]
+        metrics += [Metric(name, value, moment, step) for step, value in curve]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
     for name, text in record.texts.items():
