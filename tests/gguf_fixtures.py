@@ -12,14 +12,16 @@ TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path, architecture="llama", *, seed=1, kind=gguf.GGMLQuantizationType.Q8_0):
+def write_tiny_gguf(
+    path, architecture="llama", *, seed=1, kind=gguf.GGMLQuantizationType.Q8_0, context=256
+):
     """A model whose matrices are of `kind`; its tokenizer knows single bytes and three specials."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_license("apache-2.0")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_context_length(256)
+    writer.add_context_length(context)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FEED_FORWARD)

@@ -1,0 +1,259 @@
+"""A whole installation in a folder: a tiny real model, people who like some letters and not others.
+
+Everything in it is real (SQLite, MLflow, trainer, llama.cpp); only the model is small enough that a
+run takes seconds.
+"""
+
+import atexit
+import functools
+import json
+import os
+import random
+import shutil
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest import mock
+
+from gguf_fixtures import write_tiny_gguf
+from reactune import live, pipeline
+from reactune.canary.routing import propensity, route, unit_key
+from reactune.config import load
+from reactune.data.ingest import ingest
+from reactune.database import create_store, open_store
+from reactune.demo.audience import Response, Visit
+from reactune.privacy import Key, user_key
+from reactune.store import upsert_scores, writing
+
+SECRET = "a key for tests that nobody else has"
+KEY = Key(SECRET.encode())
+START = datetime(2026, 3, 2, 8, tzinfo=UTC)
+# Some letters more often than others, so that a greedy answer is no tie.
+LIKED, DISLIKED = "aaaaaaaabbbbccd", "wwwwwwwwxxxxyyz"
+USERS = 40
+SETTINGS = """
+[model]
+base = {base}
+cache_dir = {cache}
+
+[prompt]
+system = "Be brief."
+instruction = "Tip?"
+context_keys = ["time_of_day"]
+cut_order = ["time_of_day"]
+max_context_tokens = 32
+
+[dataset]
+min_positives = 40
+min_negatives = 40
+min_new = 30
+split = [0.5, 0.25, 0.25]
+
+[train]
+method = "sft"
+learning_rate = 0.02
+epochs = 4
+lora_rank = 4
+checkpoint_steps = 4
+threads = 1
+
+[gate]
+max_examples = 60
+few_shot = 1
+
+[export]
+parity_prompts = 4
+# Random weights: what a rounding changes there says nothing about a trained model.
+max_logprob_gap = 1.0
+min_greedy_agreement = 0.5
+
+[serve]
+max_tokens = 8
+threads = 1
+parallel = 1
+
+[canary]
+planned_units = 500
+min_units_per_step = 50
+"""
+
+
+@functools.cache
+def tiny_base():
+    """A model of random weights that reads bytes, and a cache folder for its conversion."""
+    folder = own_folder()
+    return write_tiny_gguf(folder / "tiny.gguf", context=1024), folder / "cache"
+
+
+def own_folder():
+    """A folder that lasts as long as this process."""
+    folder = Path(tempfile.mkdtemp(prefix="reactune-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def write_settings(folder, **changes):
+    """`reactune.toml` for the tiny model in a folder; its path. `train={"epochs": 1}` changes it."""
+    base, cache = tiny_base()
+    text = SETTINGS.format(base=json.dumps(str(base)), cache=json.dumps(str(cache)))
+    for section, values in changes.items():
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        names = "|".join(values)
+        text = drop_keys(text, section, names.split("|"))
+        head = f"[{section}]\n"
+        text = text.replace(head, head + lines) if head in text else f"{text}\n{head}{lines}"
+    file = folder / "reactune.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def drop_keys(text, section, names):
+    """The TOML text without these keys of a section."""
+    kept, here = [], ""
+    for line in text.splitlines(keepends=True):
+        here = line.strip("[]\n") if line.startswith("[") else here
+        if here == section and line.partition(" =")[0] in names:
+            continue
+        kept.append(line)
+    return "".join(kept)
+
+
+def install(folder, **changes):
+    """Settings and an empty store in a folder; the settings."""
+    config = load(write_settings(folder, **changes))
+    create_store(config.store_url).dispose()
+    return config
+
+
+def reactions(count, *, first=0, day=0, liked=None):
+    """Rows to ingest: tips of two alphabets; the first is done, the other dismissed."""
+    rows = []
+    for number in range(first, first + count):
+        draw = random.Random(number)
+        is_liked = number % 2 == 0 if liked is None else liked
+        letters = LIKED if is_liked else DISLIKED
+        words = ("".join(draw.choices(letters, k=draw.randint(3, 5))) for _ in range(5))
+        at = START + timedelta(days=day, minutes=number)
+        rows.append(
+            {
+                "tip_id": f"tip-{number}",
+                "user_id": f"user-{number // 2 % USERS}",
+                "kind": "focus",
+                "source": "llm",
+                "context_json": json.dumps({"time_of_day": draw.choice(["morning", "night"])}),
+                "tip_content": " ".join(words),
+                "created_at": at.isoformat(),
+                "shown_at": at.isoformat(),
+                "reaction": "done" if is_liked else "dismiss",
+                "dwell_ms": 30_000 if is_liked else 1_000,
+            }
+        )
+    return rows
+
+
+def take_in(config, rows):
+    """Read rows into the store as `reactune ingest` does."""
+    file = config.folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    engine = open_store(config.store_url)
+    counts = ingest(
+        engine,
+        [file],
+        settings=config.ingest,
+        key=KEY,
+        rejects=config.folder / "rejects.jsonl",
+        progress=lambda done: None,
+    )
+    engine.dispose()
+    assert counts.went_out == len(rows), counts
+    return counts
+
+
+@functools.cache
+def trained():
+    """A folder in which one run went through, and what it said. Copy it, never change it."""
+    folder = own_folder()
+    config = install(folder)
+    take_in(config, reactions(200))
+    said = []
+    with mock.patch.dict(os.environ, {config.privacy.key_env: SECRET}):
+        pipeline.run(config, say=said.append)
+    return folder, tuple(said)
+
+
+def copy_of_trained(folder, **changes):
+    """A copy of the trained installation, with other settings if some are given; its settings."""
+    shutil.copytree(trained()[0], folder, dirs_exist_ok=True)
+    return load(write_settings(folder, **changes))
+
+
+def expose(config, units, *, champion, challenger, first=0):
+    """Write exposures of the open rollout: `units` people on one day, who like tips at two rates.
+
+    People are routed as the service does it, and the moment after which all count is returned.
+    """
+    opened = live.current(config)
+    at = opened.opened_at + timedelta(minutes=first)
+    rows = []
+    for number in range(first, first + units):
+        who = user_key(KEY, f"visitor-{number}")
+        tip_id = f"shown-{opened.rollout_id}-{number}"
+        unit = unit_key(opened.unit, tip_id=tip_id, user_key=who, at=at)
+        arm = route(unit, salt=opened.salt, share=opened.share)
+        rate = challenger if arm == "challenger" else champion
+        is_liked = random.Random(f"{number} likes").random() < rate
+        shown = at + timedelta(seconds=number)
+        rows.append(
+            {
+                "tip_id": tip_id,
+                "user_key": who,
+                "key_id": KEY.key_id,
+                "kind": "focus",
+                "source": "llm",
+                "context_json": "{}",
+                "tip_content": f"tip {number}",
+                "model_version": opened.challenger if arm == "challenger" else opened.champion,
+                "arm": arm,
+                "rollout_id": opened.rollout_id,
+                "unit_key": unit,
+                "propensity": propensity(arm, opened.share),
+                "created_at": shown,
+                "shown_at": shown,
+                "reaction": "done" if is_liked else "snooze",
+                "dwell_ms": 30_000,
+                "reacted_at": shown,
+            }
+        )
+    engine = open_store(config.store_url)
+    with writing(engine) as connection:
+        upsert_scores(connection, rows)
+    engine.dispose()
+    return shown + timedelta(hours=1)
+
+
+class Letters:
+    """A foreign audience: people who like tips whose letters come early in the alphabet."""
+
+    def __init__(self, seed, tastes="default"):
+        self.seed = seed
+        self.reacted = []
+
+    def visits(self, day):
+        return tuple(
+            Visit(
+                visit_id=f"{day}-{number}",
+                user_id=f"reader-{number}",
+                kind="focus",
+                context={"time_of_day": f"{7 + number % 3} am"},
+                moment=START + timedelta(days=day, minutes=number),
+            )
+            for number in range(40)
+        )
+
+    def react(self, visit, tip):
+        self.reacted.append(visit.visit_id)
+        letters = [letter for letter in tip.lower() if letter.isalpha() and letter.isascii()]
+        early = sum(letter < "n" for letter in letters)
+        if 2 * early > len(letters):
+            return Response("done", 30_000)
+        return Response("dismiss", 1_000)
