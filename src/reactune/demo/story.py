@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from tqdm import tqdm
@@ -36,6 +37,7 @@ from reactune.records import STAGES, Manifest, Rollout
 from reactune.release.runtimes import connect
 from reactune.runs import all_runs
 
+STARTED = ".started"  # marks a folder in which a demo was played
 TOWN = "reactune.demo.audience:Town"
 SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates take some
 MAX_HISTORY_DAYS = 60
@@ -85,7 +87,8 @@ def run_demo(
     Raises:
         ReactuneError: whatever a stage cannot do; ConfigError for an audience that cannot be made.
     """
-    config = set_up(folder, seed=seed)
+    config = set_up(unused(folder), seed=seed)
+    say(f"demo in   {config.folder}")
 
     def make_people() -> Audience:
         return load_audience(audience or TOWN, seed=seed, tastes=tastes)
@@ -231,8 +234,14 @@ def midnight_after(stage: Stage, day: int) -> datetime:
     return start + timedelta(days=1, seconds=stage.config.canary.window_seconds)
 
 
+def unused(folder: Path) -> Path:
+    """The folder, or where a demo was played in it before, the first of folder-2, folder-3, ..."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(place for place in chain([folder], numbered) if not (place / STARTED).exists())
+
+
 def set_up(folder: Path, *, seed: int) -> Config:
-    """Settings, key and database of a demo folder; what is there already is kept."""
+    """Settings, key and database of a demo folder; a settings file that is there is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / CONFIG_NAME
     if not file.is_file():
@@ -244,6 +253,7 @@ def set_up(folder: Path, *, seed: int) -> Config:
         secret.write_text(secrets.token_hex(32), encoding="utf-8")
     os.environ[config.privacy.key_env] = secret.read_text(encoding="utf-8")
     create_store(config.store_url).dispose()
+    (folder / STARTED).touch()
     return config
 
 
