@@ -224,6 +224,7 @@ export_base(base, Path({str(out)!r}), quantisation="q8_0", progress=die)
     assert out.read_text() == "the old one"
     export_base(llama, out, quantisation="q8_0")
     assert len(tensors_of(out)) == len(tensors_of(llama.gguf))
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_exporting_needs_no_torch(llama, adapter, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from reactune.errors import ReleaseError
@@ -110,6 +111,7 @@ def _write(
     progress: Progress | None,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -124,6 +126,14 @@ def _write(
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed exports of this file left behind."""
+    for partial in out.parent.glob(f".{out.name}.*"):
+        owner = partial.suffix.removeprefix(".")
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            partial.unlink(missing_ok=True)
 
 
 def _changes_by_tensor(
