@@ -56,5 +56,5 @@ parity_prompts = 12
 # Days of the demo stand for weeks: bounds are tightest, and steps are taken, early.
 planned_units = 1000
 min_units_per_step = 150
-max_units = 8000
+max_units = 3000
 """
