@@ -26,9 +26,7 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         ]
         axes.plot(steps, smooth, label=name, color=axes.lines[-1].get_color())
     axes.set(xlabel="optimiser step", ylabel="training loss")
-    if curves:
-        axes.legend(frameon=False)
-    return _svg(figure)
+    return _with_legend(figure, axes)
 
 
 def intervals(
@@ -75,8 +73,7 @@ def arms(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
             units, rates = zip(*curve, strict=True)
             axes.plot(units, rates, color=COLOURS.get(name, OTHER), label=name)
     axes.set(xlabel="units observed", ylabel="positives per tip, so far", ylim=(0, None))
-    axes.legend(frameon=False)
-    return _svg(figure)
+    return _with_legend(figure, axes)
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
@@ -95,6 +92,12 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _with_legend(figure: Any, axes: Any) -> str:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    return _svg(figure)
 
 
 def _svg(figure: Any) -> str:
