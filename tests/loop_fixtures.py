@@ -93,7 +93,7 @@ def own_folder():
 
 
 def write_settings(folder, **changes):
-    """`reactune.toml` for the tiny model in a folder; its path. `train={"epochs": 1}` changes it."""
+    """`reactune.toml` for the tiny model; its path. `train={"epochs": 1}` changes a section."""
     base, cache = tiny_base()
     text = SETTINGS.format(base=json.dumps(str(base)), cache=json.dumps(str(cache)))
     for section, values in changes.items():
