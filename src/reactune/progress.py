@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]]]:
-    """A function that opens the bar of a training job; all bars are closed at the end."""
+    """A function that opens the bar of a training job, and ends the one before."""
     with ExitStack() as stack:
 
         def open_bar(job: Any) -> Callable[[dict[str, Any]], None]:
+            stack.close()
             bar = stack.enter_context(
                 tqdm(total=job.steps, desc=f"train {job.method}", unit="step")
             )
