@@ -148,7 +148,7 @@ class TrainConfig(Section):
     """Dropout on the LoRA input."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of SFT."""
-    preference_learning_rate: float = Field(1e-4, gt=0)
+    preference_learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of KTO and DPO."""
     beta: float = Field(0.1, gt=0)
     """How closely KTO and DPO hold on to the reference model."""
@@ -158,9 +158,9 @@ class TrainConfig(Section):
     """Passes over the training examples, unless the token budget ends them earlier."""
     batch_size: int = Field(8, ge=2)
     """Examples per optimiser step."""
-    token_budget: int = Field(120_000, ge=1_000)
-    """Tokens trained on, at most, by one method: ten minutes of two cores. Raise it on a GPU."""
-    time_budget_minutes: float = Field(30.0, gt=0)
+    token_budget: int = Field(400_000, ge=1_000)
+    """Tokens trained on, at most, by one method: half an hour of two cores. Raise it on a GPU."""
+    time_budget_minutes: float = Field(45.0, gt=0)
     """Minutes that all methods of `auto` may take together."""
     checkpoint_steps: int = Field(25, ge=1)
     """Optimiser steps between checkpoints."""
