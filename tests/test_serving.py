@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from reactune import live_models
 from reactune.canary.routing import route
-from reactune.config import ModelConfig, ServeConfig
+from reactune.config import ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import CanaryError, DataError, ReleaseError
 from reactune.live_models import watching
 from reactune.model import base_model
 from reactune.privacy import PLACEHOLDER, user_key
-from reactune.prompt import load_chat, rebuild
+from reactune.prompt import load_chat, rebuild, write_prompt_folder
 from reactune.release.llamacpp import stop
 from reactune.release.runtimes import connect
 from reactune.serving import (
@@ -619,20 +619,23 @@ def test_the_same_source_of_draws_gives_the_same_ids_and_never_overwrites_a_row(
 
 
 @pytest.fixture
-def gguf():
+def files(tmp_path):
+    """Where SmolLM2's GGUF lies, and a prompt folder for it."""
     pytest.importorskip("xllamacpp")
-    return base_model(ModelConfig()).gguf
+    base = base_model(ModelConfig())
+    write_prompt_folder(load_chat(base.folder, PromptConfig()), base.folder, tmp_path / "prompt")
+    return {"gguf": base.gguf, "prompt_folder": tmp_path / "prompt"}
 
 
 def test_llama_cpp_writes_both_models_tips_and_its_deaths_are_told(
-    sqlite_url, chat, gguf, monkeypatch
+    sqlite_url, chat, files, monkeypatch
 ):
     monkeypatch.setattr(live_models, "RETRY_SECONDS", 0.0)
     settings = ServeConfig(timeout_seconds=10, max_tokens=16, parallel=1, threads=1)
     engine, runtime = create_store(sqlite_url), connect(settings)
     service = service_of(engine, chat, runtime, settings=settings)
-    set_champion(engine, replace(version(1), gguf=gguf))
-    opened = set_challenger(engine, replace(version(2), gguf=gguf))
+    set_champion(engine, replace(version(1), **files))
+    opened = set_challenger(engine, replace(version(2), **files))
     user, other = next(users_on("challenger", opened)), next(users_on("champion", opened))
 
     def last_row_of(user):

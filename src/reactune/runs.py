@@ -6,7 +6,6 @@ What the stages do is `pipeline.py`'s.
 import fcntl
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +43,9 @@ class StageResult:
 
 def new_run(root: Path, settings: Mapping[str, Any], *, now: datetime) -> Path:
     """Make the folder of a new run, with the resolved settings in it."""
-    run = root / f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    now = now.astimezone(UTC)
+    # Names sort by time, down to the tenth of a millisecond: the last one is the newest run.
+    run = root / f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 100:04}"
     write_atomically(run / "config.json", json.dumps(settings, indent=2, default=str))
     return run
 

@@ -108,6 +108,8 @@ def arguments(folder: Path, job: Job) -> dict[str, Any]:
         "warmup_steps": max(1, job.steps // 20),
         "max_grad_norm": 1.0,
         "logging_steps": 1,
+        # Else a loss that is no number would be shown as the last one that was.
+        "logging_nan_inf_filter": False,
         "save_steps": job.checkpoint_steps,
         "save_total_limit": 2,
         "seed": job.seed,
