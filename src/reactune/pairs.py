@@ -110,7 +110,8 @@ def read_pairs(file: Path) -> list[Pair]:
         DataError: the file cannot be read, a line is no such object, or there is none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a text may hold U+2028 and the like, which end no line of JSONL.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     pairs = [_pair(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -129,8 +130,13 @@ def pair_rows(chat: Chat, pair: Pair) -> tuple[Row, Row]:
 
 
 def cluster_weights(clusters: Sequence[str], *, seed: int = 7) -> Floats:
-    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, pairs); the first row is all ones."""
+    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, pairs); the first row is all ones.
+
+    Where all pairs are of one cluster, pairs are drawn: one cluster says nothing of others.
+    """
     names, index = np.unique(np.array(clusters), return_inverse=True)
+    if len(names) == 1:
+        names = index = np.arange(len(clusters))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
     return np.vstack([np.ones(len(clusters)), drawn[:, index].astype(float)])
