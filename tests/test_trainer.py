@@ -12,6 +12,7 @@ import pytest
 
 from reactune.config import TrainConfig
 from reactune.errors import TrainingError
+from reactune.process import child_environment
 from reactune.train.job import read_job, tokens_of, write_job
 from reactune.train.trainer import plan_job, read_progress, run_trainer, train, train_methods
 from tiny_model import make_tiny_model, tiny_rows
@@ -132,9 +133,27 @@ def test_the_trainer_dies_with_the_process_that_started_it(tiny, rows, tmp_path)
         time.sleep(0.05)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    gone, alive = psutil.wait_procs(children, timeout=60)
     assert gone
     assert not alive
+
+
+def test_a_child_whose_parent_ended_before_it_could_look_ends_too():
+    code = "from reactune.process import die_with_parent; die_with_parent(); print('alive')"
+    orphan = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**child_environment(), "REACTUNE_PARENT": str(pid_that_is_gone())},
+        capture_output=True,
+        check=False,
+    )
+    assert orphan.returncode == -signal.SIGKILL
+    assert orphan.stdout == b""
+
+
+def pid_that_is_gone():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
 def test_a_job_that_cannot_be_read_is_one_clear_error(tmp_path):

@@ -20,7 +20,7 @@ from typing import IO
 
 from reactune.config import ServeConfig
 from reactune.errors import ReleaseError
-from reactune.process import die_with_parent
+from reactune.process import child_environment, die_with_parent
 from reactune.records import ModelVersion
 from reactune.release.limits import context_tokens, stop_text
 
@@ -93,9 +93,7 @@ def _popen(log: IO[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        # Threads that spin while they wait starve each other on a busy machine: 2 tokens a second
-        # instead of 40 on two cores that others use as well.
-        env={"OMP_WAIT_POLICY": "passive", **os.environ},
+        env=child_environment(),
     )
 
 

@@ -4,7 +4,6 @@ Which rows it gets and which of several adapters is kept is decided by the calle
 """
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 from reactune.config import TrainConfig
 from reactune.errors import TrainingError
+from reactune.process import child_environment
 from reactune.train.job import (
     EXIT_BAD_JOB,
     EXIT_DIVERGED,
@@ -193,8 +193,7 @@ def run_trainer(folder: Path, backend: str, progress: Progress | None) -> int:
     The trainer dies with this process; should this one end by an exception, it is stopped.
     """
     command = [sys.executable, "-m", BACKENDS[backend], str(folder / "job.json")]
-    # Spinning threads starve each other on a busy machine; sleeping ones cost little.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**child_environment(), "PYTHONUNBUFFERED": "1"}
     with (folder / "trainer.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
