@@ -29,6 +29,8 @@ def played(tmp_path_factory):
     file = write_settings(
         folder,
         serve={"max_tokens": 16, "threads": 1, "parallel": 4, "timeout_seconds": 120},
+        # How a model of random weights ranks is chance, in which loss it ends is not.
+        gate={"tolerance": 1.0},
         export={"min_greedy_agreement": 0.0, "max_logprob_gap": 1.0, "min_learned_kept": 0.5},
         canary={
             "share": 0.5,
