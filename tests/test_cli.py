@@ -241,6 +241,20 @@ def test_a_run_that_has_too_little_waits_with_the_exit_code_that_was_asked_for(c
     assert call("stage", "dataset", "--run", run_id, "--waiting-exit-code", 98)[0] == 98
 
 
+def test_a_scheduler_names_the_run_and_skips_what_comes_after_its_end(call, here, monkeypatch):
+    monkeypatch.setenv("REACTUNE_KEY", "k" * 32)
+    call("init")
+    call("ingest", write_rows(here / "rows.jsonl", [row(number) for number in range(3)]))
+    name = ("--run", "20261123-101500-airflow", "--waiting-exit-code", 99)
+    assert call("stage", "dataset", *name)[0] == 1
+    assert call("stage", "extract", *name)[0] == 0
+    assert call("stage", "extract", *name)[1].endswith("(done before)\n")
+    assert call("stage", "dataset", *name)[0] == 99
+    code, out, _ = call("stage", "train", *name)
+    assert code == 99
+    assert "train     not done: the run ended at dataset: waiting: 3 of 500" in out
+
+
 def test_status_tells_what_is_missing_for_a_run(call, here):
     call("init")
     call("ingest", write_rows(here / "rows.jsonl", [row(number) for number in range(3)]))

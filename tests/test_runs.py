@@ -13,6 +13,7 @@ from reactune.runs import (
     find_run,
     manifests,
     new_run,
+    run_id_at,
     run_stage,
     unfinished_run,
 )
@@ -22,7 +23,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @pytest.fixture
 def run(tmp_path):
-    return new_run(tmp_path, {"a": 1}, now=NOW)
+    return new_run(tmp_path, {"a": 1}, run_id=run_id_at(NOW))
 
 
 def stage(run, name="extract", *, text="x", calls=None, settings=None, inputs=None, **result):
@@ -77,6 +78,13 @@ def test_a_waiting_or_refused_stage_ends_the_run(run, tmp_path, outcome):
 def test_an_unknown_run_is_named_with_those_there_are(run, tmp_path):
     with pytest.raises(DataError, match=f"no run 'nope'.*{run.name}"):
         find_run(tmp_path, "nope")
+
+
+@pytest.mark.parametrize("name", ["mine", "../20260102-030405-0000", "20260102-030405-0000/x", ""])
+def test_a_name_that_would_not_sort_by_time_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="is no name of a run: write it as 2026"):
+        new_run(tmp_path / "runs", {}, run_id=name)
+    assert list(tmp_path.iterdir()) == []
 
 
 HOLD = """

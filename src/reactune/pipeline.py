@@ -37,6 +37,7 @@ from reactune.runs import (
     find_run,
     manifests,
     new_run,
+    run_id_at,
     run_stage,
     unfinished_run,
 )
@@ -55,6 +56,7 @@ def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
     """
     if run_id is None:
         run_id = (unfinished_run(config.run_root) or start_run(config)).name
+    find_run(config.run_root, run_id)
     say(f"run       {run_id}")
     for stage in STAGES:
         manifest = run_one_stage(config, stage, run_id, say=say)
@@ -240,14 +242,20 @@ STEPS = {
 }
 
 
-def start_run(config: Config) -> Path:
-    """Make the folder of a new run."""
+def start_run(config: Config, run_id: str | None = None) -> Path:
+    """Make the folder of a new run, named after the present moment unless a name is given."""
     settings = config.model_dump(mode="json", exclude={"folder"})
-    return new_run(config.run_root, settings, now=datetime.now(UTC))
+    return new_run(config.run_root, settings, run_id=run_id or run_id_at(datetime.now(UTC)))
 
 
 def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
-    """Do one stage, unless it is done; say in one line what came in, went out and was refused."""
+    """Do one stage, unless it is done; say in one line what came in, went out and was refused.
+
+    The first stage of a run that is not there yet starts it under this name. A stage after the
+    one that ended the run is not done, and that one's manifest is returned.
+    """
+    if stage == STAGES[0] and not (config.run_root / run_id).exists():
+        start_run(config, run_id)
     run_folder = find_run(config.run_root, run_id)
     end = ending(run_folder)
     if end is not None and STAGES.index(end.stage) < STAGES.index(stage):

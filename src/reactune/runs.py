@@ -6,6 +6,7 @@ What the stages do is `pipeline.py`'s.
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from reactune.records import (
 )
 
 Outcome = Literal["done", "waiting", "refused"]
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-z]{1,16}")
 PACKAGES = ("torch", "transformers", "trl", "peft", "mlflow", "ibis-framework", "pyarrow", "gguf")
 
 
@@ -41,11 +43,24 @@ class StageResult:
     outcome: Outcome = "done"
 
 
-def new_run(root: Path, settings: Mapping[str, Any], *, now: datetime) -> Path:
-    """Make the folder of a new run, with the resolved settings in it."""
+def run_id_at(now: datetime) -> str:
+    """The name of a run that starts now. Names sort by time, to the tenth of a millisecond."""
     now = now.astimezone(UTC)
-    # Names sort by time, down to the tenth of a millisecond: the last one is the newest run.
-    run = root / f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 100:04}"
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 100:04}"
+
+
+def new_run(root: Path, settings: Mapping[str, Any], *, run_id: str) -> Path:
+    """Make the folder of a new run, with the resolved settings in it.
+
+    Raises:
+        DataError: the name is none that `run_id_at` could have given.
+    """
+    if not RUN_ID.fullmatch(run_id):
+        raise DataError(
+            f"{run_id!r} is no name of a run: write it as 20261123-101500-0000 "
+            "(date, time, and a number), so that names sort by time"
+        )
+    run = root / run_id
     write_atomically(run / "config.json", json.dumps(settings, indent=2, default=str))
     return run
 

@@ -3,22 +3,19 @@
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from reactune.cli.session import Session
 from reactune.records import STAGES
 
-if TYPE_CHECKING:
-    from reactune.records import Manifest
-
 WAITING_OPTION = click.option(
     "--waiting-exit-code",
     type=click.IntRange(0, 255),
     default=0,
     show_default=True,
-    help="Exit code while there is too little to learn from (Airflow skips on 99).",
+    help="Exit code where there is nothing to do: too little to learn from, or, for a stage, a run"
+    " that ended before it (Airflow skips on 99).",
 )
 
 
@@ -40,7 +37,7 @@ def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
     from reactune import pipeline
 
     manifest = pipeline.run(session.config(), run_id=run_id, say=click.echo)
-    _leave(manifest, waiting_exit_code)
+    sys.exit(waiting_exit_code if manifest.outcome == "waiting" else 0)
 
 
 @click.command
@@ -51,13 +48,18 @@ def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
 def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> None:
     """Do one stage of a run, unless it is done already.
 
+    The stage `extract` starts the run where there is none of that name yet. A scheduler thus
+    needs to hand on nothing but the name: date, time and a number, so that names sort by time.
+
     \b
+    $ reactune stage extract --run 20261123-101500-3f2a
     $ reactune stage dataset --run 20261123-101500-3f2a
     """
     from reactune import pipeline
 
     manifest = pipeline.run_one_stage(session.config(), name, run_id, say=click.echo)
-    _leave(manifest, waiting_exit_code)
+    nothing_to_do = manifest.outcome == "waiting" or manifest.stage != name
+    sys.exit(waiting_exit_code if nothing_to_do else 0)
 
 
 @click.command
@@ -99,10 +101,6 @@ def evaluate(session: Session, pairs: Path, model: str) -> None:
     from reactune.pairs import evaluate_pairs
 
     click.echo(evaluate_pairs(session.config(), pairs, model).line)
-
-
-def _leave(manifest: "Manifest", waiting_exit_code: int) -> None:
-    sys.exit(waiting_exit_code if manifest.outcome == "waiting" else 0)
 
 
 COMMANDS = (run, stage, status, evaluate)
