@@ -13,7 +13,8 @@ import pytest
 from reactune.config import TrainConfig
 from reactune.errors import TrainingError
 from reactune.process import child_environment
-from reactune.train.job import read_job, tokens_of, write_job
+from reactune.train.job import read_job, write_job
+from reactune.train.order import tokens_of
 from reactune.train.trainer import plan_job, read_progress, run_trainer, train, train_methods
 from tiny_model import make_tiny_model, tiny_rows
 

@@ -1,6 +1,7 @@
 """The trainer's contract: `job.json` and `rows.parquet` in, an adapter folder and progress out.
 
-Rows come as token ids, so that no back-end can differ in template, loss mask or truncation.
+Rows come as token ids and in the order in which they are trained, so that no back-end can differ
+in template, loss mask, truncation or order.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from reactune.errors import TrainingError
 from reactune.records import write_atomically
+from reactune.train.order import in_training_order
 
 SCHEMA = 1
 JobMethod = Literal["sft", "kto", "dpo"]
@@ -49,7 +51,7 @@ class Job:
 
 
 def write_job(folder: Path, job: Job, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write `rows.parquet` and, last, `job.json`; the path of the latter is returned.
+    """Write the rows in training order and, last, `job.json`; the path of the latter is returned.
 
     Raises:
         TrainingError: there are no rows, or a row lacks what the method needs.
@@ -64,8 +66,9 @@ def write_job(folder: Path, job: Job, rows: Sequence[dict[str, Any]]) -> Path:
     if missing := [name for name in COLUMNS[job.method] if name not in rows[0]]:
         raise TrainingError(f"rows for {job.method!r} lack {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
+    ordered = in_training_order(rows, steps=job.steps, batch_size=job.batch_size, seed=job.seed)
     table = pa.Table.from_pylist(
-        [{name: row[name] for name in COLUMNS[job.method]} for row in rows]
+        [{name: row[name] for name in COLUMNS[job.method]} for row in ordered]
     )
     pq.write_table(table, folder / job.rows)
     path = folder / "job.json"
@@ -90,15 +93,8 @@ def read_job(path: Path) -> Job:
 
 
 def read_rows(folder: Path, job: Job) -> list[dict[str, Any]]:
-    """The job's rows as dictionaries of token id lists."""
+    """The job's rows, in the order in which they are trained, as dictionaries of token id lists."""
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = pq.read_table(folder / job.rows).to_pylist()
     return rows
-
-
-def tokens_of(row: dict[str, Any]) -> int:
-    """Tokens a trainer reads for one row: a pair counts its prompt twice."""
-    if "chosen_ids" in row:
-        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
-    return len(row["prompt_ids"]) + len(row["completion_ids"])

@@ -26,9 +26,10 @@ from reactune.train.job import (
     Job,
     JobMethod,
     read_job,
-    tokens_of,
+    read_rows,
     write_job,
 )
+from reactune.train.order import tokens_of
 
 BACKENDS = {"trl": "reactune.train.with_trl"}
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -111,14 +112,13 @@ def train(
             raise TrainingError(explain(code, folder))
     result = json.loads(result_file.read_text(encoding="utf-8"))
     curve = tuple((line["step"], line["loss"]) for line in read_progress(folder))
-    tokens_per_row = sum(map(tokens_of, rows)) / len(rows)
     return Trained(
         method=job.method,
         adapter=folder / job.adapter,
         steps=result["steps"],
         loss=result["loss"],
         seconds=result["seconds"],
-        tokens=round(result["steps"] * job.batch_size * tokens_per_row),
+        tokens=sum(map(tokens_of, read_rows(folder, job)[: result["steps"] * job.batch_size])),
         curve=curve,
     )
 
@@ -224,10 +224,11 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_same_job(folder: Path, job: Job) -> bool:
-    """Whether the folder holds this very job; the time limit may differ on a resumed run."""
+    """Whether the folder holds this very job; time limit and type may differ on a resumed run."""
     if not (folder / "job.json").is_file():
         return False
-    return replace(read_job(folder / "job.json"), max_seconds=0) == replace(job, max_seconds=0)
+    found = read_job(folder / "job.json")
+    return replace(found, max_seconds=job.max_seconds, dtype=job.dtype) == job
 
 
 def clear(folder: Path) -> None:

@@ -6,7 +6,6 @@ Reads a job, writes an adapter folder, `progress.jsonl` and `result.json`; decid
 import json
 import math
 import os
-import random
 import sys
 import time
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from typing import Any
 from reactune.errors import TrainingError
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
-from reactune.scoring import score
+from reactune.scoring import Row, score
 from reactune.train.checkpoints import keep_lines_until, last_checkpoint
 from reactune.train.fused_head import score_only_labelled_positions
-from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows, tokens_of
+from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows
+from reactune.train.order import tokens_of
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -47,16 +47,16 @@ def train(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer, set_seed
 
+    started = time.monotonic()
     if job.threads:
         torch.set_num_threads(job.threads)
     set_seed(job.seed)
-    random.Random(job.seed).shuffle(rows)
     tokenizer = AutoTokenizer.from_pretrained(job.base_folder)
     model = load_model(job)
     trainer = TRAINERS[job.method](folder, job, rows, model, tokenizer)
     score_only_labelled_positions(trainer.model.get_base_model())
-    trainer.add_callback(progress_callback(folder, job, rows))
-    started = time.monotonic()
+    deadline = started + job.max_seconds
+    trainer.add_callback(progress_callback(folder, job, rows, deadline=deadline))
     output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trainer.model.save_pretrained(str(folder / job.adapter))
     return {
@@ -113,7 +113,8 @@ def arguments(folder: Path, job: Job) -> dict[str, Any]:
         "save_steps": job.checkpoint_steps,
         "save_total_limit": 2,
         "seed": job.seed,
-        "data_seed": job.seed,
+        # Rows come in the order in which they are trained.
+        "train_sampling_strategy": "sequential",
         "max_length": None,
         "bf16": False,
         "gradient_checkpointing": False,
@@ -217,13 +218,18 @@ def with_reference(
     """
     causal = model.get_base_model()
     causal.eval()
-    columns = {
-        name: score(causal, [(row["prompt_ids"], row[answer]) for row in rows])
-        for name, answer in answers.items()
-    }
+
+    def asked(row: dict[str, Any], answer: str) -> Row:
+        return tuple(row["prompt_ids"]), tuple(row[answer])
+
+    # A tip stands in several pairs, and a row in several epochs.
+    different = list({asked(row, answer): None for row in rows for answer in answers.values()})
+    totals = dict(
+        zip(different, (scores.sum() for scores in score(causal, different)), strict=True)
+    )
     return [
-        {**row, **{name: float(scores[place].sum()) for name, scores in columns.items()}}
-        for place, row in enumerate(rows)
+        {**row, **{name: totals[asked(row, answer)] for name, answer in answers.items()}}
+        for row in rows
     ]
 
 
@@ -242,8 +248,10 @@ def neighbours(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**batch, "KL_completion_ids": [completions[-1], *completions[:-1]]}
 
 
-def progress_callback(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
-    """Appends a line per step to `progress.jsonl` and stops when the time is over."""
+def progress_callback(
+    folder: Path, job: Job, rows: list[dict[str, Any]], *, deadline: float
+) -> Any:
+    """Appends a line per step to `progress.jsonl`; stops at the deadline of the monotonic clock."""
     from transformers import TrainerCallback
 
     tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
@@ -257,7 +265,7 @@ def progress_callback(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any
             keep_lines_until(folder / "progress.jsonl", state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if time.monotonic() - self.started > job.max_seconds:
+            if time.monotonic() > deadline:
                 control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
@@ -271,7 +279,8 @@ def progress_callback(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any
                 "loss": logs["loss"],
                 "tokens_per_second": done * tokens_per_step / seconds,
                 "seconds_left": min(
-                    (job.steps - state.global_step) * seconds / done, job.max_seconds - seconds
+                    (job.steps - state.global_step) * seconds / done,
+                    max(deadline - time.monotonic(), 0.0),
                 ),
             }
             with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
