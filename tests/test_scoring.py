@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reactune.scoring import batches, common_prefix_length, open_model, score
+from reactune.scoring import batches, best_dtype, common_prefix_length, open_model, score
 from tiny_model import make_tiny_model, tiny_rows
 
 
@@ -50,3 +53,12 @@ def test_every_row_is_in_one_batch_and_batches_fit(rows, limit):
     for batch in made:
         longest = max(len(rows[i][0]) + len(rows[i][1]) for i in batch)
         assert len(batch) == 1 or len(batch) * longest <= limit
+
+
+def test_the_type_is_the_same_in_every_process_of_a_machine():
+    ask = "from reactune.scoring import best_dtype; print(best_dtype())"
+    answers = [
+        subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert {answer.stdout.strip() for answer in answers} == {best_dtype()}

@@ -62,7 +62,10 @@ def test_every_method_writes_an_adapter_that_moved_towards_the_liked_tips(
     seen = []
     trained = train(tmp_path, job, rows[method], backend="trl", progress=seen.append)
     assert trained.steps == job.steps
-    assert [line["step"] for line in seen] == list(range(1, job.steps + 1))
+    before = [line for line in seen if "scored" in line]
+    assert seen[len(before) :] == read_progress(tmp_path)
+    assert [line["step"] for line in seen[len(before) :]] == list(range(1, job.steps + 1))
+    assert [line["scored"] for line in before][-1:] == ([] if method == "sft" else [48])
     assert [line["step"] for line in read_progress(tmp_path)] == [s for s, _ in trained.curve]
     assert seen[-1]["tokens_per_second"] > 0
     pairs = [

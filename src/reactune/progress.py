@@ -22,6 +22,9 @@ def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]
             )
 
             def show(line: dict[str, Any]) -> None:
+                if "scored" in line:
+                    bar.set_postfix_str(f"base model asked {line['scored']:,} of {line['of']:,}")
+                    return
                 left = int(line["seconds_left"])
                 bar.set_postfix_str(
                     f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "

@@ -202,20 +202,25 @@ def run_trainer(folder: Path, backend: str, progress: Progress | None) -> int:
         try:
             while process.poll() is None:
                 time.sleep(0.5)
-                lines = read_progress(folder)
+                lines = read_lines(folder)
                 for line in lines[shown:] if progress else ():
                     progress(line)  # type: ignore[misc]
                 shown = len(lines)
         finally:
             process.kill()
             process.wait()
-    for line in read_progress(folder)[shown:] if progress else ():
+    for line in read_lines(folder)[shown:] if progress else ():
         progress(line)  # type: ignore[misc]
     return process.returncode
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of the trainer's progress file."""
+    """The lines of the trainer's progress file that tell of steps."""
+    return [line for line in read_lines(folder) if "loss" in line]
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of the trainer's progress file, those of what comes before steps too."""
     file = folder / "progress.jsonl"
     if not file.is_file():
         return []

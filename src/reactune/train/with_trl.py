@@ -164,7 +164,7 @@ def kto_trainer(
 
     liked = sum(row["label"] for row in rows)
     if job.kto_loss != "kto":
-        rows = with_reference(model, rows, {"ref_logps": "completion_ids"})
+        rows = with_reference(folder, job, model, rows, {"ref_logps": "completion_ids"})
     return TokenisedKTOTrainer(
         model=model,
         args=KTOConfig(
@@ -200,7 +200,7 @@ def dpo_trainer(
             return dataset
 
     answers = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
-    rows = with_reference(model, rows, answers)
+    rows = with_reference(folder, job, model, rows, answers)
     return TokenisedDPOTrainer(
         model=model,
         args=DPOConfig(**arguments(folder, job), beta=job.beta, precompute_ref_log_probs=True),
@@ -210,7 +210,7 @@ def dpo_trainer(
 
 
 def with_reference(
-    model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """The rows with the base model's log-probability of each answer, under the names given.
 
@@ -224,9 +224,15 @@ def with_reference(
 
     # A tip stands in several pairs, and a row in several epochs.
     different = list({asked(row, answer): None for row in rows for answer in answers.values()})
-    totals = dict(
-        zip(different, (scores.sum() for scores in score(causal, different)), strict=True)
-    )
+    done = 0
+
+    def scored(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(folder, {"step": 0, "steps": job.steps, "scored": done, "of": len(different)})
+
+    scores = score(causal, different, progress=scored)
+    totals = {row: float(values.sum()) for row, values in zip(different, scores, strict=True)}
     return [
         {**row, **{name: totals[asked(row, answer)] for name, answer in answers.items()}}
         for row in rows
@@ -283,10 +289,15 @@ def progress_callback(
                     max(deadline - time.monotonic(), 0.0),
                 ),
             }
-            with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            tell(folder, line)
 
     return Progress()
+
+
+def tell(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to `progress.jsonl`."""
+    with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
