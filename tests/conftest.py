@@ -15,6 +15,8 @@ import sqlalchemy as sa
 
 from reactune.store import create_store
 
+pytest_plugins = ("s3_fixtures",)
+
 
 @pytest.fixture
 def sqlite_url(tmp_path):

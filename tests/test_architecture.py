@@ -19,8 +19,9 @@ LAYERS = [
     {"sections"},
     {"config"},
     {"records"},
-    {"schema", "process", "privacy", "template"},
-    {"database", "context", "runs", "model"},
+    {"schema", "process", "privacy", "template", "run_root"},
+    {"database", "context", "leases", "model"},
+    {"runs"},
     {"prompt"},
     {"store", "scoring", "footprint"},
     ROOMS,
@@ -37,6 +38,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 HEAVY = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "ibis", "pyarrow",
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
+    "fsspec", "s3fs",
 }  # fmt: skip
 TRAIN_SIDE = {
     "train", "evaluation", "pipeline", "review", "live", "report", "pictures", "demo", "paperwork",

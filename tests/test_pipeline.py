@@ -95,7 +95,7 @@ def test_the_registry_tells_where_the_model_is_from(went_through):
     assert tags["dataset"] == manifests(folder)["dataset"].counts["fingerprint"]
     assert len(tags["dataset"]) == 64
     assert tags["base_model"] == went_through.model.base
-    assert tags["code_version"] == pipeline.manifests(folder)["train"].versions["reactune"]
+    assert tags["code_version"] == manifests(folder)["train"].versions["reactune"]
     assert tags["gguf_sha256"] == sha256_of(folder / "export" / "model.gguf")
     assert tags["method"] == "sft"
 

@@ -4,11 +4,14 @@ Precedence: defaults < file < `--set section.key=value`. Secrets never stand her
 hashes people comes from the environment variable named in `[privacy] key_env`.
 """
 
+import hashlib
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from platformdirs import user_cache_dir
 from pydantic import ValidationError, model_validator
 
 from reactune.errors import ConfigError
@@ -76,8 +79,16 @@ class Config(Section):
 
     @property
     def run_root(self) -> Path:
-        """Folder of the run folders, absolute."""
-        return (self.folder / self.run.root).absolute()
+        """Folder of the run folders, absolute; of this worker's copies where root is a URL."""
+        if not self.run_url:
+            return (self.folder / self.run.root).absolute()
+        cache = Path(self.model.cache_dir or user_cache_dir("reactune")).absolute()
+        return cache / f"runs-{hashlib.sha256(self.run_url.encode()).hexdigest()[:12]}"
+
+    @property
+    def run_url(self) -> str:
+        """The URL that runs are kept at; empty where `[run] root` is a folder."""
+        return self.run.root.rstrip("/") if "://" in self.run.root else ""
 
     @property
     def store_url(self) -> str:
@@ -111,6 +122,12 @@ def without_passwords(config: Config) -> dict[str, dict[str, Any]]:
             if isinstance(value, str):
                 section[key] = hide_passwords(value)
     return sections
+
+
+def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The settings of sections that can change a result: not where one worker keeps its copies."""
+    places = {"model": {"cache_dir"}}
+    return config.model_dump(mode="json", include=set(sections), exclude=places)
 
 
 def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:

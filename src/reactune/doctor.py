@@ -85,6 +85,8 @@ def _needed_extras(config: Config) -> list[Finding]:
         needed.append("postgres")
     if config.serve.runtime == "llamacpp":
         needed.append("llamacpp")
+    if config.run_url.startswith("s3:"):
+        needed.append("s3")
     return [_extra(name, is_needed=True) for name in needed]
 
 

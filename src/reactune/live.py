@@ -8,21 +8,26 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from reactune import __version__, store
 from reactune.canary import rollout as rollouts
-from reactune.config import Config
+from reactune.config import Config, deciding
 from reactune.database import open_store
-from reactune.model import base_model
+from reactune.model import BaseModel, base_model
 from reactune.prompt import load_chat
 from reactune.records import ModelVersion, Rollout
 from reactune.release import registry, runtimes
-from reactune.release.bundle import export_release
+from reactune.release.bundle import export_release, read_release, write_release
 from reactune.release.registry import Record
+from reactune.run_root import as_kept, as_placed, fetch, fetch_release, run_root
+from reactune.runs import StageResult, run_stage
 
 BASE_RUN = "base"
+BASE_SECTIONS = ("export", "prompt", "model")
 
 
 @contextmanager
@@ -42,9 +47,10 @@ def current(config: Config) -> Rollout | None:
 
 
 def versions(config: Config) -> tuple[ModelVersion, ...]:
-    """Every registered version, oldest first."""
+    """Every registered version, oldest first, with its files where they lie or will be fetched."""
+    root = run_root(config)
     with database(config) as engine, engine.connect() as connection:
-        return store.all_model_versions(connection)
+        return tuple(as_placed(root, model) for model in store.all_model_versions(connection))
 
 
 def version(config: Config, number: int) -> ModelVersion:
@@ -54,7 +60,7 @@ def version(config: Config, number: int) -> ModelVersion:
         DataError: there is none of that number.
     """
     with database(config) as engine, engine.connect() as connection:
-        return store.model_version(connection, number)
+        return as_placed(run_root(config), store.model_version(connection, number))
 
 
 def champion(config: Config) -> ModelVersion | None:
@@ -73,9 +79,7 @@ def ensure_champion(config: Config) -> ModelVersion:
     if found is not None:
         return found
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
-    folder = config.run_root / BASE_RUN
-    release = export_release(base, chat, None, folder, run_id=BASE_RUN, settings=config.export)
+    release = export_base_model(config, base)
     model = register(config, release, Record(run_id=BASE_RUN, tags={"base_digest": base.digest}))
     with database(config) as engine:
         rollouts.bootstrap_champion(
@@ -83,6 +87,25 @@ def ensure_champion(config: Config) -> ModelVersion:
         )
     repair_projections(config)
     return model
+
+
+def export_base_model(config: Config, base: BaseModel) -> ModelVersion:
+    """The base model as a release, exported as every later version is, unless it is already.
+
+    Raises:
+        ReleaseError: it cannot be exported.
+    """
+    chat = load_chat(base.folder, config.prompt)
+    root = run_root(config)
+
+    def work(folder: Path) -> StageResult:
+        made = export_release(base, chat, None, folder, run_id=BASE_RUN, settings=config.export)
+        return StageResult(f"{made.quantisation} of the base model", write_release(made))
+
+    settings = deciding(config, BASE_SECTIONS)
+    run_stage(root.folder / BASE_RUN, "export", work, inputs={}, settings=settings, root=root)
+    fetch(root, BASE_RUN, "export")
+    return read_release(root.folder / BASE_RUN)
 
 
 def register(config: Config, release: ModelVersion, record: Record) -> ModelVersion:
@@ -108,7 +131,7 @@ def register(config: Config, release: ModelVersion, record: Record) -> ModelVers
     )
     model = replace(release, version=number, name=f"{config.registry.model_name}:v{number}")
     with database(config) as engine, store.writing(engine) as connection:
-        store.add_model_version(connection, model, datetime.now(UTC))
+        store.add_model_version(connection, as_kept(run_root(config), model), datetime.now(UTC))
     return model
 
 
@@ -120,6 +143,7 @@ def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
         ReleaseError: the model server does not take it.
     """
     model = version(config, number)
+    fetch_release(run_root(config), model)
     with closing(runtimes.connect(config.serve)) as runtime:
         runtime.publish(model)
     with database(config) as engine:
@@ -148,4 +172,5 @@ def repair_projections(config: Config) -> list[str]:
         "challenger": None if rollout.challenger is None else models[rollout.challenger],
     }
     with closing(runtimes.connect(config.serve)) as runtime:
-        return moved + runtimes.point_aliases(runtime, family, named)
+        fetch = partial(fetch_release, run_root(config))
+        return moved + runtimes.point_aliases(runtime, family, named, fetch=fetch)

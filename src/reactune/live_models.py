@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.errors import CanaryError, ConfigError, DataError, ReleaseError
 from reactune.records import ModelVersion, Rollout, Runtime
+from reactune.run_root import HERE, RunRoot, as_placed, fetch_release
 from reactune.store import all_model_versions, current_rollout
 
 MAX_AGE_SECONDS = 0.5  # how long a change of the row may go unseen
@@ -50,12 +51,14 @@ class LiveModels:
         engine: sa.Engine,
         runtime: Runtime,
         *,
+        root: RunRoot = HERE,
         max_age_seconds: float = MAX_AGE_SECONDS,
         grace_seconds: float = 60.0,
     ) -> None:
         self.max_age_seconds = max_age_seconds
         self._engine = engine
         self._runtime = runtime
+        self._root = root
         self._grace_seconds = grace_seconds
         self._lock = threading.Lock()
         self._lineup: Lineup | None = None
@@ -107,7 +110,7 @@ class LiveModels:
     def _refresh(self) -> Lineup:
         # Taken before reading and publishing, so that a slow publication does not hide a rollback.
         read_at = time.monotonic()
-        rollout, models = read_live(self._engine)
+        rollout, models = read_live(self._engine, root=self._root)
         champion = models[rollout.champion]
         challenger = None if rollout.challenger is None else models[rollout.challenger]
         self._publish(champion)
@@ -135,8 +138,9 @@ class LiveModels:
         self._tried_at[version] = now
         self._doubted.discard(version)
         try:
+            fetch_release(self._root, model)
             self._runtime.publish(model)
-        except (ReleaseError, OSError) as error:
+        except (ConfigError, DataError, ReleaseError, OSError) as error:
             self._published.pop(version, None)
             log.error("version %d cannot be published: %s", version, error)
             return
@@ -159,8 +163,10 @@ class LiveModels:
                 self._published.pop(version)
 
 
-def read_live(engine: sa.Engine) -> tuple[Rollout, dict[int, ModelVersion]]:
-    """The open rollout, and all registered versions by number.
+def read_live(
+    engine: sa.Engine, *, root: RunRoot = HERE
+) -> tuple[Rollout, dict[int, ModelVersion]]:
+    """The open rollout, and all registered versions by number, with their files below `root`.
 
     Raises:
         CanaryError: nothing is live yet.
@@ -169,14 +175,14 @@ def read_live(engine: sa.Engine) -> tuple[Rollout, dict[int, ModelVersion]]:
     try:
         with engine.connect() as connection:
             rollout = current_rollout(connection)
-            models = {model.version: model for model in all_model_versions(connection)}
+            found = [as_placed(root, model) for model in all_model_versions(connection)]
     except sa.exc.SQLAlchemyError as error:
         raise DataError(
             f"what is live cannot be read ({type(error).__name__}); see to the database"
         ) from error
     if rollout is None:
         raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
-    return rollout, models
+    return rollout, {model.version: model for model in found}
 
 
 @contextmanager

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from reactune import live
 from reactune.config import Config
-from reactune.data.exports import read_examples
+from reactune.data.exports import EXAMPLES, read_examples
 from reactune.errors import DataError
 from reactune.evaluation import score_rows
 from reactune.model import base_model
 from reactune.prompt import Chat, assemble, completion_ids, load_chat
 from reactune.release.gate import Estimate
-from reactune.runs import find_run
+from reactune.run_root import fetch, fetch_adapter, pull, run_root
+from reactune.runs import find_run, manifests
 from reactune.scoring import Row
 
 Floats = npt.NDArray[np.float64]
@@ -164,19 +165,29 @@ def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
         if number is None:
             raise DataError(f"there is no {name}; `reactune status` shows what is live")
         model = live.version(config, number)
+        fetch_adapter(run_root(config), model)
         return model.adapter, model.run_id
-    adapter = find_run(config.run_root, name) / "train" / "adapter"
-    if not adapter.is_dir():
+    run = _run(config, name)
+    if "train" not in manifests(run):
         raise DataError(f"run {name} has no trained adapter; it did not get that far")
-    return adapter, name
+    fetch(run_root(config), name, "train", under="adapter/")
+    return run / "train" / "adapter", name
 
 
 def _trained_texts(config: Config, run_id: str) -> frozenset[str]:
     """All texts of the dataset a model was trained on, its held-out parts too."""
     if run_id == live.BASE_RUN:
         return frozenset()
-    parts = read_examples(find_run(config.run_root, run_id) / "dataset")
+    run = _run(config, run_id)
+    fetch(run_root(config), run_id, "dataset", under=EXAMPLES)
+    parts = read_examples(run / "dataset")
     return frozenset(_same(example.tip) for examples in parts.values() for example in examples)
+
+
+def _run(config: Config, run_id: str) -> Path:
+    """The folder of a run, with the manifests that it has now."""
+    pull(run_root(config))
+    return find_run(config.run_root, run_id)
 
 
 def _same(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves for people: training record, pictures, and what the registry is told.
+"""What a run leaves: training record, pictures, what the registry and later stages are told.
 
 Reads what the stages wrote; decides nothing.
 """
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from reactune import pictures
 from reactune.config import Config
-from reactune.records import ModelVersion, read_manifest, write_atomically
+from reactune.data.exports import EXAMPLES, read_tip_ids
+from reactune.records import Counts, read_manifest, write_atomically
 from reactune.release.gate import Estimate, GateReport
 from reactune.release.registry import Record
+from reactune.run_root import fetch, run_root
+from reactune.runs import all_runs, manifests
 from reactune.train.trainer import Trained
 
 Curve = Sequence[tuple[int, float]]
@@ -55,13 +58,6 @@ def gate_table(gate: Mapping[str, object]) -> list[tuple[str, ...]]:
     ]
 
 
-def read_release(run: Path) -> ModelVersion:
-    """The release that `export` wrote."""
-    values = json.loads((run / "export" / "release.json").read_text(encoding="utf-8"))
-    paths = {name: Path(values[name]) for name in ("gguf", "prompt_folder", "adapter")}
-    return ModelVersion(**{**values, **paths})
-
-
 def tell(config: Config, run: Path) -> Record:
     """What the registry is told of a run: settings, counts, curves, gate, parity, pictures."""
     training = json.loads((run / "train" / "training.json").read_text(encoding="utf-8"))
@@ -87,6 +83,21 @@ def tell(config: Config, run: Path) -> Record:
         texts={name: path.read_text(encoding="utf-8") for name, path in texts.items()},
         tags={"dataset": str(counts.get("fingerprint", "")), "method": training["method"]},
     )
+
+
+def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
+    """The tips of the dataset that was trained last, before this run; None before the first."""
+    for other in reversed(all_runs(config.run_root)):
+        if other.name < run.name and "train" in manifests(other):
+            fetch(run_root(config), other.name, "dataset", under=EXAMPLES)
+            return read_tip_ids(other / "dataset")
+    return None
+
+
+def earlier_counts(run: Path) -> dict[str, Counts]:
+    """What the stage before the dataset counted, for the dataset's card."""
+    extracted = manifests(run)["extract"].counts
+    return {name: Counts(**extracted[name]) for name in ("labels", "de-identification")}
 
 
 TEXTS = {

@@ -14,28 +14,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reactune import live
-from reactune.config import Config
+from reactune.config import Config, deciding, without_passwords
 from reactune.data import dataset
 from reactune.data.deidentify import clean
 from reactune.data.engines import open_scores
-from reactune.data.exports import pairs, read_examples, read_tip_ids
+from reactune.data.exports import pairs, read_examples
 from reactune.data.labelled import read_batches, write_batches
 from reactune.data.scores import label_counts, read_scores
 from reactune.evaluation import best_method, gate_report, sample, validation_reports
 from reactune.model import base_model
-from reactune.paperwork import gate_picture, read_release, tell, write_training
+from reactune.paperwork import (
+    earlier_counts,
+    gate_picture,
+    last_trained_tips,
+    tell,
+    write_training,
+)
 from reactune.privacy import load_key
 from reactune.progress import progress_bars
 from reactune.prompt import completion_ids, load_chat, rebuild
 from reactune.records import STAGES, Counts, Manifest, write_atomically
 from reactune.release import parity, runtimes
-from reactune.release.bundle import export_release
+from reactune.release.bundle import export_release, read_release, write_release
+from reactune.run_root import fetch_adapter, pull, push, run_root
 from reactune.runs import (
     StageResult,
-    all_runs,
     ending,
     find_run,
-    manifests,
     new_run,
     run_id_at,
     run_stage,
@@ -54,6 +59,7 @@ def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
     Ends early, and without error, where there is too little to learn from ("waiting") or where
     the tuned model is not good enough ("refused"). The last stage's manifest is returned.
     """
+    pull(run_root(config))
     if run_id is None:
         run_id = (unfinished_run(config.run_root) or start_run(config)).name
     find_run(config.run_root, run_id)
@@ -151,6 +157,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     adapters = {"tuned": run / "train" / "adapter"}
     champion = live.champion(config)
     if champion is not None and champion.adapter is not None:
+        fetch_adapter(run_root(config), champion)
         adapters["champion"] = champion.adapter
     chosen = sample(examples["test"], limit=config.gate.max_examples, seed=config.gate.seed)
     report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
@@ -187,12 +194,12 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
             chat_tokens=runtimes.chat_counter(runtime, release, chat),
         )
         runtime.retire(release)
-    write_atomically(folder / "release.json", json.dumps(asdict(release), default=str))
+    files = write_release(release)
     write_atomically(folder / "parity.json", json.dumps(asdict(report), indent=2))
     megabytes = release.gguf.stat().st_size / 1e6
     return StageResult(
         summary=f"{megabytes:,.0f} MB of {release.quantisation} out; {report.line()}",
-        outputs=("model.gguf", "release.json", "parity.json", "prompt/prompt.json"),
+        outputs=(*files, "parity.json"),
         outcome="refused" if report.failures else "done",
     )
 
@@ -223,29 +230,38 @@ def deploy(config: Config, run: Path, folder: Path) -> StageResult:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage: its work, the files it reads, and the settings that can change its result."""
+    """A stage: its work, and what can change its result: files, stages they are of, settings."""
 
     work: Callable[[Config, Path, Path], StageResult]
     inputs: tuple[str, ...]
+    reads: tuple[str, ...]
     sections: tuple[str, ...]
 
 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+TRAINED = tuple(f"train/{name}" for name in ADAPTER)
 STEPS = {
-    "extract": Step(extract, (), ("source", "labels", "privacy", "prompt", "model")),
-    "dataset": Step(build_dataset, ("extract/labelled.parquet",), ("dataset",)),
-    "train": Step(train, ("dataset/examples.parquet",), ("train", "prompt", "model")),
-    "evaluate": Step(evaluate, tuple(f"train/{name}" for name in ADAPTER), ("gate",)),
-    "export": Step(export, tuple(f"train/{name}" for name in ADAPTER), ("export", "serve")),
-    "register": Step(register, ("export/model.gguf", "evaluate/gate.json"), ("registry",)),
-    "deploy": Step(deploy, ("register/version.json",), ()),
+    "extract": Step(extract, (), (), ("source", "labels", "privacy", "prompt", "model")),
+    "dataset": Step(build_dataset, ("extract/labelled.parquet",), ("extract",), ("dataset",)),
+    "train": Step(train, ("dataset/examples.parquet",), ("dataset",), ("train", "prompt", "model")),
+    "evaluate": Step(evaluate, TRAINED, ("dataset", "train"), ("gate",)),
+    "export": Step(export, TRAINED, ("dataset", "train"), ("export", "serve")),
+    "register": Step(
+        register,
+        ("export/model.gguf", "evaluate/gate.json"),
+        ("dataset", "train", "evaluate", "export"),
+        ("registry",),
+    ),
+    "deploy": Step(deploy, ("register/version.json",), ("register",), ()),
 }
 
 
 def start_run(config: Config, run_id: str | None = None) -> Path:
     """Make the folder of a new run, named after the present moment unless a name is given."""
-    settings = config.model_dump(mode="json", exclude={"folder"})
-    return new_run(config.run_root, settings, run_id=run_id or run_id_at(datetime.now(UTC)))
+    run_id = run_id or run_id_at(datetime.now(UTC))
+    run = new_run(config.run_root, without_passwords(config), run_id=run_id)
+    push(run_root(config), run, ["config.json"])
+    return run
 
 
 def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
@@ -254,7 +270,9 @@ def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manif
     The first stage of a run that is not there yet starts it under this name. A stage after the
     one that ended the run is not done, and that one's manifest is returned.
     """
-    if stage == STAGES[0] and not (config.run_root / run_id).exists():
+    root = run_root(config)
+    pull(root)
+    if stage == STAGES[0] and not (config.run_root / run_id / "config.json").exists():
         start_run(config, run_id)
     run_folder = find_run(config.run_root, run_id)
     end = ending(run_folder)
@@ -267,23 +285,11 @@ def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manif
         stage,
         lambda folder: step.work(config, run_folder, folder),
         inputs={name: run_folder / name for name in step.inputs},
-        settings={name: getattr(config, name).model_dump(mode="json") for name in step.sections},
+        settings=deciding(config, step.sections),
+        reads=step.reads,
+        root=root,
     )
     say(
         f"{stage:9} {manifest.summary} ({f'{manifest.seconds:.0f} s' if is_new else 'done before'})"
     )
     return manifest
-
-
-def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
-    """The tips of the dataset that was trained last, before this run; None before the first."""
-    for other in reversed(all_runs(config.run_root)):
-        if other.name < run.name and "train" in manifests(other):
-            return read_tip_ids(other / "dataset")
-    return None
-
-
-def earlier_counts(run: Path) -> dict[str, Counts]:
-    """What the stage before the dataset counted, for the dataset's card."""
-    extracted = manifests(run)["extract"].counts
-    return {name: Counts(**extracted[name]) for name in ("labels", "de-identification")}

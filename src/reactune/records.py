@@ -126,7 +126,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one stage of a run read and wrote; written last, so its presence means done."""
+    """What one stage of a run read and wrote; written last, so its presence means done.
+
+    `kept_at` is where the outputs are where this is a copy, made for another worker.
+    """
 
     stage: str
     outcome: Literal["done", "waiting", "refused"]
@@ -138,6 +141,7 @@ class Manifest:
     versions: Mapping[str, str]
     seconds: float
     finished_at: str
+    kept_at: str = ""
 
 
 def sha256_of(path: Path) -> str:
@@ -168,7 +172,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The stage's manifest if it is whole and every output is as it was written, else None."""
+    """The stage's manifest if it is whole and every output is as it was written, else None.
+
+    Outputs that are kept elsewhere are looked at when they are fetched.
+    """
     file = folder / "manifest.json"
     if not file.is_file():
         return None
@@ -176,7 +183,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return None
-    intact = all(
+    intact = bool(manifest.kept_at) or all(
         (folder / name).is_file() and sha256_of(folder / name) == digest
         for name, digest in manifest.outputs.items()
     )

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from reactune import __version__
 from reactune.errors import DataError
+from reactune.leases import lease
 from reactune.records import (
     STAGES,
     Manifest,
@@ -27,6 +28,7 @@ from reactune.records import (
     write_atomically,
     write_manifest,
 )
+from reactune.run_root import HERE, RunRoot, digest_of, fetch, forget_manifest, pull, push
 
 Outcome = Literal["done", "waiting", "refused"]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-z]{1,16}")
@@ -110,26 +112,31 @@ def run_stage(
     *,
     inputs: Mapping[str, Path],
     settings: Mapping[str, Any],
+    reads: Iterable[str] = (),
+    root: RunRoot = HERE,
 ) -> tuple[Manifest, bool]:
     """The stage's manifest, and whether the work was done now.
 
     A stage with a valid manifest of the same inputs and settings is not done again. A killed
-    stage left none, and is done again. One process at a time may be in a stage.
+    stage left none, and is done again. One process at a time may be in a stage. Where runs are
+    kept at a URL, the files of the stages it `reads` are fetched before the work, and its own
+    are uploaded after it, the manifest last.
 
     Raises:
         DataError: another process is in this stage, or an input is missing.
     """
     folder = run / stage
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock"):
-        if missing := [str(path) for path in inputs.values() if not path.is_file()]:
-            raise DataError(f"stage {stage} lacks {', '.join(missing)}; run the stages before it")
-        digests = {name: sha256_of(path) for name, path in inputs.items()}
+    with lock(folder / ".lock"), lease(root, f"{run.name}/{stage}") as require_held:
+        pull(root, run.name)
+        digests = input_digests(root, stage, inputs)
         plain_settings = json.loads(json.dumps(settings, default=str))
         manifest = read_manifest(folder)
         if manifest and manifest.inputs == digests and manifest.settings == plain_settings:
             return manifest, False
-        (folder / "manifest.json").unlink(missing_ok=True)
+        forget_manifest(root, folder)
+        for earlier in reads:
+            fetch(root, run.name, earlier)
         started = time.monotonic()
         result = work(folder)
         manifest = Manifest(
@@ -144,8 +151,24 @@ def run_stage(
             seconds=round(time.monotonic() - started, 3),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        require_held()
+        push(root, folder, manifest.outputs)
+        require_held()
         write_manifest(folder, manifest)
+        push(root, folder, ["manifest.json"])
         return manifest, True
+
+
+def input_digests(root: RunRoot, stage: str, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of each input of a stage.
+
+    Raises:
+        DataError: one is missing.
+    """
+    found = {name: digest_of(root, path) for name, path in inputs.items()}
+    if missing := [str(inputs[name]) for name, digest in found.items() if digest is None]:
+        raise DataError(f"stage {stage} lacks {', '.join(missing)}; run the stages before it")
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 @contextmanager

@@ -276,4 +276,9 @@ class RunConfig(Section):
     """Where runs are kept."""
 
     root: str = "runs"
-    """Folder of the run folders; a relative path is taken from the TOML file's folder."""
+    """Folder of the run folders, from the TOML file's folder on; or a URL such as
+    `s3://bucket/runs`, for workers that share no disk."""
+    stale_lock_seconds: float = Field(300, ge=1)
+    """With a URL: a stage whose lock was not refreshed for so long may be taken over. Locks are
+    refreshed ten times as often; longer than any pause of machine or network, shorter than what
+    one waits for after a worker died."""

@@ -35,6 +35,7 @@ from reactune.records import (
     Sampling,
     canonical_json,
 )
+from reactune.run_root import HERE, RunRoot
 from reactune.schema import UtcTime
 from reactune.store import tip_scores, writing
 
@@ -97,11 +98,13 @@ def open_service(
     runtime: Runtime,
     key: Key,
     settings: ServeConfig,
+    root: RunRoot = HERE,
     clock: Callable[[], datetime] = _utc_now,
     draw: Callable[[int], int] = secrets.randbits,
 ) -> Service:
     """A service over an open store and a connected model server; nothing is published yet."""
-    live = LiveModels(engine, runtime, grace_seconds=60.0 + 2 * settings.timeout_seconds)
+    grace = 60.0 + 2 * settings.timeout_seconds
+    live = LiveModels(engine, runtime, root=root, grace_seconds=grace)
     threads = ThreadPoolExecutor(CHALLENGER_THREADS, thread_name_prefix="challenger")
     return Service(engine, chat, runtime, key, settings, clock, draw, live, threads)
 

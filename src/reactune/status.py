@@ -9,11 +9,13 @@ from reactune import live
 from reactune.config import Config
 from reactune.data.engines import open_scores
 from reactune.data.scores import DayCount, daily_counts, forecast
+from reactune.run_root import pull, run_root
 from reactune.runs import all_runs, ending, manifests
 
 
 def status(config: Config, *, now: datetime) -> list[str]:
     """Lines for the person at the terminal."""
+    pull(run_root(config))
     return [*live_lines(config), *progress_lines(config, now=now), *run_lines(config)]
 
 

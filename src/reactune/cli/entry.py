@@ -20,6 +20,7 @@ EXTRA_OF = {
     **dict.fromkeys((*TRAIN, "safetensors", "torch", "transformers", "trl"), "train"),
     "xllamacpp": "llamacpp",
     "psycopg": "postgres",
+    **dict.fromkeys(("fsspec", "s3fs"), "s3"),
 }
 
 

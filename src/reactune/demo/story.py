@@ -35,6 +35,7 @@ from reactune.privacy import load_key
 from reactune.prompt import assemble, load_chat
 from reactune.records import STAGES, Manifest, Rollout
 from reactune.release.runtimes import connect
+from reactune.run_root import run_root
 from reactune.runs import all_runs
 
 STARTED = ".started"  # marks a folder in which a demo was played
@@ -269,6 +270,7 @@ def serving_people(config: Config, people: Audience, *, seed: int, say: Say) -> 
             runtime=runtime,
             key=load_key(config.privacy, os.environ),
             settings=config.serve,
+            root=run_root(config),
             clock=clock.now,
             # A second start on the same folder must not draw the ids of the first again.
             draw=random.Random(f"{seed} {time.time_ns()}").getrandbits,

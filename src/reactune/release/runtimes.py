@@ -31,9 +31,16 @@ def chat_counter(
 
 
 def point_aliases(
-    runtime: Runtime, family: str, models: dict[str, ModelVersion | None]
+    runtime: Runtime,
+    family: str,
+    models: dict[str, ModelVersion | None],
+    *,
+    fetch: Callable[[ModelVersion], None],
 ) -> list[str]:
-    """Let the server's mutable tags follow what is live, where it has any; say what moved."""
+    """Let the server's mutable tags follow what is live, where it has any; say what moved.
+
+    `fetch` brings the files of a version here before it is published.
+    """
     if not isinstance(runtime, Ollama):
         return []
     moved = []
@@ -44,6 +51,7 @@ def point_aliases(
                 runtime.forget(name)
                 moved.append(f"Ollama tag {name}: removed")
             continue
+        fetch(model)
         runtime.publish(model)
         if runtime.point(name, model):
             moved.append(f"Ollama tag {name}: -> {model.name}")

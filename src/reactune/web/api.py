@@ -24,6 +24,7 @@ from reactune.live_models import read_live, watching
 from reactune.privacy import load_key
 from reactune.prompt import load_chat
 from reactune.records import Runtime
+from reactune.run_root import fetch_release, run_root
 from reactune.serving import (
     Service,
     check_ready,
@@ -48,7 +49,7 @@ def serve(config: Config, connect: Callable[[ServeConfig], Runtime] | None = Non
 
     Raises:
         PrivacyError: the environment holds no key for user ids.
-        DataError: the database does not answer or has no tables.
+        DataError: the database does not answer or has no tables, or runs cannot be fetched.
         CanaryError: nothing is live.
         ReleaseError: the model server cannot be reached or started, or files of the champion miss.
     """
@@ -58,10 +59,14 @@ def serve(config: Config, connect: Callable[[ServeConfig], Runtime] | None = Non
         connect = runtimes.connect
     key = load_key(config.privacy, os.environ)
     engine = open_store(config.store_url)
-    rollout, models = read_live(engine)
+    root = run_root(config)
+    rollout, models = read_live(engine, root=root)
+    fetch_release(root, models[rollout.champion])
     chat = load_chat(models[rollout.champion].prompt_folder, config.prompt)
     runtime = connect(config.serve)
-    service = open_service(engine, chat=chat, runtime=runtime, key=key, settings=config.serve)
+    service = open_service(
+        engine, chat=chat, runtime=runtime, key=key, settings=config.serve, root=root
+    )
     try:
         _listen(create_app(service), config.serve)
     finally:
