@@ -51,7 +51,7 @@ def open_store(url: str) -> sa.Engine:
         raise DataError(f"{file}: no such database; run `reactune init`")
     engine = _connect(location)
     with _given_back_on_error(engine):
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             schema = _schema_of(connection)
         if schema != SCHEMA:
             raise DataError(_mismatch(engine, schema))
@@ -79,6 +79,23 @@ def migrate(engine: sa.Engine) -> None:
                 f"{_shown(engine)}: cannot make the tables: {_first_line(error)}; "
                 "name an empty database in [store] url"
             ) from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that reads.
+
+    Raises:
+        DataError: the database went away.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except sa.exc.OperationalError as error:
+        raise DataError(
+            f"{_shown(engine)}: the database does not answer any more: {_first_line(error)}; "
+            "see to it and repeat"
+        ) from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from reactune import __version__, store
 from reactune.canary import rollout as rollouts
 from reactune.config import Config
-from reactune.database import open_store
+from reactune.database import open_store, reading
 from reactune.model import base_model
 from reactune.prompt import load_chat
 from reactune.records import ModelVersion, Rollout
@@ -37,13 +37,13 @@ def database(config: Config) -> Iterator[sa.Engine]:
 
 def current(config: Config) -> Rollout | None:
     """The rollout that is live, or None before the first champion."""
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return store.current_rollout(connection)
 
 
 def versions(config: Config) -> tuple[ModelVersion, ...]:
     """Every registered version, oldest first."""
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return store.all_model_versions(connection)
 
 
@@ -53,7 +53,7 @@ def version(config: Config, number: int) -> ModelVersion:
     Raises:
         DataError: there is none of that number.
     """
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return store.model_version(connection, number)
 
 
