@@ -2,10 +2,10 @@
 of them is lost in the middle."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -42,17 +42,13 @@ def key(monkeypatch):
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(monkeypatch):
     """A folder with a PostgreSQL cluster that asks for a password, and the port it is meant for."""
-    folder = tmp_path / "postgres"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="reactune-postgres-"))
     make_cluster(folder, password=PASSWORD)
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    # The server's user must reach the cluster.
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == os.geteuid():
-            parent.chmod(parent.stat().st_mode | 0o055)
-    return folder, free_port()
+    yield folder, free_port()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def url_of(port, database="postgres"):
