@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 
 from reactune.config import RegistryConfig
 from reactune.errors import ReleaseError
+from reactune.release import registry
 from reactune.release.registry import (
     RUN_TAG,
     Record,
@@ -276,5 +278,24 @@ def test_a_tracking_server_keeps_the_files_in_its_own_place(record, tmp_path):
         with mlflow_client(url) as client:
             found = client.get_model_version_by_alias(SETTINGS.model_name, "champion")
             assert "model.gguf" in files_of(client, found.run_id)
+            (tmp_path / "server" / "files").rename(tmp_path / "kept")
+            (tmp_path / "server" / "files").write_text("no folder any more")
+            other = replace(record, run_id="run-2")
+            with pytest.raises(ReleaseError, match=r"did not do it: .*500.*and repeat"):
+                register(SETTINGS, url, other, artifact_root=tmp_path / "no")
+            (tmp_path / "server" / "files").unlink()
+            (tmp_path / "kept").rename(tmp_path / "server" / "files")
+            assert register(SETTINGS, url, other, artifact_root=tmp_path / "no") == 2
     assert not (tmp_path / "no").exists()
-    assert [path.name for path in (tmp_path / "server").rglob("*.gguf")] == ["model.gguf"]
+    assert [path.name for path in (tmp_path / "server").rglob("*.gguf")] == ["model.gguf"] * 2
+
+
+def test_a_server_that_takes_the_call_and_says_nothing_is_soon_an_error(
+    record, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ReleaseError, match=r"did not do it: .*/health failed with timeout"):
+            register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")

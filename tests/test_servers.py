@@ -105,12 +105,14 @@ def call(config, *arguments):
 
 
 def one_error(process):
-    """The one line in which a command that failed says why."""
+    """The line in which a command that failed says why, after whatever its bars showed."""
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 1, said
-    (line,) = said.splitlines()
-    assert line.startswith("reactune: ")
-    return line
+    assert "Traceback" not in said
+    last = said.rstrip().rpartition("\n")[2]
+    assert last.startswith("reactune: "), said
+    assert said.count("reactune: ") == 1, said
+    return last
 
 
 def written_manifests(folder):
