@@ -104,9 +104,15 @@ def call(config, *arguments):
     )
 
 
+def complete(process):
+    """Wait until a command has done all it should."""
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
+
+
 def one_error(process):
     """The line in which a command that failed says why, after whatever its bars showed."""
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 1, said
     assert "Traceback" not in said
     last = said.rstrip().rpartition("\n")[2]
@@ -205,8 +211,7 @@ def test_the_whole_loop_goes_round_with_mlflow_over_http_and_postgresql(tmp_path
             store = {"url": url_of(port, "tips")}
             config = install(tmp_path, store=store, registry={"tracking_uri": uri})
             take_in(config, reactions(200))
-            process = call(config, "run")
-            assert process.wait(300) == 0, process.stderr.read()
+            complete(call(config, "run"))
             assert_it_is_what_one_run_leaves(config)
             seen = expose(config, 2_000, champion=0.2, challenger=0.9)
             for number in range(1, 6):
@@ -255,8 +260,7 @@ def test_mlflow_killed_in_register_is_one_error_and_a_rerun_registers_once(tmp_p
             assert {stage: now[stage] for stage in before} == before
             assert "deploy" not in now
         with tracking_server(tmp_path / "mlflow", **at):
-            process = call(config, "run")
-            assert process.wait(300) == 0, process.stderr.read()
+            complete(call(config, "run"))
             now = written_manifests(run)
             assert {stage: now[stage] for stage in before} == before
             assert_it_is_what_one_run_leaves(config)
@@ -293,8 +297,7 @@ def test_postgresql_lost_in_any_stage_that_asks_it_is_one_error_and_a_rerun_comp
         assert {stage: now[stage] for stage in before} == before
         before = now
     with running_postgres(folder, port=port):
-        process = call(config, "run")
-        assert process.wait(300) == 0, process.stderr.read()
+        complete(call(config, "run"))
         now = written_manifests(run)
         assert {stage: now[stage] for stage in before} == before
         assert_it_is_what_one_run_leaves(config)

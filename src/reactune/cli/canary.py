@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, require_training
 
 
 @click.command
@@ -28,6 +28,7 @@ def deploy(session: Session, version: int | None, base: bool) -> None:
 
     if base and version is not None:
         raise click.UsageError("--base puts no version on trial: name one, or --base, not both")
+    require_training()
     if base:
         click.echo(deployment.deploy_base(session.config()))
         return
