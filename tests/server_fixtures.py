@@ -85,7 +85,7 @@ def administration(url):
 
 
 @contextlib.contextmanager
-def tracking_server(folder, *, store=None, port=None):
+def tracking_server(folder, *, store=None, port=None, options=()):
     """MLflow's own server on a free port; its URL and its process, once it answers.
 
     What is logged stays in `folder`, or in the database `store` and `folder / "files"`.
@@ -96,6 +96,7 @@ def tracking_server(folder, *, store=None, port=None):
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--backend-store-uri", store or f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts",
         "--artifacts-destination", str(folder / "files"), "--workers", "1",
+        *options,
     ]  # fmt: skip
     # Seven processes of no use here; with them it takes three times as long to start.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from reactune.cli.entry import commands
 from reactune.cli.session import Session
 from reactune.config import load
+from server_fixtures import tracking_server
 
 REPOSITORY = Path(__file__).parent.parent
 TEXT = (REPOSITORY / "compose.yaml").read_text(encoding="utf-8")
@@ -200,3 +202,21 @@ def test_shell_commands_of_services_are_whole():
         if service.get("command", [""])[0] == "sh":
             for part in service["command"][2].split("&&"):
                 assert shlex.split(part)[0] in ("airflow", "reactune")
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_mlflow_on_postgresql_answers_by_the_name_it_has_here_and_by_no_other(
+    fresh_postgres_url, tmp_path
+):
+    options = [part for part in SERVICES["mlflow"]["command"] if "allowed-hosts" in part]
+    store = fresh_postgres_url.replace("postgresql", "postgresql+psycopg", 1)
+    assert SERVICES["mlflow"]["command"][4].startswith("--backend-store-uri=postgresql+psycopg://")
+    with tracking_server(tmp_path / "mlflow", store=store, options=options) as (url, _):
+        asked = f"{url}/api/2.0/mlflow/experiments/search"
+        here = urlsplit(SETTINGS.registry.tracking_uri).netloc
+        codes = {
+            host: httpx.get(asked, params={"max_results": 1}, headers={"Host": host}).status_code
+            for host in (here, "somebody.example:5000")
+        }
+    assert codes == {here: 200, "somebody.example:5000": 403}
