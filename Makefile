@@ -5,9 +5,13 @@ BIN := .venv/bin
 READY := .venv/ready
 TORCH := 2.13.0
 SMOLLM := 0.1.2
+BUILD := 1.6.1
+TWINE := 7.0.0
+BUILD_ENV := .venv-build
+DIST := dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench serve docs
+.PHONY: help setup demo test test-all lint bench serve docs build
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +51,13 @@ bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.
 
 serve: setup ## the service, with the settings of this folder
 	$(BIN)/reactune serve
+
+build: ## wheel and source archive in dist/, checked
+	test -x $(BUILD_ENV)/bin/twine || { $(PYTHON) -m venv $(BUILD_ENV) \
+		&& $(BUILD_ENV)/bin/pip install --quiet build==$(BUILD) twine==$(TWINE); }
+	rm -rf $(DIST)
+	$(BUILD_ENV)/bin/python -m build --outdir $(DIST)
+	$(BUILD_ENV)/bin/twine check --strict $(DIST)/*
 
 docs: setup ## write docs/settings.md and docs/commands.md anew
 	$(BIN)/python scripts/document.py

@@ -209,3 +209,9 @@ def test_what_a_service_needs_starts_without_heavy_libraries():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
+
+
+def test_the_database_is_read_and_written_where_its_loss_becomes_one_error():
+    opened = [name_of(path) for path in MODULES if "engine.connect()" in path.read_text()]
+    # live_models says it in words of its own; the registry tries MLflow's database.
+    assert sorted(opened) == ["database", "live_models", "release.registry"]

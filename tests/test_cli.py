@@ -272,6 +272,20 @@ def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(cal
     assert err == "reactune: this command needs ibis; run `pip install 'reactune[train]'`\n"
 
 
+@pytest.mark.parametrize(
+    "command", [("run",), ("stage", "extract", "--run", "20260401-080000-0000"), ("deploy",)]
+)
+def test_what_trains_asks_for_its_libraries_before_it_does_anything(
+    call, here, monkeypatch, command
+):
+    call("init")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = call(*command)
+    assert (code, out) == (1, "")
+    assert err == "reactune: this command needs torch; run `pip install 'reactune[train]'`\n"
+    assert not (here / "runs").exists()
+
+
 def test_a_run_that_is_not_there_is_named(call):
     call("init")
     code, _, err = call("run", "--run", "20000101-000000-dead")

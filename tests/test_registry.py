@@ -12,11 +12,11 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from reactune.config import RegistryConfig
 from reactune.errors import ReleaseError
+from reactune.release import registry
 from reactune.release.registry import (
     RUN_TAG,
     Record,
@@ -25,6 +25,7 @@ from reactune.release.registry import (
     set_aliases,
     version_numbers,
 )
+from server_fixtures import tracking_server
 
 SETTINGS = RegistryConfig()
 CURVE = ((0, 2.5), (10, 2.25), (20, 2.0))
@@ -270,42 +271,31 @@ def test_a_file_that_is_no_database_is_one_error(tmp_path, record):
 
 @pytest.mark.slow
 def test_a_tracking_server_keeps_the_files_in_its_own_place(record, tmp_path):
-    with tracking_server(tmp_path / "server") as url:
+    with tracking_server(tmp_path / "server") as (url, _):
         numbers = {register(SETTINGS, url, record, artifact_root=tmp_path / "no") for _ in range(2)}
         assert numbers == {1}
         assert set_aliases(SETTINGS, url, champion=1, challenger=None) != []
         with mlflow_client(url) as client:
             found = client.get_model_version_by_alias(SETTINGS.model_name, "champion")
             assert "model.gguf" in files_of(client, found.run_id)
+            (tmp_path / "server" / "files").rename(tmp_path / "kept")
+            (tmp_path / "server" / "files").write_text("no folder any more")
+            other = replace(record, run_id="run-2")
+            with pytest.raises(ReleaseError, match=r"did not do it: .*500.*and repeat"):
+                register(SETTINGS, url, other, artifact_root=tmp_path / "no")
+            (tmp_path / "server" / "files").unlink()
+            (tmp_path / "kept").rename(tmp_path / "server" / "files")
+            assert register(SETTINGS, url, other, artifact_root=tmp_path / "no") == 2
     assert not (tmp_path / "no").exists()
-    assert [path.name for path in (tmp_path / "server").rglob("*.gguf")] == ["model.gguf"]
+    assert [path.name for path in (tmp_path / "server").rglob("*.gguf")] == ["model.gguf"] * 2
 
 
-@contextlib.contextmanager
-def tracking_server(folder):
-    """MLflow's own server on a free port."""
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(folder / "files"), "--workers", "1",
-    ]  # fmt: skip
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
-    ):
-        try:
-            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
-            while True:
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"{url}/health").is_success:
-                        break
-                assert server.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.5)
-            yield url
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
+def test_a_server_that_takes_the_call_and_says_nothing_is_soon_an_error(
+    record, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ReleaseError, match=r"did not do it: .*/health failed with timeout"):
+            register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")

@@ -202,3 +202,23 @@ def test_a_version_that_was_withdrawn_may_be_put_on_trial_again(on_trial, monkey
     assert caught.value.code == 0
     assert "version 2 answers 5% of the tips beside 1" in capsys.readouterr().out
     assert aliases(on_trial) == {"champion": 1, "challenger": 2}
+
+
+def test_the_base_answers_where_nothing_does_and_nothing_is_put_on_trial_by_it(
+    on_trial, tmp_path, monkeypatch, capsys
+):
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    review.roll_back(on_trial, now=NOW)
+    for config in (on_trial, install(fresh)):
+        monkeypatch.chdir(config.folder)
+        for _ in range(2):
+            with pytest.raises(SystemExit) as caught:
+                main(["deploy", "--base"])
+            assert caught.value.code == 0
+            assert capsys.readouterr().out == "version 1 is champion\n"
+            assert aliases(config) == {"champion": 1}
+            assert live.current(config).challenger is None
+    with pytest.raises(SystemExit) as caught:
+        main(["deploy", "--base", "--version", "2"])
+    assert caught.value.code == 2

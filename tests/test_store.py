@@ -1,3 +1,5 @@
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -468,6 +470,22 @@ def test_a_server_that_ends_the_connection_is_reported_as_such(fresh_postgres_ur
     with engine.connect() as connection:
         assert connection.execute(sa.select(tip_scores)).all() == []
     engine.dispose()
+
+
+@pytest.mark.postgres
+def test_a_server_that_vanished_is_missed_in_a_minute_unless_the_url_says_otherwise(
+    fresh_postgres_url,
+):
+    for query, idle in (("", 30), ("?keepalives_idle=7", 7)):
+        engine = create_store(fresh_postgres_url + query)
+        with engine.connect() as connection:
+            number = connection.connection.driver_connection.fileno()
+            with socket.socket(fileno=os.dup(number)) as line:
+                assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+        engine.dispose()
 
 
 @pytest.mark.postgres

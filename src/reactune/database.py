@@ -16,7 +16,14 @@ from reactune.errors import DataError
 from reactune.schema import SCHEMA, SCHEMA_TABLE
 
 BUSY_MS = 30_000
-CONNECT_SECONDS = 10
+# For libpq: a server that vanished without a word is missed in a minute, not in two hours.
+PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 DRIVERS = {
     "sqlite": "sqlite",
     "postgres": "postgresql+psycopg",
@@ -51,7 +58,7 @@ def open_store(url: str) -> sa.Engine:
         raise DataError(f"{file}: no such database; run `reactune init`")
     engine = _connect(location)
     with _given_back_on_error(engine):
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             schema = _schema_of(connection)
         if schema != SCHEMA:
             raise DataError(_mismatch(engine, schema))
@@ -79,6 +86,23 @@ def migrate(engine: sa.Engine) -> None:
                 f"{_shown(engine)}: cannot make the tables: {_first_line(error)}; "
                 "name an empty database in [store] url"
             ) from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that reads.
+
+    Raises:
+        DataError: the database went away.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except sa.exc.OperationalError as error:
+        raise DataError(
+            f"{_shown(engine)}: the database does not answer any more: {_first_line(error)}; "
+            "see to it and repeat"
+        ) from error
 
 
 @contextmanager
@@ -125,8 +149,8 @@ def _location(url: str) -> sa.URL:
 
 def _connect(location: sa.URL) -> sa.Engine:
     is_sqlite = location.drivername == "sqlite"
-    if not is_sqlite and "connect_timeout" not in location.query:
-        location = location.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+    if not is_sqlite:
+        location = location.update_query_dict({**PATIENCE, **location.query})
     try:
         # Parameters are people's texts: they stay out of error messages and logs.
         engine = sa.create_engine(location, hide_parameters=True, pool_pre_ping=not is_sqlite)

@@ -26,3 +26,12 @@ def deploy(config: Config, number: int | None, *, now: datetime) -> str:
             return f"version {number} is champion, and there is no newer one to put on trial"
     opened = live.open_rollout(config, number, now=now)
     return f"version {number} answers {opened.share:.0%} of the tips beside {opened.champion}"
+
+
+def deploy_base(config: Config) -> str:
+    """See to it that something is live; a line says what. Repeating it changes nothing.
+
+    Raises:
+        ReleaseError: the base cannot be exported or registered, or the model server is away.
+    """
+    return f"version {live.ensure_champion(config).version} is champion"

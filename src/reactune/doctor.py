@@ -20,7 +20,7 @@ from packaging.version import Version
 from platformdirs import user_cache_dir
 
 from reactune.config import Config, hide_passwords
-from reactune.database import open_store
+from reactune.database import open_store, reading
 from reactune.errors import ReactuneError
 from reactune.footprint import Shape, memory_needed, shape_of
 from reactune.model import WHEELS, locate
@@ -138,21 +138,27 @@ def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, str | Non
 
 def _database(config: Config, key_id: str | None) -> Finding:
     try:
-        engine = open_store(config.store_url)
+        tips, known = _tips_and_keys(config)
     except ReactuneError as error:
         return Finding("database", "missing", str(error))
-    try:
-        with engine.connect() as connection:
-            tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores)).scalar()
-            known = set(connection.execute(sa.select(tip_scores.c.key_id).distinct()).scalars())
-    finally:
-        engine.dispose()
     place = f"{hide_passwords(config.store_url)}, tips: {tips:,}"
     if key_id is None or known <= {key_id}:
         return Finding("database", "ok", place)
     others = ", ".join(sorted(known - {key_id}))
     text = f"{place}, some hashed with another key ({others}): the same people count as others"
     return Finding("database", "warning", text)
+
+
+def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
+    """How many tips are stored, and the ids of the keys that their users were hashed with."""
+    engine = open_store(config.store_url)
+    try:
+        with reading(engine) as connection:
+            tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores))
+            keys = connection.execute(sa.select(tip_scores.c.key_id).distinct())
+            return tips.scalar_one(), set(keys.scalars())
+    finally:
+        engine.dispose()
 
 
 def _model_server(config: Config) -> Finding:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from reactune import __version__, store
 from reactune.canary import rollout as rollouts
 from reactune.config import Config, deciding
-from reactune.database import open_store
+from reactune.database import open_store, reading
 from reactune.model import BaseModel, base_model
 from reactune.prompt import load_chat
 from reactune.records import ModelVersion, Rollout
@@ -42,14 +42,14 @@ def database(config: Config) -> Iterator[sa.Engine]:
 
 def current(config: Config) -> Rollout | None:
     """The rollout that is live, or None before the first champion."""
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return store.current_rollout(connection)
 
 
 def versions(config: Config) -> tuple[ModelVersion, ...]:
     """Every registered version, oldest first, with its files where they lie or will be fetched."""
     root = run_root(config)
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return tuple(as_placed(root, model) for model in store.all_model_versions(connection))
 
 
@@ -59,7 +59,7 @@ def version(config: Config, number: int) -> ModelVersion:
     Raises:
         DataError: there is none of that number.
     """
-    with database(config) as engine, engine.connect() as connection:
+    with database(config) as engine, reading(engine) as connection:
         return as_placed(run_root(config), store.model_version(connection, number))
 
 

@@ -13,6 +13,7 @@ from reactune.canary import rollout as rollouts
 from reactune.canary.compare import Comparison, Decision, compare, decide, next_share
 from reactune.canary.outcomes import read_outcomes
 from reactune.config import Config
+from reactune.database import reading
 from reactune.errors import CanaryError
 from reactune.records import Rollout, Verdict
 
@@ -81,7 +82,7 @@ def roll_back(config: Config, *, now: datetime) -> Review:
 def _judge(config: Config, engine: sa.Engine, current: Rollout, *, now: datetime) -> Review:
     """Look at the reactions to both arms and do what follows from them."""
     settings = config.canary
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         outcomes = read_outcomes(
             connection,
             current.rollout_id,

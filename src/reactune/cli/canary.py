@@ -4,22 +4,34 @@ from datetime import UTC, datetime
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, require_training
 
 
 @click.command
 @click.option("--version", type=click.IntRange(1), help="Version.  [default: the newest]")
+@click.option(
+    "--base",
+    is_flag=True,
+    help="Only see to it that something answers: put no version on trial.",
+)
 @click.pass_obj
-def deploy(session: Session, version: int | None) -> None:
+def deploy(session: Session, version: int | None, base: bool) -> None:
     """Put a registered version before the first share of users.
 
     Where nothing is live yet, the base model becomes champion first.
 
     \b
     $ reactune deploy --version 3
+    $ reactune deploy --base
     """
     from reactune import deployment
 
+    if base and version is not None:
+        raise click.UsageError("--base puts no version on trial: name one, or --base, not both")
+    require_training()
+    if base:
+        click.echo(deployment.deploy_base(session.config()))
+        return
     click.echo(deployment.deploy(session.config(), version, now=datetime.now(UTC)))
 
 

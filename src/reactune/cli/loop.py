@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, require_training
 from reactune.records import STAGES
 
 WAITING_OPTION = click.option(
@@ -34,6 +34,7 @@ def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
     $ reactune run
     $ reactune run --run 20261123-101500-3f2a
     """
+    require_training()
     from reactune import pipeline
 
     manifest = pipeline.run(session.config(), run_id=run_id, say=click.echo)
@@ -55,6 +56,7 @@ def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> N
     $ reactune stage extract --run 20261123-101500-3f2a
     $ reactune stage dataset --run 20261123-101500-3f2a
     """
+    require_training()
     from reactune import pipeline
 
     manifest = pipeline.run_one_stage(session.config(), name, run_id, say=click.echo)

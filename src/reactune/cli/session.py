@@ -4,6 +4,7 @@ What the settings mean is left to `config.py`.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,3 +25,10 @@ class Session:
         from reactune.config import load
 
         return load(self.file, self.overrides)
+
+
+def require_training() -> None:
+    """Fail as the first import of a missing library would, but before anything is done."""
+    for library in ("torch", "transformers", "mlflow", "ibis", "gguf"):
+        if find_spec(library) is None:
+            raise ModuleNotFoundError(f"No module named {library!r}", name=library)

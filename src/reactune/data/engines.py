@@ -44,7 +44,7 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> "Itera
     Relative paths of SQLite, DuckDB and Parquet URLs start from `folder`.
 
     Raises:
-        DataError: the engine is away, or lacks the table or a column.
+        DataError: the engine is away or goes away, or lacks the table or a column.
         ConfigError: `[source] columns` names a column that is not ours.
     """
     from ibis.common.exceptions import IbisError
@@ -52,14 +52,13 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> "Itera
     url = source.url or store_url
     try:
         backend, table = _open(url, source.table, folder)
-    except (IbisError, sqlite3.Error, OSError, *_driver_errors()) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"cannot read table {source.table} of {_without_password(url)}: {reason[0]}; "
-            "see [source] and [store] in the settings"
-        ) from error
+    except (IbisError, OSError, *_driver_errors()) as error:
+        raise _unreadable(source.table, url, error) from error
     try:
         yield map_columns(table, source.columns)
+    except _driver_errors() as error:
+        # Lost while it was read.
+        raise _unreadable(source.table, url, error) from error
     finally:
         backend.disconnect()
 
@@ -208,7 +207,15 @@ def _driver_errors() -> tuple[type[Exception], ...]:
     import duckdb
     import psycopg
 
-    return (duckdb.Error, psycopg.Error)
+    return (sqlite3.Error, duckdb.Error, psycopg.Error)
+
+
+def _unreadable(table: str, url: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return DataError(
+        f"cannot read table {table} of {_without_password(url)}: {reason[0]}; "
+        "see to it, or to [source] and [store] in the settings, and repeat"
+    )
 
 
 def _without_password(url: str) -> str:

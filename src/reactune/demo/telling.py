@@ -15,6 +15,7 @@ from reactune import live, pictures
 from reactune.canary.compare import bounds_over_time
 from reactune.canary.outcomes import Outcomes, read_outcomes
 from reactune.config import Config
+from reactune.database import reading
 from reactune.demo.audience import Audience, Visit
 from reactune.demo.policies import Earned, Shown, earned, most_popular_tip, shortest_tip
 from reactune.paperwork import gate_table
@@ -86,7 +87,7 @@ def policy_values(
 
 
 def _outcomes(config: Config, rollout: Rollout, now: datetime) -> Outcomes:
-    with live.database(config) as engine, engine.connect() as connection:
+    with live.database(config) as engine, reading(engine) as connection:
         return read_outcomes(
             connection,
             rollout.rollout_id,
@@ -234,5 +235,5 @@ def arms_of(config: Config, rollout: Rollout) -> dict[str, tuple[str, str | None
     """For every tip of a rollout its arm and why another model answered, if one did."""
     columns = (tip_scores.c.tip_id, tip_scores.c.arm, tip_scores.c.fallback)
     query = sa.select(*columns).where(tip_scores.c.rollout_id == rollout.rollout_id)
-    with live.database(config) as engine, engine.connect() as connection:
+    with live.database(config) as engine, reading(engine) as connection:
         return {row.tip_id: (row.arm, row.fallback) for row in connection.execute(query)}

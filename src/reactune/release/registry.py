@@ -17,11 +17,14 @@ from reactune.errors import ReleaseError
 RUN_TAG = "reactune.run_id"
 ALIASES = ("champion", "challenger")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+SERVERS = ("http:", "https:")
+ANSWER_SECONDS = 10  # in which a server must say that it is there
 PARAM_CHARS = 6000  # MLflow's limit
 PASSWORD = re.compile(r"//([^/:@]*):[^@/]*@")
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -132,6 +135,7 @@ def _client(uri: str) -> Iterator[Any]:
                 _require_database(uri)
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
+            from requests import RequestException
         except ImportError as error:
             raise ReleaseError(
                 f"{error.name} is not installed, which the registry needs; "
@@ -139,11 +143,13 @@ def _client(uri: str) -> Iterator[Any]:
             ) from error
         except sa.exc.SQLAlchemyError as error:
             raise _refusal(uri, error) from error
-        for name in ("mlflow", "alembic"):
+        for name in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
+            if uri.startswith(SERVERS):
+                _require_server(uri)
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
-        except (MlflowException, sa.exc.SQLAlchemyError) as error:
+        except (MlflowException, RequestException, sa.exc.SQLAlchemyError) as error:
             raise _refusal(uri, error) from error
 
 
@@ -154,6 +160,15 @@ def _require_database(uri: str) -> None:
     engine = sa.create_engine(uri, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
+
+
+def _require_server(uri: str) -> None:
+    """Ask the server whether it is there; MLflow itself would wait for minutes, in silence."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    credentials = get_default_host_creds(uri)
+    http_request(credentials, "/health", "GET", timeout=ANSWER_SECONDS, raise_on_status=False)
 
 
 def _refusal(uri: str, error: Exception) -> ReleaseError:
