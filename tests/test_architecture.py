@@ -27,6 +27,7 @@ LAYERS = [
     {"evaluation", "live", "live_models", "pictures", "progress"},
     {"paperwork", "pairs", "status", "deployment"},
     {"pipeline", "review", "serving", "report", "doctor"},
+    {"review_steps"},
     {"demo", "web"},
     {"cli"},
 ]
@@ -39,8 +40,8 @@ HEAVY = {
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
 }  # fmt: skip
 TRAIN_SIDE = {
-    "train", "evaluation", "pipeline", "review", "live", "report", "pictures", "demo", "paperwork",
-    "pairs", "status", "deployment",
+    "train", "evaluation", "pipeline", "review", "review_steps", "live", "report", "pictures",
+    "demo", "paperwork", "pairs", "status", "deployment",
 }  # fmt: skip
 
 
