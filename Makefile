@@ -3,14 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+AIRFLOW := .airflow/venv/bin
+AIRFLOW_READY := .airflow/ready
 TORCH := 2.13.0
 SMOLLM := 0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench serve docs
+.PHONY: help setup demo test test-all lint bench serve docs airflow airflow-env airflow-pins
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in it (minutes the first time, nothing afterwards)
 
@@ -28,15 +30,15 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
-test: setup ## all tests but the slow ones (10 minutes)
+test: setup airflow-env ## all tests but the slow ones (10 minutes)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: setup ## every test
+test-all: setup airflow-env ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## style, format and types
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check src tests scripts bench
+	$(BIN)/ruff format --check src tests scripts bench dags
 	$(BIN)/mypy
 
 bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.py
@@ -47,6 +49,22 @@ bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.
 
 serve: setup ## the service, with the settings of this folder
 	$(BIN)/reactune serve
+
+airflow-env: $(AIRFLOW_READY) ## .airflow/venv with Airflow in it (a minute the first time, nothing afterwards)
+
+# An environment of its own: Airflow's dependencies and torch's need not meet.
+$(AIRFLOW_READY): constraints-airflow.txt
+	test -x $(AIRFLOW)/python || $(PYTHON) -m venv .airflow/venv
+	$(AIRFLOW)/python -m pip install --quiet -c constraints-airflow.txt apache-airflow \
+		apache-airflow-providers-docker apache-airflow-providers-cncf-kubernetes
+	@touch $@
+
+airflow: setup airflow-env ## Airflow with the DAGs and the demo's reactions, at http://localhost:8080
+	scripts/airflow.sh
+
+airflow-pins: ## write constraints-airflow.txt from what is in .airflow/venv
+	@echo "# Written by \`make airflow-pins\`: versions of Airflow and its providers that were tried together." > constraints-airflow.txt
+	$(AIRFLOW)/python -m pip freeze >> constraints-airflow.txt
 
 docs: setup ## write docs/settings.md and docs/commands.md anew
 	$(BIN)/python scripts/document.py

@@ -18,7 +18,7 @@ with DAG(
     default_args=DEFAULTS,
     doc_md=__doc__,
     tags=["reactune"],
-):
+) as dag:
     extract = stage(
         "extract",
         minutes=120,

@@ -16,7 +16,7 @@ with DAG(
     default_args=DEFAULTS,
     doc_md=__doc__,
     tags=["reactune"],
-):
+) as dag:
     compare = review(
         "compare",
         minutes=60,
