@@ -116,7 +116,7 @@ def needs_provider(module):
     """Skip the test where Airflow's environment lacks a provider."""
     code = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
     if subprocess.run([PYTHON, "-c", code], check=False).returncode:
-        pytest.skip(f"{module} is not installed in {PYTHON.parent}")
+        pytest.skip(f"Airflow's environment lacks {module}")
 
 
 def test_by_docker_a_task_is_a_container_that_does_the_same(home):
