@@ -4,8 +4,11 @@ Which commands make a DAG stands in the DAG files; what the commands do is react
 reactune is imported here: it lives in an environment, or an image, of its own.
 """
 
+import ctypes
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,6 +19,7 @@ from reactune_notifiers import notify
 # The same for all tasks of a DAG run and all their tries, and sorts by time.
 RUN_ID = "{{ dag_run.run_after.strftime('%Y%m%d-%H%M%S-%f') }}"
 SKIP = 99
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TIP_SCORES = Asset("tip_scores")
 TIP_GENERATOR = Asset("tip-generator")
 DEFAULTS: dict[str, Any] = {
@@ -57,11 +61,25 @@ def task(command: list[str], task_id: str, *, minutes: int, doc: str, **more: An
 
 
 def by_bash(command: list[str], **more: Any) -> BaseOperator:
-    """In reactune's own environment on the worker; what starts it takes it along when it ends."""
+    """In reactune's own environment on the worker; who starts it takes it along when it ends."""
     from airflow.providers.standard.operators.bash import BashOperator
 
     start = 'REACTUNE_PARENT=$PPID exec "${REACTUNE_BIN:-reactune}"'
-    return BashOperator(bash_command=" ".join([start, *command]), skip_on_exit_code=SKIP, **more)
+    return BashOperator(
+        bash_command=" ".join([start, *command]),
+        skip_on_exit_code=SKIP,
+        on_execute_callback=end_with_supervisor,
+        **more,
+    )
+
+
+def end_with_supervisor(context: dict[str, Any]) -> None:
+    """Ask Linux to end the process that does a task when its supervisor ends, however it ends.
+
+    Else the command would go on, unseen, while Airflow tries the task again.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def by_docker(command: list[str], **more: Any) -> BaseOperator:

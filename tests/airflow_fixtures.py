@@ -18,7 +18,7 @@ from loop_fixtures import SECRET
 
 REPOSITORY = Path(__file__).parent.parent
 DAGS = REPOSITORY / "dags"
-NEVER = "0 0 30 2 *"
+NEVER = "0 0 29 2 *"
 PYTHON = Path(
     os.environ.get("REACTUNE_TEST_AIRFLOW") or REPOSITORY / ".airflow" / "venv" / "bin" / "python"
 )
