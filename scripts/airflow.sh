@@ -17,6 +17,8 @@ export AIRFLOW__CORE__EXECUTION_API_SERVER_URL=http://127.0.0.1:$port/execution/
 export AIRFLOW__API__HOST=127.0.0.1
 export AIRFLOW__API__PORT=$port
 export AIRFLOW__API__WORKERS=1
+# Its default, five seconds, is too short for a busy machine of two cores.
+export AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT=60
 export AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES=1
 export REACTUNE_BIN=${REACTUNE_BIN:-$PWD/.venv/bin/reactune}
 

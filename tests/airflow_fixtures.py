@@ -84,6 +84,7 @@ def standalone(home, **more):
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "REACTUNE_AIRFLOW_FINETUNE_CRON": NEVER,
         "REACTUNE_AIRFLOW_REVIEW_CRON": NEVER,
@@ -125,7 +126,7 @@ def wait_until(condition, *, seconds):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.2)
+        time.sleep(0.5)
     return found
 
 
