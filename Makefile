@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+AIRFLOW := .airflow/venv/bin
+AIRFLOW_READY := .airflow/ready
 TORCH := 2.13.0
 SMOLLM := 0.1.2
 BUILD := 1.6.1
@@ -11,10 +13,10 @@ BUILD_ENV := .venv-build
 DIST := dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench serve docs build
+.PHONY: help setup demo test test-all lint bench serve docs build airflow airflow-env airflow-pins
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in it (minutes the first time, nothing afterwards)
 
@@ -32,15 +34,15 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
-test: setup ## all tests but the slow ones (10 minutes)
+test: setup airflow-env ## all tests but the slow ones (10 minutes)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: setup ## every test
+test-all: setup airflow-env ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## style, format and types
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check src tests scripts bench
+	$(BIN)/ruff format --check src tests scripts bench dags
 	$(BIN)/mypy
 
 bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.py
@@ -58,6 +60,22 @@ build: ## wheel and source archive in dist/, checked
 	rm -rf $(DIST)
 	$(BUILD_ENV)/bin/python -m build --outdir $(DIST)
 	$(BUILD_ENV)/bin/twine check --strict $(DIST)/*
+
+airflow-env: $(AIRFLOW_READY) ## .airflow/venv with Airflow in it (a minute the first time, nothing afterwards)
+
+# An environment of its own: Airflow's dependencies and torch's need not meet.
+$(AIRFLOW_READY): constraints-airflow.txt
+	test -x $(AIRFLOW)/python || $(PYTHON) -m venv .airflow/venv
+	$(AIRFLOW)/python -m pip install --quiet -c constraints-airflow.txt apache-airflow \
+		apache-airflow-providers-docker apache-airflow-providers-cncf-kubernetes
+	@touch $@
+
+airflow: setup airflow-env ## Airflow with the DAGs and the demo's reactions, at http://localhost:8080
+	scripts/airflow.sh
+
+airflow-pins: ## write constraints-airflow.txt from what is in .airflow/venv
+	@echo "# Written by \`make airflow-pins\`: versions of Airflow and its providers that were tried together." > constraints-airflow.txt
+	$(AIRFLOW)/python -m pip freeze >> constraints-airflow.txt
 
 docs: setup ## write docs/settings.md and docs/commands.md anew
 	$(BIN)/python scripts/document.py

@@ -28,6 +28,7 @@ LAYERS = [
     {"evaluation", "live", "live_models", "pictures", "progress"},
     {"paperwork", "pairs", "status", "deployment"},
     {"pipeline", "review", "serving", "report", "doctor"},
+    {"review_steps"},
     {"demo", "web"},
     {"cli"},
 ]
@@ -41,8 +42,8 @@ HEAVY = {
     "fsspec", "s3fs",
 }  # fmt: skip
 TRAIN_SIDE = {
-    "train", "evaluation", "pipeline", "review", "live", "report", "pictures", "demo", "paperwork",
-    "pairs", "status", "deployment",
+    "train", "evaluation", "pipeline", "review", "review_steps", "live", "report", "pictures",
+    "demo", "paperwork", "pairs", "status", "deployment",
 }  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 
+import psutil
 import pytest
 
 from reactune.cli import main
@@ -299,3 +301,24 @@ def test_evaluate_refuses_a_model_that_is_not_there(call, here):
     code, _, err = call("evaluate", "--pairs", write_rows(here / "p.jsonl", [pair]), "--model", "x")
     assert code == 1
     assert "'x'" in err
+
+
+def test_a_command_ends_with_the_process_that_names_itself_its_parent(call, here):
+    call("init")
+    os.mkfifo(here / "rows.jsonl")
+    code = (
+        "import os, subprocess, sys\n"
+        "command = [sys.executable, '-c', 'from reactune.cli import main; main()', 'ingest', "
+        "'rows.jsonl']\n"
+        "known = {**os.environ, 'REACTUNE_PARENT': str(os.getpid())}\n"
+        "child = subprocess.Popen(command, env=known, start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    with (here / "rows.jsonl").open("w"):  # open once the child is: from now on it waits for rows
+        assert child.is_running()
+        parent.kill()
+        assert psutil.wait_procs([child], timeout=30)[1] == []
+    parent.communicate()

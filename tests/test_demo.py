@@ -14,7 +14,7 @@ from reactune.canary.routing import route, unit_key
 from reactune.config import CanaryConfig, LabelConfig, load
 from reactune.demo.audience import Town
 from reactune.demo.policies import is_negative, is_positive
-from reactune.demo.story import run_demo
+from reactune.demo.story import is_worth_a_run, play_history, run_demo
 from reactune.errors import ConfigError
 from reactune.privacy import user_key
 from reactune.runs import all_runs, ending
@@ -80,6 +80,18 @@ def test_the_demo_report_needs_nothing_else_and_tells_the_verdict(played):
     assert "<script" not in text
     verdict = re.search(r'<div class="verdict">(.*?)</div>', text, re.S).group(1)
     assert verdict.split(":")[0] in ("promote", "roll back")
+
+
+def test_people_may_react_without_a_training(tmp_path, monkeypatch):
+    write_settings(tmp_path, serve={"max_tokens": 16, "threads": 1, "timeout_seconds": 120})
+    monkeypatch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
+    said, people = [], {"tastes": "default", "audience": "loop_fixtures:Letters"}
+    folder = play_history(tmp_path, seed=3, say=said.append, **people)
+    config = load(folder / "reactune.toml")
+    assert is_worth_a_run(config)
+    assert re.fullmatch(rf"reactions of \d+ days in {folder}", said[-1])
+    assert all_runs(config.run_root) == []
+    assert (live.current(config).champion, live.current(config).challenger) == (1, None)
 
 
 def test_an_audience_that_cannot_be_made_is_refused(tmp_path, monkeypatch):

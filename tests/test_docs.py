@@ -97,7 +97,7 @@ def test_settings_that_pages_name_exist(page):
 def test_files_of_ours_that_pages_name_exist(page):
     ours = re.findall(r"`((?:src|tests|bench|scripts|docs)/[\w./-]+)`", text_of(page))
     assert [file for file in ours if not (REPOSITORY / file).exists()] == []
-    folders = ("src", "tests", "bench", "scripts")
+    folders = ("src", "tests", "bench", "scripts", "dags")
     known = {file.name for name in folders for file in REPOSITORY.joinpath(name).rglob("*.py")}
     assert set(re.findall(r"`(?:[\w-]+/)*(\w+\.py)`", text_of(page))) - known == set()
 

@@ -19,6 +19,7 @@ Phase = Literal["idle", "canary", "ramp", "closed"]
 Unit = Literal["tip", "user_day"]
 Verdict = Literal["promote", "roll back", "wait"]
 STAGES = ("extract", "dataset", "train", "evaluate", "export", "register", "deploy")
+REVIEW_STEPS = ("compare", "decide", "promote", "rollback", "wait")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,23 @@ from reactune.records import Rollout, Verdict
 
 
 @dataclass(frozen=True)
+class Look:
+    """A rollout as it was at one moment, and how its arms compared; None without a challenger."""
+
+    rollout: Rollout
+    comparison: Comparison | None
+
+    def line(self) -> str:
+        """One line for the person at the terminal."""
+        if self.comparison is None:
+            return f"version {self.rollout.champion} is champion, none is on trial"
+        return (
+            f"champion {self.comparison.champion_rate:.1%}, "
+            f"challenger {self.comparison.challenger_rate:.1%} of tips"
+        )
+
+
+@dataclass(frozen=True)
 class Review:
     """What a review found and did. `rollout` is what is live after it."""
 
@@ -37,16 +54,64 @@ def review(config: Config, *, now: datetime) -> Review:
     Raises:
         CanaryError: nothing is live yet.
     """
+    seen = look(config, now=now)
+    if seen.comparison is None:
+        repaired = live.repair_projections(config)
+        return Review("wait", "; ".join([seen.line(), *repaired]), seen.rollout)
+    decision = judge(config, seen)
+    found = act(config, seen, decision, now=now)
+    told = f"{decision.verdict}: {decision.reason}; {seen.line()}"
+    return replace(found, line="; ".join([told, found.line] if found.line else [told]))
+
+
+def look(config: Config, *, now: datetime) -> Look:
+    """What is live, and how its arms compare by now; changes nothing.
+
+    Raises:
+        CanaryError: nothing is live yet.
+    """
+    current = _live(config)
+    if current.challenger is None:
+        return Look(current, None)
+    with live.database(config) as engine, reading(engine) as connection:
+        outcomes = read_outcomes(
+            connection,
+            current.rollout_id,
+            labels=config.labels,
+            window_seconds=config.canary.window_seconds,
+            now=now,
+        )
+    comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
+    return Look(current, comparison)
+
+
+def judge(config: Config, seen: Look) -> Decision:
+    """What follows from a comparison; the same look gives the same decision.
+
+    Raises:
+        CanaryError: nobody was on trial then.
+    """
+    return decide(_comparison_of(seen), settings=config.canary, phase=seen.rollout.phase)
+
+
+def act(config: Config, seen: Look, decision: Decision, *, now: datetime) -> Review:
+    """Do what was decided, record it with its numbers, and repair the projections.
+
+    What was decided on a rollout that has ended or grown since is not done any more, so that
+    repeating it changes nothing. The line says what changed, or nothing.
+
+    Raises:
+        CanaryError: nobody was on trial then, or nothing is live.
+    """
+    share = next_share(
+        _comparison_of(seen), decision, share=seen.rollout.share, settings=config.canary
+    )
     with live.database(config) as engine:
-        current = _live(config)
-        if current.challenger is None:
-            found = Review(
-                "wait", f"version {current.champion} is champion, none is on trial", current
-            )
-        else:
-            found = _judge(config, engine, current, now=now)
-    repaired = live.repair_projections(config)
-    return replace(found, line="; ".join([found.line, *repaired]))
+        after = _act(engine, seen.rollout, decision, share, now=now)
+    changes = live.repair_projections(config)
+    if after.share != seen.rollout.share and after.challenger is not None:
+        changes.insert(0, f"share {seen.rollout.share:.0%} -> {after.share:.0%}")
+    return Review(decision.verdict, "; ".join(changes), after, seen.comparison)
 
 
 def promote(config: Config, *, now: datetime) -> Review:
@@ -79,54 +144,29 @@ def roll_back(config: Config, *, now: datetime) -> Review:
     return Review("roll back", "; ".join([line, *repaired]), after)
 
 
-def _judge(config: Config, engine: sa.Engine, current: Rollout, *, now: datetime) -> Review:
-    """Look at the reactions to both arms and do what follows from them."""
-    settings = config.canary
-    with reading(engine) as connection:
-        outcomes = read_outcomes(
-            connection,
-            current.rollout_id,
-            labels=config.labels,
-            window_seconds=settings.window_seconds,
-            now=now,
-        )
-    comparison = compare(outcomes, settings=settings, planned_units=current.planned_units)
-    decision = decide(comparison, settings=settings, phase=current.phase)
-    after = _act(config, engine, current, comparison, decision, now=now)
-    line = (
-        f"{decision.verdict}: {decision.reason}; champion {comparison.champion_rate:.1%}, "
-        f"challenger {comparison.challenger_rate:.1%} of tips"
-    )
-    if after.share != current.share and after.challenger is not None:
-        line += f"; share {current.share:.0%} -> {after.share:.0%}"
-    return Review(decision.verdict, line, after, comparison)
-
-
 def _act(
-    config: Config,
-    engine: sa.Engine,
-    current: Rollout,
-    comparison: Comparison,
-    decision: Decision,
-    *,
-    now: datetime,
+    engine: sa.Engine, seen: Rollout, decision: Decision, share: float | None, *, now: datetime
 ) -> Rollout:
     reason, numbers = decision.reason, decision.numbers
     if decision.verdict == "promote":
         return rollouts.promote(
-            engine, current, actor="review", reason=reason, numbers=numbers, now=now
+            engine, seen, actor="review", reason=reason, numbers=numbers, now=now
         )
     if decision.verdict == "roll back":
         return rollouts.roll_back(
-            engine, current, actor="review", reason=reason, numbers=numbers, now=now
+            engine, seen, actor="review", reason=reason, numbers=numbers, now=now
         )
-    share = next_share(comparison, decision, share=current.share, settings=config.canary)
     if share is None:
-        rollouts.note_wait(engine, current, reason=reason, numbers=numbers, now=now)
-        return current
+        return rollouts.note_wait(engine, seen, reason=reason, numbers=numbers, now=now)
     return rollouts.set_share(
-        engine, current, share, actor="review", reason=reason, numbers=numbers, now=now
+        engine, seen, share, actor="review", reason=reason, numbers=numbers, now=now
     )
+
+
+def _comparison_of(seen: Look) -> Comparison:
+    if seen.comparison is None:
+        raise CanaryError(f"{seen.line()}: there is nothing to decide")
+    return seen.comparison
 
 
 def _live(config: Config) -> Rollout:

@@ -171,11 +171,17 @@ def set_share(
 
 def note_wait(
     engine: sa.Engine, rollout: Rollout, *, reason: str, numbers: Mapping[str, Any], now: datetime
-) -> None:
-    """Record that a review changed nothing, with the numbers it saw."""
+) -> Rollout:
+    """Record that a review changed nothing, with the numbers it saw; what is live is returned.
+
+    If somebody else ended the rollout meanwhile, there is nothing to record.
+    """
     decision = store.Decision(rollout.rollout_id, now, "review", "wait", reason, numbers)
     with store.writing(engine) as connection:
-        store.add_decision(connection, decision)
+        live = _live(connection)
+        if live.rollout_id == rollout.rollout_id:
+            store.add_decision(connection, decision)
+        return live
 
 
 def _close(

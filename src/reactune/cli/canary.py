@@ -1,10 +1,13 @@
 """Commands about what is live: deploy, review, promote, rollback."""
 
+import sys
 from datetime import UTC, datetime
 
 import click
 
+from reactune.cli.loop import WAITING_OPTION
 from reactune.cli.session import Session, require_training
+from reactune.records import REVIEW_STEPS
 
 
 @click.command
@@ -36,20 +39,39 @@ def deploy(session: Session, version: int | None, base: bool) -> None:
 
 
 @click.command("review")
+@click.argument("step", required=False, type=click.Choice(REVIEW_STEPS))
+@click.option("--id", "review_id", help="Review that the step belongs to.")
+@WAITING_OPTION
 @click.pass_obj
-def judge(session: Session) -> None:
+def judge(
+    session: Session, step: str | None, review_id: str | None, waiting_exit_code: int
+) -> None:
     """Compare challenger and champion, and act on it.
 
     Promotes, rolls back, gives the challenger more, or waits, and stores why. May be called as
     often as one likes: the bounds hold however often they are read. Also brings the registry
     and the model server in line with what is live.
 
+    For a scheduler, one STEP at a time, each done once: compare, decide, and then all of
+    promote, rollback and wait, of which those have nothing to do that were not decided. The id
+    is written as the name of a run.
+
     \b
     $ reactune review
+    $ reactune review compare --id 20261123-101500-3f2a
     """
-    from reactune import review
+    if (step is None) != (review_id is None):
+        raise click.UsageError("STEP and --id go together; without both, all steps are done")
+    now = datetime.now(UTC)
+    if step is None or review_id is None:
+        from reactune import review
 
-    click.echo(review.review(session.config(), now=datetime.now(UTC)).line)
+        click.echo(review.review(session.config(), now=now).line)
+        return
+    from reactune.review_steps import run_step
+
+    had_work = run_step(session.config(), step, review_id, now=now, say=click.echo)
+    sys.exit(0 if had_work else waiting_exit_code)
 
 
 @click.command

@@ -3,6 +3,7 @@
 The commands themselves stand in the modules beside this one.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from reactune import __version__
 from reactune.cli import canary, loop, service, setup, tips
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
+from reactune.process import PARENT, die_with_parent
 
 TRAIN = ("accelerate", "datasets", "gguf", "ibis", "matplotlib", "mlflow", "peft", "pyarrow")
 EXTRA_OF = {
@@ -59,7 +61,12 @@ for module in (setup, tips, loop, canary, service):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0, 1 for an error of ours, 2 for a call that makes no sense."""
+    """Run one command and exit: 0, 1 for an error of ours, 2 for a call that makes no sense.
+
+    Who names itself in REACTUNE_PARENT takes the command along when it ends, however it ends.
+    """
+    if PARENT in os.environ:
+        die_with_parent()
     session = Session()
     try:
         commands.main(arguments, prog_name="reactune", obj=session)

@@ -14,8 +14,8 @@ WAITING_OPTION = click.option(
     type=click.IntRange(0, 255),
     default=0,
     show_default=True,
-    help="Exit code where there is nothing to do: too little to learn from, or, for a stage, a run"
-    " that ended before it (Airflow skips on 99).",
+    help="Exit code where there is nothing to do (Airflow skips on 99): too little to learn from, a"
+    " run that ended before this stage, nobody on trial, another verdict.",
 )
 
 

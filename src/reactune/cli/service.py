@@ -25,10 +25,11 @@ def serve(session: Session) -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="Another one, other numbers.")
 @click.option(
     "--cycles",
-    type=click.IntRange(1),
+    type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Times round the loop; each trains on what the one before earned.",
+    help="Times round the loop; each trains on what the one before earned. With 0, people only"
+    " react, until there is enough to learn from.",
 )
 @click.option(
     "--tastes",
@@ -53,8 +54,11 @@ def demo(seed: int, cycles: int, tastes: str, audience: str | None, folder: Path
     $ reactune demo
     $ reactune demo --seed 2 --cycles 3
     """
-    from reactune.demo.story import run_demo
+    from reactune.demo.story import play_history, run_demo
 
+    if cycles == 0:
+        play_history(folder, seed=seed, tastes=tastes, audience=audience, say=click.echo)
+        return
     run_demo(
         folder,
         seed=seed,

@@ -110,6 +110,26 @@ def run_demo(
     return report
 
 
+def play_history(folder: Path, *, seed: int, tastes: str, audience: str | None, say: Say) -> Path:
+    """Let an audience react to the base model's tips until a training is worth while; the folder.
+
+    Nothing is trained: that is left to whoever runs the stages.
+
+    Raises:
+        ReactuneError: as `run_demo`.
+    """
+    config = set_up(unused(folder), seed=seed)
+    people = load_audience(audience or TOWN, seed=seed, tastes=tastes)
+    live.ensure_champion(config)
+    with serving_people(config, people, seed=seed, say=say) as stage:
+        for day in range(MAX_HISTORY_DAYS):
+            live_through(stage, day)
+            if is_worth_a_run(config):
+                say(f"reactions of {day + 1} days in {config.folder}")
+                return config.folder
+    raise CanaryError(f"{MAX_HISTORY_DAYS} days brought too few reactions to learn from")
+
+
 def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
     """People react until there is enough to learn from; train; try; decide. The next day too."""
     started = time.monotonic()
