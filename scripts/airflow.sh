@@ -40,7 +40,7 @@ cat <<TEXT
 
 Airflow comes up at http://localhost:$port in half a minute: open the DAG finetune_tip_generator and
 trigger it. Everybody who reaches that page is admin; this is for a look, not for production.
-Settings: $REACTUNE_CONFIG. Ctrl-C ends it.
+Settings: $REACTUNE_CONFIG. Ctrl-C ends it, after the task that runs.
 
 TEXT
 exec airflow standalone
