@@ -12,6 +12,7 @@ from reactune import __version__
 from reactune.cli.entry import commands
 from reactune.records import STAGES
 from reactune.template import described, sections
+from reactune.web.bodies import ReactionRequest, TipRequest
 
 REPOSITORY = Path(__file__).parent.parent
 DECISIONS = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
@@ -100,6 +101,15 @@ def test_files_of_ours_that_pages_name_exist(page):
     folders = ("src", "tests", "bench", "scripts", "dags")
     known = {file.name for name in folders for file in REPOSITORY.joinpath(name).rglob("*.py")}
     assert set(re.findall(r"`(?:[\w-]+/)*(\w+\.py)`", text_of(page))) - known == set()
+
+
+def test_the_requests_that_the_readme_shows_are_taken():
+    readme = text_of(REPOSITORY / "README.md")
+    shown = re.findall(r"(/v1/\w+) -H [^\n]*\n +-d '(.+)'", readme)
+    bodies = {"/v1/tips": TipRequest, "/v1/reactions": ReactionRequest}
+    assert {path for path, _ in shown} == set(bodies)
+    for path, body in shown:
+        bodies[path].model_validate_json(body)
 
 
 def test_the_map_of_the_readme_names_every_part_of_the_package():

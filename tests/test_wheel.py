@@ -154,7 +154,7 @@ def test_the_service_writes_tips_with_llamacpp_and_no_more(programs, tmp_path):
     port = free_port()
     copy_of_trained(tmp_path, serve={"port": port})
     with serving(programs, tmp_path, port) as url:
-        asked = {"user_id": "u-1", "kind": "focus", "context": {"time_of_day": "night"}}
+        asked = {"user": "u-1", "kind": "focus", "context": {"time_of_day": "night"}}
         answer = httpx.post(f"{url}/v1/tips", json=asked, timeout=60)
         assert answer.status_code == 200, answer.text
         assert answer.json()["content"]
