@@ -56,7 +56,7 @@ def tokens_per_second(folder: Path, job: Job, rows: list[Row], order: str) -> fl
     if order == "at random":
         table = pa.Table.from_pylist(random.Random(1).sample(rows, len(rows)))
         pq.write_table(table, folder / job.rows)
-    if run_trainer(folder, "trl", None) != 0:
+    if run_trainer(folder, TrainConfig(), None) != 0:
         raise SystemExit((folder / "trainer.log").read_text())
     # Seconds since the start, from what the trainer says of its rate so far.
     mean = job.batch_size * statistics.fmean(map(tokens_of, rows))

@@ -44,15 +44,19 @@ def commands_page() -> str:
     settings = {**commands.context_settings, "terminal_width": WIDTH}
     with click.Context(commands, info_name="reactune", obj=Session(), **settings) as group:
         lines = ["# Commands", "", WRITTEN, "```", commands.get_help(group), "```", ""]
-        for name in commands.list_commands(group):
-            lines += [f"## `reactune {name}`", "", "```", _help_of(name, group), "```", ""]
+        for name, command in sorted(commands.commands.items()):
+            lines += _described(name, command, group)
     return "\n".join(lines)
 
 
-def _help_of(name: str, group: click.Context) -> str:
-    command = commands.commands[name]
-    with click.Context(command, info_name=name, parent=group, terminal_width=WIDTH) as context:
-        return command.get_help(context)
+def _described(name: str, command: click.Command, parent: click.Context) -> list[str]:
+    """The help of a command, and of those below it."""
+    with click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH) as context:
+        lines = [f"## `{context.command_path}`", "", "```", command.get_help(context), "```", ""]
+        if isinstance(command, click.Group):
+            for below, other in command.commands.items():
+                lines += _described(below, other, context)
+    return lines
 
 
 def pages() -> Iterator[tuple[Path, str]]:

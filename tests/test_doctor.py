@@ -154,6 +154,13 @@ def test_a_file_that_is_no_mlflow_store_is_missing(config, tmp_path):
     assert findings(config())["MLflow"].state == "missing"
 
 
+def test_a_trainer_that_is_not_there_is_missing_with_the_command_that_gets_it(config, tmp_path):
+    assert findings(config())["trainer"].line() == "ok       trainer       trl for sft, kto, dpo"
+    found = findings(config("train.backend=axolotl", f"train.backend_folder={tmp_path}"))
+    assert found["trainer"].state == "missing"
+    assert "reactune backend install axolotl" in found["trainer"].text
+
+
 def test_a_model_name_is_not_looked_up_on_the_internet(config):
     found = findings(config("model.base=someone/some-model"))
     assert found["base model"].state == "warning"

@@ -15,7 +15,14 @@ from reactune.errors import TrainingError
 from reactune.process import child_environment
 from reactune.train.job import read_job, write_job
 from reactune.train.order import tokens_of
-from reactune.train.trainer import plan_job, read_progress, run_trainer, train, train_methods
+from reactune.train.trainer import (
+    last_word,
+    plan_job,
+    read_progress,
+    run_trainer,
+    train,
+    train_methods,
+)
 from tiny_model import make_tiny_model, tiny_rows
 
 SETTINGS = TrainConfig(
@@ -60,7 +67,7 @@ def test_every_method_writes_an_adapter_that_moved_towards_the_liked_tips(
 
     job = job_for(method, tiny, rows, epochs=2.0, preference_learning_rate=5e-3)
     seen = []
-    trained = train(tmp_path, job, rows[method], backend="trl", progress=seen.append)
+    trained = train(tmp_path, job, rows[method], settings=SETTINGS, progress=seen.append)
     assert trained.steps == job.steps
     before = [line for line in seen if "scored" in line]
     assert seen[len(before) :] == read_progress(tmp_path)
@@ -85,7 +92,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_ha
     tiny, rows, tmp_path
 ):
     job = job_for("sft", tiny, rows, epochs=2.0)
-    whole = train(tmp_path / "whole", job, rows["sft"], backend="trl")
+    whole = train(tmp_path / "whole", job, rows["sft"], settings=SETTINGS)
     broken = tmp_path / "broken"
     path = write_job(broken, job, rows["sft"])
     with (tmp_path / "log").open("w") as log:
@@ -98,7 +105,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_ha
         process.wait()
     assert not (broken / "result.json").exists()
     assert list((broken / "checkpoints").glob("checkpoint-*"))
-    resumed = train(broken, job, rows["sft"], backend="trl")
+    resumed = train(broken, job, rows["sft"], settings=SETTINGS)
     assert [step for step, _ in resumed.curve] == list(range(1, job.steps + 1))
     assert [loss for _, loss in resumed.curve] == pytest.approx(
         [loss for _, loss in whole.curve], rel=1e-4
@@ -110,12 +117,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_ha
 
 def test_a_finished_training_is_not_repeated_but_another_job_is(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows, token_budget=1_000)
-    train(tmp_path, job, rows["sft"], backend="trl")
+    train(tmp_path, job, rows["sft"], settings=SETTINGS)
     before = (tmp_path / "result.json").stat().st_mtime_ns
-    train(tmp_path, job, rows["sft"], backend="trl")
+    train(tmp_path, job, rows["sft"], settings=SETTINGS)
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     other = job_for("sft", tiny, rows, token_budget=1_000, seed=8)
-    train(tmp_path, other, rows["sft"], backend="trl")
+    train(tmp_path, other, rows["sft"], settings=SETTINGS)
     assert read_job(tmp_path / "job.json").seed == 8
     assert (tmp_path / "result.json").stat().st_mtime_ns != before
 
@@ -123,17 +130,25 @@ def test_a_finished_training_is_not_repeated_but_another_job_is(tiny, rows, tmp_
 PARENT = """
 import sys
 from pathlib import Path
+from reactune.config import TrainConfig
 from reactune.train.trainer import run_trainer
-run_trainer(Path(sys.argv[1]), "trl", None)
+run_trainer(Path(sys.argv[1]), TrainConfig(launcher=sys.argv[2], processes=int(sys.argv[3])), None)
 """
 
 
-def test_the_trainer_dies_with_the_process_that_started_it(tiny, rows, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "processes"), [("", 1), pytest.param("torchrun", 2, marks=pytest.mark.slow)]
+)
+def test_the_trainer_dies_with_the_process_that_started_it(
+    tiny, rows, tmp_path, launcher, processes
+):
     write_job(tmp_path, job_for("sft", tiny, rows, epochs=500.0), rows["sft"])
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
+    arguments = [str(tmp_path), launcher, str(processes)]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *arguments])
     children = []
-    while not children and parent.poll() is None:
-        children = psutil.Process(parent.pid).children()
+    awaited = 1 + processes if launcher else 1
+    while len(children) < awaited and parent.poll() is None:
+        children = psutil.Process(parent.pid).children(recursive=True)
         time.sleep(0.05)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
@@ -162,14 +177,27 @@ def pid_that_is_gone():
 
 def test_a_job_that_cannot_be_read_is_one_clear_error(tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"schema": 99}))
-    assert run_trainer(tmp_path, "trl", None) == 3
+    assert run_trainer(tmp_path, SETTINGS, None) == 3
     assert "is no training job" in (tmp_path / "trainer.log").read_text()
 
 
 def test_a_loss_that_is_no_number_is_one_clear_error(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows, learning_rate=1e30, epochs=1.0)
     with pytest.raises(TrainingError, match=r"lower \[train\] learning_rate"):
-        train(tmp_path, job, rows["sft"], backend="trl")
+        train(tmp_path, job, rows["sft"], settings=SETTINGS)
+
+
+def test_what_a_workers_error_was_is_found_among_the_pages_of_its_launcher(tmp_path):
+    log = tmp_path / "trainer.log"
+    log.write_text(
+        "[rank1]: Traceback (most recent call last):\n"
+        "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
+        "====================\n"
+    )
+    assert last_word(log) == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    log.write_text("killed by somebody\n=======\n")
+    assert last_word(log) == "killed by somebody"
 
 
 def test_a_method_without_rows_is_named(tiny, rows, tmp_path):

@@ -59,7 +59,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _shares_and_zones_fit(self) -> Self:
+    def _sections_fit(self) -> Self:
         if abs(sum(self.dataset.split) - 1) > 1e-9 or min(self.dataset.split) <= 0:
             raise ValueError(
                 f"dataset.split = {self.dataset.split}: three shares above 0 that sum to 1"
@@ -69,6 +69,14 @@ class Config(Section):
             raise ValueError(
                 f"labels: negative_dwell_below_ms = {self.labels.negative_dwell_below_ms} must not "
                 f"pass positive_dwell_ms = ({low}, {high})"
+            )
+        processes, batch = self.train.processes, self.train.batch_size
+        if processes > 1 and not self.train.launcher:
+            raise ValueError(f"train.processes = {processes} need a train.launcher")
+        if batch % processes or batch < 2 * processes:
+            raise ValueError(
+                f"train.batch_size = {batch} does not give {processes} processes as many rows "
+                "each, two or more"
             )
         steps = (self.canary.share, *self.canary.ramp)
         if list(steps) != sorted(set(steps)):

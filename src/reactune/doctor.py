@@ -26,6 +26,7 @@ from reactune.footprint import Shape, memory_needed, shape_of
 from reactune.model import WHEELS, locate
 from reactune.privacy import load_key
 from reactune.schema import tip_scores
+from reactune.train.backends import usable_methods
 
 State = Literal["ok", "warning", "missing"]
 SMALLEST_PYTHON = (3, 11)
@@ -33,8 +34,7 @@ GIB, MB = 2**30, 10**6
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
 FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
 CGROUP = Path("/sys/fs/cgroup")
-WAIT_SECONDS = 5
-IMPORT_SECONDS = 60
+WAIT_SECONDS, IMPORT_SECONDS = 5, 60
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Fin
     if training.state != "ok":
         return findings
     base, shape = _base_model(config)
-    return [*findings, _registry(config), base, *_room(config, shape)]
+    return [*findings, _registry(config), _trainer(config), base, *_room(config, shape)]
 
 
 def _python() -> Finding:
@@ -172,12 +172,8 @@ def _model_server(config: Config) -> Finding:
         return Finding(name, "warning", "llama.cpp took a minute to load; is the machine busy?")
     if result.returncode == 0:
         return Finding(name, "ok", "embedded llama.cpp")
-    return Finding(
-        name,
-        "missing",
-        "llama.cpp does not load here; run `pip install 'reactune[llamacpp]'`, or use Ollama: "
-        'serve.runtime = "ollama"',
-    )
+    advice = "run `pip install 'reactune[llamacpp]'`, or use Ollama: serve.runtime = \"ollama\""
+    return Finding(name, "missing", f"llama.cpp does not load here; {advice}")
 
 
 def _ollama(name: str, url: str) -> Finding:
@@ -227,6 +223,14 @@ def _registry_in_database(uri: str) -> Finding:
         reason = str(error).strip().partition("\n")[0]
         return Finding("MLflow", "missing", f"{shown}: {reason}; check registry.tracking_uri")
     return Finding("MLflow", "ok", shown)
+
+
+def _trainer(config: Config) -> Finding:
+    try:
+        text = f"{config.train.backend} for {', '.join(usable_methods(config.train))}"
+    except ReactuneError as error:
+        return Finding("trainer", "missing", str(error))
+    return Finding("trainer", "ok", text)
 
 
 def _base_model(config: Config) -> tuple[Finding, Shape | None]:

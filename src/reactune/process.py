@@ -33,3 +33,18 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def become(command: list[str]) -> None:
+    """Turn into another program that dies with our parent; its children can die with it.
+
+    The wish to be killed outlives the exchange of programs, and so does the process id, which
+    the children then look for.
+    """
+    die_with_parent()
+    os.environ[PARENT] = str(os.getpid())
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    become(sys.argv[1:])

@@ -134,10 +134,16 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """LoRA fine-tuning."""
 
-    backend: Literal["trl"] = "trl"
-    """The trainer; it runs as a process of its own."""
+    backend: Literal["trl", "unsloth", "axolotl"] = "trl"
+    """The trainer; it runs as a process of its own. `reactune backend install` gets the others."""
+    backend_folder: str = ""
+    """Where the environments of back-ends are kept; empty: the user's data folder."""
+    launcher: Literal["", "accelerate", "torchrun", "ray"] = ""
+    """Starts `processes` that share each batch; empty: the trainer is one process."""
+    processes: int = Field(1, ge=1)
+    """Processes of the launcher, one a GPU; the result stays that of one process."""
     method: Method = "auto"
-    """`auto` tries what the data allows and keeps the best on validation."""
+    """`auto` tries what data and back-end allow and keeps the best on validation."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the LoRA matrices."""
     lora_alpha: int = Field(32, ge=1)
@@ -167,7 +173,7 @@ class TrainConfig(Section):
     seed: int = 7
     """Seeds initialisation, order and dropout."""
     threads: int = Field(0, ge=0)
-    """CPU threads; 0: all."""
+    """CPU threads of each process; 0: all, shared out."""
 
 
 class GateConfig(Section):

@@ -16,6 +16,7 @@ from reactune.train.order import in_training_order
 
 SCHEMA = 1
 JobMethod = Literal["sft", "kto", "dpo"]
+METHODS: tuple[JobMethod, ...] = ("sft", "kto", "dpo")
 EXIT_BAD_JOB = 3
 EXIT_DIVERGED = 4
 COLUMNS: dict[JobMethod, tuple[str, ...]] = {
@@ -48,6 +49,7 @@ class Job:
     seed: int
     threads: int
     dtype: str
+    backend: str = "trl"
 
 
 def write_job(folder: Path, job: Job, rows: Sequence[dict[str, Any]]) -> Path:

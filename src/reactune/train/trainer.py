@@ -4,10 +4,11 @@ Which rows it gets and which of several adapters is kept is decided by the calle
 """
 
 import json
+import math
 import random
+import re
 import shutil
 import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 from reactune.config import TrainConfig
 from reactune.errors import TrainingError
-from reactune.process import child_environment
+from reactune.train.backends import usable_methods
 from reactune.train.job import (
     EXIT_BAD_JOB,
     EXIT_DIVERGED,
@@ -29,9 +30,9 @@ from reactune.train.job import (
     read_rows,
     write_job,
 )
+from reactune.train.launch import command, environment
 from reactune.train.order import tokens_of
 
-BACKENDS = {"trl": "reactune.train.with_trl"}
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 Progress = Callable[[dict[str, Any]], None]
 
@@ -47,6 +48,7 @@ class Trained:
     seconds: float
     tokens: int
     curve: tuple[tuple[int, float], ...]
+    peak_gpu_bytes: int | None = None
 
 
 def plan_job(
@@ -83,6 +85,7 @@ def plan_job(
         seed=settings.seed,
         threads=settings.threads,
         dtype=dtype,
+        backend=settings.backend,
     )
 
 
@@ -91,10 +94,10 @@ def train(
     job: Job,
     rows: Sequence[dict[str, Any]],
     *,
-    backend: str,
+    settings: TrainConfig,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train one method in a process of its own, or go on where a killed one stopped.
+    """Train one method in processes of its own, or go on where killed ones stopped.
 
     A finished training of the same job is not repeated. `progress` gets each line of the
     trainer's progress file.
@@ -106,11 +109,12 @@ def train(
     if not is_same_job(folder, job):
         clear(folder)
         write_job(folder, job, rows)
-    if not result_file.is_file():
-        code = run_trainer(folder, backend, progress)
-        if code != 0:
-            raise TrainingError(explain(code, folder))
-    result = json.loads(result_file.read_text(encoding="utf-8"))
+    code = 0 if result_file.is_file() else run_trainer(folder, settings, progress)
+    result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else None
+    if result is not None and not math.isfinite(result["loss"]):
+        code = EXIT_DIVERGED  # a launcher replaces its workers' codes by its own
+    if code != 0 or result is None:
+        raise TrainingError(explain(code, folder))
     curve = tuple((line["step"], line["loss"]) for line in read_progress(folder))
     return Trained(
         method=job.method,
@@ -120,6 +124,7 @@ def train(
         seconds=result["seconds"],
         tokens=sum(map(tokens_of, read_rows(folder, job)[: result["steps"] * job.batch_size])),
         curve=curve,
+        peak_gpu_bytes=result.get("peak_gpu_bytes"),
     )
 
 
@@ -134,12 +139,21 @@ def train_methods(
 ) -> list[Trained]:
     """Train the method of the settings, or with `auto` each one that has rows.
 
+    With `auto`, methods that the back-end cannot train on this machine are left out.
+
     `auto` shares the time budget out: a method that needs less leaves more to the next.
 
     Raises:
-        TrainingError: there are no rows for the method, or its trainer failed.
+        TrainingError: the back-end is not there or cannot train this here, there are no rows for
+            the method, or its trainer failed.
     """
-    methods = list(rows) if settings.method == "auto" else [settings.method]
+    usable = usable_methods(settings)
+    methods = [m for m in rows if m in usable] if settings.method == "auto" else [settings.method]
+    if not methods:
+        raise TrainingError(
+            f"[train] backend = {settings.backend!r} trains {', '.join(usable)} here, and the "
+            f"dataset has rows for {', '.join(rows) or 'nothing'} only"
+        )
     seconds = 60 * settings.time_budget_minutes
     trained: list[Trained] = []
     for place, method in enumerate(methods):
@@ -157,7 +171,7 @@ def train_methods(
             dtype=dtype,
             max_seconds=seconds / (len(methods) - place),
         )
-        one = train(folder / method, job, chosen, backend=settings.backend, progress=progress(job))
+        one = train(folder / method, job, chosen, settings=settings, progress=progress(job))
         trained.append(one)
         seconds = max(seconds - one.seconds, 60.0)
     return trained
@@ -187,16 +201,18 @@ def keep_adapter(adapter: Path, out: Path) -> None:
         shutil.copyfile(adapter / name, out / name)
 
 
-def run_trainer(folder: Path, backend: str, progress: Progress | None) -> int:
+def run_trainer(folder: Path, settings: TrainConfig, progress: Progress | None) -> int:
     """Start the trainer, hand on its progress, and return its exit code.
 
     The trainer dies with this process; should this one end by an exception, it is stopped.
     """
-    command = [sys.executable, "-m", BACKENDS[backend], str(folder / "job.json")]
-    environment = {**child_environment(), "PYTHONUNBUFFERED": "1"}
     with (folder / "trainer.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            command(settings, folder / "job.json"),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(settings, folder),
         )
         shown = 0
         try:
@@ -254,5 +270,12 @@ def explain(code: int, folder: Path) -> str:
             f"the trainer was ended by signal {-code} (9 often means: out of memory; lower "
             f"[train] batch_size). Run again to go on from the last checkpoint. Log: {log}"
         )
-    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    return f"the trainer ended with code {code}: {last[:300]}. Log: {log}"
+    return f"the trainer ended with code {code}: {last_word(log)[:300]}. Log: {log}"
+
+
+def last_word(log: Path) -> str:
+    """The last error that a log names, else its last line: launchers add pages of their own."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = re.findall(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception): .+)$", text, re.MULTILINE)
+    words = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return [*words[-1:], *errors][-1] if words else "it said nothing"

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,22 @@ from reactune.errors import TrainingError
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
 from reactune.scoring import Row, score
-from reactune.train.checkpoints import keep_lines_until, last_checkpoint
+from reactune.train.checkpoints import last_checkpoint
 from reactune.train.fused_head import score_only_labelled_positions
 from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows
-from reactune.train.order import tokens_of
+from reactune.train.ranks import is_first, processes
+from reactune.train.steps import progress_callback, tell
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Train = Callable[[Path, Job, list[dict[str, Any]]], dict[str, Any]]
 
 
 def main(argv: list[str]) -> int:
+    """Train one job with TRL; the exit code is that of `run`."""
+    return run(argv, train)
+
+
+def run(argv: list[str], train: Train) -> int:
     """Train one job; the exit code is 0, 3 (no usable job) or 4 (the loss is no number)."""
     die_with_parent()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,27 +45,48 @@ def main(argv: list[str]) -> int:
         return EXIT_BAD_JOB
     os.environ["HF_DATASETS_CACHE"] = str(path.parent / "cache")
     result = train(path.parent, job, rows)
-    write_atomically(path.parent / "result.json", json.dumps(result, indent=2))
+    if is_first():
+        write_atomically(path.parent / "result.json", json.dumps(result, indent=2))
     return 0 if math.isfinite(result["loss"]) else EXIT_DIVERGED
 
 
 def train(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Run the job from its last whole checkpoint, or from the start, and save the adapter."""
+    started = time.monotonic()
+    trainer = trainer_for(folder, job, rows)
+    score_only_labelled_positions(trainer.model.get_base_model())
+    return finish(folder, job, rows, trainer, started=started)
+
+
+def trainer_for(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
+    """TRL's trainer on the base model with a fresh adapter."""
+    return prepare(folder, job, rows, load_model)
+
+
+def prepare(folder: Path, job: Job, rows: list[dict[str, Any]], load: Callable[[Job], Any]) -> Any:
+    """TRL's trainer of the job's method, seeded, with the model that `load` gives."""
     import torch
     from transformers import AutoTokenizer, set_seed
 
-    started = time.monotonic()
     if job.threads:
         torch.set_num_threads(job.threads)
     set_seed(job.seed)
     tokenizer = AutoTokenizer.from_pretrained(job.base_folder)
-    model = load_model(job)
-    trainer = TRAINERS[job.method](folder, job, rows, model, tokenizer)
-    score_only_labelled_positions(trainer.model.get_base_model())
+    return TRAINERS[job.method](folder, job, rows, load(job), tokenizer)
+
+
+def finish(
+    folder: Path, job: Job, rows: list[dict[str, Any]], trainer: Any, *, started: float
+) -> dict[str, Any]:
+    """Train to the end, or to the time limit counted from `started`; what `result.json` says."""
+    import torch
+
     deadline = started + job.max_seconds
     trainer.add_callback(progress_callback(folder, job, rows, deadline=deadline))
     output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    trainer.model.save_pretrained(str(folder / job.adapter))
+    model = trainer.model
+    if is_first():
+        model.save_pretrained(str(folder / job.adapter))
     return {
         "method": job.method,
         "steps": trainer.state.global_step,
@@ -66,6 +94,9 @@ def train(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "loss": float(output.training_loss),
         "seconds": time.monotonic() - started,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "peak_gpu_bytes": (
+            torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        ),
     }
 
 
@@ -102,7 +133,8 @@ def arguments(folder: Path, job: Job) -> dict[str, Any]:
     return {
         "output_dir": str(folder / "checkpoints"),
         "max_steps": job.steps,
-        "per_device_train_batch_size": job.batch_size,
+        # The global batch is the job's, however many processes share it.
+        "per_device_train_batch_size": job.batch_size // processes(),
         "learning_rate": job.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, job.steps // 20),
@@ -119,6 +151,7 @@ def arguments(folder: Path, job: Job) -> dict[str, Any]:
         "bf16": False,
         "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
@@ -252,52 +285,6 @@ def neighbours(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """KTO's KL estimate pairs each prompt with the completion of its neighbour in the batch."""
     completions = batch["completion_ids"]
     return {**batch, "KL_completion_ids": [completions[-1], *completions[:-1]]}
-
-
-def progress_callback(
-    folder: Path, job: Job, rows: list[dict[str, Any]], *, deadline: float
-) -> Any:
-    """Appends a line per step to `progress.jsonl`; stops at the deadline of the monotonic clock."""
-    from transformers import TrainerCallback
-
-    tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
-
-    class Progress(TrainerCallback):  # type: ignore[misc]
-        """Watches the steps of one training."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = time.monotonic()
-            self.first_step = state.global_step
-            keep_lines_until(folder / "progress.jsonl", state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if time.monotonic() > deadline:
-                control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            done = state.global_step - self.first_step
-            seconds = time.monotonic() - self.started
-            line = {
-                "step": state.global_step,
-                "steps": job.steps,
-                "loss": logs["loss"],
-                "tokens_per_second": done * tokens_per_step / seconds,
-                "seconds_left": min(
-                    (job.steps - state.global_step) * seconds / done,
-                    max(deadline - time.monotonic(), 0.0),
-                ),
-            }
-            tell(folder, line)
-
-    return Progress()
-
-
-def tell(folder: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to `progress.jsonl`."""
-    with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""The back-ends: which libraries can train, where their environments are, what they need.
+
+Making an environment is in `installing.py`, starting a trainer in `launch.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from reactune.config import TrainConfig
+from reactune.errors import TrainingError
+from reactune.train.job import METHODS, JobMethod
+
+MADE = "reactune.json"  # written last into an environment: what it was made from
+PROBE_SECONDS = 300
+KTO_LOSSES = ("kto", "apo_zero_unpaired")
+HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 9)"
+HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library that trains. `torch` is installed first; empty: it runs in our environment."""
+
+    module: str
+    without_gpu: tuple[JobMethod, ...]
+    torch: tuple[str, ...] = ()
+    kto_losses: tuple[str, ...] = KTO_LOSSES
+
+
+BACKENDS = {
+    "trl": Backend("reactune.train.with_trl", METHODS),
+    "unsloth": Backend(
+        "reactune.train.with_unsloth",
+        ("sft",),
+        ("torch==2.14.1", "torchvision==0.29.1", "triton"),
+    ),
+    "axolotl": Backend(
+        "reactune.train.with_axolotl", (), ("torch==2.13.0", "triton"), kto_losses=("kto",)
+    ),
+}
+
+
+def requirements_of(name: str) -> Path:
+    """The file of pinned requirements of a back-end with an environment of its own."""
+    return Path(__file__).parent / "requirements" / f"{name}.txt"
+
+
+def digest_of(name: str) -> str:
+    """What an environment is made from, as a SHA-256."""
+    text = "\n".join(BACKENDS[name].torch) + "\n" + requirements_of(name).read_text("utf-8")
+    return sha256(text.encode()).hexdigest()
+
+
+def folder_of(name: str, settings: TrainConfig) -> Path:
+    """Where a back-end's environment is, or would be made."""
+    root = settings.backend_folder
+    return (Path(root).expanduser() if root else user_data_path("reactune") / "backends") / name
+
+
+def python_of(settings: TrainConfig) -> Path:
+    """The Python that runs the trainer of these settings.
+
+    Raises:
+        TrainingError: the back-end's environment is not there, or made from other requirements.
+    """
+    name = settings.backend
+    if not BACKENDS[name].torch:
+        return Path(sys.executable)
+    folder = folder_of(name, settings)
+    if not is_made(name, folder):
+        state = "is out of date" if (folder / MADE).is_file() else "is not there"
+        raise TrainingError(
+            f"[train] backend = {name!r}: its environment {folder} {state}; "
+            f"run `reactune backend install {name}`"
+        )
+    return python_in(folder)
+
+
+def python_in(folder: Path) -> Path:
+    """The Python of a virtual environment."""
+    return folder / "bin" / "python"
+
+
+def is_made(name: str, folder: Path) -> bool:
+    """Whether a back-end's environment is whole, and of the requirements of this version."""
+    try:
+        made = json.loads((folder / MADE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(made.get("digest") == digest_of(name)) and python_in(folder).exists()
+
+
+def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
+    """The methods that the back-end trains on this machine; without a GPU they are fewer.
+
+    Raises:
+        TrainingError: its environment or its launcher is missing, or it cannot train what is
+            asked for here.
+    """
+    backend = BACKENDS[settings.backend]
+    python = python_of(settings)
+    if settings.launcher == "ray" and not has_module(python, "ray"):
+        raise TrainingError(
+            f"[train] launcher = 'ray', but {python} has none; run `{python} -m pip install "
+            "'ray[train]'`, or take launcher = 'torchrun'"
+        )
+    has_all = backend.without_gpu == METHODS or has_gpu(python)
+    able: tuple[JobMethod, ...] = METHODS if has_all else backend.without_gpu
+    if settings.kto_loss not in backend.kto_losses:
+        able = tuple(method for method in able if method != "kto")
+    if able and settings.method in ("auto", *able):
+        return able
+    why = f"with kto_loss = {settings.kto_loss!r}"
+    if not has_all:
+        why = f"without a GPU, and {python} sees none (torch.cuda.is_available() is false)"
+    raise TrainingError(
+        f"[train] backend = {settings.backend!r} trains {' and '.join(able) or 'nothing'} {why}; "
+        f"method = {settings.method!r} needs another machine, another kto_loss, or backend = 'trl'"
+    )
+
+
+@cache
+def has_gpu(python: Path) -> bool:
+    """Whether the torch of an environment sees a GPU (CUDA or ROCm).
+
+    Raises:
+        TrainingError: its torch cannot be imported.
+    """
+    found = subprocess.run(
+        [str(python), "-I", "-c", HAS_GPU],
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    if found.returncode not in (0, 9):
+        last = found.stderr.strip().rpartition("\n")[2]
+        raise TrainingError(
+            f"{python} cannot import torch: {last[:300]}; run `reactune backend install` again"
+        )
+    return found.returncode == 0
+
+
+def has_module(python: Path, module: str) -> bool:
+    """Whether an environment has a module."""
+    return not subprocess.run([str(python), "-I", "-c", HAS_MODULE, module], check=False).returncode
