@@ -6,18 +6,31 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from loop_fixtures import KEY, write_settings
+from loop_fixtures import KEY, Letters, write_settings
 from reactune import live
 from reactune.canary.compare import compare, decide
 from reactune.canary.outcomes import Outcomes
 from reactune.canary.routing import route, unit_key
 from reactune.config import CanaryConfig, LabelConfig, load
+from reactune.database import create_store
 from reactune.demo.audience import Town
 from reactune.demo.policies import is_negative, is_positive
-from reactune.demo.story import is_worth_a_run, play_history, run_demo
+from reactune.demo.pool import PooledRuntime, read_pool
+from reactune.demo.story import (
+    Clock,
+    Stage,
+    is_worth_a_run,
+    live_through,
+    play_history,
+    run_demo,
+)
 from reactune.errors import ConfigError
+from reactune.model import base_model
 from reactune.privacy import user_key
+from reactune.prompt import load_chat
 from reactune.runs import all_runs, ending
+from reactune.serving import close_service
+from serving_fixtures import ModelServer, service_of, set_champion
 
 TIP = "Take a short walk, then call Anna."
 
@@ -100,6 +113,24 @@ def test_an_audience_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     people = {"tastes": "default", "audience": "loop_fixtures:Nobody"}
     with pytest.raises(ConfigError, match="'loop_fixtures:Nobody' cannot be made"):
         run_demo(tmp_path, seed=1, cycles=1, say=print, **people)
+
+
+def test_people_to_whom_nothing_can_be_shown_go_without_a_tip(tmp_path):
+    config = load(write_settings(tmp_path))
+    engine = create_store(config.store_url)
+    set_champion(engine)
+    server = ModelServer({1: lambda prompt, sampling: "Walk." if "7 am" in prompt else "<CARD_1>"})
+    clock, people = Clock(), Letters(1)
+    chat = load_chat(base_model(config.model).folder, config.prompt)
+    service = service_of(engine, chat, server, settings=config.serve, clock=clock.now)
+    stage = Stage(config, people, service, PooledRuntime(server, read_pool()), clock, print)
+    served = live_through(stage, 0)
+    close_service(service)
+    engine.dispose()
+    early = [visit for visit in people.visits(0) if visit.context["time_of_day"] == "7 am"]
+    assert [one.visit for one in served] == early
+    assert {one.text for one in served} == {"Walk."}
+    assert people.reacted == [visit.visit_id for visit in early]
 
 
 SETTINGS = CanaryConfig(share=0.5, ramp=(), planned_units=300, min_positives=10, min_negatives=10)

@@ -50,6 +50,10 @@ log = logging.getLogger(__name__)
 _utc_now = partial(datetime.now, UTC)
 
 
+class UnshowableTipError(CanaryError):
+    """The champion wrote nothing that may be shown, however often it was asked."""
+
+
 class UnknownTipError(DataError):
     """No tip of this id was ever given out."""
 
@@ -258,7 +262,7 @@ def _champion_answer(service: Service, model: ModelVersion, prompt: Prompt) -> _
         answer = _guard(model, prompt, completion, sampling)
         if answer is not None:
             return answer
-    raise CanaryError(
+    raise UnshowableTipError(
         f"version {model.version} wrote {CHAMPION_DRAWS} tips that cannot be shown; ask again"
     )
 

@@ -1,12 +1,19 @@
-"""The settings of the demo, as the `reactune.toml` that a demo folder gets.
+"""The settings of the demo, as the `reactune.toml` that a demo folder gets, and that folder.
 
 Only what differs from the defaults stands here, and why.
 """
 
 import json
+import os
+import secrets
+from itertools import chain, count
+from pathlib import Path
 
+from reactune.config import CONFIG_NAME, Config, load
+from reactune.database import create_store
 from reactune.demo.world import CONTEXT_KEYS, INSTRUCTIONS, SYSTEM
 
+STARTED = ".started"  # marks a folder in which a demo was played
 MAX_TOKENS = 48
 TOKEN_BUDGET = 80_000
 
@@ -58,3 +65,26 @@ planned_units = 1000
 min_units_per_step = 150
 max_units = 3000
 """
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or where a demo was played in it before, the first of folder-2, folder-3, ..."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(place for place in chain([folder], numbered) if not (place / STARTED).exists())
+
+
+def set_up(folder: Path, *, seed: int) -> Config:
+    """Settings, key and database of a demo folder; a settings file that is there is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        file.write_text(demo_config(), encoding="utf-8")
+    config = load(file, (f"train.seed={seed}", f"dataset.seed={seed}"))
+    secret = folder / "key"
+    if not secret.is_file():
+        secret.touch(mode=0o600)
+        secret.write_text(secrets.token_hex(32), encoding="utf-8")
+    os.environ[config.privacy.key_env] = secret.read_text(encoding="utf-8")
+    create_store(config.store_url).dispose()
+    (folder / STARTED).touch()
+    return config

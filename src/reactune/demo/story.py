@@ -5,7 +5,6 @@ Uses the same service, pipeline and review as an app would; only the clock is th
 
 import os
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,20 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 
 from tqdm import tqdm
 
 from reactune import live, pipeline, review, serving
-from reactune.config import CONFIG_NAME, Config, load
+from reactune.config import Config
 from reactune.data.engines import open_scores
 from reactune.data.scores import daily_counts
-from reactune.database import create_store
 from reactune.demo.audience import Audience, Response, Visit, load_audience
 from reactune.demo.policies import Shown, is_positive
 from reactune.demo.pool import PooledRuntime, digest_of, read_pool
-from reactune.demo.settings import demo_config
+from reactune.demo.settings import set_up, unused
 from reactune.demo.telling import Told, arms_of, tell
 from reactune.errors import CanaryError
 from reactune.model import base_model
@@ -38,7 +35,6 @@ from reactune.release.runtimes import connect
 from reactune.run_root import run_root
 from reactune.runs import all_runs
 
-STARTED = ".started"  # marks a folder in which a demo was played
 TOWN = "reactune.demo.audience:Town"
 SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates take some
 MAX_HISTORY_DAYS = 60
@@ -214,17 +210,21 @@ def live_through(stage: Stage, day: int) -> list[Served]:
     ):
         for start in range(0, len(visits), size):
             batch = visits[start : start + size]
-            served += [respond(stage, one) for one in threads.map(partial(show, stage), batch)]
+            shown = [one for one in threads.map(partial(show, stage), batch) if one is not None]
+            served += [respond(stage, one) for one in shown]
             bar.update(len(batch))
     return served
 
 
-def show(stage: Stage, visit: Visit) -> Served:
-    """Ask the service for a tip, as an app does."""
+def show(stage: Stage, visit: Visit) -> Served | None:
+    """Ask the service for a tip, as an app does; where it has none to show, neither has the app."""
     stage.clock.moments.now = visit.moment
-    tip = serving.request_tip(
-        stage.service, user_id=visit.user_id, kind=visit.kind, context=visit.context
-    )
+    try:
+        tip = serving.request_tip(
+            stage.service, user_id=visit.user_id, kind=visit.kind, context=visit.context
+        )
+    except serving.UnshowableTipError:
+        return None
     serving.tip_shown(stage.service, tip.tip_id)
     return Served(visit, tip.tip_id, tip.content)
 
@@ -253,29 +253,6 @@ def midnight_after(stage: Stage, day: int) -> datetime:
     last = max(visit.moment for visit in stage.audience.visits(day))
     start = datetime.combine(last.date(), datetime.min.time(), UTC)
     return start + timedelta(days=1, seconds=stage.config.canary.window_seconds)
-
-
-def unused(folder: Path) -> Path:
-    """The folder, or where a demo was played in it before, the first of folder-2, folder-3, ..."""
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    return next(place for place in chain([folder], numbered) if not (place / STARTED).exists())
-
-
-def set_up(folder: Path, *, seed: int) -> Config:
-    """Settings, key and database of a demo folder; a settings file that is there is kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / CONFIG_NAME
-    if not file.is_file():
-        file.write_text(demo_config(), encoding="utf-8")
-    config = load(file, (f"train.seed={seed}", f"dataset.seed={seed}"))
-    secret = folder / "key"
-    if not secret.is_file():
-        secret.touch(mode=0o600)
-        secret.write_text(secrets.token_hex(32), encoding="utf-8")
-    os.environ[config.privacy.key_env] = secret.read_text(encoding="utf-8")
-    create_store(config.store_url).dispose()
-    (folder / STARTED).touch()
-    return config
 
 
 @contextmanager
