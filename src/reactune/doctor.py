@@ -4,7 +4,6 @@ Printing it and the exit code are the command line's.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -22,7 +20,7 @@ from platformdirs import user_cache_dir
 from reactune.config import Config, hide_passwords
 from reactune.database import open_store, reading
 from reactune.errors import ReactuneError
-from reactune.footprint import Shape, memory_needed, shape_of
+from reactune.footprint import Shape, available_memory, free_disk, memory_needed, shape_of
 from reactune.model import WHEELS, locate
 from reactune.privacy import load_key
 from reactune.schema import tip_scores
@@ -33,7 +31,6 @@ SMALLEST_PYTHON = (3, 11)
 GIB, MB = 2**30, 10**6
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
 FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
-CGROUP = Path("/sys/fs/cgroup")
 WAIT_SECONDS, IMPORT_SECONDS = 5, 60
 
 
@@ -258,13 +255,13 @@ def _room(config: Config, shape: Shape | None) -> list[Finding]:
         _disk(
             "disk of runs",
             2 * served + FREE_BESIDE,
-            _free_at(config.run_root),
+            free_disk(config.run_root),
             advice=f"free {config.run_root} or name another run.root",
         ),
         _disk(
             "disk of cache",
             shape.parameters * 4,
-            _free_at(cache),
+            free_disk(cache),
             advice=f"free {cache} or name another model.cache_dir",
         ),
     ]
@@ -285,21 +282,3 @@ def _disk(name: str, needed: float, free: int, *, advice: str) -> Finding:
     if free >= needed:
         return Finding(name, "ok", text)
     return Finding(name, "missing", f"{text}; {advice}")
-
-
-def available_memory() -> int:
-    """Bytes that a new process may take, within the limit of a container too."""
-    free = psutil.virtual_memory().available
-    limit, used, parts = (CGROUP / f"memory.{name}" for name in ("max", "current", "stat"))
-    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
-        return free
-    # Cached files count as used, and are given up when a process wants the memory.
-    stat = dict(line.split() for line in parts.read_text().splitlines())
-    cached = int(stat.get("inactive_file", 0))
-    return min(free, int(most) - int(used.read_text()) + cached)
-
-
-def _free_at(path: Path) -> int:
-    """Free bytes where a folder is, or would be made."""
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    return shutil.disk_usage(there).free

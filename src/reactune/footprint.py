@@ -1,13 +1,16 @@
-"""How much memory training a base model takes: an estimate from its dimensions alone.
+"""How much memory training a base model takes, from its dimensions alone, and what is free.
 
 Nothing is loaded; finding and converting models is done in `model.py`.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from reactune.config import ModelConfig, TrainConfig
 from reactune.errors import ConfigError
@@ -15,6 +18,7 @@ from reactune.model import locate
 
 LIBRARIES = 500 * 2**20  # torch, transformers, peft and trl once imported
 FLOAT = 4  # bytes
+CGROUP = Path("/sys/fs/cgroup")
 # Floats that one LoRA weight occupies: itself, its gradient, and Adam's two moments.
 STATES = 4
 # Floats kept per token for the backward pass, as multiples of a layer's widths and of the
@@ -124,3 +128,21 @@ def _from_sizes(sizes: Mapping[str, list[int]]) -> Shape:
         vocabulary=vocabulary,
         tied="output.weight" not in sizes,
     )
+
+
+def available_memory() -> int:
+    """Bytes that a new process may take, within the limit of a container too."""
+    free = psutil.virtual_memory().available
+    limit, used, parts = (CGROUP / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
+        return free
+    # Cached files count as used, and are given up when a process wants the memory.
+    stat = dict(line.split() for line in parts.read_text().splitlines())
+    cached = int(stat.get("inactive_file", 0))
+    return min(free, int(most) - int(used.read_text()) + cached)
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes where a folder is, or would be made."""
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(there).free
