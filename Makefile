@@ -12,6 +12,9 @@ TWINE := 7.0.0
 BUILD_ENV := .venv-build
 DIST := dist
 
+# Most tests wait for processes they start, so two at a time take half the time of two cores.
+PARALLEL := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint bench serve docs build airflow airflow-env airflow-pins
 
@@ -35,10 +38,10 @@ demo: setup ## the whole loop on an audience with hidden tastes; ends with a rep
 	$(BIN)/reactune demo $(ARGS)
 
 test: setup airflow-env ## all tests but the slow ones (10 minutes)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: setup airflow-env ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup ## style, format and types
 	$(BIN)/ruff check

@@ -7,7 +7,12 @@ from reactune.cli.session import Session
 
 @click.group
 def backend() -> None:
-    """Install and list what can train besides TRL."""
+    """Install and list what can train besides TRL.
+
+    \b
+    $ reactune backend install unsloth
+    $ reactune backend list
+    """
 
 
 @backend.command("install")
