@@ -583,11 +583,15 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_is_written(
     assert stored(on_sqlite) == {}
 
 
+# Without a time in it: the name of the test must be the same in every process.
+BROKEN_GZIP = gzip.compress(b"x" * 99, mtime=0)[:-12]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
         ("tips.jsonl.gz", b"plain text", r"tips\.jsonl\.gz: broken after line 0: Not a gzipped"),
-        ("tips.csv.gz", gzip.compress(b"x" * 99, mtime=0)[:-12], r"tips\.csv\.gz: broken after line 0"),
+        ("tips.csv.gz", BROKEN_GZIP, r"tips\.csv\.gz: broken after line 0"),
         ("tips.parquet", b"PAR1 no parquet PAR1", r"tips\.parquet: broken Parquet after row 0"),
         ("tips.parquet", b"", r"tips\.parquet: broken Parquet after row 0"),
         ("tips.csv", b'a,"b\n', r"tips\.csv: line 1 is no CSV header: not valid CSV"),
