@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from loop_fixtures import SECRET
+from server_fixtures import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 DAGS = REPOSITORY / "dags"
@@ -128,10 +128,3 @@ def wait_until(condition, *, seconds):
         assert time.monotonic() < deadline, "it never came so far"
         time.sleep(0.5)
     return found
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -8,6 +8,8 @@ import uuid
 
 import pytest
 
+from server_fixtures import free_port
+
 
 @pytest.fixture(scope="session")
 def _s3_environment():
@@ -44,13 +46,6 @@ def s3_url(_s3_environment, monkeypatch):
     bucket = f"bucket-{uuid.uuid4().hex}"
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}/runs"
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_it_listens(port, server):

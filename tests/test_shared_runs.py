@@ -22,7 +22,7 @@ from reactune.model import base_model
 from reactune.records import STAGES
 from reactune.run_root import RunRoot, reach
 from reactune.runs import manifests
-from s3_fixtures import free_port
+from server_fixtures import free_port
 
 RUN = "20260302-080000-0000"
 REACTUNE = Path(sys.executable).with_name("reactune")

@@ -14,7 +14,15 @@ from reactune.records import write_atomically
 from reactune.train.job import Job
 from reactune.train.order import tokens_of
 from reactune.train.ranks import processes
-from reactune.train.with_trl import TARGETS, finish, last_layers, neighbours, run, sft_row
+from reactune.train.with_trl import (
+    TARGETS,
+    finish,
+    kto_weights,
+    last_layers,
+    neighbours,
+    run,
+    sft_row,
+)
 
 SETTINGS = "axolotl.yml"
 ROWS = "axolotl.jsonl"
@@ -125,12 +133,11 @@ def preference_settings(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     shared = {"rl": job.method, "rl_beta": job.beta, "remove_unused_columns": False}
     if job.method == "dpo":
         return shared
-    liked = sum(row["label"] for row in rows)
+    liked_weight, disliked_weight = kto_weights(rows)
     return {
         **shared,
-        # Equation 8 of arXiv:2402.01306, as with TRL.
-        "kto_desirable_weight": max(1.0, (len(rows) - liked) / max(liked, 1)),
-        "kto_undesirable_weight": max(1.0, liked / max(len(rows) - liked, 1)),
+        "kto_desirable_weight": liked_weight,
+        "kto_undesirable_weight": disliked_weight,
     }
 
 

@@ -195,7 +195,7 @@ def kto_trainer(
                 return super()._precompute_ref_logps(dataset, name, batch_size)
             return dataset
 
-    liked = sum(row["label"] for row in rows)
+    liked_weight, disliked_weight = kto_weights(rows)
     if job.kto_loss != "kto":
         rows = with_reference(folder, job, model, rows, {"ref_logps": "completion_ids"})
     return TokenisedKTOTrainer(
@@ -204,9 +204,8 @@ def kto_trainer(
             **arguments(folder, job),
             loss_type=job.kto_loss,
             beta=job.beta,
-            # Equation 8 of the paper: liked and disliked rows weigh the same in sum.
-            desirable_weight=max(1.0, (len(rows) - liked) / max(liked, 1)),
-            undesirable_weight=max(1.0, liked / max(len(rows) - liked, 1)),
+            desirable_weight=liked_weight,
+            undesirable_weight=disliked_weight,
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(rows),
@@ -279,6 +278,13 @@ def sft_row(row: dict[str, Any]) -> dict[str, list[int]]:
     """One row with labels: -100, which no loss counts, on the prompt."""
     prompt, completion = row["prompt_ids"], row["completion_ids"]
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def kto_weights(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Weights by which liked and disliked rows count the same in sum (arXiv:2402.01306, eq. 8)."""
+    liked = sum(row["label"] for row in rows)
+    disliked = len(rows) - liked
+    return max(1.0, disliked / max(liked, 1)), max(1.0, liked / max(disliked, 1))
 
 
 def neighbours(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
