@@ -15,7 +15,6 @@ from reactune.train.installing import OWN, install, states
 from reactune.train.job import COLUMNS, read_rows, write_job
 from reactune.train.launch import environment
 from reactune.train.trainer import plan_job, train
-from tiny_model import make_tiny_model, tiny_rows
 
 SETTINGS = TrainConfig(
     backend_folder=os.environ.get("REACTUNE_TEST_BACKENDS", ""),
@@ -26,16 +25,6 @@ SETTINGS = TrainConfig(
     checkpoint_steps=2,
     threads=1,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def rows(tiny):
-    return tiny_rows(tiny)
 
 
 def settings_of(backend, **changes):
@@ -154,9 +143,33 @@ def test_a_backend_of_its_own_sees_our_package_and_nothing_else_of_ours(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:mlflow\.")
+def test_steps_are_shown_in_mlflow_while_they_are_trained(tiny, rows, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    settings = SETTINGS.model_copy(update={"mlflow_experiment": "tips"})
+    assert usable_methods(settings) == tuple(COLUMNS)
+    job = job_of("sft", tiny, rows, settings)
+    trained = train(tmp_path / "job", job, rows["sft"], settings=settings)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tips").experiment_id])
+    assert run.info.run_name == "sft with trl"
+    shown = client.get_metric_history(run.info.run_id, "loss")
+    assert [(each.step, each.value) for each in shown] == list(trained.curve)
+
+
+def test_steps_cannot_be_shown_where_no_mlflow_server_is_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrainingError, match="'tips', but the environment variable MLFLOW_TRACK"):
+        usable_methods(TrainConfig(mlflow_experiment="tips"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(COLUMNS))
 def test_axolotls_own_schema_accepts_our_settings(tiny, rows, tmp_path, method):
-    settings = settings_of("axolotl", kto_loss="kto", lora_layers=1)
+    settings = settings_of("axolotl", kto_loss="kto", lora_layers=1, mlflow_experiment="tips")
     job = job_of(method, tiny, rows, settings)
     path = write_job(tmp_path, job, rows[method])
     run_in(settings, tmp_path, "axolotl_schema.py", path, tmp_path / "checked.json")
@@ -167,5 +180,7 @@ def test_axolotls_own_schema_accepts_our_settings(tiny, rows, tmp_path, method):
     assert checked["micro_batch_size"] == 4
     assert checked["curriculum_sampling"] is True
     assert not checked["shuffle_merged_datasets"]
-    assert not checked["use_mlflow"]
+    assert checked["use_mlflow"] is True
+    assert checked["mlflow_experiment_name"] == "tips"
+    assert checked["mlflow_run_name"] == f"{method} with axolotl"
     assert checked["rl"] == (None if method == "sft" else method)

@@ -5,23 +5,12 @@ import pytest
 
 from reactune.config import TrainConfig
 from reactune.train.trainer import plan_job, read_progress, train
-from tiny_model import make_tiny_model, tiny_rows
 
 SETTINGS = TrainConfig(
     batch_size=4, lora_rank=4, lora_alpha=8, learning_rate=5e-3, checkpoint_steps=50, threads=1
 )
 # Sums of floats in another order: what two processes may differ by, relative to the loss.
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def rows(tiny):
-    return tiny_rows(tiny)
 
 
 def losses(folder, tiny, rows, method, **changes):

@@ -2,18 +2,12 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reactune.scoring import batches, best_dtype, common_prefix_length, open_model, score
-from tiny_model import make_tiny_model, tiny_rows
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+from tiny_model import tiny_rows
 
 
 def test_scores_are_what_the_whole_row_gives_without_batches_or_caches(tiny):

@@ -23,21 +23,10 @@ from reactune.train.trainer import (
     train,
     train_methods,
 )
-from tiny_model import make_tiny_model, tiny_rows
 
 SETTINGS = TrainConfig(
     batch_size=4, lora_rank=4, lora_alpha=8, learning_rate=5e-3, checkpoint_steps=2, threads=1
 )
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def rows(tiny):
-    return tiny_rows(tiny)
 
 
 def job_for(method, tiny, rows, **changes):

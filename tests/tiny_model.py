@@ -2,11 +2,25 @@
 
 import shutil
 
+import pytest
+
 from reactune.config import ModelConfig, PromptConfig
 from reactune.model import base_model
 from reactune.prompt import completion_ids, load_chat, rebuild
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder of the model."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def rows(tiny):
+    """Rows to train it on, by method."""
+    return tiny_rows(tiny)
 
 
 def make_tiny_model(folder):

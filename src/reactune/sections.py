@@ -174,6 +174,8 @@ class TrainConfig(Section):
     """Seeds initialisation, order and dropout."""
     threads: int = Field(0, ge=0)
     """CPU threads of each process; 0: all, shared out."""
+    mlflow_experiment: str = ""
+    """Steps are also shown here while they are trained (`MLFLOW_TRACKING_URI`); empty: nowhere."""
 
 
 class GateConfig(Section):

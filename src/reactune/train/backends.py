@@ -112,6 +112,8 @@ def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
             f"[train] launcher = 'ray', but {python} has none; run `{python} -m pip install "
             "'ray[train]'`, or take launcher = 'torchrun'"
         )
+    if settings.mlflow_experiment:
+        require_mlflow(settings.mlflow_experiment, python)
     has_all = backend.without_gpu == METHODS or has_gpu(python)
     able: tuple[JobMethod, ...] = METHODS if has_all else backend.without_gpu
     if settings.kto_loss not in backend.kto_losses:
@@ -125,6 +127,24 @@ def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
         f"[train] backend = {settings.backend!r} trains {' and '.join(able) or 'nothing'} {why}; "
         f"method = {settings.method!r} needs another machine, another kto_loss, or backend = 'trl'"
     )
+
+
+def require_mlflow(experiment: str, python: Path) -> None:
+    """See that a trainer can show its steps in MLflow.
+
+    Raises:
+        TrainingError: no server is named, or the trainer's environment has no MLflow.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise TrainingError(
+            f"[train] mlflow_experiment = {experiment!r}, but the environment variable "
+            "MLFLOW_TRACKING_URI names no MLflow server; set it, or leave the setting empty"
+        )
+    if not has_module(python, "mlflow"):
+        raise TrainingError(
+            f"[train] mlflow_experiment = {experiment!r}, but {python} has no MLflow; run "
+            f"`{python} -m pip install mlflow-skinny`, or leave the setting empty"
+        )
 
 
 @cache

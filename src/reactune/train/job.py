@@ -50,6 +50,7 @@ class Job:
     threads: int
     dtype: str
     backend: str = "trl"
+    mlflow_experiment: str = ""
 
 
 def write_job(folder: Path, job: Job, rows: Sequence[dict[str, Any]]) -> Path:

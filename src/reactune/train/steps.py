@@ -4,6 +4,7 @@ What is trained, and how, is in the modules of the back-ends.
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,3 +62,11 @@ def tell(folder: Path, line: Mapping[str, Any]) -> None:
     if is_first():
         with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def live_steps(job: Job) -> dict[str, Any]:
+    """Where each step is shown while it is trained: MLflow's own callback, or nowhere."""
+    if not job.mlflow_experiment:
+        return {"report_to": "none"}
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = job.mlflow_experiment
+    return {"report_to": "mlflow", "run_name": f"{job.method} with {job.backend}"}

@@ -86,6 +86,7 @@ def plan_job(
         threads=settings.threads,
         dtype=dtype,
         backend=settings.backend,
+        mlflow_experiment=settings.mlflow_experiment,
     )
 
 

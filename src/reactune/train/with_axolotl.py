@@ -103,9 +103,20 @@ def axolotl_settings(
         "save_total_limit": 2,
         "seed": job.seed,
         "output_dir": str(folder / "checkpoints"),
-        # The run is told to MLflow once, by us, whichever back-end trained.
-        "use_mlflow": False,
+        **live_steps(job),
         **preference_settings(job, rows),
+    }
+
+
+def live_steps(job: Job) -> dict[str, Any]:
+    """Where each step is shown while it is trained; the server stands in the environment."""
+    if not job.mlflow_experiment:
+        return {"use_mlflow": False}
+    return {
+        "use_mlflow": True,
+        "mlflow_experiment_name": job.mlflow_experiment,
+        "mlflow_run_name": f"{job.method} with {job.backend}",
+        "hf_mlflow_log_artifacts": False,
     }
 
 

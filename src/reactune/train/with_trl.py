@@ -20,7 +20,7 @@ from reactune.train.checkpoints import last_checkpoint
 from reactune.train.fused_head import score_only_labelled_positions
 from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows
 from reactune.train.ranks import is_first, processes
-from reactune.train.steps import progress_callback, tell
+from reactune.train.steps import live_steps, progress_callback, tell
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Train = Callable[[Path, Job, list[dict[str, Any]]], dict[str, Any]]
@@ -152,7 +152,7 @@ def arguments(folder: Path, job: Job) -> dict[str, Any]:
         "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
-        "report_to": "none",
+        **live_steps(job),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
