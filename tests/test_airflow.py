@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
@@ -17,10 +18,11 @@ from airflow_fixtures import (
     standalone,
     wait_until,
 )
-from loop_fixtures import SECRET, install, reactions, take_in
-from reactune import live
+from loop_fixtures import SECRET, copy_of_trained, expose, install, reactions, take_in
+from reactune import live, schema
 from reactune.records import STAGES
 from reactune.runs import all_runs, manifests
+from reactune.store import open_store, writing
 
 FINETUNE, REVIEW = "finetune_tip_generator", "review_tip_generator"
 
@@ -109,6 +111,31 @@ def test_airflow_trains_on_real_rows_skips_where_there_are_too_few_and_tells_of_
     assert tuple(manifests(folder)) == STAGES
     assert [model.version for model in live.versions(enough)] == [1, 2]
     assert (live.current(enough).champion, live.current(enough).challenger) == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_review_by_airflow_promotes_the_better_model_and_takes_the_worse_one_back(home, tmp_path):
+    better, worse = (copy_of_trained(tmp_path / name) for name in ("better", "worse"))
+    for config in (better, worse):
+        open_a_day_earlier(config)
+    expose(better, 2_000, champion=0.2, challenger=0.8)
+    expose(worse, 2_000, champion=0.8, challenger=0.2)
+    toml = "reactune.toml"
+    promoted, withdrawn = dag_runs(home, better.folder / toml, REVIEW, worse.folder / toml, REVIEW)
+    both = {"compare": "success", "decide": "success", "wait": "skipped"}
+    assert promoted == ("success", {**both, "promote": "success", "roll_back": "skipped"})
+    assert withdrawn == ("success", {**both, "promote": "skipped", "roll_back": "success"})
+    assert (live.current(better).champion, live.current(better).challenger) == (2, None)
+    assert (live.current(worse).champion, live.current(worse).challenger) == (1, None)
+
+
+def open_a_day_earlier(config):
+    """Date the open rollout back, so that windows of tips shown since have closed."""
+    opened = live.current(config).opened_at - timedelta(days=1)
+    engine = open_store(config.store_url)
+    with writing(engine) as connection:
+        connection.execute(schema.rollouts.update().values(opened_at=opened))
+    engine.dispose()
 
 
 def dag_runs_of(client, dag):
