@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from reactune.process import child_environment
 from reactune.train.job import read_job, write_job
 from reactune.train.order import tokens_of
 from reactune.train.trainer import (
+    is_same_job,
     last_word,
     plan_job,
     read_progress,
@@ -102,6 +104,13 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_ha
     ours, theirs = weights_of(resumed.adapter), weights_of(whole.adapter)
     assert ours.keys() == theirs.keys()
     assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_a_training_goes_on_with_other_threads_but_not_with_another_seed(tiny, rows, tmp_path):
+    job = job_for("sft", tiny, rows)
+    write_job(tmp_path, job, rows["sft"])
+    assert is_same_job(tmp_path, replace(job, threads=2, max_seconds=1.0))
+    assert not is_same_job(tmp_path, replace(job, seed=8))
 
 
 def test_a_finished_training_is_not_repeated_but_another_job_is(tiny, rows, tmp_path):

@@ -246,11 +246,12 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_same_job(folder: Path, job: Job) -> bool:
-    """Whether the folder holds this very job; time limit and type may differ on a resumed run."""
+    """Whether the folder holds this very job; what only sets its speed may differ when resumed."""
     if not (folder / "job.json").is_file():
         return False
     found = read_job(folder / "job.json")
-    return replace(found, max_seconds=job.max_seconds, dtype=job.dtype) == job
+    speed = {"max_seconds": job.max_seconds, "dtype": job.dtype, "threads": job.threads}
+    return replace(found, **speed) == job  # type: ignore[arg-type]
 
 
 def clear(folder: Path) -> None:
