@@ -106,6 +106,16 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_ha
     assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
+def test_where_time_is_short_the_base_model_is_asked_about_the_first_steps_only(
+    tiny, rows, tmp_path
+):
+    job = replace(job_for("kto", tiny, rows, epochs=2.0), max_seconds=0.01)
+    trained = train(tmp_path, job, rows["kto"], settings=SETTINGS)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (job.steps, result["planned_steps"], trained.steps) == (24, 16, 1)
+    assert len(json.loads((tmp_path / "reference.json").read_text())) == 16 * job.batch_size
+
+
 def test_a_training_goes_on_with_other_threads_but_not_with_another_seed(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows)
     write_job(tmp_path, job, rows["sft"])

@@ -44,11 +44,11 @@ def progress_callback(
             seconds = time.monotonic() - self.started
             line = {
                 "step": state.global_step,
-                "steps": job.steps,
+                "steps": state.max_steps,
                 "loss": logs["loss"],
                 "tokens_per_second": done * tokens_per_step / seconds,
                 "seconds_left": min(
-                    (job.steps - state.global_step) * seconds / done,
+                    (state.max_steps - state.global_step) * seconds / done,
                     max(deadline - time.monotonic(), 0.0),
                 ),
             }

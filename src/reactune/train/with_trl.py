@@ -8,19 +8,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from reactune.errors import TrainingError
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
-from reactune.scoring import Row, score
 from reactune.train.checkpoints import last_checkpoint
 from reactune.train.fused_head import score_only_labelled_positions
 from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows
 from reactune.train.ranks import is_first, processes
-from reactune.train.steps import live_steps, progress_callback, tell
+from reactune.train.reference import with_reference
+from reactune.train.steps import live_steps, progress_callback
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Train = Callable[[Path, Job, list[dict[str, Any]]], dict[str, Any]]
@@ -90,7 +90,7 @@ def finish(
     return {
         "method": job.method,
         "steps": trainer.state.global_step,
-        "planned_steps": job.steps,
+        "planned_steps": trainer.args.max_steps,
         "loss": float(output.training_loss),
         "seconds": time.monotonic() - started,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -126,18 +126,19 @@ def last_layers(layers: int, wanted: int) -> list[int] | None:
     return list(range(max(0, layers - wanted), layers)) if wanted else None
 
 
-def arguments(folder: Path, job: Job) -> dict[str, Any]:
+def arguments(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What all three TRL trainers are told; one place, so that they cannot drift apart."""
     import torch
 
+    steps = len(rows) // job.batch_size
     return {
         "output_dir": str(folder / "checkpoints"),
-        "max_steps": job.steps,
+        "max_steps": steps,
         # The global batch is the job's, however many processes share it.
         "per_device_train_batch_size": job.batch_size // processes(),
         "learning_rate": job.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, job.steps // 20),
+        "warmup_steps": max(1, steps // 20),
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         # Else a loss that is no number would be shown as the last one that was.
@@ -167,7 +168,7 @@ def sft_trainer(
 
     return SFTTrainer(
         model=model,
-        args=SFTConfig(**arguments(folder, job)),
+        args=SFTConfig(**arguments(folder, job, rows)),
         train_dataset=Dataset.from_list([sft_row(row) for row in rows]),
         processing_class=tokenizer,
     )
@@ -201,7 +202,7 @@ def kto_trainer(
     return TokenisedKTOTrainer(
         model=model,
         args=KTOConfig(
-            **arguments(folder, job),
+            **arguments(folder, job, rows),
             loss_type=job.kto_loss,
             beta=job.beta,
             desirable_weight=liked_weight,
@@ -235,40 +236,12 @@ def dpo_trainer(
     rows = with_reference(folder, job, model, rows, answers)
     return TokenisedDPOTrainer(
         model=model,
-        args=DPOConfig(**arguments(folder, job), beta=job.beta, precompute_ref_log_probs=True),
+        args=DPOConfig(
+            **arguments(folder, job, rows), beta=job.beta, precompute_ref_log_probs=True
+        ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-
-
-def with_reference(
-    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The rows with the base model's log-probability of each answer, under the names given.
-
-    Called before the first step, when the adapter changes nothing yet: so the model is the base.
-    """
-    causal = model.get_base_model()
-    causal.eval()
-
-    def asked(row: dict[str, Any], answer: str) -> Row:
-        return tuple(row["prompt_ids"]), tuple(row[answer])
-
-    # A tip stands in several pairs, and a row in several epochs.
-    different = list({asked(row, answer): None for row in rows for answer in answers.values()})
-    done = 0
-
-    def scored(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(folder, {"step": 0, "steps": job.steps, "scored": done, "of": len(different)})
-
-    scores = score(causal, different, progress=scored)
-    totals = {row: float(values.sum()) for row, values in zip(different, scores, strict=True)}
-    return [
-        {**row, **{name: totals[asked(row, answer)] for name, answer in answers.items()}}
-        for row in rows
-    ]
 
 
 TRAINERS = {"sft": sft_trainer, "kto": kto_trainer, "dpo": dpo_trainer}
