@@ -397,6 +397,7 @@ def test_a_broken_pool_is_refused(tmp_path, content):
         read_pool(file)
 
 
+@pytest.mark.slow
 def test_the_pool_can_be_made_anew_and_goes_on_after_a_break(tmp_path):
     folder = tmp_path / "drafts"
     made = []

@@ -138,17 +138,17 @@ def test_the_log_probability_is_that_of_the_drawn_tokens(server, smollm):
 
 
 def test_each_of_many_threads_gets_its_own_answer(server, smollm):
-    prompts = [chatml(f"Tell me about the number {number}.") for number in range(10)]
+    prompts = [chatml(f"Tell me about the number {number}.") for number in range(6)]
 
     def ask(prompt):
-        return server.generate(smollm, prompt, GREEDY).text
+        return server.generate(smollm, prompt, replace(GREEDY, max_tokens=16)).text
 
-    with ThreadPoolExecutor(10) as threads:
+    with ThreadPoolExecutor(6) as threads:
         together = list(threads.map(ask, prompts))
     alone = [ask(prompt) for prompt in prompts]
-    assert len(set(alone)) > 5
+    assert len(set(alone)) > 3
     # Rounding may change an answer beside others, but a mix-up would change nearly all.
-    assert sum(one == other for one, other in zip(alone, together, strict=True)) >= 8
+    assert sum(one == other for one, other in zip(alone, together, strict=True)) >= 5
 
 
 def test_publishing_twice_starts_one_child(tiny_server, tiny):

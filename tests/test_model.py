@@ -296,6 +296,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_is_near_what_training_takes():
     rows, tokens = 4, 64
     base = base_model(smollm2())

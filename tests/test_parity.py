@@ -120,7 +120,9 @@ def version(smollm2, chat, adapter, exported):
     return make
 
 
-@pytest.mark.parametrize(("name", "gap"), [("q8_0", 0.1), ("f16", 0.01)])
+@pytest.mark.parametrize(
+    ("name", "gap"), [("q8_0", 0.1), pytest.param("f16", 0.01, marks=pytest.mark.slow)]
+)
 def test_what_was_learned_is_in_the_file_and_is_served(
     smollm2, version, server, prompts, completions, name, gap
 ):

@@ -159,7 +159,7 @@ KILLS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, moment):
     script = tmp_path / "killed.py"
     script.write_text(
