@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from reactune.config import GateConfig
+from reactune.evaluation import best_method
 from reactune.release.gate import HeldOut, count_pairs, examine
 
 SETTINGS = GateConfig()
@@ -53,6 +54,23 @@ def test_a_better_champion_stands_in_the_way():
     report = examine(examples, {**scores, "champion": better["tuned"]}, settings=SETTINGS)
     assert len(report.refusals) == 1
     assert "champion" in report.refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("worlds", "best"),
+    [
+        # (how much liked and disliked tips are told apart, how much likelier all tips are)
+        ({"sft": (0.01, 1.0), "kto": (0.5, 0.0), "dpo": (0.9, -0.2)}, "dpo"),
+        ({"sft": (0.0, 1.0), "kto": (0.0, 0.3), "dpo": (0.0, -0.2)}, "sft"),
+        ({"sft": (-0.9, 1.0), "kto": (-0.02, 0.0), "dpo": (0.02, -0.1)}, "dpo"),
+    ],
+)
+def test_the_method_that_is_kept_is_certainly_better_where_one_is(worlds, best):
+    reports = {}
+    for method, (quality, level) in worlds.items():
+        examples, scores = world(np.random.default_rng(7), quality=quality, level=level)
+        reports[method] = examine(examples, scores, settings=SETTINGS)
+    assert best_method(reports, SETTINGS) == best
 
 
 def test_accuracy_is_the_area_under_the_roc_curve_of_one_group():

@@ -15,7 +15,7 @@ from reactune.config import GateConfig
 from reactune.data.rules import Example
 from reactune.model import BaseModel
 from reactune.prompt import Chat, completion_ids, few_shot, rebuild
-from reactune.release.gate import GateReport, HeldOut, examine
+from reactune.release.gate import GateReport, HeldOut, examine, fits_better, ranks_better
 from reactune.scoring import Row, best_dtype, open_model, score
 
 Floats = npt.NDArray[np.float64]
@@ -149,15 +149,21 @@ def validation_reports(
     return reports
 
 
-def best_method(reports: Mapping[str, GateReport]) -> str:
-    """The method that ranks best on validation, by mean log-probability or by gain.
+def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
+    """The method to keep after validation, by the gate's own rule.
 
-    The lower loss decides between equals.
+    Of methods that certainly rank better than the base the one that ranks best, by mean
+    log-probability or by gain; where none does, of those that certainly fit better the one with
+    the lowest loss: a ranking that is not told from the base's by this many users is chance.
     """
 
-    def rank(method: str) -> tuple[float, float]:
+    def rank(method: str) -> tuple[int, float, float]:
+        base = next(row for row in reports[method].rows if row.model == "base")
         tuned = next(row for row in reports[method].rows if row.model == "tuned")
         gain = tuned.gain_accuracy.value if tuned.gain_accuracy else 0.0
-        return max(tuned.accuracy.value, gain), -tuned.loss.value
+        accuracy, fit = max(tuned.accuracy.value, gain), -tuned.loss.value
+        if ranks_better(base, settings):
+            return 2, accuracy, fit
+        return (1, fit, accuracy) if fits_better(base, settings) else (0, accuracy, fit)
 
     return max(reports, key=rank)

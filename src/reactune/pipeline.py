@@ -138,7 +138,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     limit, seed = config.gate.max_examples, config.gate.seed
     validation = sample(examples["validation"], limit=limit, seed=seed)
     reports = validation_reports(base, chat, validation, adapters, config.gate)
-    best = next(each for each in trained if each.method == best_method(reports))
+    best = next(each for each in trained if each.method == best_method(reports, config.gate))
     keep_adapter(best.adapter, folder / "adapter")
     write_training(folder, best, trained, reports)
     return StageResult(

@@ -116,17 +116,33 @@ def examine(
 
 def refusal(row: GateRow, settings: GateConfig) -> str:
     """Why the tuned model does not beat this one, or nothing."""
-    loss, by_mean, by_gain = row.loss_difference, row.accuracy_difference, row.gain_difference
-    if loss is None or by_mean is None or by_gain is None:
-        return ""
-    ranks_better = max(by_mean.low, by_gain.low) > 0 and loss.value <= settings.max_loss_rise
-    fits_better = loss.high < 0 and by_mean.value >= -settings.tolerance
-    if ranks_better or fits_better:
+    if row.model == "tuned" or ranks_better(row, settings) or fits_better(row, settings):
         return ""
     return (
-        f"not certainly better than {row.model}: preference accuracy {by_mean} by mean "
-        f"log-probability, {by_gain} by gain; loss {loss}"
+        f"not certainly better than {row.model}: preference accuracy {row.accuracy_difference} "
+        f"by mean log-probability, {row.gain_difference} by gain; loss {row.loss_difference}"
     )
+
+
+def ranks_better(row: GateRow, settings: GateConfig) -> bool:
+    """Whether the tuned model certainly ranks better, and its loss is not much higher."""
+    loss, by_mean, by_gain = differences(row)
+    return max(by_mean.low, by_gain.low) > 0 and loss.value <= settings.max_loss_rise
+
+
+def fits_better(row: GateRow, settings: GateConfig) -> bool:
+    """Whether the tuned model's loss is certainly lower, and it does not rank much worse."""
+    loss, by_mean, _ = differences(row)
+    return loss.high < 0 and by_mean.value >= -settings.tolerance
+
+
+def differences(row: GateRow) -> tuple[Estimate, Estimate, Estimate]:
+    """Tuned minus this model: loss, accuracy by mean log-probability, accuracy by gain."""
+    loss, by_mean, by_gain = row.loss_difference, row.accuracy_difference, row.gain_difference
+    assert loss is not None, row.model
+    assert by_mean is not None, row.model
+    assert by_gain is not None, row.model
+    return loss, by_mean, by_gain
 
 
 def user_weights(users: Sequence[str], *, seed: int) -> Floats:
