@@ -25,8 +25,8 @@ LAYERS = [
     {"prompt"},
     {"store", "scoring", "footprint"},
     ROOMS,
-    {"evaluation", "live", "live_models", "pictures", "progress"},
-    {"paperwork", "pairs", "status", "deployment"},
+    {"evaluation", "live", "live_models", "pictures", "progress", "router"},
+    {"paperwork", "pairs", "status", "deployment", "openfeature_provider"},
     {"pipeline", "review", "serving", "report", "doctor"},
     {"review_steps"},
     {"demo", "web"},
@@ -198,7 +198,7 @@ def test_what_a_service_needs_starts_without_heavy_libraries():
     names = [
         f"reactune.{name_of(path)}"
         for path in MODULES
-        if room_of(path) not in TRAIN_SIDE | {"migrations"}
+        if room_of(path) not in TRAIN_SIDE | {"migrations", "openfeature_provider"}
     ]
     assert "reactune.serving" in names
     code = (

@@ -7,7 +7,18 @@ from growthbook.core import gbhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reactune.canary.routing import BUCKETS, bucket, fnv1a32, propensity, route, unit_key
+from reactune.canary.routing import (
+    BUCKETS,
+    bucket,
+    bucket_after,
+    bucket_ranges,
+    choose,
+    equal_weights,
+    fnv1a32,
+    propensity,
+    route,
+    unit_key,
+)
 
 CASES = Path(__file__).parents[2] / "shared/data/routing/growthbook_cases.json"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -110,3 +121,50 @@ def test_a_new_day_is_a_new_unit_and_a_tip_is_its_own():
     tomorrow = NOON + timedelta(days=1)
     assert unit_key("user_day", tip_id="t", user_key="u", at=tomorrow) == "u:2026-03-02"
     assert unit_key("tip", tip_id="t", user_key="u", at=NOON) == "t"
+
+
+def vectors_of(section):
+    if not CASES.is_file():
+        pytest.skip("the public vectors are not at hand")
+    return json.loads(CASES.read_text())[section]
+
+
+def test_every_public_vector_of_the_ranges_holds():
+    vectors = vectors_of("getBucketRange")
+    for name, (count, coverage, weights), published in vectors:
+        # Weights that do not fit their number are the SDKs' to repair before they ask.
+        fitting = weights if weights and len(weights) == count else equal_weights(count)
+        ranges = bucket_ranges(fitting, coverage=coverage)
+        assert [list(each) for each in ranges] == [pytest.approx(each) for each in published], name
+    assert len(vectors) == 13
+
+
+def test_every_public_vector_of_the_choice_holds():
+    vectors = vectors_of("chooseVariation")
+    for name, place, ranges, published in vectors:
+        assert choose(place, ranges) == (None if published == -1 else published), name
+    assert len(vectors) == 13
+
+
+def test_every_public_vector_of_the_equal_weights_holds():
+    for count, published in vectors_of("getEqualWeights"):
+        assert list(equal_weights(count)) == pytest.approx(published)
+
+
+@given(st.text(), st.text(), SHARES)
+def test_the_arm_is_the_choice_from_the_ranges_of_challenger_and_champion(unit, salt, share):
+    ranges = bucket_ranges((share, 1 - share))
+    arm = ("challenger", "champion")[choose((bucket(unit, salt=salt) + 0.5) / BUCKETS, ranges)]
+    assert arm == route(unit, salt=salt, share=share)
+
+
+@given(st.text(), st.text())
+def test_hashing_after_the_salt_is_hashing_both(salt, value):
+    assert bucket_after(fnv1a32(salt), value) == bucket(value, salt=salt)
+
+
+def test_a_user_as_unit_stays_on_one_arm_for_good():
+    keys = {
+        unit_key("user", tip_id=str(n), user_key="u", at=NOON + timedelta(days=n)) for n in range(9)
+    }
+    assert keys == {"u"}

@@ -258,8 +258,9 @@ class CanaryConfig(Section):
     """Shares that follow, one step per review that shows no harm."""
     min_units_per_step: int = Field(200, ge=1)
     """Units observed at a share before the next step."""
-    unit: Literal["tip", "user_day"] = "user_day"
-    """What is routed as one: each tip, or all tips of a user on one (UTC) day."""
+    unit: Literal["tip", "user_day", "user"] = "user_day"
+    """What is routed as one: each tip, all tips of a user on one (UTC) day, or all of a user.
+    Under `user_day` a user may meet both models on different days; `user` only with CUPED."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Chance of a false verdict, however often one looks."""
     planned_units: int = Field(5_000, ge=100)

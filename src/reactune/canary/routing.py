@@ -3,6 +3,7 @@
 What is live, and at what share, is for `rollout.py`; exposures are written by the service.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from reactune.records import Arm, Unit
@@ -12,18 +13,56 @@ _FNV_OFFSET = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 
 
-def fnv1a32(text: str) -> int:
-    """32-bit FNV-1a over the UTF-16 code units of the text, as GrowthBook's SDKs compute it."""
-    encoded = text.encode("utf-16-le", "surrogatepass")
-    value = _FNV_OFFSET
-    for low, high in zip(encoded[::2], encoded[1::2], strict=True):
-        value = ((value ^ (low | high << 8)) * _FNV_PRIME) & 0xFFFFFFFF
+def fnv1a32(text: str, *, start: int = _FNV_OFFSET) -> int:
+    """32-bit FNV-1a over the UTF-16 code units of the text, as GrowthBook's SDKs compute it.
+
+    `start` is the hash of what comes before the text.
+    """
+    if text.isascii():
+        units: Sequence[int] = text.encode("ascii")
+    else:
+        units = memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H")
+    value = start
+    for unit in units:
+        value = ((value ^ unit) * _FNV_PRIME) & 0xFFFFFFFF
     return value
 
 
 def bucket(unit_value: str, *, salt: str) -> int:
     """The unit's place in 0..9999: GrowthBook's hash version 2, times 10,000."""
-    return fnv1a32(str(fnv1a32(salt + unit_value))) % BUCKETS
+    return bucket_after(fnv1a32(salt), unit_value)
+
+
+def bucket_after(salt_hash: int, unit_value: str) -> int:
+    """`bucket`, with the hash of the salt computed before: for those who route many units."""
+    return fnv1a32(str(fnv1a32(unit_value, start=salt_hash))) % BUCKETS
+
+
+def bucket_ranges(
+    weights: Sequence[float], *, coverage: float = 1.0
+) -> tuple[tuple[float, float], ...]:
+    """Half-open ranges of [0, 1), one for each weight, as GrowthBook's `getBucketRange`.
+
+    Coverage below 1 keeps the starts and shortens the ranges. Weights that do not sum to 1
+    within a hundredth are made equal, and coverage is cut to 0..1.
+    """
+    covered = min(max(coverage, 0.0), 1.0)
+    if not 0.99 <= sum(weights) <= 1.01:
+        weights = equal_weights(len(weights))
+    starts = [sum(weights[:place]) for place in range(len(weights))]
+    return tuple(
+        (start, start + covered * weight) for start, weight in zip(starts, weights, strict=True)
+    )
+
+
+def equal_weights(count: int) -> tuple[float, ...]:
+    """So many equal weights that sum to 1; none for a count below 1."""
+    return (1 / count,) * count if count > 0 else ()
+
+
+def choose(place: float, ranges: Sequence[tuple[float, float]]) -> int | None:
+    """Which of the half-open ranges holds a place in [0, 1); None where no range does."""
+    return next((n for n, (low, high) in enumerate(ranges) if low <= place < high), None)
 
 
 def route(unit_value: str, *, salt: str, share: float) -> Arm:
@@ -44,9 +83,15 @@ def propensity(arm: Arm, share: float) -> float:
 
 
 def unit_key(unit: Unit, *, tip_id: str, user_key: str, at: datetime) -> str:
-    """What is routed as one: the tip itself, or all tips of a user on one UTC day."""
+    """What is routed as one: the tip itself, all tips of a user on one UTC day, or all of a user.
+
+    With `user_day` a user may meet both models, on different days; with `user` the difference
+    between people stands in every comparison, so it wants CUPED.
+    """
     if unit == "tip":
         return tip_id
+    if unit == "user":
+        return user_key
     return f"{user_key}:{at.astimezone(UTC):%Y-%m-%d}"
 
 
