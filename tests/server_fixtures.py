@@ -44,19 +44,19 @@ def make_cluster(folder, *, password=None):
 
 
 @contextlib.contextmanager
-def running_postgres(folder, *, port):
+def running_postgres(folder, *, port, options=("-c", "fsync=off")):
     """The server of a cluster that `make_cluster` made; the process, once it answers.
 
     Lose it with `lose(server)`, and enter this again to have it back.
     """
     # The server ends with these tests, even when they are killed.
     command = ["setpriv", "--pdeathsig", "INT", postgres_programs() / "postgres"]
-    options = ["-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
+    where = ["-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
     log = folder / "log"
     with (
         log.open("ab") as output,
         subprocess.Popen(
-            [*command, *options, "-c", "fsync=off"],
+            [*command, *where, *options],
             stdout=output,
             stderr=output,
             **_not_root(folder),

@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reactune import live_models
+from reactune.answering import CHAMPION_DRAWS
 from reactune.canary.routing import route
 from reactune.config import ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.exposures import forget_early, reconcile
 from reactune.live_models import watching
 from reactune.model import base_model
 from reactune.privacy import PLACEHOLDER, user_key
@@ -27,8 +29,6 @@ from reactune.prompt import load_chat, rebuild, write_prompt_folder
 from reactune.release.llamacpp import stop
 from reactune.release.runtimes import connect
 from reactune.serving import (
-    CHALLENGER_THREADS,
-    CHAMPION_DRAWS,
     UnknownTipError,
     check_ready,
     close_service,
@@ -36,7 +36,7 @@ from reactune.serving import (
     request_tip,
     tip_shown,
 )
-from reactune.store import create_store
+from reactune.store import create_store, tip_scores, writing
 from serving_fixtures import (
     KEY,
     MORNING,
@@ -118,6 +118,7 @@ def test_without_a_challenger_the_champion_answers_everybody_and_the_row_says_it
         "dwell_ms": None,
         "reacted_at": None,
         "training_allowed": True,
+        "guard": "passed",
     }
 
 
@@ -219,12 +220,10 @@ def test_a_limit_of_the_server_that_runs_out_with_ours_is_a_timeout_not_an_error
     assert {row["fallback"] for row in rows_of(engine)} == {"timeout"}
 
 
-def test_more_hanging_requests_than_threads_still_end_with_the_champion(
-    engine, service, server, opened
-):
+def test_more_hanging_requests_at_once_still_end_with_the_champion(engine, service, server, opened):
     server.answers[2] = hanging = Hanging()
     users = users_on("challenger", opened)
-    asked = [next(users) for _ in range(CHALLENGER_THREADS + 20)]
+    asked = [next(users) for _ in range(52)]
     with ThreadPoolExecutor(len(asked)) as pool:
         tips = list(pool.map(lambda user: ask(service, user), asked))
     server.answers[2] = "Challenger's tip."
@@ -561,13 +560,68 @@ def test_a_later_reaction_rewrites_the_former_and_a_repeated_one_changes_nothing
     close_service(service)
 
 
-@pytest.mark.parametrize("tip_id", ["", "nobody's", "0" * 32, "a\0b", "\ud83d"])
-def test_an_unknown_tip_is_neither_shown_nor_reacted_to(engine, service, tip_id):
+@pytest.mark.parametrize("tip_id", ["", "a\0b", "\ud83d", "x" * 201])
+def test_what_cannot_be_an_id_is_neither_shown_nor_reacted_to(engine, service, tip_id):
     with pytest.raises(UnknownTipError):
         tip_shown(service, tip_id)
     with pytest.raises(UnknownTipError):
         react(service, tip_id, "done", 1)
     assert rows_of(engine) == []
+
+
+def test_a_reaction_before_its_tip_is_kept_and_meets_it(engine, service, opened):
+    early = "0123456789abcdef"
+    assert react(service, early, "dismiss", 900) == "kept"
+    assert tip_shown(service, early) == "kept"
+    assert react(service, early, "done", 20_000) == "kept"
+    assert rows_of(engine) == []
+    assert ask(service, tip_id=early).tip_id == early
+    [row] = rows_of(engine)
+    assert (row["reaction"], row["dwell_ms"]) == ("done", 20_000)
+    assert (row["shown_at"], row["reacted_at"]) == (NOON, NOON)
+    assert react(service, early, "snooze", 5) == "recorded"
+    with writing(engine) as connection:
+        assert reconcile(connection) == 0
+
+
+def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_stays(
+    engine, service, opened
+):
+    react(service, "first-one-to-come", "done", 20_000)
+    react(service, "second-one-to-come", "done", 20_000)
+    row = {"tip_id": "second-one-to-come", "reaction": "dismiss", "dwell_ms": 5}
+    with writing(engine) as connection:
+        for tip_id in ("first-one-to-come", "second-one-to-come"):
+            connection.execute(
+                tip_scores.insert(),
+                {"user_key": "u", "key_id": "k", "kind": "focus", "context_json": "{}",
+                 "tip_content": "A tip.", "created_at": NOON,
+                 **(row if tip_id == row["tip_id"] else {"tip_id": tip_id})},
+            )  # fmt: skip
+        assert reconcile(connection) == 2
+    rows = {row["tip_id"]: row["reaction"] for row in rows_of(engine)}
+    assert rows == {"first-one-to-come": "done", "second-one-to-come": "dismiss"}
+
+
+def test_what_never_meets_a_tip_is_forgotten_after_a_month(engine, service):
+    react(service, "0123456789abcdef", "done", 20_000)
+    with writing(engine) as connection:
+        assert forget_early(connection, now=NOON + timedelta(days=29)) == 0
+        assert forget_early(connection, now=NOON + timedelta(days=31)) == 1
+
+
+def test_the_same_tip_is_given_to_who_asks_again_with_its_id(engine, service, server, opened):
+    server.answers[1] = lambda prompt, sampling: f"Write to <EMAIL_1>, {sampling.seed % 997}."
+    server.answers[2] = server.answers[1]
+    said = {"context": {"free_text": "mail anna@example.com"}, "tip_id": "0123456789abcdef"}
+    first = ask(service, **said)
+    assert "anna@example.com" in first.content
+    assert ask(service, **said).content == first.content
+    assert len(rows_of(engine)) == 1
+    with pytest.raises(DataError, match="another request"):
+        ask(service, "somebody else", **said)
+    with pytest.raises(DataError, match="tip_id"):
+        ask(service, tip_id="short")
 
 
 @pytest.mark.parametrize(
@@ -605,7 +659,7 @@ def test_the_same_source_of_draws_gives_the_same_ids_and_never_overwrites_a_row(
     engine, chat, server
 ):
     set_champion(engine)
-    server.answers[1] = lambda prompt, sampling: f"Tip {sampling.seed}"
+    server.answers[1] = lambda prompt, sampling: f"Tip {sampling.seed % 997}"
     draws = [random.Random(7).getrandbits for _ in range(2)]
     services = [service_of(engine, chat, server, draw=draw) for draw in draws]
     tip = ask(services[0])

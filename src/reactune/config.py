@@ -27,10 +27,10 @@ from reactune.sections import PromptConfig as PromptConfig
 from reactune.sections import RegistryConfig as RegistryConfig
 from reactune.sections import RunConfig as RunConfig
 from reactune.sections import Section as Section
-from reactune.sections import ServeConfig as ServeConfig
 from reactune.sections import SourceConfig as SourceConfig
 from reactune.sections import StoreConfig as StoreConfig
 from reactune.sections import TrainConfig as TrainConfig
+from reactune.serve_section import ServeConfig as ServeConfig
 
 CONFIG_NAME = "reactune.toml"
 # SQLAlchemy takes a password up to the `@`, PostgreSQL's client also one in the query.

@@ -6,7 +6,7 @@ The row in the database is the truth; who gets which model, and what they are to
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,7 +43,8 @@ class LiveModels:
     """Reads the open rollout at most every `max_age_seconds`, and publishes what it names.
 
     Safe for many threads. While one of them reads or publishes, the others go on with what was
-    live before; `watching` keeps both out of the requests' way.
+    live before; `watching` keeps both out of the requests' way. A challenger that was withdrawn
+    is gone within `max_age_seconds`, also while a publication takes long.
     """
 
     def __init__(
@@ -68,13 +69,36 @@ class LiveModels:
         self._tried_at: dict[int, float] = {}
         self._unused_since: dict[int, float] = {}
 
+    @property
+    def latest(self) -> Lineup | None:
+        """What was read last, however long ago; None before the first reading."""
+        return self._lineup
+
+    @property
+    def fresh(self) -> Lineup | None:
+        """What was read last, if that is not longer ago than `max_age_seconds`."""
+        return self._lineup if self._is_fresh() else None
+
     def current(self) -> Lineup:
         """What is live; read again if the last reading is older than `max_age_seconds`.
 
+        While the database does not answer, the champion of the last reading goes on alone, outside
+        of any comparison: nobody could tell us to stop.
+
         Raises:
             CanaryError: nothing is live yet.
-            DataError: the database does not answer.
+            DataError: the database does not answer, and never did.
         """
+        try:
+            return self._current()
+        except DataError as error:
+            lineup = self._lineup
+            if lineup is None:
+                raise
+            log.error("%s; the champion goes on alone", error)
+            return Lineup(lineup.rollout, None, 0.0, lineup.champion, None)
+
+    def _current(self) -> Lineup:
         lineup = self._lineup
         if lineup is not None and self._is_fresh():
             return lineup
@@ -107,17 +131,37 @@ class LiveModels:
         """The model failed to answer: publish it again with one of the next readings."""
         self._doubted.add(model.version)
 
-    def _refresh(self) -> Lineup:
-        # Taken before reading and publishing, so that a slow publication does not hide a rollback.
+    def withdraw(self) -> None:
+        """Take the challenger out if the row names it no longer; waits for no publication.
+
+        Raises:
+            CanaryError, DataError: as `refresh`.
+        """
+        before = self._lineup
+        if before is None or before.challenger is None:
+            return
         read_at = time.monotonic()
         rollout, models = read_live(self._engine, root=self._root)
-        champion = models[rollout.champion]
-        challenger = None if rollout.challenger is None else models[rollout.challenger]
-        self._publish(champion)
-        if challenger is not None:
-            if self._lineup is None or self._lineup.challenger != challenger:
-                self._adopt(Lineup(rollout, None, 0.0, champion, None), read_at)
-            self._publish(challenger)
+        if rollout.rollout_id != before.rollout.rollout_id and self._lineup is before:
+            champion = models[rollout.champion]
+            self._adopt(Lineup(rollout, None, 0.0, champion, None), read_at)
+
+    def _refresh(self) -> Lineup:
+        while True:
+            # Taken before reading and publishing, so that a slow publication hides no rollback.
+            read_at = time.monotonic()
+            rollout, models = read_live(self._engine, root=self._root)
+            champion = models[rollout.champion]
+            challenger = None if rollout.challenger is None else models[rollout.challenger]
+            self._publish(champion)
+            if challenger is not None:
+                if self._lineup is None or self._lineup.challenger != challenger:
+                    self._adopt(Lineup(rollout, None, 0.0, champion, None), read_at)
+                self._publish(challenger)
+            if time.monotonic() - read_at < self.max_age_seconds / 2:
+                break  # what was read so long ago may have been ended since
+            if read_live(self._engine, root=self._root)[0] == rollout:
+                break
         share = 0.0 if challenger is None else rollout.share
         lineup = Lineup(rollout, rollout.rollout_id, share, champion, challenger)
         self._adopt(lineup, read_at)
@@ -187,22 +231,30 @@ def read_live(
 
 @contextmanager
 def watching(live: LiveModels) -> Iterator[None]:
-    """Keep `live` fresh from a thread of its own, so that requests neither read nor publish."""
+    """Keep `live` fresh from threads of its own, so that requests neither read nor publish.
+
+    One reads and publishes, which may take long; the other only takes out what was withdrawn.
+    """
     stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(live, stop), daemon=True, name="reactune-live")
-    thread.start()
+    threads = [
+        threading.Thread(target=_watch, args=(live, each, stop), daemon=True, name="reactune-live")
+        for each in (live.refresh, live.withdraw)
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(timeout=5.0)
+        for thread in threads:
+            thread.join(timeout=5.0)
 
 
-def _watch(live: LiveModels, stop: threading.Event) -> None:
+def _watch(live: LiveModels, look: Callable[[], object], stop: threading.Event) -> None:
     said = ""
     while not stop.is_set():
         try:
-            live.refresh()
+            look()
             said = ""
         except (CanaryError, DataError) as error:
             if str(error) != said:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0001"
+SCHEMA = "0002_service"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -62,6 +62,7 @@ tip_scores = sa.Table(
     sa.Column("reacted_at", UtcTime),
     sa.Column("training_allowed", sa.Boolean, nullable=False, default=True),
     sa.Column("answer_ms", sa.Integer),
+    sa.Column("guard", sa.Text),
     sa.CheckConstraint("reaction IN ('done', 'dismiss', 'snooze')", name="known_reaction"),
     sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),
@@ -119,4 +120,26 @@ decisions = sa.Table(
     sa.Column("verdict", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("numbers_json", sa.Text, nullable=False),
+)
+
+early_reactions = sa.Table(
+    "early_reactions",
+    metadata,
+    sa.Column("tip_id", sa.Text, primary_key=True),
+    sa.Column("shown_at", UtcTime),
+    sa.Column("reaction", sa.Text),
+    sa.Column("dwell_ms", sa.Integer),
+    sa.Column("reacted_at", UtcTime),
+    sa.Column("arrived_at", UtcTime, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("secret_sha256", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("revoked_at", UtcTime),
 )

@@ -224,31 +224,6 @@ class RegistryConfig(Section):
     """Registered model."""
 
 
-class ServeConfig(Section):
-    """The model server and the service in front of it."""
-
-    runtime: Literal["llamacpp", "ollama"] = "llamacpp"
-    """Which server answers: the embedded llama.cpp, or Ollama at `ollama_url`."""
-    ollama_url: str = "http://127.0.0.1:11434"
-    """Ollama's HTTP API."""
-    timeout_seconds: float = Field(20.0, gt=0)
-    """A challenger slower than this is answered by the champion."""
-    temperature: float = Field(0.7, ge=0, le=2)
-    """Sampling temperature of served tips."""
-    top_p: float = Field(0.95, gt=0, le=1)
-    """Nucleus of served tips."""
-    max_tokens: int = Field(64, ge=8)
-    """Length limit of a tip."""
-    threads: int = Field(0, ge=0)
-    """CPU threads of the embedded server; 0: all."""
-    parallel: int = Field(4, ge=1)
-    """Tips the embedded server writes at once."""
-    host: str = "127.0.0.1"
-    """Address the service listens on."""
-    port: int = Field(8765, ge=0, le=65_535)
-    """Port the service listens on."""
-
-
 class CanaryConfig(Section):
     """How far a challenger goes, and what decides."""
 

@@ -20,7 +20,9 @@ from reactune.database import reading as reading
 from reactune.database import writing as writing
 from reactune.errors import CanaryError, DataError
 from reactune.records import ModelVersion, Rollout, Verdict, canonical_json
+from reactune.schema import api_keys as api_keys
 from reactune.schema import decisions as decisions
+from reactune.schema import early_reactions as early_reactions
 from reactune.schema import model_versions as model_versions
 from reactune.schema import rollouts as rollouts
 from reactune.schema import tip_scores as tip_scores

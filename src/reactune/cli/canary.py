@@ -2,12 +2,16 @@
 
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from reactune.cli.loop import WAITING_OPTION
 from reactune.cli.session import Session, require_training
 from reactune.records import REVIEW_STEPS
+
+if TYPE_CHECKING:
+    from reactune.config import Config
 
 
 @click.command
@@ -88,16 +92,45 @@ def promote(session: Session) -> None:
 
 
 @click.command
+@click.option(
+    "--now",
+    "at_once",
+    is_flag=True,
+    help="Only stop it, in under a second; the next review tells registry and model server.",
+)
 @click.pass_obj
-def rollback(session: Session) -> None:
+def rollback(session: Session, at_once: bool) -> None:
     """Withdraw the challenger by hand.
 
     \b
     $ reactune rollback
+    $ reactune rollback --now
     """
+    if at_once:
+        click.echo(_stop(session.config()))
+        return
     from reactune import review
 
     click.echo(review.roll_back(session.config(), now=datetime.now(UTC)).line)
+
+
+def _stop(config: "Config") -> str:
+    # Needs the database alone: it must work where neither MLflow nor a model server does.
+    from reactune.canary import rollout
+    from reactune.store import current_rollout, open_store, reading
+
+    engine = open_store(config.store_url)
+    try:
+        with reading(engine) as connection:
+            live = current_rollout(connection)
+        if live is None or live.challenger is None:
+            return "no challenger is live: nothing to stop"
+        after = rollout.roll_back(
+            engine, live, actor="hand", reason="stopped", numbers={}, now=datetime.now(UTC)
+        )
+    finally:
+        engine.dispose()
+    return f"stopped: version {after.champion} answers everybody"
 
 
 COMMANDS = (deploy, judge, promote, rollback)

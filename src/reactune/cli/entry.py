@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from reactune import __version__
-from reactune.cli import backend, canary, loop, service, setup, tips
+from reactune.cli import backend, canary, keys, loop, service, setup, tips
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
@@ -55,7 +55,7 @@ def commands(
     session.file, session.overrides, session.verbose = file, overrides, verbose
 
 
-for module in (setup, tips, loop, canary, service, backend):
+for module in (setup, tips, loop, canary, service, keys, backend):
     for command in module.COMMANDS:
         commands.add_command(command)
 

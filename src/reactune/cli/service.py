@@ -16,9 +16,9 @@ def serve(session: Session) -> None:
     $ reactune serve
     $ reactune --set serve.port=9000 serve
     """
-    from reactune.web.api import serve as listen
+    from reactune.web.listening import serve_all
 
-    listen(session.config())
+    serve_all(session.config())
 
 
 @click.command

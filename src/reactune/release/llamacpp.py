@@ -5,7 +5,9 @@ How a child starts, runs and ends is in `llamacpp_server.py`; which versions run
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,7 @@ from reactune.release.llamacpp_server import Server, start, stop
 IDLE_SECONDS = 2.0  # well below the five after which the server closes an idle connection
 SAMPLERS = ["top_k", "top_p", "temperature"]
 REMEMBERED_PROMPTS = 50_000
+LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
 
 
 @dataclass
@@ -28,6 +31,9 @@ class LlamaCpp:
     settings: ServeConfig
     servers: dict[str, Server] = field(default_factory=dict)
     client: httpx.Client = field(default_factory=lambda: _http_client())
+    awaited: httpx.AsyncClient = field(
+        default_factory=lambda: httpx.AsyncClient(trust_env=False, limits=LIMITS)
+    )
     lock: threading.Lock = field(default_factory=threading.Lock)
     starting: threading.Lock = field(default_factory=threading.Lock)
     # Linux ends a child with the thread that started it, so one thread starts all and stays.
@@ -61,29 +67,27 @@ class LlamaCpp:
             ReleaseError: the version is not published, its child is gone or slow, or it answers
                 nonsense.
         """
-        with self.lock:
-            server = self.servers.get(model.name)
-            is_new = server is not None and _remember(server.seen, prompt)
-        if server is None:
-            raise ReleaseError(f"{model.name} is not published on the embedded llama.cpp")
+        server, is_new = self._server_for(model, prompt)
         started = time.monotonic()
-        try:
+        with self._errors(server, model):
             ids = self._post(server, "/tokenize", tokens_request(prompt))["tokens"]
             body = request_of(ids, sampling, stop=server.stop, reuse_prefix=is_new)
             answer = self._post(server, "/completion", body)
             return completion_of(answer, seconds=time.monotonic() - started)
-        except httpx.TimeoutException as error:
-            raise ReleaseError(
-                f"llama.cpp did not answer for {model.name} within "
-                f"{self.settings.timeout_seconds:g} s; see [serve] timeout_seconds, parallel"
-            ) from error
-        except httpx.HTTPStatusError as error:
-            raise ReleaseError(f"llama.cpp for {model.name}: {_refusal(error.response)}") from error
-        except (httpx.HTTPError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ReleaseError(
-                f"llama.cpp for {model.name} at {server.url} failed ({type(error).__name__}); "
-                f"publish it again; its log: {server.log}"
-            ) from error
+
+    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
+        """`generate`, awaited; all calls from one event loop.
+
+        Raises:
+            ReleaseError: as `generate`.
+        """
+        server, is_new = self._server_for(model, prompt)
+        started = time.monotonic()
+        with self._errors(server, model):
+            ids = (await self._ask(server, "/tokenize", tokens_request(prompt)))["tokens"]
+            body = request_of(ids, sampling, stop=server.stop, reuse_prefix=is_new)
+            answer = await self._ask(server, "/completion", body)
+            return completion_of(answer, seconds=time.monotonic() - started)
 
     def retire(self, model: ModelVersion) -> None:
         """Stop the version's child, if there is one."""
@@ -100,6 +104,43 @@ class LlamaCpp:
             self.servers.clear()
             self.client.close()
             self.starter.shutdown()
+
+    def _server_for(self, model: ModelVersion, prompt: str) -> tuple[Server, bool]:
+        """The version's child, and whether the prompt is new to it."""
+        with self.lock:
+            server = self.servers.get(model.name)
+            is_new = server is not None and _remember(server.seen, prompt)
+        if server is None:
+            raise ReleaseError(f"{model.name} is not published on the embedded llama.cpp")
+        return server, is_new
+
+    @contextmanager
+    def _errors(self, server: Server, model: ModelVersion) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise ReleaseError(
+                f"llama.cpp did not answer for {model.name} within "
+                f"{self.settings.timeout_seconds:g} s; see [serve] timeout_seconds, parallel"
+            ) from error
+        except httpx.HTTPStatusError as error:
+            raise ReleaseError(f"llama.cpp for {model.name}: {_refusal(error.response)}") from error
+        except (httpx.HTTPError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ReleaseError(
+                f"llama.cpp for {model.name} at {server.url} failed ({type(error).__name__}); "
+                f"publish it again; its log: {server.log}"
+            ) from error
+
+    async def _ask(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self.awaited.post(
+            server.url + path,
+            json=body,
+            headers={"Authorization": f"Bearer {server.key}"},
+            timeout=self.settings.timeout_seconds,
+        )
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
 
     def _post(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.client.post(
@@ -162,8 +203,7 @@ def completion_of(answer: dict[str, Any], *, seconds: float) -> Completion:
 
 
 def _http_client() -> httpx.Client:
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
-    return httpx.Client(trust_env=False, limits=limits)
+    return httpx.Client(trust_env=False, limits=LIMITS)
 
 
 def _remember(seen: set[int], prompt: str) -> bool:

@@ -29,10 +29,12 @@ class Ollama:
     settings: ServeConfig
     client: ollama.Client = field(init=False)
     loader: ollama.Client = field(init=False)
+    awaited: ollama.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
         url = self.settings.ollama_url
         self.client = ollama.Client(host=url, timeout=self.settings.timeout_seconds)
+        self.awaited = ollama.AsyncClient(host=url, timeout=self.settings.timeout_seconds)
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
 
     def publish(self, model: ModelVersion) -> None:
@@ -72,36 +74,23 @@ class Ollama:
             ReleaseError: the server is away or slow, lacks the model, has no room for the prompt,
                 or answers nonsense.
         """
-        room = context_tokens(model, self.settings)
+        request = self._request_of(model, prompt, sampling)
         started = time.monotonic()
         with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):
-            answer = self.client.generate(
-                model=model.name,
-                prompt=prompt,
-                raw=True,
-                stream=False,
-                keep_alive=KEEP_LOADED,
-                options=self._options(room)
-                | {
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "top_k": 0,
-                    "min_p": 0.0,
-                    "repeat_penalty": 1.0,
-                    "num_predict": sampling.max_tokens,
-                    "seed": sampling.seed,
-                },
-            )
-            counted = prompt_tokens_of(answer, room=room)
-            if answer.response is None or answer.done_reason not in ("stop", "length"):
-                raise ValueError(f"ended by {answer.done_reason!r}")
-        return Completion(
-            text=answer.response.strip(),
-            prompt_tokens=counted,
-            tokens=answer.eval_count or 0,
-            stopped="length" if answer.done_reason == "length" else "stop",
-            seconds=time.monotonic() - started,
-        )
+            answer = self.client.generate(**request)
+            return completion_of(answer, request, seconds=time.monotonic() - started)
+
+    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
+        """`generate`, awaited; all calls from one event loop.
+
+        Raises:
+            ReleaseError: as `generate`.
+        """
+        request = self._request_of(model, prompt, sampling)
+        started = time.monotonic()
+        with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):
+            answer = await self.awaited.generate(**request)
+            return completion_of(answer, request, seconds=time.monotonic() - started)
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int:
         """How many tokens the server's own template makes of a user message.
@@ -206,6 +195,25 @@ class Ollama:
                 "of versions never change: delete it there, or set another [registry] model_name"
             )
 
+    def _request_of(self, model: ModelVersion, prompt: str, sampling: Sampling) -> dict[str, Any]:
+        options = self._options(context_tokens(model, self.settings)) | {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repeat_penalty": 1.0,
+            "num_predict": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
+        return {
+            "model": model.name,
+            "prompt": prompt,
+            "raw": True,
+            "stream": False,
+            "keep_alive": KEEP_LOADED,
+            "options": options,
+        }
+
     def _options(self, room: int) -> dict[str, Any]:
         """What a loaded model is kept by: another value would load it anew."""
         threads = {"num_thread": self.settings.threads} if self.settings.threads else {}
@@ -235,6 +243,26 @@ class Ollama:
                 f"Ollama at {url} did not {action}: its answer makes no sense ({error}); does "
                 "[serve] ollama_url lead to an Ollama?"
             ) from error
+
+
+def completion_of(
+    answer: ollama.GenerateResponse, request: dict[str, Any], *, seconds: float
+) -> Completion:
+    """What the server's answer says.
+
+    Raises:
+        ValueError: it is no answer.
+    """
+    counted = prompt_tokens_of(answer, room=request["options"]["num_ctx"])
+    if answer.response is None or answer.done_reason not in ("stop", "length"):
+        raise ValueError(f"ended by {answer.done_reason!r}")
+    return Completion(
+        text=answer.response.strip(),
+        prompt_tokens=counted,
+        tokens=answer.eval_count or 0,
+        stopped="length" if answer.done_reason == "length" else "stop",
+        seconds=seconds,
+    )
 
 
 def prompt_tokens_of(answer: ollama.GenerateResponse | ollama.ChatResponse, *, room: int) -> int:

@@ -3,75 +3,37 @@
 What the calls do is left to `serving.py`.
 """
 
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 
 import sqlalchemy as sa
-import uvicorn
-from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI
+from anyio import to_thread
+from fastapi import FastAPI, Header
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 import reactune
-from reactune.config import Config, ServeConfig
-from reactune.errors import ReactuneError
-from reactune.live_models import read_live, watching
-from reactune.privacy import load_key
-from reactune.prompt import load_chat
-from reactune.records import Runtime
-from reactune.run_root import fetch_release, run_root
-from reactune.serving import (
-    Service,
-    check_ready,
-    close_service,
-    open_service,
-    react,
-    request_tip,
-    tip_shown,
+from reactune.canary import rollout as rollouts
+from reactune.canary.routing import BUCKETS, bucket, bucket_ranges, propensity, route, unit_key
+from reactune.errors import DataError, ReactuneError
+from reactune.live_models import read_live
+from reactune.privacy import user_key
+from reactune.service import Service, tending
+from reactune.serving import Asked, check_ready, give_tip, note_reaction, note_shown
+from reactune.web.access import Access, KeyRing
+from reactune.web.bodies import (
+    LiveRollout,
+    ReactionRequest,
+    RouteAnswer,
+    TipAnswer,
+    TipRequest,
 )
-from reactune.store import open_store
-from reactune.web.bodies import ReactionRequest, TipAnswer, TipRequest
-from reactune.web.limits import BodyLimit, answer_error, answer_http, answer_invalid
-
-TIPS_AT_ONCE = 64
-LAST_SECONDS = 10  # what requests under way get to finish in when the process is asked to end
-
-
-def serve(config: Config, connect: Callable[[ServeConfig], Runtime] | None = None) -> None:
-    """Listen until SIGTERM or Ctrl-C; the model server ends with it, where it is ours.
-
-    `connect` gives the model server; without it, the one that the settings name.
-
-    Raises:
-        PrivacyError: the environment holds no key for user ids.
-        DataError: the database does not answer or has no tables, or runs cannot be fetched.
-        CanaryError: nothing is live.
-        ReleaseError: the model server cannot be reached or started, or files of the champion miss.
-    """
-    if connect is None:
-        from reactune.release import runtimes
-
-        connect = runtimes.connect
-    key = load_key(config.privacy, os.environ)
-    engine = open_store(config.store_url)
-    root = run_root(config)
-    rollout, models = read_live(engine, root=root)
-    fetch_release(root, models[rollout.champion])
-    chat = load_chat(models[rollout.champion].prompt_folder, config.prompt)
-    runtime = connect(config.serve)
-    service = open_service(
-        engine, chat=chat, runtime=runtime, key=key, settings=config.serve, root=root
-    )
-    try:
-        _listen(create_app(service), config.serve)
-    finally:
-        close_service(service)
-        engine.dispose()
+from reactune.web.chat import KIND_HEADER, USER_HEADER, ChatRequest, chat_answer
+from reactune.web.limits import BodyLimit, Places, answer_error, answer_http, answer_invalid
+from reactune.web.watch import Metrics, Watch
 
 
 def create_app(service: Service) -> FastAPI:
@@ -80,9 +42,11 @@ def create_app(service: Service) -> FastAPI:
     While the app runs, it watches for changes of the rollout, so that no request waits for one.
     """
 
+    ring, metrics = KeyRing(service.engine, service.settings), Metrics(service)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with watching(service.live):
+        with ring.kept_fresh(), tending(service):
             yield
 
     app = FastAPI(
@@ -92,36 +56,115 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    # The last one added sees a request first.
     app.add_middleware(BodyLimit)
+    app.add_middleware(Access, ring=ring)
+    app.add_middleware(Watch, metrics=metrics)
     app.add_exception_handler(ReactuneError, answer_error)
     app.add_exception_handler(sa.exc.SQLAlchemyError, answer_error)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http)
-    _add_routes(app, service)
+    _add_people(app, service)
+    _add_rollouts(app, service)
+    _add_signs(app, service, metrics)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    # Writing tips takes seconds; threads of their own keep it from holding up reactions.
-    limiter = CapacityLimiter(TIPS_AT_ONCE)
+def _add_people(app: FastAPI, service: Service) -> None:
+    places = Places(service.settings.max_tips_waiting)
 
     @app.post("/v1/tips")
     async def tips(body: TipRequest) -> TipAnswer:
         """Write a tip for a user; it is recorded when the answer arrives."""
-        write = partial(request_tip, service, user_id=body.user, kind=body.kind)
-        write = partial(write, context=body.parts, names=body.names)
-        tip = await to_thread.run_sync(write, limiter=limiter)
+        asked = Asked(body.user, body.kind, body.parts, tuple(body.names), body.tip_id or "")
+        async with places:
+            tip = await give_tip(service, asked)
         return TipAnswer(tip_id=tip.tip_id, content=tip.content)
 
     @app.post("/v1/tips/{tip_id}/shown", status_code=204)
-    def shown(tip_id: str) -> None:
+    async def shown(tip_id: str) -> None:
         """The user sees the tip now; calling again changes nothing."""
-        tip_shown(service, tip_id)
+        await note_shown(service, tip_id)
 
     @app.post("/v1/reactions", status_code=204)
-    def reactions(body: ReactionRequest) -> None:
-        """Record what the user did; a later reaction rewrites the former."""
-        react(service, body.tip_id, body.reaction, body.dwell_ms)
+    async def reactions(body: ReactionRequest, response: Response) -> None:
+        """Record what the user did; a later reaction rewrites the former.
+
+        202 where the tip is not known yet: the reaction is kept for it.
+        """
+        written = await note_reaction(service, body.tip_id, body.reaction, body.dwell_ms)
+        if written == "kept":
+            response.status_code = 202
+
+    @app.post("/v1/chat/completions")
+    async def chat(
+        body: ChatRequest,
+        user: str = Header("", alias=USER_HEADER, max_length=512),
+        kind: str = Header("chat", alias=KIND_HEADER),
+    ) -> Response:
+        """A tip for a conversation, in OpenAI's form; the answer's id is the tip's."""
+        async with places:
+            tip = await give_tip(service, body.asked(user, kind))
+        return chat_answer(body, tip)
+
+
+def _add_rollouts(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/route")
+    async def arm_of(user: str, tip_id: str = "") -> RouteAnswer:
+        """Which arm answers a user now; nothing is recorded."""
+        if not 0 < len(user) <= 512:
+            raise DataError("user: the app's id of the user, 1 to 512 characters")
+        live = service.live.fresh or await to_thread.run_sync(service.live.current)
+        rollout, person = live.rollout, user_key(service.key, user)
+        if rollout.unit == "tip" and not tip_id:
+            raise DataError("tips are routed one by one ([canary] unit); give a tip_id")
+        unit = unit_key(rollout.unit, tip_id=tip_id, user_key=person, at=service.clock())
+        arm = route(unit, salt=rollout.salt, share=live.share)
+        model = live.challenger if arm == "challenger" else live.champion
+        assert model is not None
+        return RouteAnswer(
+            arm=arm,
+            model_version=model.version,
+            rollout_id=live.rollout_id,
+            unit=rollout.unit,
+            unit_key=unit,
+            propensity=propensity(arm, live.share),
+            bucket=bucket(unit, salt=rollout.salt) / BUCKETS,
+            ranges=bucket_ranges((live.share, 1 - live.share)),
+        )
+
+    @app.get("/v1/rollouts/current")
+    async def current() -> LiveRollout:
+        """What is live, for routers in the app's own process."""
+        rollout, _ = await to_thread.run_sync(partial(read_live, service.engine))
+        return LiveRollout(**asdict(rollout))
+
+    @app.post("/v1/rollouts/current/stop")
+    async def stop() -> LiveRollout:
+        """Withdraw the challenger now, here at once and in every worker in under a second."""
+        return LiveRollout(**asdict(await to_thread.run_sync(_stop, service)))
+
+
+def _stop(service: Service) -> rollouts.Rollout:
+    rollout, _ = read_live(service.engine)
+    if rollout.challenger is not None:
+        rollout = rollouts.roll_back(
+            service.engine,
+            rollout,
+            actor="hand",
+            reason="stopped over HTTP",
+            numbers={},
+            now=service.clock(),
+        )
+    service.live.withdraw()
+    return rollout
+
+
+def _add_signs(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """The service's figures, for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -133,18 +176,3 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Database and model server answer, and a champion is live."""
         check_ready(service)
         return {"status": "ready"}
-
-
-def _listen(app: FastAPI, settings: ServeConfig) -> None:
-    # uvicorn sends itself the signal again when it is done: without this the process would end
-    # there and leave the model server behind.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    listening = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        timeout_graceful_shutdown=LAST_SECONDS,
-    )
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(listening).run()

@@ -3,11 +3,12 @@
 What is done with them is left to `serving.py`.
 """
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
 
-from reactune.records import Reaction
+from reactune.records import Arm, Reaction, Unit
 from reactune.serving import MAX_DWELL_MS
 
 Text = Annotated[str, Field(max_length=20_000)]
@@ -39,6 +40,8 @@ class TipRequest(Body):
     """Situation; keys outside the allow-list of the settings are dropped."""
     names: Annotated[list[Name], Field(max_length=50)] = []
     """Names of people the app knows of: the model sees placeholders instead."""
+    tip_id: Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{16,64}$")] | None = None
+    """An id of yours, drawn at random: asked again with it, the same tip is given."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -51,6 +54,35 @@ class TipAnswer(BaseModel):
 
     tip_id: str
     content: str
+
+
+class RouteAnswer(BaseModel):
+    """Which arm a unit has, how likely that was, and where in [0, 1) it fell."""
+
+    arm: Arm
+    model_version: int
+    rollout_id: str | None
+    unit: Unit
+    unit_key: str
+    propensity: float
+    bucket: float
+    ranges: tuple[tuple[float, float], ...]
+    """Half-open ranges of challenger and champion."""
+
+
+class LiveRollout(BaseModel):
+    """What is live."""
+
+    rollout_id: str
+    champion: int
+    challenger: int | None
+    phase: str
+    share: float
+    salt: str
+    unit: Unit
+    planned_units: int
+    opened_at: datetime
+    share_since: datetime
 
 
 class ReactionRequest(Body):

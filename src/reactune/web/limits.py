@@ -3,8 +3,9 @@
 Which requests there are is left to `api.py`.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,12 +15,41 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reactune.errors import DataError, PrivacyError, ReactuneError
+from reactune.errors import CanaryError, DataError, PrivacyError, ReactuneError
+from reactune.recorder import BusyError
 from reactune.serving import UnknownTipError
 
 MAX_BODY_BYTES = 256 * 1024
+TIPS_AT_ONCE = 64
+AGAIN = {"retry-after": "1"}
 
 log = logging.getLogger(__name__)
+
+
+class FullError(CanaryError):
+    """More tips are asked for than may wait."""
+
+
+class Places:
+    """Lets so many tips be written at once and so many more wait; refuses the rest."""
+
+    def __init__(self, waiting: int, at_once: int = TIPS_AT_ONCE) -> None:
+        self.free = asyncio.Semaphore(at_once)
+        self.most, self.taken = waiting + at_once, 0
+
+    async def __aenter__(self) -> None:
+        if self.taken >= self.most:
+            raise FullError("too many tips are being written; try again in a moment")
+        self.taken += 1
+        try:
+            await self.free.acquire()
+        except asyncio.CancelledError:
+            self.taken -= 1
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self.taken -= 1
+        self.free.release()
 
 
 class BodyLimit:
@@ -54,36 +84,46 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
 
-def refusal(status: int, reason: str) -> JSONResponse:
-    """The one form in which the API says no."""
-    return JSONResponse({"error": reason}, status_code=status)
+def refusal(
+    status: int, reason: str, headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> JSONResponse:
+    """The one form in which the API says no; OpenAI's clients are told in theirs."""
+    told: object = reason
+    if path.startswith("/v1/chat/"):
+        told = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
+    return JSONResponse({"error": told}, status_code=status, headers=dict(headers or {}))
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """Our own errors: 404 for an unknown tip, 422 for what was sent, 503 for what is away."""
+    path = request.url.path
+    if isinstance(error, BusyError | FullError):
+        return refusal(503, str(error), AGAIN, path=path)
     cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
     if isinstance(cause, sa.exc.SQLAlchemyError):
         log.error("%s: %s", type(cause).__name__, error if error is not cause else "no connection")
-        return refusal(503, "the database does not answer; try again in a moment")
+        reason = "the database does not answer; try again in a moment"
+        return refusal(503, reason, AGAIN, path=path)
     if isinstance(error, UnknownTipError):
-        return refusal(404, str(error))
+        return refusal(404, str(error), path=path)
     if isinstance(error, DataError | PrivacyError):
-        return refusal(422, str(error))
+        return refusal(422, str(error), path=path)
     assert isinstance(error, ReactuneError)
     log.error("%s", error)
-    return refusal(503, str(error))
+    return refusal(503, str(error), AGAIN, path=path)
 
 
 async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """A body that does not fit: which field, and what it should be, but not what it was."""
     assert isinstance(error, RequestValidationError)
-    return refusal(422, "; ".join(sorted({_problem(each) for each in error.errors()})))
+    reason = "; ".join(sorted({_problem(each) for each in error.errors()}))
+    return refusal(422, reason, path=request.url.path)
 
 
 async def answer_http(request: Request, error: Exception) -> JSONResponse:
     """No such path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    return refusal(error.status_code, str(error.detail))
+    return refusal(error.status_code, str(error.detail), path=request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> str:

@@ -1,0 +1,252 @@
+"""What the service adds to a model's answer, and how many reactions a second it puts on disk.
+
+    python bench/service.py --litellm ../envs/litellm/bin/litellm
+
+The model server is a stub that answers after a fixed delay. Ours records every tip, on SQLite and
+on PostgreSQL; the LiteLLM proxy stands beside it in the same run on the same cores, with its
+logging off, because that needs downloads. All are asked at half of LiteLLM's saturation.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import sqlalchemy as sa
+
+from load import Answers, at_rate, chat_request, flood
+from reactune.config import ModelConfig, PromptConfig
+from reactune.model import base_model
+from reactune.prompt import load_chat, write_prompt_folder
+from reactune.store import create_store, tip_scores
+from record import record
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from server_fixtures import free_port, make_cluster, running_postgres
+from serving_fixtures import set_challenger, set_champion, version
+
+USERS = [f"user-{number}" for number in range(500)]
+GOAL_SHARE, GOAL_REACTIONS = 1 / 3, 1_500
+START_SECONDS = 180
+
+
+def main() -> None:
+    """Measure all, one after the other; print ours beside theirs, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--litellm", type=Path, help="the program of LiteLLM's own environment")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--delay-ms", type=float, default=50.0)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--rate", type=float, help="requests a second, where there is no LiteLLM")
+    options = parser.parse_args()
+    if options.litellm is None and options.rate is None:
+        parser.error("give --litellm, or a --rate to measure ours alone at")
+    figures: dict[str, object] = {
+        "load before": psutil.getloadavg()[0], "seconds": options.seconds,
+        "delay_ms": options.delay_ms, "litellm logging": "off",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder, model = Path(name), free_port()
+        stub = [sys.executable, str(Path(__file__).parent / "model_stub.py"), "--port", str(model)]
+        stub += ["--delay-ms", str(options.delay_ms)]
+        with running(stub, f"http://127.0.0.1:{model}/api/tags", folder):
+            rate = options.rate or 0.0
+            if options.litellm is not None:
+                rate = measure_litellm(options, folder, model, figures)
+            measure_stub(options, model, rate, figures)
+            with store_urls(folder) as urls:
+                for kind, url in urls.items():
+                    measure_ours(kind, url, options, folder / kind, model, rate, figures)
+    figures["load after"] = psutil.getloadavg()[0]
+    print(f"load of the machine: {figures['load before']:.1f} before, on {os.cpu_count()} cores")
+    print(f"kept in {record('service', figures, packages=('fastapi', 'uvicorn')).name}")
+
+
+def measure_litellm(
+    options: argparse.Namespace, folder: Path, model: int, figures: dict[str, object]
+) -> float:
+    """Saturation of the proxy, and its latency at half of that; the half."""
+    port, settings = free_port(), folder / "litellm.yaml"
+    parameters = {
+        "model": "openai/stub",
+        "api_base": f"http://127.0.0.1:{model}/v1",
+        "api_key": "x",
+    }
+    listed = [{"model_name": "stub", "litellm_params": parameters}]
+    settings.write_text(
+        json.dumps({"model_list": listed, "litellm_settings": {"telemetry": False}})
+    )
+    command = [str(options.litellm), "--config", str(settings), "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with running([*command, "--host", "127.0.0.1"], f"{address}/health/liveliness", folder):
+        request = chat_request(USERS)
+        asyncio.run(flood(address, request, connections=8, seconds=3))
+        full = asyncio.run(
+            flood(address, request, connections=options.connections, seconds=options.seconds)
+        )
+        rate = full.per_second / 2
+        half = asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds))
+    figures["litellm"] = {"saturation": full.per_second, **told("LiteLLM", half, options)}
+    print(f"LiteLLM's saturation: {full.per_second:.0f} a second; asked at {rate:.0f}")
+    return rate
+
+
+def measure_stub(
+    options: argparse.Namespace, model: int, rate: float, figures: dict[str, object]
+) -> None:
+    """The model server alone: what load generator and machine add by themselves."""
+    request = chat_request(USERS)
+    address = f"http://127.0.0.1:{model}"
+    figures["stub alone"] = told(
+        "stub alone",
+        asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds)),
+        options,
+    )
+
+
+def measure_ours(
+    kind: str,
+    url: str,
+    options: argparse.Namespace,
+    folder: Path,
+    model: int,
+    rate: float,
+    figures: dict[str, object],
+) -> None:
+    """Latency at the same rate, then reactions; and whether every row is there once."""
+    folder.mkdir()
+    with serving(url, folder, model) as (engine, address):
+        asyncio.run(flood(address, chat_request(USERS), connections=8, seconds=3))
+        count = len(rows(engine))
+        half = asyncio.run(
+            at_rate(address, chat_request(USERS), rate=rate, seconds=options.seconds)
+        )
+        given = [json.loads(body)["id"] for body in half.bodies]
+        kept = rows(engine)
+        reacted = asyncio.run(react(address, given, options))
+        after = rows(engine)
+        engine.dispose()
+    told_ids = [tip_id for tip_id, *_ in kept]
+    doubles = sum(number > 1 for number in Counter(told_ids).values())
+    lost = len(set(given) - set(told_ids))
+    unrecorded = sum(tip_id in set(given) and reaction is None for tip_id, reaction, _ in after)
+    found = {
+        **told(f"ours, {kind}", half, options), "lost": lost, "double": doubles,
+        "surplus": len(kept) - count - len(given), "reactions_per_second": reacted.per_second,
+        "tips without reaction": unrecorded,
+        "reactions refused": sum(not 200 <= s < 300 for s in reacted.statuses),
+    }  # fmt: skip
+    figures[kind] = found
+    print(f"  rows lost {lost}, double {doubles}; {reacted.per_second:,.0f} reactions a second "
+          f"on disk (goal {GOAL_REACTIONS:,})")  # fmt: skip
+    theirs = figures.get("litellm")
+    if isinstance(theirs, dict):
+        share = found["added_p99_ms"] / theirs["added_p99_ms"]
+        met = "met" if share <= GOAL_SHARE else "missed"
+        print(f"  added latency at p99: {share:.2f} of LiteLLM's; goal of a third {met}")
+
+
+async def react(address: str, tip_ids: list[str], options: argparse.Namespace) -> Answers:
+    """Reactions to the tips, one after the other and again, as fast as they are recorded."""
+
+    def request(number: int) -> tuple[str, bytes]:
+        body = {"tip_id": tip_ids[number % len(tip_ids)], "reaction": "done", "dwell_ms": number}
+        return "/v1/reactions", json.dumps(body).encode()
+
+    return await flood(address, request, connections=options.connections, seconds=options.seconds)
+
+
+def told(name: str, answers: Answers, options: argparse.Namespace) -> dict[str, float]:
+    """Print and return the latencies, less the stub's delay."""
+    found = {
+        f"added_p{percent:g}_ms": answers.percentile_ms(percent) - options.delay_ms
+        for percent in (50, 99)
+    }
+    failed = sum(not 200 <= status < 300 for status in answers.statuses)
+    p50, p99 = found["added_p50_ms"], found["added_p99_ms"]
+    print(f"{name:<16} adds {p50:7.1f} ms at the median, {p99:8.1f} at p99; {failed} failed")
+    return {**found, "requests": len(answers.statuses), "failed": failed}
+
+
+def rows(engine: sa.Engine) -> list[tuple[str, str | None, int | None]]:
+    """Id, reaction and dwell of every recorded tip."""
+    columns = (tip_scores.c.tip_id, tip_scores.c.reaction, tip_scores.c.dwell_ms)
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(sa.select(*columns))]
+
+
+@contextlib.contextmanager
+def store_urls(folder: Path) -> Iterator[dict[str, str]]:
+    """A SQLite file, and a PostgreSQL server of our own, which flushes to disk as in production."""
+    urls = {"sqlite": f"sqlite:///{folder / 'bench.db'}"}
+    cluster = Path(tempfile.mkdtemp(prefix="reactune-bench-"))
+    make_cluster(cluster)
+    # The tests' server skips fsync; a benchmark must not.
+    port = free_port()
+    with running_postgres(cluster, port=port, options=()):
+        yield {**urls, "postgresql": f"postgresql://postgres@127.0.0.1:{port}/postgres"}
+
+
+@contextlib.contextmanager
+def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str]]:
+    """`reactune serve` with a challenger at 5 %, in front of the stub."""
+    prompts, base = folder / "prompt", base_model(ModelConfig()).folder
+    write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
+    engine, port = create_store(url), free_port()
+    set_champion(engine, replace(version(1), prompt_folder=prompts))
+    set_challenger(engine, replace(version(2), prompt_folder=prompts), share=0.05)
+    settings = folder / "reactune.toml"
+    settings.write_text(
+        f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nruntime = 'ollama'\n"
+        f"ollama_url = 'http://127.0.0.1:{model}'\nrequests_per_second = 1000000\n"
+        "max_tips_waiting = 5000\n"
+    )
+    program = "from reactune.cli import main; main()"
+    command = [sys.executable, "-c", program, "--config", str(settings), "serve"]
+    with running(command, f"http://127.0.0.1:{port}/readyz", folder):
+        yield engine, f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def running(command: list[str], ready: str, folder: Path) -> Iterator[None]:
+    """A process, once `ready` answers; its output is in the folder."""
+    environment = {**os.environ, "REACTUNE_KEY": "k" * 32}
+    log = folder / f"log-{free_port()}"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+    ):
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not answers(ready):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()[-3_000:]}")
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+
+
+def answers(address: str) -> bool:
+    """Whether something answers there."""
+    try:
+        return httpx.get(address, trust_env=False, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise")
+    main()

@@ -1,0 +1,216 @@
+"""Who writes a tip: the challenger, else the champion, else a tip that was good before.
+
+Every text passes the guard. What becomes of the answer is told in `serving.py`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Literal
+
+import sqlalchemy as sa
+from anyio import to_thread
+
+from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.guard import GuardVerdict, judge_text
+from reactune.live_models import Lineup
+from reactune.privacy import refill
+from reactune.records import Arm, Completion, ModelVersion, Prompt, Sampling, canonical_json
+from reactune.service import Service
+from reactune.store import reading, tip_scores
+
+Fallback = Literal["error", "timeout", "blocked", "stopped"]
+
+CHAMPION_DRAWS = 3  # the champion has nobody but stored tips behind it: the unfit is drawn again
+REMEMBERED_TIPS = 20
+
+log = logging.getLogger(__name__)
+
+
+class UnshowableTipError(CanaryError):
+    """The champion wrote nothing that may be shown, however often it was asked."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text that may be shown, as it is stored and as the user gets it.
+
+    `refused` are the guard's verdicts on what was not shown. A stored tip has no model and
+    the source `stored`, so it is evidence for nobody.
+    """
+
+    model: ModelVersion | None
+    text: str
+    shown: str
+    sampling_json: str | None
+    source: Literal["llm", "stored"] = "llm"
+    fallback: Fallback | None = None
+    refused: tuple[GuardVerdict, ...] = ()
+    tokens: int = 0
+
+    @property
+    def guard(self) -> str:
+        """What the row says of the guard: `passed`, after the verdicts on what it refused."""
+        return ",".join((*self.refused, "passed"))
+
+
+async def answer_tip(
+    service: Service, live: Lineup, arm: Arm, prompt: Prompt, *, person: str
+) -> Answer:
+    """The first of challenger (where the unit is its), champion and stored tips that gives one.
+
+    Raises:
+        ReleaseError, UnshowableTipError: none of them did.
+    """
+    refused: tuple[GuardVerdict, ...] = ()
+    fallback: Fallback | None = None
+    if arm == "challenger" and live.challenger is not None:
+        written = await _challenger_answer(service, live.challenger, prompt)
+        if isinstance(written, Answer):
+            return written
+        fallback, refused = written
+        log.warning("version %d: %s; the champion answers", live.challenger.version, fallback)
+    return await fall_back(service, live, prompt, person=person, because=fallback, refused=refused)
+
+
+async def fall_back(
+    service: Service,
+    live: Lineup,
+    prompt: Prompt,
+    *,
+    person: str,
+    because: Fallback | None,
+    refused: tuple[GuardVerdict, ...] = (),
+) -> Answer:
+    """The champion's answer, or a stored tip; `because` says why the challenger's is not there.
+
+    Raises:
+        ReleaseError, UnshowableTipError: neither gives one.
+    """
+    written = await _champion_answer(service, live.champion, prompt)
+    if isinstance(written, Answer):
+        return replace(written, fallback=because, refused=(*refused, *written.refused))
+    failed, reason, more = written
+    stored = await to_thread.run_sync(partial(_stored_answer, service, prompt, person))
+    if stored is None:
+        raise failed
+    log.warning("version %d: %s; a stored tip is shown", live.champion.version, reason)
+    return replace(stored, fallback=because or reason, refused=(*refused, *more))
+
+
+async def _challenger_answer(
+    service: Service, model: ModelVersion, prompt: Prompt
+) -> Answer | tuple[Fallback, tuple[GuardVerdict, ...]]:
+    sampling = _sampling(service)
+    limit = service.settings.timeout_seconds
+    completion = await _write(service, model, prompt, sampling, limit=limit)
+    if isinstance(completion, str):
+        return completion, ()
+    answer = _guarded(service, model, prompt, completion, sampling)
+    return answer if isinstance(answer, Answer) else ("blocked", (answer,))
+
+
+async def _champion_answer(
+    service: Service, model: ModelVersion, prompt: Prompt
+) -> Answer | tuple[ReleaseError | UnshowableTipError, Fallback, tuple[GuardVerdict, ...]]:
+    refused: tuple[GuardVerdict, ...] = ()
+    limit = service.settings.champion_timeout_seconds
+    for _ in range(CHAMPION_DRAWS):
+        sampling = _sampling(service)
+        completion = await _write(service, model, prompt, sampling, limit=limit)
+        if isinstance(completion, str):
+            error = ReleaseError(
+                f"version {model.version}, the champion, does not answer; see to the model server"
+            )
+            return error, completion, refused
+        answer = _guarded(service, model, prompt, completion, sampling)
+        if isinstance(answer, Answer):
+            return replace(answer, refused=refused)
+        refused += (answer,)
+    unfit = UnshowableTipError(
+        f"version {model.version} wrote {CHAMPION_DRAWS} tips that cannot be shown; ask again"
+    )
+    return unfit, "blocked", refused
+
+
+async def _write(
+    service: Service,
+    model: ModelVersion,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    limit: float,
+) -> Completion | Literal["error", "timeout"]:
+    """What the model writes within `limit` seconds; every failure of it is an ordinary state."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    writing_it = asyncio.ensure_future(service.write(model, prompt.text, sampling))
+    try:
+        await asyncio.wait({writing_it}, timeout=limit)
+    finally:
+        writing_it.cancel()
+    if not writing_it.done():
+        return "timeout"
+    error = writing_it.exception()
+    if error is None:
+        return writing_it.result()
+    if loop.time() - started >= limit:
+        return "timeout"  # the server's own limit ran out in the same moment
+    # The message may quote the prompt, so only its type is told.
+    log.warning("version %d does not answer: %s", model.version, type(error).__name__)
+    service.live.doubt(model)
+    return "error"
+
+
+def _guarded(
+    service: Service,
+    model: ModelVersion,
+    prompt: Prompt,
+    completion: Completion,
+    sampling: Sampling,
+) -> Answer | GuardVerdict:
+    """The answer with its placeholders filled in again, or what speaks against showing it."""
+    text = completion.text.strip()
+    verdict = judge_text(text, prompt, service.settings)
+    shown = refill(text, prompt.placeholders)
+    if verdict != "passed" or shown is None:
+        return verdict
+    settings = asdict(sampling)
+    if completion.logprob is not None:
+        settings["logprob"] = completion.logprob
+    return Answer(model, text, shown, canonical_json(settings), tokens=completion.tokens)
+
+
+def _stored_answer(service: Service, prompt: Prompt, person: str) -> Answer | None:
+    """A tip of this kind that this user liked, else one of the settings; None if there is none."""
+    for texts in (_liked_tips(service, prompt.kind, person), _good_tips(service, prompt.kind)):
+        fit = [text for text in texts if judge_text(text, prompt, service.settings) == "passed"]
+        if fit:
+            text = fit[service.draw(16) % len(fit)]
+            return Answer(None, text, text, None, source="stored")
+    return None
+
+
+def _good_tips(service: Service, kind: str) -> Sequence[str]:
+    listed = service.settings.good_tips
+    return listed.get(kind) or listed.get("*", ())
+
+
+def _liked_tips(service: Service, kind: str, person: str) -> Sequence[str]:
+    row, low_high = tip_scores.c, service.labels.positive_dwell_ms
+    liked = sa.and_(row.reaction == "done", row.dwell_ms.between(*low_high), row.source == "llm")
+    # Placeholders of another request cannot be filled in, so such a tip is of no use.
+    here = sa.and_(row.user_key == person, row.kind == kind, row.tip_content.not_like("%<%"))
+    query = sa.select(row.tip_content).where(here, liked).order_by(row.reacted_at.desc())
+    try:
+        with reading(service.engine) as connection:
+            return connection.execute(query.limit(REMEMBERED_TIPS)).scalars().all()
+    except DataError:
+        return ()
+
+
+def _sampling(service: Service) -> Sampling:
+    of = service.settings
+    return Sampling(of.temperature, of.top_p, of.max_tokens, seed=service.draw(31))

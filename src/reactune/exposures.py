@@ -1,0 +1,162 @@
+"""What is written of a tip: that it was given, shown and reacted to; many such facts at once.
+
+Reactions that arrive before their tip are kept until it is there. When facts are written, and how
+many together, is left to `recorder.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from reactune.records import Reaction
+from reactune.schema import UtcTime
+from reactune.store import early_reactions, tip_scores
+
+Written = Literal["recorded", "kept"]
+KEEP_EARLY = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tip, as a row of `tip_scores`."""
+
+    row: Mapping[str, Any]
+
+    @property
+    def tip_id(self) -> str:
+        """The tip that was given."""
+        return str(self.row["tip_id"])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The user saw a tip."""
+
+    tip_id: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Reacted:
+    """The user did something with a tip."""
+
+    tip_id: str
+    reaction: Reaction
+    dwell_ms: int
+    at: datetime
+
+
+Fact = Given | Shown | Reacted
+
+
+def write_facts(connection: sa.Connection, facts: Sequence[Fact]) -> list[Written]:
+    """Write facts in their order; per fact, whether its tip was there or it is kept for it.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: a tip of that id was given before.
+    """
+    given = [fact for fact in facts if isinstance(fact, Given)]
+    if given:
+        connection.execute(tip_scores.insert(), [dict(fact.row) for fact in given])
+    later = [fact for fact in facts if not isinstance(fact, Given)]
+    known = _known(connection, {fact.tip_id for fact in later})
+    early = [fact for fact in later if fact.tip_id not in known]
+    _write(connection, tip_scores, [fact for fact in later if fact.tip_id in known])
+    if early:
+        _make_room(connection, early)
+        _write(connection, early_reactions, early)
+    if given:
+        reconcile(connection, [fact.tip_id for fact in given])
+    kept = {id(fact) for fact in early}
+    return ["kept" if id(fact) in kept else "recorded" for fact in facts]
+
+
+def reconcile(connection: sa.Connection, tip_ids: Sequence[str] | None = None) -> int:
+    """Give kept reactions to their tips, where these are there by now; how many.
+
+    A reaction that the tip got meanwhile is the later one, and stays.
+    """
+    early, tip = early_reactions.c, tip_scores.c
+    there: sa.ColumnElement[bool] = sa.select(tip.tip_id).where(tip.tip_id == early.tip_id).exists()
+    if tip_ids is not None:
+        there = sa.and_(there, early.tip_id.in_(tip_ids))
+    rows = connection.execute(
+        sa.delete(early_reactions).where(there).returning(*early_reactions.c)
+    ).mappings()
+    found = [{f"e_{name}": value for name, value in row.items()} for row in rows]
+    if found:
+        connection.execute(_from_early(), found)
+    return len(found)
+
+
+def forget_early(connection: sa.Connection, *, now: datetime) -> int:
+    """Delete reactions whose tip did not come in 30 days; how many."""
+    is_old = early_reactions.c.arrived_at < now - KEEP_EARLY
+    return connection.execute(sa.delete(early_reactions).where(is_old)).rowcount
+
+
+def _known(connection: sa.Connection, tip_ids: set[str]) -> set[str]:
+    if not tip_ids:
+        return set()
+    query = sa.select(tip_scores.c.tip_id).where(tip_scores.c.tip_id.in_(tip_ids))
+    return set(connection.execute(query).scalars())
+
+
+def _make_room(connection: sa.Connection, facts: Sequence[Shown | Reacted]) -> None:
+    is_postgres = connection.dialect.name == "postgresql"
+    insert = (postgresql.insert if is_postgres else sqlite.insert)(early_reactions)
+    rows = {fact.tip_id: {"tip_id": fact.tip_id, "arrived_at": fact.at} for fact in facts}
+    # In one order everywhere, so that two processes cannot wait for each other.
+    connection.execute(insert.on_conflict_do_nothing(), [rows[name] for name in sorted(rows)])
+
+
+def _write(connection: sa.Connection, table: sa.Table, facts: Sequence[Shown | Reacted]) -> None:
+    facts = sorted(facts, key=lambda fact: fact.tip_id)
+    shown = [{"of": fact.tip_id, "now": fact.at} for fact in facts if isinstance(fact, Shown)]
+    reacted = [
+        {"of": fact.tip_id, "did": fact.reaction, "dwell": fact.dwell_ms, "now": fact.at}
+        for fact in facts
+        if isinstance(fact, Reacted)
+    ]
+    if shown:
+        connection.execute(_show(table), shown)
+    if reacted:
+        connection.execute(_react(table), reacted)
+
+
+def _show(table: sa.Table) -> sa.Update:
+    """Of several times shown the first stands; a clock that went back gives none before the tip."""
+    now = sa.bindparam("now", type_=UtcTime)
+    at: sa.ColumnElement[Any] = now
+    if "created_at" in table.c:
+        at = sa.case((table.c.created_at > now, table.c.created_at), else_=now)
+    here = table.c.tip_id == sa.bindparam("of")
+    return table.update().where(here).values(shown_at=sa.func.coalesce(table.c.shown_at, at))
+
+
+def _react(table: sa.Table) -> sa.Update:
+    """A later reaction rewrites the former; the same one again changes nothing."""
+    did, dwell = sa.bindparam("did", type_=sa.Text), sa.bindparam("dwell", type_=sa.Integer)
+    now = sa.bindparam("now", type_=UtcTime)
+    is_same = sa.and_(table.c.reaction == did, table.c.dwell_ms == dwell)
+    here = table.c.tip_id == sa.bindparam("of")
+    at = sa.case((is_same, table.c.reacted_at), else_=now)
+    return table.update().where(here).values(reaction=did, dwell_ms=dwell, reacted_at=at)
+
+
+def _from_early() -> sa.Update:
+    row = tip_scores.c
+    values = {
+        name: sa.case(
+            (row.reaction.is_(None), sa.bindparam(f"e_{name}", type_=row[name].type)),
+            else_=row[name],
+        )
+        for name in ("reaction", "dwell_ms", "reacted_at")
+    }
+    shown = sa.func.coalesce(row.shown_at, sa.bindparam("e_shown_at", type_=row.shown_at.type))
+    here = row.tip_id == sa.bindparam("e_tip_id")
+    return tip_scores.update().where(here).values(shown_at=shown, **values)

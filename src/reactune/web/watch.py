@@ -1,0 +1,130 @@
+"""What can be seen of the service: metrics, one log line a request, spans; never any content.
+
+Where the figures go is up to whoever reads `/metrics` and the log.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reactune.service import Service
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+
+log = logging.getLogger("reactune.requests")
+
+
+class Metrics:
+    """The service's figures, in Prometheus' text form; one registry an app."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "reactune_requests", "Requests by path and status.", ("path", "status"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "reactune_request_seconds", "Seconds until the answer was sent.", ("path",),
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.tips = Counter(
+            "reactune_tips", "Tips given, by assigned arm, version that wrote, and fallback.",
+            ("arm", "version", "source", "fallback"), registry=self.registry,
+        )  # fmt: skip
+        self.guarded = Counter(
+            "reactune_guard_verdicts", "The guard's verdicts on texts.", ("verdict",),
+            registry=self.registry,
+        )  # fmt: skip
+        waiting = Gauge("reactune_waiting_facts", "Not on disk yet.", registry=self.registry)
+        waiting.set_function(lambda: service.recorder.waiting)
+        share = Gauge("reactune_challenger_share", "The challenger's.", registry=self.registry)
+        share.set_function(lambda: service.live.latest.share if service.live.latest else 0.0)
+        service.listeners.append(self.count)
+
+    def count(self, exposure: Mapping[str, Any]) -> None:
+        """Count a tip that was given, by its row."""
+        names = ("arm", "model_version", "source", "fallback")
+        self.tips.labels(*(str(exposure[name] or "") for name in names)).inc()
+        for verdict in exposure["guard"].split(","):
+            self.guarded.labels(verdict).inc()
+
+    def text(self) -> bytes:
+        """All figures now."""
+        return generate_latest(self.registry)
+
+
+class Watch:
+    """Counts, times and logs every request by its route, and makes a span of it."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note how it went."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with span(scope["method"]) as current:
+                await self.app(scope, receive, note)
+                if current is not None:
+                    current.update_name(f"{scope['method']} {_route(scope)}")
+                    current.set_attribute("http.response.status_code", status)
+        finally:
+            seconds, path = time.perf_counter() - started, _route(scope)
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(seconds)
+            if log.isEnabledFor(logging.INFO):
+                told = {"path": path, "method": scope["method"], "status": status}
+                key = scope.get("reactune_key", "")
+                log.info("request", extra={"told": {**told, "ms": seconds * 1e3, "key": key}})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record: time, level, logger, message, and what was told with it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"at": at, "level": record.levelname, "of": record.name}
+        return json.dumps({**line, "message": record.getMessage(), **getattr(record, "told", {})})
+
+
+def span(name: str) -> AbstractContextManager[Any]:
+    """A span of OpenTelemetry where its API is installed; what is done with it is set up there."""
+    if _TRACER is None:
+        return nullcontext()
+    current: AbstractContextManager[Any] = _TRACER.start_as_current_span(name)
+    return current
+
+
+def _tracer() -> Any:
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.trace") is None:
+        return None
+    from opentelemetry import trace
+
+    return trace.get_tracer("reactune")
+
+
+def _route(scope: Scope) -> str:
+    # The path as it was declared: ids and whatever somebody tries stay out of the figures.
+    return getattr(scope.get("route"), "path", "unknown")
+
+
+_TRACER = _tracer()

@@ -1,0 +1,160 @@
+import hmac
+
+import pytest
+from fastapi.testclient import TestClient
+
+from reactune.cli import main
+from reactune.config import ModelConfig, ServeConfig
+from reactune.errors import DataError
+from reactune.keys import all_keys, make_key, recognise, revoke_key
+from reactune.model import base_model
+from reactune.prompt import load_chat
+from reactune.serving import close_service
+from reactune.store import create_store
+from reactune.web.access import Bucket
+from reactune.web.api import create_app
+from serving_fixtures import NOON, PROMPTS, ModelServer, service_of, set_challenger, set_champion
+
+TIP = {"user": "u1", "kind": "focus", "context": {}}
+
+
+@pytest.fixture(scope="session")
+def chat():
+    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
+
+
+@pytest.fixture
+def served(sqlite_url, chat):
+    """A client of a service with these settings, over a store in which something is live."""
+    engine = create_store(sqlite_url)
+    set_champion(engine)
+    opened = []
+
+    def serve(**settings):
+        server = ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
+        service = service_of(engine, chat, server, settings=ServeConfig(**settings))
+        client = TestClient(create_app(service))
+        client.__enter__()
+        opened.append((client, service))
+        return client
+
+    serve.engine = engine
+    yield serve
+    for client, service in opened:
+        client.__exit__(None, None, None)
+        close_service(service)
+    engine.dispose()
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_the_database_holds_no_key_and_a_right_one_is_recognised(engine):
+    tokens = [make_key(engine, f"app {n}", ["app", "read"], now=NOON) for n in range(3)]
+    keys = {key.key_id: key for key in all_keys(engine)}
+    with engine.connect() as connection:
+        told = str(connection.exec_driver_sql("SELECT * FROM api_keys").all())
+    for token in tokens:
+        key_id, secret = token.split("_", 2)[1:]
+        assert secret not in told
+        assert recognise(token, keys).key_id == key_id
+        assert recognise(token[:-1] + ("a" if token[-1] != "a" else "b"), keys) is None
+        assert recognise(f"rt_00000000_{secret}", keys) is None
+    for wrong in ("", "rt_", tokens[0] + "x", "Bearer"):
+        assert recognise(wrong, keys) is None
+    revoke_key(engine, tokens[0].split("_")[1], now=NOON)
+    keys = {key.key_id: key for key in all_keys(engine)}
+    assert recognise(tokens[0], keys) is None
+    assert recognise(tokens[1], keys).scopes == {"app", "read"}
+
+
+def test_secrets_are_compared_in_constant_time(engine, monkeypatch):
+    token = make_key(engine, "app", ["app"], now=NOON)
+    keys = {key.key_id: key for key in all_keys(engine)}
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(1) or compare(a, b))
+    for of in (token, token[:-1] + "-", f"rt_00000000_{token.split('_', 2)[2]}"):
+        recognise(of, keys)
+    assert len(compared) == 3
+
+
+@pytest.mark.parametrize(("name", "scopes"), [("", ["app"]), ("x", []), ("x", ["root"])])
+def test_a_key_without_name_or_known_scope_is_not_made(engine, name, scopes):
+    with pytest.raises(DataError, match="a key needs"):
+        make_key(engine, name, scopes, now=NOON)
+    with pytest.raises(DataError, match="no key"):
+        revoke_key(engine, "nobody's", now=NOON)
+
+
+def test_once_there_is_a_key_every_request_needs_one_of_the_right_scope(served):
+    tokens = {
+        scope: make_key(served.engine, scope, [scope], now=NOON)
+        for scope in ("app", "operator", "read")
+    }
+    set_challenger(served.engine)
+    client = served()
+
+    def statuses(method, path, **more):
+        found = {"none": client.request(method, path, **more).status_code}
+        for scope, token in tokens.items():
+            answer = client.request(method, path, headers=bearer(token), **more)
+            found[scope] = answer.status_code
+        return found
+
+    refused = {"none": 401, "operator": 403, "read": 403}
+    assert statuses("POST", "/v1/tips", json=TIP) == {**refused, "app": 200}
+    assert statuses("POST", "/v1/chat/completions", json={}) == {**refused, "app": 422}
+    assert statuses("GET", "/v1/route?user=u") == {
+        "none": 401, "app": 200, "operator": 403, "read": 200,
+    }  # fmt: skip
+    assert statuses("GET", "/metrics") == {"none": 401, "app": 403, "operator": 200, "read": 200}
+    assert statuses("POST", "/v1/rollouts/current/stop") == {
+        "none": 401, "app": 403, "operator": 200, "read": 403,
+    }  # fmt: skip
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/v1/route?user=u").headers["www-authenticate"] == "Bearer"
+
+
+def test_a_service_that_listens_beyond_this_machine_needs_keys_though_none_was_made(served):
+    assert served(host="0.0.0.0").post("/v1/tips", json=TIP).status_code == 401
+    assert served(host="0.0.0.0", auth="off").post("/v1/tips", json=TIP).status_code == 200
+    assert served(auth="required").post("/v1/tips", json=TIP).status_code == 401
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(served):
+    client = served(requests_per_second=0.5)
+    answers = [client.get("/v1/route?user=u") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[1].headers["retry-after"] == "2"
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_bucket_fills_at_its_rate_and_never_more_than_two_seconds_of_it():
+    bucket = Bucket(20.0, 100.0)
+    assert [bucket.take(100.0, rate=10) for _ in range(20)] == [0.0] * 20
+    assert bucket.take(100.0, rate=10) == pytest.approx(0.1)
+    assert bucket.take(100.1, rate=10) == 0.0
+    assert bucket.take(50.0, rate=10) > 0
+    assert [bucket.take(1_000.0, rate=10) for _ in range(21)][19:] == [0.0, pytest.approx(0.1)]
+
+
+def test_keys_are_made_listed_and_revoked_at_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REACTUNE_KEY", "k" * 32)
+    create_store(f"sqlite:///{tmp_path / 'reactune.db'}").dispose()
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return ended.value.code, capsys.readouterr().out.strip()
+
+    code, token = run("keys", "create", "phone app", "--scope", "app", "--scope", "read")
+    assert (code, token[:3]) == (0, "rt_")
+    key_id = token.split("_")[1]
+    code, listed = run("keys", "list")
+    assert (key_id in listed, "app,read" in listed, "valid" in listed) == (True, True, True)
+    assert token.split("_", 2)[2] not in listed
+    assert run("keys", "revoke", key_id) == (0, f"revoked {key_id}")
+    assert "revoked" in run("keys", "list")[1]
+    assert run("keys", "revoke", "nobody's")[0] == 1
