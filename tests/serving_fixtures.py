@@ -1,10 +1,12 @@
 """A model server of our own for the service's tests, and a store in which something is live."""
 
+import contextlib
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+import uvicorn
 
 from reactune.canary import rollout
 from reactune.canary.routing import route, unit_key
@@ -14,12 +16,29 @@ from reactune.privacy import Key, user_key
 from reactune.records import Completion, ModelVersion
 from reactune.serving import open_service
 from reactune.store import add_model_version, tip_scores, writing
+from server_fixtures import free_port
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 KEY = Key(b"k" * 32)
 PROMPTS = PromptConfig(context_keys=("open_tasks", "free_text"), max_context_tokens=64)
 QUICK = ServeConfig(timeout_seconds=0.3)
 MORNING = {"open_tasks": ["water the plants"]}
+
+
+@contextlib.contextmanager
+def listening(app, port=None):
+    """An app behind a real socket; its address."""
+    port = port or free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 class ModelServer:

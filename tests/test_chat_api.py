@@ -1,9 +1,6 @@
 """The OpenAI-compatible endpoint, called with OpenAI's own client over a real socket."""
 
-import threading
-
 import pytest
-import uvicorn
 
 from reactune.config import ModelConfig
 from reactune.model import base_model
@@ -11,8 +8,15 @@ from reactune.prompt import load_chat
 from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.api import create_app
-from server_fixtures import free_port
-from serving_fixtures import PROMPTS, ModelServer, fails, rows_of, service_of, set_champion
+from serving_fixtures import (
+    PROMPTS,
+    ModelServer,
+    fails,
+    listening,
+    rows_of,
+    service_of,
+    set_champion,
+)
 
 openai = pytest.importorskip("openai")
 USER = {"x-reactune-user": "u-7-raw"}
@@ -25,20 +29,14 @@ def place(tmp_path_factory):
     set_champion(engine)
     model = ModelServer({1: "Write to <EMAIL_1> first."})
     service = service_of(engine, load_chat(base_model(ModelConfig()).folder, PROMPTS), model)
-    port = free_port()
-    listening = uvicorn.Server(
-        uvicorn.Config(create_app(service), host="127.0.0.1", port=port, log_config=None)
-    )
-    thread = threading.Thread(target=listening.run, daemon=True)
-    thread.start()
-    while not listening.started:
-        thread.join(0.05)
-    with openai.OpenAI(
-        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", default_headers=USER, max_retries=0
-    ) as client:
+    app = create_app(service)
+    with (
+        listening(app) as address,
+        openai.OpenAI(
+            base_url=f"{address}/v1", api_key="none", default_headers=USER, max_retries=0
+        ) as client,
+    ):
         yield engine, model, client
-    listening.should_exit = True
-    thread.join(20)
     close_service(service)
     engine.dispose()
 

@@ -23,7 +23,7 @@ def prompt_of(**context):
         ("Water the plants before nine.", "passed"),
         ("Write to <EMAIL_1> now.", "passed"),
         ("", "empty"),
-        ("word " * 17, "repeated"),
+        ("word " * 15, "repeated"),
         ("x" * 81, "overlong"),
         ("Write to <EMAIL_2>.", "placeholder"),
         ("Write to <PERSON.", "placeholder"),

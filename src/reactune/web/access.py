@@ -47,7 +47,7 @@ class Bucket:
         # A clock that went back fills nothing.
         self.tokens = min(size, self.tokens + max(0.0, now - self.filled_at) * rate)
         self.filled_at = now
-        if self.tokens < 1:
+        if self.tokens < 1 - 1e-9:
             return (1 - self.tokens) / rate
         self.tokens -= 1
         return 0.0
