@@ -81,7 +81,7 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
     if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
         return before
 
-    live = await _lineup(service)
+    live = await lineup_now(service)
     unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=person, at=now)
     arm = route(unit, salt=live.rollout.salt, share=live.share)
     answer = await answer_tip(service, live, arm, prompt, person=person)
@@ -186,7 +186,12 @@ def _identify(service: Service, asked: Asked) -> tuple[str, str]:
     return person, asked.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
 
 
-async def _lineup(service: Service) -> Lineup:
+async def lineup_now(service: Service) -> Lineup:
+    """What is live, without holding up the event loop.
+
+    Raises:
+        CanaryError, DataError: as `LiveModels.current`.
+    """
     fresh = service.live.fresh
     return fresh if fresh is not None else await to_thread.run_sync(service.live.current)
 
@@ -208,21 +213,23 @@ def _told_of(answer: Answer) -> dict[str, Any]:
 
 
 async def _given_before(service: Service, tip_id: str, person: str, prompt: Prompt) -> Tip | None:
-    row = await to_thread.run_sync(partial(_read_tip, service, tip_id))
-    if row is None:
+    found = await to_thread.run_sync(partial(_read_tip, service, tip_id))
+    if found is None:
         return None
-    shown = refill(row.tip_content, prompt.placeholders)
-    if row.user_key != person or shown is None:
+    owner, text = found
+    shown = refill(text, prompt.placeholders)
+    if owner != person or shown is None:
         raise DataError("this tip_id was given for another request; draw a new one")
     return Tip(tip_id, shown, len(prompt.token_ids))
 
 
-def _read_tip(service: Service, tip_id: str) -> sa.Row[tuple[str, str]] | None:
+def _read_tip(service: Service, tip_id: str) -> tuple[str, str] | None:
     here = tip_scores.c.tip_id == tip_id
     with reading(service.engine) as connection:
-        return connection.execute(
+        row = connection.execute(
             sa.select(tip_scores.c.user_key, tip_scores.c.tip_content).where(here)
         ).one_or_none()
+    return None if row is None else (row[0], row[1])
 
 
 def _reacted(service: Service, tip_id: str, reaction: Reaction, dwell_ms: int) -> Reacted:

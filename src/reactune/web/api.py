@@ -21,8 +21,9 @@ from reactune.canary.routing import BUCKETS, bucket, bucket_ranges, propensity, 
 from reactune.errors import DataError, ReactuneError
 from reactune.live_models import read_live
 from reactune.privacy import user_key
+from reactune.records import Rollout
 from reactune.service import Service, tending
-from reactune.serving import Asked, check_ready, give_tip, note_reaction, note_shown
+from reactune.serving import Asked, check_ready, give_tip, lineup_now, note_reaction, note_shown
 from reactune.web.access import Access, KeyRing
 from reactune.web.bodies import (
     LiveRollout,
@@ -114,7 +115,7 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         """Which arm answers a user now; nothing is recorded."""
         if not 0 < len(user) <= 512:
             raise DataError("user: the app's id of the user, 1 to 512 characters")
-        live = service.live.fresh or await to_thread.run_sync(service.live.current)
+        live = await lineup_now(service)
         rollout, person = live.rollout, user_key(service.key, user)
         if rollout.unit == "tip" and not tip_id:
             raise DataError("tips are routed one by one ([canary] unit); give a tip_id")
@@ -145,7 +146,7 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         return LiveRollout(**asdict(await to_thread.run_sync(_stop, service)))
 
 
-def _stop(service: Service) -> rollouts.Rollout:
+def _stop(service: Service) -> Rollout:
     rollout, _ = read_live(service.engine)
     if rollout.challenger is not None:
         rollout = rollouts.roll_back(
