@@ -519,9 +519,10 @@ def _stamp(engine, version):
 def _catalogue(connection):
     """Tables, columns, constraints and indexes in the database's own words."""
     if connection.dialect.name == "sqlite":
-        return {
-            tuple(row) for row in connection.exec_driver_sql("SELECT name, sql FROM sqlite_master")
-        }
+        # A column that came later stands last, behind the constraints: order says nothing.
+        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master").all()
+        parts = {name: (sql or "").removesuffix(")").split(",") for name, sql in rows}
+        return {(name, *sorted(part.strip() for part in of)) for name, of in parts.items()}
     queries = (
         "SELECT table_name, column_name, data_type, is_nullable, column_default"
         " FROM information_schema.columns WHERE table_schema = 'public'",

@@ -9,7 +9,11 @@ from reactune.cli.session import Session
 
 @click.group
 def keys() -> None:
-    """Make, list and revoke the keys that apps and people call the service with."""
+    """Make, list and revoke the keys that apps and people call the service with.
+
+    \b
+    $ reactune keys create "phone app"
+    """
 
 
 @keys.command
