@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -28,6 +30,7 @@ import sqlalchemy as sa
 
 from load import Answers, at_rate, chat_request, flood
 from reactune.config import ModelConfig, PromptConfig
+from reactune.keys import make_key
 from reactune.model import base_model
 from reactune.prompt import load_chat, write_prompt_folder
 from reactune.store import create_store, tip_scores
@@ -89,15 +92,15 @@ def measure_litellm(
         json.dumps({"model_list": listed, "litellm_settings": {"telemetry": False}})
     )
     command = [str(options.litellm), "--config", str(settings), "--port", str(port)]
-    address = f"http://127.0.0.1:{port}"
-    with running([*command, "--host", "127.0.0.1"], f"{address}/health/liveliness", folder):
-        request = chat_request(USERS)
-        asyncio.run(flood(address, request, connections=8, seconds=3))
-        full = asyncio.run(
-            flood(address, request, connections=options.connections, seconds=options.seconds)
-        )
+    address, key = f"http://127.0.0.1:{port}", f"sk-{secrets.token_hex(32)}"
+    command += ["--host", "127.0.0.1"]
+    with running(command, f"{address}/health/liveliness", folder, LITELLM_MASTER_KEY=key):
+        request, sent = chat_request(USERS), {"headers": bearer(key)}
+        count, seconds = options.connections, options.seconds
+        asyncio.run(flood(address, request, connections=8, seconds=3, **sent))
+        full = asyncio.run(flood(address, request, connections=count, seconds=seconds, **sent))
         rate = full.per_second / 2
-        half = asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds))
+        half = asyncio.run(at_rate(address, request, rate=rate, seconds=seconds, **sent))
     figures["litellm"] = {"saturation": full.per_second, **told("LiteLLM", half, options)}
     print(f"LiteLLM's saturation: {full.per_second:.0f} a second; asked at {rate:.0f}")
     return rate
@@ -127,15 +130,14 @@ def measure_ours(
 ) -> None:
     """Latency at the same rate, then reactions; and whether every row is there once."""
     folder.mkdir()
-    with serving(url, folder, model) as (engine, address):
-        asyncio.run(flood(address, chat_request(USERS), connections=8, seconds=3))
+    with serving(url, folder, model) as (engine, address, key):
+        request, sent = chat_request(USERS), {"headers": bearer(key)}
+        asyncio.run(flood(address, request, connections=8, seconds=3, **sent))
         count = len(rows(engine))
-        half = asyncio.run(
-            at_rate(address, chat_request(USERS), rate=rate, seconds=options.seconds)
-        )
+        half = asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds, **sent))
         given = [json.loads(body)["id"] for body in half.bodies]
         kept = rows(engine)
-        reacted = asyncio.run(react(address, given, options))
+        reacted = asyncio.run(react(address, key, given, options))
         after = rows(engine)
         engine.dispose()
     told_ids = [tip_id for tip_id, *_ in kept]
@@ -158,14 +160,20 @@ def measure_ours(
         print(f"  added latency at p99: {share:.2f} of LiteLLM's; goal of a third {met}")
 
 
-async def react(address: str, tip_ids: list[str], options: argparse.Namespace) -> Answers:
+def bearer(key: str) -> str:
+    """The header line of a key; LiteLLM and ours both check one."""
+    return f"authorization: Bearer {key}\r\n"
+
+
+async def react(address: str, key: str, tip_ids: list[str], options: argparse.Namespace) -> Answers:
     """Reactions to the tips, one after the other and again, as fast as they are recorded."""
 
     def request(number: int) -> tuple[str, bytes]:
         body = {"tip_id": tip_ids[number % len(tip_ids)], "reaction": "done", "dwell_ms": number}
         return "/v1/reactions", json.dumps(body).encode()
 
-    return await flood(address, request, connections=options.connections, seconds=options.seconds)
+    count, seconds = options.connections, options.seconds
+    return await flood(address, request, connections=count, seconds=seconds, headers=bearer(key))
 
 
 def told(name: str, answers: Answers, options: argparse.Namespace) -> dict[str, float]:
@@ -200,13 +208,14 @@ def store_urls(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str]]:
+def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str, str]]:
     """`reactune serve` with a challenger at 5 %, in front of the stub."""
     prompts, base = folder / "prompt", base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
     engine, port = create_store(url), free_port()
     set_champion(engine, replace(version(1), prompt_folder=prompts))
     set_challenger(engine, replace(version(2), prompt_folder=prompts), share=0.05)
+    key = make_key(engine, "bench", ["app"], now=datetime.now(UTC))
     settings = folder / "reactune.toml"
     settings.write_text(
         f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nruntime = 'ollama'\n"
@@ -216,13 +225,13 @@ def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str
     program = "from reactune.cli import main; main()"
     command = [sys.executable, "-c", program, "--config", str(settings), "serve"]
     with running(command, f"http://127.0.0.1:{port}/readyz", folder):
-        yield engine, f"http://127.0.0.1:{port}"
+        yield engine, f"http://127.0.0.1:{port}", key
 
 
 @contextlib.contextmanager
-def running(command: list[str], ready: str, folder: Path) -> Iterator[None]:
+def running(command: list[str], ready: str, folder: Path, **variables: str) -> Iterator[None]:
     """A process, once `ready` answers; its output is in the folder."""
-    environment = {**os.environ, "REACTUNE_KEY": "k" * 32}
+    environment = {**os.environ, "REACTUNE_KEY": "k" * 32, **variables}
     log = folder / f"log-{free_port()}"
     with (
         log.open("wb") as output,

@@ -1,4 +1,7 @@
 import hmac
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,7 +16,17 @@ from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.access import Bucket
 from reactune.web.api import create_app
-from serving_fixtures import NOON, PROMPTS, ModelServer, service_of, set_challenger, set_champion
+from reactune.web.limits import TIPS_AT_ONCE
+from reactune.web.watch import JsonLines
+from serving_fixtures import (
+    NOON,
+    PROMPTS,
+    Hanging,
+    ModelServer,
+    service_of,
+    set_challenger,
+    set_champion,
+)
 
 TIP = {"user": "u1", "kind": "focus", "context": {}}
 
@@ -36,9 +49,10 @@ def served(sqlite_url, chat):
         client = TestClient(create_app(service))
         client.__enter__()
         opened.append((client, service))
+        serve.servers.append(server)
         return client
 
-    serve.engine = engine
+    serve.engine, serve.servers = engine, []
     yield serve
     for client, service in opened:
         client.__exit__(None, None, None)
@@ -158,3 +172,37 @@ def test_keys_are_made_listed_and_revoked_at_the_command_line(tmp_path, monkeypa
     assert run("keys", "revoke", key_id) == (0, f"revoked {key_id}")
     assert "revoked" in run("keys", "list")[1]
     assert run("keys", "revoke", "nobody's")[0] == 1
+
+
+def test_figures_and_log_lines_tell_routes_and_arms_but_no_content(served, caplog):
+    caplog.set_level(logging.INFO, logger="reactune.requests")
+    client = served()
+    said = {**TIP, "user": "u-7-raw", "context": {"free_text": "my secret plan"}}
+    tip_id = client.post("/v1/tips", json=said).json()["tip_id"]
+    client.post(f"/v1/tips/{tip_id}/shown")
+    client.get("/nobody/knows/u-7-raw")
+    figures = client.get("/metrics").text
+    wanted = 'reactune_tips_total{arm="champion",fallback="",source="llm",version="1"} 1.0'
+    assert wanted in figures
+    assert 'reactune_guard_verdicts_total{verdict="passed"} 1.0' in figures
+    assert 'reactune_requests_total{path="/v1/tips/{tip_id}/shown",status="204"} 1.0' in figures
+    assert 'reactune_requests_total{path="unknown",status="404"} 1.0' in figures
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    told = [line for line in lines if line["of"] == "reactune.requests"]
+    assert [line["path"] for line in told][:2] == ["/v1/tips", "/v1/tips/{tip_id}/shown"]
+    assert (told[0]["status"], told[0]["method"], told[0]["key"]) == (200, "POST", "")
+    for private in ("u-7-raw", "secret plan", tip_id, "Champion's tip"):
+        assert private not in figures + json.dumps(lines)
+
+
+def test_when_too_many_wait_for_tips_the_rest_is_told_to_come_back(served):
+    client = served(max_tips_waiting=1)
+    hanging = Hanging()
+    served.servers[-1].answers[1] = hanging
+    with ThreadPoolExecutor(TIPS_AT_ONCE + 4) as pool:
+        asked = [pool.submit(client.post, "/v1/tips", json=TIP) for _ in range(TIPS_AT_ONCE + 4)]
+        refused = next(iter(as_completed(asked, timeout=15))).result()
+        hanging.let_go.set()
+        statuses = sorted(each.result().status_code for each in asked)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert statuses == [200] * (TIPS_AT_ONCE + 1) + [503] * 3
