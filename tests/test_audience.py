@@ -389,7 +389,7 @@ def test_a_pool_is_read_as_it_was_written(tmp_path_factory, start):
     assert file.read_bytes() == first
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b'{"v": 99}\n')])
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b'{"v": 99}\n', mtime=0)])
 def test_a_broken_pool_is_refused(tmp_path, content):
     file = tmp_path / "pool.jsonl.gz"
     file.write_bytes(content)
