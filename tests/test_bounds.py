@@ -118,5 +118,17 @@ def test_the_allocation_evidence_is_the_integral_it_claims_to_be(hits, events):
     )
 
 
-def test_evidence_stays_finite_when_nothing_could_be_further_from_harm():
-    assert np.isfinite(allocation_evidence(0, 1_000_000, ceiling=0.5))
+@pytest.mark.parametrize("ceiling", [0.05, 0.1, 0.5])
+def test_nothing_is_less_harmful_than_no_hit_among_many(ceiling):
+    evidence = allocation_evidence(np.zeros(7), [0, 10, 100, 1e3, 1e4, 1e5, 1e6], ceiling=ceiling)
+    assert np.all(np.isfinite(evidence))
+    assert np.all(np.diff(evidence) < 0)
+
+
+def test_where_the_tail_is_too_thin_for_a_float_the_evidence_goes_on_as_before():
+    hits, events = 30, np.arange(6_000, 9_000)
+    evidence = allocation_evidence(np.full(3_000, hits), events, ceiling=0.1)
+    steps = np.diff(evidence)
+    assert np.all(steps < 0)
+    # No jump where one formula takes over from the other; the bound of the series is tight.
+    assert np.max(np.abs(np.diff(steps))) < 1e-2

@@ -66,7 +66,14 @@ def ratio_evidence(counts: ArrayLike, shares: ArrayLike, prior: ArrayLike) -> Fl
 
 
 def _log_upper_beta(a: Floats, b: Floats, low: float) -> Floats:
-    """Log of the Beta integral from `low` to 1; a tail too thin for a float is the thinnest one."""
-    tail = np.maximum(betaincc(a, b, low), np.finfo(np.float64).tiny)
-    integral: Floats = betaln(a, b) + np.log(tail)
-    return integral
+    """Log of the Beta integral from `low` to 1.
+
+    Where its part of the whole is too thin for a float, `low` lies far above the mode, and the
+    integral's series (DLMF 8.17.8) is bounded by a geometric one.
+    """
+    tail = betaincc(a, b, low)
+    is_thin = tail < 1e-290
+    whole = betaln(a, b) + np.log(np.where(is_thin, 1.0, tail))
+    ratio = np.where(is_thin, (1 - low) * np.maximum((a + b) / (b + 1), 1), 0.0)
+    series = a * log(low) + b * log(1 - low) - np.log(b) - np.log1p(-ratio)
+    return np.where(is_thin, series, whole)
