@@ -5,7 +5,6 @@ import http.server
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -31,6 +30,7 @@ from release_fixtures import (
     tiny_version,
     token_count,
 )
+from server_fixtures import free_port
 
 pytestmark = pytest.mark.ollama
 DRAWN = Sampling(temperature=0.8, top_p=0.95, max_tokens=12, seed=11)
@@ -42,9 +42,7 @@ def ollama_url(tmp_path_factory):
     """A running Ollama with an empty store; `REACTUNE_OLLAMA_SERVER` may name a command."""
     command = serve_command()
     folder = tmp_path_factory.mktemp("ollama")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     env = os.environ | {"OLLAMA_HOST": host, "OLLAMA_MODELS": str(folder / "models")}
     with (
         (folder / "log").open("wb") as log,
@@ -131,7 +129,9 @@ def test_a_version_is_published_with_template_system_prompt_and_parameters(
     found = shown(settings, smollm.name)
     assert found["system"] == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     assert found["template"].startswith("<|im_start|>system\n{{ .System }}<|im_end|>\n")
-    assert found["parameters"].split() == ["num_ctx", "1024", "stop", '"<|im_end|>"']
+    # Ollama lists them in an order that it draws.
+    parameters = sorted(line.split() for line in found["parameters"].splitlines())
+    assert parameters == [["num_ctx", "1024"], ["stop", '"<|im_end|>"']]
     assert f"blobs/sha256-{smollm.sha256}" in found["modelfile"]
     assert found["details"]["family"] == "llama"
 
