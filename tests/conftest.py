@@ -9,7 +9,7 @@ import pytest
 from reactune.store import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
 
-pytest_plugins = ("s3_fixtures", "tiny_model")
+pytest_plugins = ("s3_fixtures", "serving_fixtures", "tiny_model")
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 import uvicorn
 
 from reactune.canary import rollout
 from reactune.canary.routing import route, unit_key
-from reactune.config import CanaryConfig, PromptConfig, ServeConfig
+from reactune.config import CanaryConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
+from reactune.model import base_model
 from reactune.privacy import Key, user_key
+from reactune.prompt import load_chat
 from reactune.records import Completion, ModelVersion
 from reactune.serving import open_service
 from reactune.store import add_model_version, tip_scores, writing
@@ -65,6 +68,18 @@ class ModelServer:
 
     def close(self):
         self.closed = True
+
+
+@pytest.fixture(scope="session")
+def chat():
+    """The base model's template and tokenizer, with the settings of these tests."""
+    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
+
+
+@pytest.fixture
+def server():
+    """A model server that has a text for both versions."""
+    return ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
 
 
 def fails(prompt, sampling):

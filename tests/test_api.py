@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,13 @@ from fastapi.testclient import TestClient
 import reactune
 from reactune.config import ModelConfig
 from reactune.model import base_model
-from reactune.prompt import load_chat
 from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.api import create_app
 from reactune.web.limits import MAX_BODY_BYTES, TIPS_AT_ONCE
+from server_fixtures import free_port
 from serving_fixtures import (
     NOON,
-    PROMPTS,
     Hanging,
     ModelServer,
     fails,
@@ -42,11 +40,6 @@ PATHS = (os.path.dirname(__file__), str(Path(reactune.__file__).parents[1]))
 @pytest.fixture(scope="session")
 def model_folder():
     return base_model(ModelConfig()).folder
-
-
-@pytest.fixture(scope="session")
-def chat(model_folder):
-    return load_chat(model_folder, PROMPTS)
 
 
 @pytest.fixture
@@ -333,9 +326,7 @@ serve(load(Path(sys.argv[1])), lambda settings: Told({1: "A tip."}))
 def test_a_served_process_answers_and_ends_its_model_server_when_asked_to_end(
     tmp_path, model_folder, how
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = tmp_path / "reactune.toml"
     settings.write_text(f"[serve]\nport = {port}\n[store]\nurl = 'sqlite:///store.db'\n")
     engine = create_store(f"sqlite:///{tmp_path / 'store.db'}")

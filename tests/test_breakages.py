@@ -28,9 +28,7 @@ from server_fixtures import free_port
 from serving_fixtures import (
     MORNING,
     NOON,
-    PROMPTS,
     Hanging,
-    ModelServer,
     fails,
     promote,
     roll_back,
@@ -47,11 +45,6 @@ GOOD = ("Take a short walk.",)
 
 
 @pytest.fixture(scope="session")
-def chat():
-    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
-
-
-@pytest.fixture(scope="session")
 def prompts(tmp_path_factory):
     folder, base = tmp_path_factory.mktemp("prompt"), base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, folder)
@@ -63,11 +56,6 @@ def store(sqlite_url):
     engine = create_store(sqlite_url)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def server():
-    return ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
 
 
 def ask(service, user="person-1@example.org", **more):

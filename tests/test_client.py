@@ -13,18 +13,14 @@ import pytest
 import reactune
 from reactune import AsyncClient, Client
 from reactune.client import MOST_SECONDS, ServiceError, waits
-from reactune.config import ModelConfig
 from reactune.keys import make_key
-from reactune.model import base_model
 from reactune.outbox import Outbox, Report
-from reactune.prompt import load_chat
 from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.api import create_app
 from server_fixtures import free_port
 from serving_fixtures import (
     NOON,
-    PROMPTS,
     ModelServer,
     listening,
     rows_of,
@@ -33,11 +29,6 @@ from serving_fixtures import (
 )
 
 CONTEXT = {"free_text": "mail anna@example.com"}
-
-
-@pytest.fixture(scope="session")
-def chat():
-    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from reactune.cli import main
-from reactune.config import ModelConfig, ServeConfig
+from reactune.config import ServeConfig
 from reactune.errors import DataError
 from reactune.keys import all_keys, make_key, recognise, revoke_key
-from reactune.model import base_model
-from reactune.prompt import load_chat
 from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.access import Bucket
@@ -20,7 +18,6 @@ from reactune.web.limits import TIPS_AT_ONCE
 from reactune.web.watch import JsonLines
 from serving_fixtures import (
     NOON,
-    PROMPTS,
     Hanging,
     ModelServer,
     service_of,
@@ -29,11 +26,6 @@ from serving_fixtures import (
 )
 
 TIP = {"user": "u1", "kind": "focus", "context": {}}
-
-
-@pytest.fixture(scope="session")
-def chat():
-    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
 
 
 @pytest.fixture

@@ -41,10 +41,8 @@ from serving_fixtures import (
     KEY,
     MORNING,
     NOON,
-    PROMPTS,
     QUICK,
     Hanging,
-    ModelServer,
     breaks,
     fails,
     promote,
@@ -56,16 +54,6 @@ from serving_fixtures import (
     users_on,
     version,
 )
-
-
-@pytest.fixture(scope="session")
-def chat():
-    return load_chat(base_model(ModelConfig()).folder, PROMPTS)
-
-
-@pytest.fixture
-def server():
-    return ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
 
 
 @pytest.fixture

@@ -173,6 +173,20 @@ def _connect(location: sa.URL) -> sa.Engine:
 
 
 @contextmanager
+def opened_store(url: str) -> Iterator[sa.Engine]:
+    """`open_store`, closed at the end.
+
+    Raises:
+        DataError: as `open_store`.
+    """
+    engine = open_store(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
 def _given_back_on_error(engine: sa.Engine) -> Iterator[None]:
     try:
         yield

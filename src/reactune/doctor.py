@@ -18,7 +18,7 @@ from packaging.version import Version
 from platformdirs import user_cache_dir
 
 from reactune.config import Config, hide_passwords
-from reactune.database import open_store, reading
+from reactune.database import opened_store, reading
 from reactune.errors import ReactuneError
 from reactune.footprint import Shape, available_memory, free_disk, memory_needed, shape_of
 from reactune.model import WHEELS, locate
@@ -148,14 +148,10 @@ def _database(config: Config, key_id: str | None) -> Finding:
 
 def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
     """How many tips are stored, and the ids of the keys that their users were hashed with."""
-    engine = open_store(config.store_url)
-    try:
-        with reading(engine) as connection:
-            tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores))
-            keys = connection.execute(sa.select(tip_scores.c.key_id).distinct())
-            return tips.scalar_one(), set(keys.scalars())
-    finally:
-        engine.dispose()
+    with opened_store(config.store_url) as engine, reading(engine) as connection:
+        tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores))
+        keys = connection.execute(sa.select(tip_scores.c.key_id).distinct())
+        return tips.scalar_one(), set(keys.scalars())
 
 
 def _model_server(config: Config) -> Finding:

@@ -4,8 +4,7 @@ The truth is one row of `rollouts`; the registry's aliases and the server's tags
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from reactune import __version__, store
 from reactune.canary import rollout as rollouts
 from reactune.config import Config, deciding
-from reactune.database import open_store, reading
+from reactune.database import opened_store, reading
 from reactune.model import BaseModel, base_model
 from reactune.prompt import load_chat
 from reactune.records import ModelVersion, Rollout
@@ -30,14 +29,9 @@ BASE_RUN = "base"
 BASE_SECTIONS = ("export", "prompt", "model")
 
 
-@contextmanager
-def database(config: Config) -> Iterator[sa.Engine]:
+def database(config: Config) -> AbstractContextManager[sa.Engine]:
     """The operational database, closed at the end."""
-    engine = open_store(config.store_url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
+    return opened_store(config.store_url)
 
 
 def current(config: Config) -> Rollout | None:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from reactune.canary.routing import bucket_after, fnv1a32, propensity, unit_key
+from reactune.canary.routing import (
+    bucket_after,
+    challenger_buckets,
+    day_of,
+    fnv1a32,
+    propensity,
+    unit_key,
+    user_on,
+)
 from reactune.config import PrivacyConfig
 from reactune.errors import CanaryError, DataError
 from reactune.privacy import Key, load_key, user_key
@@ -192,11 +200,11 @@ class Router:
         day = int(time.time() // 86_400)
         known = self._known
         if known.day != day or known.salt_hash != plan.salt_hash or len(known.places) >= KNOWN:
-            name = f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}"
+            name = day_of(datetime.fromtimestamp(day * 86_400, UTC))
             known = self._known = _Known(day, name, plan.salt_hash)
         place = known.places.get(user_id)
         if place is None:
-            unit = f"{user_key(self._key, user_id)}:{known.name}"
+            unit = user_on(user_key(self._key, user_id), known.name)
             place = known.places[user_id] = (unit, bucket_after(plan.salt_hash, unit))
         return place
 
@@ -230,8 +238,7 @@ def _plan(rollout: Rollout) -> _Plan:
     read_at = time.monotonic()
     share = 0.0 if rollout.challenger is None else rollout.share
     chances: dict[Arm, float] = {arm: propensity(arm, share) for arm in ("champion", "challenger")}
-    buckets = round(10_000 * chances["challenger"])
-    return _Plan(rollout, fnv1a32(rollout.salt), buckets, chances, read_at)
+    return _Plan(rollout, fnv1a32(rollout.salt), challenger_buckets(share), chances, read_at)
 
 
 def _key() -> Key:

@@ -16,6 +16,7 @@ from reactune.database import ROLLOUT_LOCK, lock
 from reactune.database import create_store as create_store
 from reactune.database import migrate as migrate
 from reactune.database import open_store as open_store
+from reactune.database import opened_store as opened_store
 from reactune.database import reading as reading
 from reactune.database import writing as writing
 from reactune.errors import CanaryError, DataError

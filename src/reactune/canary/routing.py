@@ -71,14 +71,12 @@ def route(unit_value: str, *, salt: str, share: float) -> Arm:
     Raising the share never moves a unit away from the challenger. The share is rounded to
     the 10,000 buckets; `propensity` tells the chance that follows.
     """
-    return (
-        "challenger" if bucket(unit_value, salt=salt) < _challenger_buckets(share) else "champion"
-    )
+    return "challenger" if bucket(unit_value, salt=salt) < challenger_buckets(share) else "champion"
 
 
 def propensity(arm: Arm, share: float) -> float:
     """Chance with which `route` gives this arm to a fresh unit; logged with every exposure."""
-    buckets = _challenger_buckets(share)
+    buckets = challenger_buckets(share)
     return (buckets if arm == "challenger" else BUCKETS - buckets) / BUCKETS
 
 
@@ -92,8 +90,19 @@ def unit_key(unit: Unit, *, tip_id: str, user_key: str, at: datetime) -> str:
         return tip_id
     if unit == "user":
         return user_key
-    return f"{user_key}:{at.astimezone(UTC):%Y-%m-%d}"
+    return user_on(user_key, day_of(at))
 
 
-def _challenger_buckets(share: float) -> int:
+def day_of(at: datetime) -> str:
+    """The UTC day, as units name it."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
+
+
+def user_on(user_key: str, day: str) -> str:
+    """The unit of a user on a day that `day_of` named."""
+    return f"{user_key}:{day}"
+
+
+def challenger_buckets(share: float) -> int:
+    """How many of the buckets, from 0 on, are the challenger's."""
     return round(share * BUCKETS)

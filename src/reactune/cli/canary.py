@@ -117,10 +117,9 @@ def rollback(session: Session, at_once: bool) -> None:
 def _stop(config: "Config") -> str:
     # Needs the database alone: it must work where neither MLflow nor a model server does.
     from reactune.canary import rollout
-    from reactune.store import current_rollout, open_store, reading
+    from reactune.store import current_rollout, opened_store, reading
 
-    engine = open_store(config.store_url)
-    try:
+    with opened_store(config.store_url) as engine:
         with reading(engine) as connection:
             live = current_rollout(connection)
         if live is None or live.challenger is None:
@@ -128,8 +127,6 @@ def _stop(config: "Config") -> str:
         after = rollout.roll_back(
             engine, live, actor="hand", reason="stopped", numbers={}, now=datetime.now(UTC)
         )
-    finally:
-        engine.dispose()
     return f"stopped: version {after.champion} answers everybody"
 
 

@@ -40,14 +40,11 @@ def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
     from typing import cast
 
     from reactune.keys import Scope, make_key
-    from reactune.store import open_store
+    from reactune.store import opened_store
 
-    engine = open_store(session.config().store_url)
-    try:
-        wanted = [cast(Scope, scope) for scope in scopes]
+    wanted = [cast(Scope, scope) for scope in scopes]
+    with opened_store(session.config().store_url) as engine:
         click.echo(make_key(engine, name, wanted, now=datetime.now(UTC)))
-    finally:
-        engine.dispose()
 
 
 @keys.command("list")
@@ -59,16 +56,13 @@ def list_keys(session: Session) -> None:
     $ reactune keys list
     """
     from reactune.keys import all_keys
-    from reactune.store import open_store
+    from reactune.store import opened_store
 
-    engine = open_store(session.config().store_url)
-    try:
+    with opened_store(session.config().store_url) as engine:
         for key in all_keys(engine):
             ended = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
             scopes = ",".join(sorted(key.scopes))
             click.echo(f"{key.key_id}  {scopes:<17} {key.created_at:%Y-%m-%d}  {ended}  {key.name}")
-    finally:
-        engine.dispose()
 
 
 @keys.command
@@ -81,13 +75,10 @@ def revoke(session: Session, key_id: str) -> None:
     $ reactune keys revoke 1f2e3d4c
     """
     from reactune.keys import revoke_key
-    from reactune.store import open_store
+    from reactune.store import opened_store
 
-    engine = open_store(session.config().store_url)
-    try:
+    with opened_store(session.config().store_url) as engine:
         revoke_key(engine, key_id, now=datetime.now(UTC))
-    finally:
-        engine.dispose()
     click.echo(f"revoked {key_id}")
 
 

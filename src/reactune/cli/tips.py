@@ -38,15 +38,17 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     from tqdm import tqdm
 
     from reactune.data.ingest import ingest as read_into
-    from reactune.database import open_store
+    from reactune.database import opened_store
     from reactune.privacy import load_key
 
     config = session.config()
     key = load_key(config.privacy, os.environ)
     rejects = rejects or config.folder / "rejects.jsonl"
-    engine = open_store(config.store_url)
     size = sum(file.stat().st_size for file in files)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar:
+    with (
+        opened_store(config.store_url) as engine,
+        tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar,
+    ):
         counts = read_into(
             engine,
             files,
@@ -55,7 +57,6 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             rejects=rejects,
             progress=bar.update,
         )
-    engine.dispose()
     rejected = _tell(counts, rejects)
     sys.exit(SOME_REJECTED if rejected else 0)
 

@@ -132,26 +132,18 @@ class LlamaCpp:
             ) from error
 
     async def _ask(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await self.awaited.post(
-            server.url + path,
-            json=body,
-            headers={"Authorization": f"Bearer {server.key}"},
-            timeout=self.settings.timeout_seconds,
-        )
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+        return _read(await self.awaited.post(**self._request(server, path, body)))
 
     def _post(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.client.post(
-            server.url + path,
-            json=body,
-            headers={"Authorization": f"Bearer {server.key}"},
-            timeout=self.settings.timeout_seconds,
-        )
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+        return _read(self.client.post(**self._request(server, path, body)))
+
+    def _request(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "url": server.url + path,
+            "json": body,
+            "headers": {"Authorization": f"Bearer {server.key}"},
+            "timeout": self.settings.timeout_seconds,
+        }
 
 
 def tokens_request(prompt: str) -> dict[str, Any]:
@@ -200,6 +192,12 @@ def completion_of(answer: dict[str, Any], *, seconds: float) -> Completion:
         seconds=seconds,
         logprob=sum(each["logprob"] for each in probabilities) if probabilities else None,
     )
+
+
+def _read(answer: httpx.Response) -> dict[str, Any]:
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
 
 
 def _http_client() -> httpx.Client:

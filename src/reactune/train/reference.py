@@ -32,12 +32,13 @@ def with_reference(
     is kept, so that a resumed training has the same rows.
     """
     file = folder / FILE
-    if not file.is_file():
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
         found = _score(folder, job, model, rows, answers)
-        if not is_first():
-            return _joined(rows, found)
-        write_atomically(file, json.dumps(found))
-    return _joined(rows, json.loads(file.read_text(encoding="utf-8")))
+        if is_first():
+            write_atomically(file, json.dumps(found))
+    return [{**row, **values} for row, values in zip(rows, found, strict=False)]
 
 
 def _score(
@@ -73,7 +74,3 @@ def _score(
 
 def _asked(row: dict[str, Any], answer: str) -> Row:
     return tuple(row["prompt_ids"]), tuple(row[answer])
-
-
-def _joined(rows: list[dict[str, Any]], found: list[dict[str, float]]) -> list[dict[str, Any]]:
-    return [{**row, **values} for row, values in zip(rows, found, strict=False)]

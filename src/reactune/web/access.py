@@ -132,10 +132,8 @@ class Access:
                 return 403, "the key's scopes do not allow this request", {}
             key_id = key.key_id
         scope["reactune_key"] = key_id
-        rate, now = (
-            self.ring.settings.requests_per_second / self.ring.settings.workers,
-            self.clock(),
-        )
+        rate = self.ring.settings.requests_per_second / self.ring.settings.workers
+        now = self.clock()
         bucket = self.buckets.setdefault(key_id, Bucket(rate * BURST_SECONDS, now))
         seconds = bucket.take(now, rate=rate)
         if seconds:
