@@ -32,7 +32,8 @@ from load import Answers, at_rate, chat_request, flood
 from reactune.config import ModelConfig, PromptConfig
 from reactune.keys import make_key
 from reactune.model import base_model
-from reactune.prompt import load_chat, write_prompt_folder
+from reactune.prompt import load_chat
+from reactune.prompt_folder import write_prompt_folder
 from reactune.store import create_store, tip_scores
 from record import record
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FILE = Path(__file__).parent.parent / "constraints.txt"
-EXTRAS = {"postgres", "llamacpp", "openfeature", "telemetry", "s3", "train", "ray", "dev"}
+EXTRAS = {"postgres", "llamacpp", "names", "openfeature", "telemetry", "s3", "train", "ray", "dev"}
 HEADER = "# Written by scripts/pin.py: versions that were tried together.\n"
 
 

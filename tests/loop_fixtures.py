@@ -36,6 +36,10 @@ SETTINGS = """
 base = {base}
 cache_dir = {cache}
 
+[privacy]
+# Tips of random letters are in no language.
+models = {{}}
+
 [prompt]
 system = "Be brief."
 instruction = "Tip?"

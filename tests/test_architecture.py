@@ -20,11 +20,11 @@ LAYERS = [
     {"serve_section"},
     {"config"},
     {"records"},
-    {"schema", "process", "outbox", "privacy", "template", "run_root"},
+    {"schema", "process", "outbox", "privacy", "detect", "template", "run_root"},
     {"database", "context", "leases", "model"},
     {"runs"},
     {"prompt"},
-    {"store", "scoring", "footprint"},
+    {"store", "scoring", "footprint", "prompt_folder"},
     {"exposures", "keys"},
     {"recorder", "guard"},
     ROOMS,
@@ -44,7 +44,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 HEAVY = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "ibis", "pyarrow",
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
-    "fsspec", "s3fs",
+    "fsspec", "s3fs", "spacy", "py3langid",
 }  # fmt: skip
 TRAIN_SIDE = {
     "train", "evaluation", "pipeline", "review", "review_steps", "live", "report", "pictures",

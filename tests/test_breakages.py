@@ -20,7 +20,8 @@ from reactune.canary.outcomes import read_outcomes
 from reactune.config import LabelConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import DataError, ReleaseError
 from reactune.model import base_model
-from reactune.prompt import load_chat, write_prompt_folder
+from reactune.prompt import load_chat
+from reactune.prompt_folder import write_prompt_folder
 from reactune.release.ollama import Ollama
 from reactune.serving import Asked, close_service, give_tip, react, request_tip, tip_shown
 from reactune.store import create_store, current_rollout

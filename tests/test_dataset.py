@@ -454,9 +454,12 @@ def test_progress_is_told_after_every_step(tmp_path):
     assert left == sorted(left, reverse=True)
 
 
+PUBLISHED = PrivacyConfig(models={})  # headlines name public people
+
+
 @pytest.fixture(scope="session")
 def chat():
-    return load_chat(base_model(ModelConfig()).folder, PromptConfig())
+    return load_chat(base_model(ModelConfig()).folder, PromptConfig(), privacy=PUBLISHED)
 
 
 def labelled(tip_id, user, context_json, tip, label, *, at=START, kind="focus"):
@@ -494,7 +497,7 @@ def test_planted_personal_data_is_in_no_written_file(tmp_path, chat):
         tip = rng.choice([f"Mail {mail} about {number}.", f"Call {phone}, round {number}.",
                           f"Walk {number} steps.", f"Write to someone{number}@x.org."])  # fmt: skip
         rows.append(labelled(f"t{number}", f"u{number}", json.dumps(logged), tip, number % 3 > 0))
-    result = clean([pa.RecordBatch.from_pylist(rows)], chat=chat, privacy=PrivacyConfig())
+    result = clean([pa.RecordBatch.from_pylist(rows)], chat=chat, privacy=PUBLISHED)
     assert 0 < result.counts.went_out < 300
     write_batches(result.batches, tmp_path / "labelled.parquet")
     built = build(read_batches(tmp_path / "labelled.parquet"), SMALL, folder=tmp_path / "dataset")
@@ -517,7 +520,7 @@ def test_real_reactions_are_enough_for_a_first_training(tmp_path, chat):
         )
         for each in scores
     ]  # fmt: skip
-    result = clean([pa.RecordBatch.from_pylist(rows)], chat=chat, privacy=PrivacyConfig())
+    result = clean([pa.RecordBatch.from_pylist(rows)], chat=chat, privacy=PUBLISHED)
     assert result.counts.went_out == 2_020
     built = build(result.batches, DatasetConfig(), folder=tmp_path)
     assert built.waiting is None

@@ -8,17 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reactune.config import ModelConfig, PrivacyConfig, PromptConfig
-from reactune.data.deidentify import (
+from reactune.data.deidentify import allow_batch, clean, clean_schema
+from reactune.data.labelled import read_batches, write_batches
+from reactune.data.rarity import common_values, withhold
+from reactune.data.safe_rows import (
+    FOREIGN,
     INCOMPLETE,
     PERSONAL_KIND,
     REPEATED,
     UNFILLABLE,
     UNREADABLE,
-    clean,
-    clean_schema,
 )
-from reactune.data.labelled import read_batches, write_batches
-from reactune.data.rarity import common_values, withhold
 from reactune.model import base_model
 from reactune.prompt import assemble, load_chat
 
@@ -28,13 +28,13 @@ PROMPT = PromptConfig(
     context_keys=("time_of_day", "open_tasks", "user_settings", "free_text"),
     max_context_tokens=48,
 )
-PRIVACY = PrivacyConfig()
+PRIVACY = PrivacyConfig(models={})  # by form alone: what is tested is what becomes of a row
 AT = datetime(2026, 3, 1, 10, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
 def chat():
-    return load_chat(base_model(ModelConfig()).folder, PROMPT)
+    return load_chat(base_model(ModelConfig()).folder, PROMPT, privacy=PRIVACY)
 
 
 def row(tip="Take a short walk.", *, context=None, tip_id="a", user="u1", kind="focus", **other):
@@ -182,7 +182,9 @@ def test_planted_addresses_and_numbers_never_survive(chat, data):
 
 
 def test_values_that_few_users_share_are_withheld(chat):
-    privacy = PrivacyConfig(min_users_per_value=3, rare_keys=("time_of_day", "user_settings.city"))
+    privacy = PrivacyConfig(
+        models={}, min_users_per_value=3, rare_keys=("time_of_day", "user_settings.city")
+    )
     rows = [
         row(tip_id=f"{user}-{turn}", user=f"u{user}", context={
             "time_of_day": "morning" if user < 3 else "dawn",
@@ -200,7 +202,7 @@ def test_values_that_few_users_share_are_withheld(chat):
 
 
 def test_a_row_that_says_a_withheld_value_again_is_refused(chat):
-    privacy = PrivacyConfig(min_users_per_value=2, rare_keys=("user_settings.city",))
+    privacy = PrivacyConfig(models={}, min_users_per_value=2, rare_keys=("user_settings.city",))
     context = {"user_settings": {"city": "Hiddensee"}}
     elsewhere = {**context, "free_text": "the ferry to hiddensee, again"}
     rows = [row("Enjoy Hiddensee's beach.", context=context), row(context=elsewhere)]
@@ -209,7 +211,7 @@ def test_a_row_that_says_a_withheld_value_again_is_refused(chat):
 
 
 def test_a_tip_is_refused_when_its_placeholder_was_withheld_with_its_value(chat):
-    privacy = PrivacyConfig(min_users_per_value=2, rare_keys=("open_tasks",))
+    privacy = PrivacyConfig(models={}, min_users_per_value=2, rare_keys=("open_tasks",))
     personal = row("Mail bo@x.org.", context={"open_tasks": ["mail bo@x.org today"]})
     assert refusals(chat, personal, privacy=privacy) == {UNFILLABLE: 1}
 
@@ -232,7 +234,9 @@ def test_a_tip_is_refused_when_its_placeholder_was_withheld_with_its_value(chat)
     st.integers(2, 4),
 )
 def test_what_is_left_of_rare_keys_is_shared_by_enough_users(contexts, enough):
-    privacy = PrivacyConfig(min_users_per_value=enough, rare_keys=("city", "tags", "set.m"))
+    privacy = PrivacyConfig(
+        models={}, min_users_per_value=enough, rare_keys=("city", "tags", "set.m")
+    )
     common = common_values(contexts, privacy)
     left = [(user, withhold(context, privacy, common)[0]) for user, context in contexts]
     sharing = {}
@@ -259,3 +263,56 @@ def test_safe_rows_survive_the_file_between_two_stages(chat, tmp_path):
     write_batches([], tmp_path / "none.parquet")
     assert sum(batch.num_rows for batch in read_batches(tmp_path / "none.parquet")) == 0
     assert clean_schema().names == list(read[0])
+
+
+NAMES = PrivacyConfig()  # with the model that finds names in English
+
+
+@pytest.fixture(scope="session")
+def chat_with_names():
+    return load_chat(base_model(ModelConfig()).folder, PROMPT, privacy=NAMES)
+
+
+def test_a_context_with_names_gives_the_prompt_that_was_served(chat_with_names):
+    context = {"open_tasks": ["call Zoltán Kovács", "lunch"], "user_settings": {"name": "Ines"}}
+    served = assemble(chat_with_names, "focus", context)
+    assert "Kovács" not in served.text
+    logged = row("Ask <PERSON_1> to join your lunch.", context=served.context_json)
+    (only,), _ = cleaned(chat_with_names, [logged], NAMES)
+    assert only["prompt"] == served.text
+    assert only["tip"] == "Ask <PERSON_1> to join your lunch."
+
+
+def test_a_person_in_the_tip_has_the_placeholder_of_the_context_or_refuses_the_row(chat_with_names):
+    context = {"open_tasks": ["call Zoltán Kovács"]}
+    rows = [
+        row("Call Zoltán Kovács before noon.", context=context),
+        row("Call Marta Nowak before noon.", context=context, tip_id="b"),
+    ]
+    kept, result = cleaned(chat_with_names, rows, NAMES)
+    assert [each["tip"] for each in kept] == ["Call <PERSON_1> before noon."]
+    assert dict(result.counts.refused) == {UNFILLABLE: 1}
+
+
+def test_rows_in_a_language_without_a_model_are_withheld_and_counted(chat_with_names):
+    german = row("Ruf heute Nachmittag deine Schwester an.", context={"free_text": "guten Tag"})
+    both = PrivacyConfig(models={"en": "names", "de": "names"})
+    assert refusals(chat_with_names, german, row(), privacy=NAMES) == {FOREIGN: 1}
+    assert refusals(chat_with_names, german, row(), privacy=both) == {}
+    assert refusals(chat_with_names, german, row(), privacy=PRIVACY) == {}
+
+
+def test_rows_that_lose_a_key_which_is_not_allowed_are_counted(chat):
+    rows = [
+        row(context={"free_text": "hi", "diagnosis": "flu"}),
+        row(context={"v": 1, "context": {"free_text": "hi", "diagnosis": "flu"}}),
+        row(context={"free_text": "hi"}),
+        row(context="no json"),
+    ]
+    kept, result = cleaned(chat, rows)
+    assert result.dropped == 2
+    assert {each["input"] for each in kept} == {"Free text: hi"}
+    (batch,) = batches_of(rows, size=4)
+    allowed, lost = allow_batch(batch, ("free_text",))
+    assert (lost, allowed.num_rows, allowed.schema) == (2, 4, batch.schema)
+    assert "diagnosis" not in json.dumps(allowed.to_pylist(), default=str)

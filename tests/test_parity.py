@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from reactune.config import ExportConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model import base_model
-from reactune.prompt import assemble, completion_ids, load_chat, write_prompt_folder
+from reactune.prompt import assemble, completion_ids, load_chat
+from reactune.prompt_folder import write_prompt_folder
 from reactune.records import Completion, ModelVersion, Prompt, Sampling
 from reactune.release.gguf import export_base, export_merged
 from reactune.release.llamacpp import LlamaCpp

@@ -13,11 +13,10 @@ from reactune.prompt import (
     completion_ids,
     few_shot,
     load_chat,
-    ollama_template,
     rebuild,
     render,
-    write_prompt_folder,
 )
+from reactune.prompt_folder import ollama_template, write_prompt_folder
 
 SETTINGS = PromptConfig(
     instruction="Write a tip.",

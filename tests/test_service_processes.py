@@ -19,7 +19,8 @@ import pytest
 import reactune
 from reactune.config import ModelConfig, PromptConfig
 from reactune.model import base_model
-from reactune.prompt import load_chat, write_prompt_folder
+from reactune.prompt import load_chat
+from reactune.prompt_folder import write_prompt_folder
 from reactune.store import create_store
 from server_fixtures import free_port
 from serving_fixtures import rows_of, set_challenger, set_champion, version

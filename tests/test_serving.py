@@ -20,12 +20,14 @@ from reactune import live_models
 from reactune.answering import CHAMPION_DRAWS
 from reactune.canary.routing import route
 from reactune.config import ModelConfig, PromptConfig, ServeConfig
+from reactune.detect.placeholders import PLACEHOLDER
 from reactune.errors import CanaryError, DataError, ReleaseError
 from reactune.exposures import forget_early, reconcile
 from reactune.live_models import watching
 from reactune.model import base_model
-from reactune.privacy import PLACEHOLDER, user_key
-from reactune.prompt import load_chat, rebuild, write_prompt_folder
+from reactune.privacy import user_key
+from reactune.prompt import load_chat, rebuild
+from reactune.prompt_folder import write_prompt_folder
 from reactune.release.llamacpp import stop
 from reactune.release.runtimes import connect
 from reactune.serving import (

@@ -13,10 +13,10 @@ from typing import Literal
 import sqlalchemy as sa
 from anyio import to_thread
 
+from reactune.detect.placeholders import refill
 from reactune.errors import CanaryError, DataError, ReleaseError
 from reactune.guard import GuardVerdict, judge_text
 from reactune.live_models import Lineup
-from reactune.privacy import refill
 from reactune.records import Arm, Completion, ModelVersion, Prompt, Sampling, canonical_json
 from reactune.service import Service
 from reactune.store import reading, tip_scores

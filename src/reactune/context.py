@@ -6,18 +6,21 @@ Pure functions; which parts are allowed, and how long they may be together, is `
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from tokenizers import Tokenizer
 
+from reactune.detect.placeholders import scrub_rows
+from reactune.detect.spans import Detector, Text, labelled
 from reactune.errors import DataError
-from reactune.privacy import scrub
 
 Scalar = str | int | float | bool
 Part = Scalar | Sequence[str] | Mapping[str, Scalar]
 CleanPart = Scalar | list[str] | dict[str, Scalar]
 
 MAX_ITEMS = 50
+LONG_NUMBER = 100_000_000  # nine digits: what may be a telephone number, a card, an account
 
 
 def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) -> CleanPart:
@@ -60,34 +63,82 @@ def clean_text(text: str, *, tokenizer: Tokenizer, max_chars: int) -> str:
     if len(text) > max_chars:
         # The last word may be half an address, which no detector would know.
         text = text[:max_chars].rpartition(" ")[0]
-    printable = "".join(
-        " " if unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") else char
-        for char in unicodedata.normalize("NFC", text)
-    )
-    return break_special_tokens(" ".join(printable.split()), tokenizer=tokenizer)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(
+            " " if unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") else char
+            for char in unicodedata.normalize("NFC", text)
+        )
+    return break_special_tokens(" ".join(text.split()), tokenizer=tokenizer)
 
 
 def break_special_tokens(text: str, *, tokenizer: Tokenizer) -> str:
     """The text with a space inside whatever the tokenizer would take for a special token."""
-    for token in tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in text:
-            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    for token in _special_tokens(tokenizer):
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
-def scrub_part(part: CleanPart, *, placeholders: dict[str, str], names: Iterable[str]) -> CleanPart:
-    """The part with personal data replaced by placeholders, see `privacy.scrub`."""
+@lru_cache(8)
+def _special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Their texts; asking the tokenizer takes as long as reading a text."""
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    return tuple(token.content for token in tokens if token.special)
 
-    def hide(value: Scalar) -> Scalar:
-        if not isinstance(value, str):
-            return value
-        return scrub(value, placeholders=placeholders, names=names)
 
+def scrub_parts(
+    parts: Mapping[str, CleanPart],
+    *,
+    placeholders: dict[str, str],
+    names: Iterable[str] = (),
+    detect: Detector,
+) -> dict[str, CleanPart]:
+    """The parts with personal data replaced by placeholders, see `placeholders.scrub_rows`.
+
+    A whole number as long as a telephone number is looked at like a text.
+    """
+    texts = [text for key, part in parts.items() for text in texts_of(key, part)]
+    (scrubbed,) = scrub_rows([texts], [placeholders], names=names, detect=detect)
+    rest = iter(scrubbed)
+    return {key: _with_texts(part, rest) for key, part in parts.items()}
+
+
+def entry_names(parts: Mapping[str, CleanPart]) -> list[list[str]]:
+    """The names of the entries of every object."""
+    return [list(part) for part in parts.values() if isinstance(part, dict)]
+
+
+def texts_of(key: str, part: CleanPart) -> Iterator[Text]:
+    """Every text in the part as detectors see it, in an order that `_with_texts` follows."""
     if isinstance(part, list):
-        return [str(hide(item)) for item in part]
+        yield from (Text("", item) for item in part)
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            yield Text("", name)
+            yield from texts_of(name, value)
+    elif isinstance(part, str) or _is_long(part):
+        yield labelled(key, str(part))
+
+
+def _with_texts(part: CleanPart, texts: Iterator[str]) -> CleanPart:
+    if isinstance(part, list):
+        return [next(texts) for _ in part]
     if isinstance(part, dict):
-        return {str(hide(name)): hide(value) for name, value in part.items()}
-    return hide(part)
+        return {next(texts): _scalar_with_text(value, texts) for value in part.values()}
+    return _scalar_with_text(part, texts)
+
+
+def _scalar_with_text(value: Scalar, texts: Iterator[str]) -> Scalar:
+    if isinstance(value, str):
+        return next(texts)
+    if not _is_long(value):
+        return value
+    text = next(texts)
+    return value if text == str(value) else text
+
+
+def _is_long(value: Scalar) -> bool:
+    return type(value) is int and abs(value) >= LONG_NUMBER
 
 
 def shorten(part: CleanPart, over: int, *, tokenizer: Tokenizer) -> CleanPart | None:

@@ -19,6 +19,7 @@ from platformdirs import user_cache_dir
 
 from reactune.config import Config, hide_passwords
 from reactune.database import opened_store, reading
+from reactune.detect.detectors import open_detector
 from reactune.errors import ReactuneError
 from reactune.footprint import Shape, available_memory, free_disk, memory_needed, shape_of
 from reactune.model import WHEELS, locate
@@ -60,6 +61,7 @@ def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Fin
         *_needed_extras(config),
         training,
         key,
+        _names(config),
         _database(config, key_id),
         _model_server(config),
     ]
@@ -131,6 +133,15 @@ def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, str | Non
     except ReactuneError as error:
         return Finding("key", "missing", str(error)), None
     return Finding("key", "ok", f"{config.privacy.key_env} is set, key id {key_id}"), key_id
+
+
+def _names(config: Config) -> Finding:
+    try:
+        open_detector(config.privacy)
+    except ReactuneError as error:
+        return Finding("names", "missing", str(error))
+    models = ", ".join(f"{language}: {model}" for language, model in config.privacy.models.items())
+    return Finding("names", "ok", models or "are not looked for: privacy.models is empty")
 
 
 def _database(config: Config, key_id: str | None) -> Finding:

@@ -10,7 +10,8 @@ from collections import Counter
 from typing import Literal
 
 from reactune.config import ServeConfig
-from reactune.privacy import refill, scrub
+from reactune.detect.detectors import by_form
+from reactune.detect.placeholders import refill, scrub
 from reactune.records import Prompt
 
 GuardVerdict = Literal[
@@ -24,9 +25,9 @@ LOOPS = 3
 def judge_text(text: str, prompt: Prompt, settings: ServeConfig) -> GuardVerdict:
     """The first thing that is wrong with a text, or `passed`.
 
-    `personal data` is what the detectors of `privacy.py` find as it stands: what the context held
-    the model knows as placeholders only. `repeated` is a loop in the text, or a tip that the
-    context names among `recent_tips`.
+    `personal data` is what shows by its form: what the context held the model knows as
+    placeholders only, and a name that it made up is nobody's. `repeated` is a loop in the text, or
+    a tip that the context names among `recent_tips`.
     """
     if UNSTORABLE.search(text):
         return "garbled"
@@ -48,7 +49,7 @@ def judge_text(text: str, prompt: Prompt, settings: ServeConfig) -> GuardVerdict
 
 def _holds_personal_data(text: str, prompt: Prompt) -> bool:
     found: dict[str, str] = {}
-    scrub(text, placeholders=found)
+    scrub(text, placeholders=found, detect=by_form)
     return any(value not in prompt.text for value in found.values())
 
 

@@ -89,7 +89,7 @@ def export_base_model(config: Config, base: BaseModel) -> ModelVersion:
     Raises:
         ReleaseError: it cannot be exported.
     """
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     root = run_root(config)
 
     def work(folder: Path) -> StageResult:

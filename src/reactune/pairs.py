@@ -83,7 +83,7 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
             "give pairs that it has not seen"
         )
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     rows = [pair_rows(chat, pair) for pair in fresh]
     flat = [row for pair in rows for row in pair]
     kinds = [pair.kind for pair in fresh for _ in range(2)]

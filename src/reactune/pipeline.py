@@ -77,7 +77,7 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     if rollout is not None and rollout.challenger is not None:
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
-    chat = load_chat(base_model(config.model).folder, config.prompt)
+    chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)
     key = load_key(config.privacy, os.environ)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
         labelled = label_counts(table, config.labels)
@@ -93,6 +93,7 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
             "labels": asdict(labelled),
             "de-identification": asdict(cleaned.counts),
             "withheld": cleaned.withheld,
+            "context keys left out": cleaned.dropped,
         },
     )
 
@@ -118,7 +119,7 @@ def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
 def train(config: Config, run: Path, folder: Path) -> StageResult:
     """Examples -> one adapter: every method the settings ask for, the best on validation kept."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     examples = read_examples(run / "dataset")
     rows = rows_by_method(
         chat,
@@ -152,7 +153,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
 def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     """Adapter -> how it does on held-out users, beside base, few-shot base and champion."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     examples = read_examples(run / "dataset")
     adapters = {"tuned": run / "train" / "adapter"}
     champion = live.champion(config)
@@ -177,7 +178,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
 def export(config: Config, run: Path, folder: Path) -> StageResult:
     """Adapter -> GGUF, and the proof that it answers as the trained model does."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     adapter = run / "train" / "adapter"
     release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
     test = read_examples(run / "dataset")["test"]

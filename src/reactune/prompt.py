@@ -4,6 +4,7 @@ It needs only `tokenizers` and `jinja2`; models, files of a release and rows are
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,22 +15,30 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from reactune.config import PromptConfig
+from reactune.config import PrivacyConfig, PromptConfig
 from reactune.context import (
     CleanPart,
     Part,
     break_special_tokens,
     clean_part,
+    entry_names,
     line,
-    scrub_part,
+    scrub_parts,
     shorten,
 )
+from reactune.detect.detectors import open_detector, remembering
+from reactune.detect.spans import Detector
 from reactune.errors import DataError, ReleaseError
 from reactune.records import Prompt, canonical_json
 
 VERSION = 1  # of the logged context: raise it when rendering changes
 # No token stands for more characters than this, so a text longer than budget x this is over.
 MAX_TOKEN_CHARS = 32
+MAX_TEXTS = 10_000  # of one context, each looked at once
+DETECTORS = "detectors.json"  # in a prompt folder: what the model was trained behind
+DEFAULT_PRIVACY = PrivacyConfig()
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,17 +46,22 @@ class Chat:
     """A model's tokenizer and chat template, with the prompt settings, held open."""
 
     settings: PromptConfig
+    privacy: PrivacyConfig
     tokenizer: Tokenizer = field(repr=False)
     template: str = field(repr=False)
     stop: str
     start: str
+    detect: Detector = field(repr=False)
 
 
-def load_chat(folder: Path, settings: PromptConfig) -> Chat:
-    """Open the tokenizer and chat template that lie in a model's folder.
+def load_chat(
+    folder: Path, settings: PromptConfig, *, privacy: PrivacyConfig = DEFAULT_PRIVACY
+) -> Chat:
+    """Open the tokenizer and chat template of a model's folder, and what finds personal data.
 
     Raises:
         ReleaseError: a file is missing, or the model has no chat template.
+        PrivacyError: a model that finds names is missing.
     """
     try:
         names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -63,10 +77,19 @@ def load_chat(folder: Path, settings: PromptConfig) -> Chat:
             f"{folder} holds no usable tokenizer and chat template ({error!r}); "
             "take an instruction-tuned base model"
         ) from error
+    _warn_of_other_detectors(folder, privacy)
     stop, start = (_token_text(names.get(name)) for name in ("eos_token", "bos_token"))
     if not stop:
         raise ReleaseError(f"{folder}: tokenizer_config.json names no eos_token")
-    return Chat(settings=settings, tokenizer=tokenizer, template=template, stop=stop, start=start)
+    return Chat(
+        settings=settings,
+        privacy=privacy,
+        tokenizer=tokenizer,
+        template=template,
+        stop=stop,
+        start=start,
+        detect=open_detector(privacy),
+    )
 
 
 def assemble(
@@ -85,6 +108,7 @@ def assemble(
     """
     placeholders: dict[str, str] = {}
     people = tuple(names)
+    detect = remembering(chat.detect, MAX_TEXTS)  # for this one context
     limit = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
     cleaned = {
         key: clean_part(context[key], key=key, tokenizer=chat.tokenizer, max_chars=limit)
@@ -93,15 +117,14 @@ def assemble(
     }
     parts = {key: part for key, part in cleaned.items() if part not in ("", [], {})}
     while True:
-        scrubbed = {
-            key: scrub_part(part, placeholders=placeholders, names=people)
-            for key, part in parts.items()
-        }
+        scrubbed = scrub_parts(parts, placeholders=placeholders, names=people, detect=detect)
         fitting = _fit(chat, scrubbed)
-        if fitting == parts:
-            break
-        # Cutting may uncover something to scrub, and scrubbing lengthens: go on until neither does.
+        # Cutting may uncover something to scrub, scrubbing lengthens, and an entry whose name was
+        # hidden has lost its label: go on until nothing of this happens.
+        is_settled = fitting == scrubbed and entry_names(parts) == entry_names(scrubbed)
         parts = fitting
+        if is_settled:
+            break
     context_json = canonical_json({"v": VERSION, "context": parts})
     return _prompt(chat, kind, parts, context_json, placeholders)
 
@@ -147,7 +170,7 @@ def input_of(context: Mapping[str, CleanPart], settings: PromptConfig) -> str:
 def render(chat: Chat, user_text: str) -> str:
     """The whole prompt text for one user message, up to where the model's answer starts."""
     system = [{"role": "system", "content": chat.settings.system}] if chat.settings.system else []
-    return _render(chat, [*system, {"role": "user", "content": user_text}])
+    return render_messages(chat, [*system, {"role": "user", "content": user_text}])
 
 
 def user_text_of(chat: Chat, kind: str, context: Mapping[str, CleanPart]) -> str:
@@ -173,46 +196,23 @@ def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) ->
         messages += [{"role": "user", "content": user_text}, {"role": "assistant", "content": tip}]
     context = json.loads(prompt.context_json)["context"]
     messages.append({"role": "user", "content": user_text_of(chat, prompt.kind, context)})
-    return _encode(chat, _render(chat, messages))
+    return _encode(chat, render_messages(chat, messages))
 
 
-def ollama_template(chat: Chat) -> tuple[str, str]:
-    """Ollama's Go template and system prompt that give the same text as `render`.
+def detectors_of(privacy: PrivacyConfig) -> str:
+    """What of the settings decides which texts a model sees as placeholders, as JSON."""
+    return privacy.model_dump_json(include={"kinds", "models"})
 
-    Derived by rendering the chat template around marks: no list of known models is needed.
-    """
-    system_mark, user_mark = "SYSTEM-MARK", "USER-MARK"
-    marked = _render(
-        chat,
-        [{"role": "system", "content": system_mark}, {"role": "user", "content": user_mark}],
-    )
-    before, _, rest = marked.partition(system_mark)
-    between, _, after = rest.partition(user_mark)
-    plain = render(chat, user_mark)
-    head, _, tail = plain.partition(user_mark)
-    if (
-        system_mark in marked
-        and head.startswith(before)
-        and head.endswith(between)
-        and tail == after
-    ):
-        system = head[len(before) : len(head) - len(between)]
-        return (
-            before + "{{ .System }}" + between + "{{ .Prompt }}" + after + "{{ .Response }}",
-            system,
+
+def _warn_of_other_detectors(folder: Path, privacy: PrivacyConfig) -> None:
+    """A model learned which texts are placeholders; other settings show it prompts it never saw."""
+    file = folder / DETECTORS
+    if file.is_file() and file.read_text(encoding="utf-8") != detectors_of(privacy):
+        log.warning(
+            "%s was trained under other privacy.kinds or privacy.models than those of today; "
+            "train again, or set them back",
+            folder.parent.name,
         )
-    return head + "{{ .Prompt }}" + tail + "{{ .Response }}", ""
-
-
-def write_prompt_folder(chat: Chat, model_folder: Path, out: Path) -> None:
-    """Copy what a service needs to make this model's prompts, and Ollama's form of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (out / name).write_bytes((model_folder / name).read_bytes())
-    template, system = ollama_template(chat)
-    for name, text in (("ollama_template", template), ("system", system), ("stop", chat.stop)):
-        (out / f"{name}.txt").write_text(text, encoding="utf-8")
-    (out / "prompt.json").write_text(chat.settings.model_dump_json(indent=2), encoding="utf-8")
 
 
 def _prompt(
@@ -232,7 +232,8 @@ def _prompt(
     )
 
 
-def _render(chat: Chat, messages: list[dict[str, str]]) -> str:
+def render_messages(chat: Chat, messages: list[dict[str, str]]) -> str:
+    """The text of several messages, up to where the model's answer starts."""
     try:
         return _compile(chat.template).render(
             messages=messages, add_generation_prompt=True, bos_token=chat.start, eos_token=chat.stop

@@ -3,12 +3,17 @@
 Reading the file and fitting sections together is left to `config.py`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["auto", "sft", "kto", "dpo"]
+Kind = Literal[
+    "PERSON", "EMAIL", "PHONE", "ADDRESS", "URL", "IP", "IBAN", "CARD", "ID", "BIRTHDATE", "HANDLE",
+    "COORDINATES", "PLACE", "ORGANIZATION", "TITLE", "GROUP", "AGE", "DATE",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Section(BaseModel):
@@ -55,6 +60,11 @@ class PrivacyConfig(Section):
     """A value of `rare_keys` that fewer users share is withheld from training data."""
     rare_keys: tuple[str, ...] = ()
     """Context keys whose values are withheld when rare."""
+    kinds: tuple[Kind, ...] = KINDS[:12]
+    """What is replaced by placeholders, at serving and for training alike; see docs/privacy.md."""
+    models: dict[str, str] = {"en": "names"}
+    """What finds names, by language: `names` (ours), or a spaCy package or folder (extra `names`).
+    Rows in other languages are withheld from training; empty: no names, no languages."""
 
 
 class LabelConfig(Section):

@@ -20,10 +20,11 @@ from reactune.answering import UnshowableTipError as UnshowableTipError
 from reactune.answering import answer_tip, fall_back
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.context import Part
+from reactune.detect.placeholders import refill
 from reactune.errors import DataError
 from reactune.exposures import Given, Reacted, Shown, Written
 from reactune.live_models import Lineup, read_live
-from reactune.privacy import refill, user_key
+from reactune.privacy import user_key
 from reactune.prompt import assemble, render
 from reactune.records import REACTIONS, Prompt, Reaction, Sampling
 from reactune.service import Service as Service

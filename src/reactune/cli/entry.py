@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from reactune import __version__
-from reactune.cli import backend, canary, keys, loop, service, setup, tips
+from reactune.cli import backend, canary, keys, loop, service, setup, texts, tips
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
@@ -22,6 +22,7 @@ EXTRA_OF = {
     **dict.fromkeys((*TRAIN, "safetensors", "torch", "transformers", "trl"), "train"),
     "xllamacpp": "llamacpp",
     "psycopg": "postgres",
+    "spacy": "names",
     **dict.fromkeys(("fsspec", "s3fs"), "s3"),
 }
 
@@ -55,7 +56,7 @@ def commands(
     session.file, session.overrides, session.verbose = file, overrides, verbose
 
 
-for module in (setup, tips, loop, canary, service, keys, backend):
+for module in (setup, tips, texts, loop, canary, service, keys, backend):
     for command in module.COMMANDS:
         commands.add_command(command)
 

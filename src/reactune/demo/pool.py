@@ -22,9 +22,9 @@ from tqdm import tqdm
 from reactune.config import Config, load
 from reactune.demo.settings import demo_config
 from reactune.demo.world import Situation, situations
+from reactune.detect.placeholders import refill
 from reactune.errors import DataError
 from reactune.model import base_model
-from reactune.privacy import refill
 from reactune.prompt import Chat, assemble, load_chat
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
 from reactune.release.bundle import export_release
@@ -206,7 +206,7 @@ def make_pool(config: Config, *, count: int, folder: Path) -> Pool:
         ReactuneError: the base model cannot be found, exported or served.
     """
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     model = export_release(base, chat, None, folder, run_id="pool", settings=config.export)
     drafts = folder / "drafts.jsonl"
     drafts.touch()

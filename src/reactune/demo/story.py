@@ -263,7 +263,7 @@ def serving_people(config: Config, people: Audience, *, seed: int, say: Say) -> 
     with live.database(config) as engine:
         service = serving.open_service(
             engine,
-            chat=load_chat(base_model(config.model).folder, config.prompt),
+            chat=load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy),
             runtime=runtime,
             key=load_key(config.privacy, os.environ),
             settings=config.serve,

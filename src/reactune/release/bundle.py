@@ -9,7 +9,8 @@ from pathlib import Path
 
 from reactune.config import ExportConfig
 from reactune.model import BaseModel
-from reactune.prompt import Chat, write_prompt_folder
+from reactune.prompt import Chat
+from reactune.prompt_folder import write_prompt_folder
 from reactune.records import ModelVersion, write_atomically
 from reactune.release.gguf import export_base, export_merged
 

@@ -87,7 +87,7 @@ def serve(
     root = run_root(config)
     rollout, models = read_live(engine, root=root)
     fetch_release(root, models[rollout.champion])
-    chat = load_chat(models[rollout.champion].prompt_folder, config.prompt)
+    chat = load_chat(models[rollout.champion].prompt_folder, config.prompt, privacy=config.privacy)
     runtime = connect(config.serve)
     service = open_service(
         engine,
