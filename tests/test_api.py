@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -13,13 +14,17 @@ from fastapi.testclient import TestClient
 
 import reactune
 from reactune.config import ModelConfig
+from reactune.database import reading
+from reactune.journal import open_erasures
 from reactune.model import base_model
+from reactune.privacy import user_key
 from reactune.serving import close_service
 from reactune.store import create_store
 from reactune.web.api import create_app
 from reactune.web.limits import MAX_BODY_BYTES, TIPS_AT_ONCE
 from server_fixtures import free_port
 from serving_fixtures import (
+    KEY,
     NOON,
     Hanging,
     ModelServer,
@@ -371,3 +376,52 @@ def test_without_a_key_nothing_is_served(tmp_path, monkeypatch):
     monkeypatch.delenv("REACTUNE_KEY", raising=False)
     with pytest.raises(PrivacyError, match="REACTUNE_KEY"):
         serve(Config(folder=tmp_path), lambda settings: ModelServer({}))
+
+
+@pytest.mark.parametrize("user", ["u1", "anna@example.com", "a/b?c", "\u00fc \u20ac"])
+def test_a_user_who_is_erased_is_forgotten_in_the_database_at_once(engine, client, user):
+    set_champion(engine)
+    for who in (user, "another"):
+        assert client.post("/v1/tips", json=tip_body(user=who)).status_code == 200
+    answer = client.delete(f"/v1/users/{quote(user, safe='')}")
+    assert answer.status_code == 202
+    with reading(engine) as connection:
+        (erasure,) = open_erasures(connection)
+    assert answer.json() == {"erasure": erasure.erasure_id}
+    assert (erasure.actor, list(erasure.marks)) == ("service", [user_key(KEY, user)])
+    [row] = rows_of(engine)
+    assert row["user_key"] == user_key(KEY, "another")
+
+
+def test_a_reaction_to_a_tip_that_was_erased_is_that_of_an_unknown_tip(engine, client):
+    set_champion(engine)
+    tip_id = client.post("/v1/tips", json=tip_body()).json()["tip_id"]
+    assert client.delete("/v1/users/u1").status_code == 202
+    reaction = {"tip_id": tip_id, "reaction": "done", "dwell_ms": 20_000}
+    assert client.post("/v1/reactions", json=reaction).status_code == 404
+
+
+def test_a_tip_that_was_written_while_its_user_was_erased_is_not_given(engine, client):
+    set_champion(engine)
+    assert client.delete("/v1/users/u1").status_code == 202
+    answer = client.post("/v1/tips", json=tip_body())
+    assert answer.status_code == 422
+    assert "erased while their tip was written" in answer.json()["error"]
+    assert rows_of(engine) == []
+
+
+def test_a_user_decides_whether_later_models_learn_from_them(engine, client):
+    set_champion(engine)
+    for allowed in (False, True):
+        answer = client.put("/v1/users/u1/training", json={"allowed": allowed})
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert client.post("/v1/tips", json=tip_body()).status_code == 200
+    rows = sorted(rows_of(engine), key=lambda row: row["training_allowed"])
+    assert [row["training_allowed"] for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("body", [{}, {"allowed": "no"}, {"allowed": 0}, {"allowed": True, "x": 1}])
+def test_a_decision_that_is_none_is_refused(engine, client, body):
+    answer = client.put("/v1/users/my-secret-words/training", json=body)
+    assert answer.status_code == 422
+    assert SECRET not in answer.text

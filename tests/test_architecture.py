@@ -20,16 +20,17 @@ LAYERS = [
     {"serve_section"},
     {"config"},
     {"records"},
-    {"schema", "process", "outbox", "privacy", "detect", "template", "run_root"},
-    {"database", "context", "leases", "model"},
-    {"runs"},
-    {"prompt"},
+    {"schema", "process", "outbox", "privacy", "detect", "tracebacks", "template", "run_root"},
+    {"database", "context", "leases", "model", "keyring", "prints", "compaction"},
+    {"runs", "people", "search"},
+    {"prompt", "run_files"},
     {"store", "scoring", "footprint", "prompt_folder"},
-    {"exposures", "keys"},
-    {"recorder", "guard"},
+    {"exposures", "keys", "removal"},
+    {"recorder", "guard", "journal"},
     ROOMS,
     {"evaluation", "live", "live_models", "pictures", "progress", "router"},
-    {"paperwork", "pairs", "status", "deployment", "openfeature_provider"},
+    {"paperwork", "pairs", "status", "deployment", "clearing", "traces", "openfeature_provider"},
+    {"erasing"},
     {"service"},
     {"answering"},
     {"pipeline", "review", "serving", "report", "doctor"},
@@ -48,7 +49,7 @@ HEAVY = {
 }  # fmt: skip
 TRAIN_SIDE = {
     "train", "evaluation", "pipeline", "review", "review_steps", "live", "report", "pictures",
-    "demo", "paperwork", "pairs", "status", "deployment",
+    "demo", "paperwork", "pairs", "status", "deployment", "erasing", "clearing", "traces",
 }  # fmt: skip
 
 

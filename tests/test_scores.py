@@ -278,7 +278,7 @@ def test_texts_of_times_are_read_and_nonsense_is_named(tmp_path):
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE tip_scores SET created_at = 'yesterday'")
     connection.close()
-    with scores_at("unused", source) as table, pytest.raises(DataError, match="'yesterday'"):
+    with scores_at("unused", source) as table, pytest.raises(DataError, match="no ISO 8601 time"):
         read(table, source)
 
 

@@ -133,8 +133,14 @@ def without_passwords(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The settings of sections that can change a result: not where one worker keeps its copies."""
-    places = {"model": {"cache_dir"}}
+    """The settings of sections that can change a result.
+
+    Not where one worker keeps its copies, nor what only says when something is to be removed.
+    """
+    places = {
+        "model": {"cache_dir"},
+        "privacy": {"old_key_envs", "retrain_within_days", "retention_days"},
+    }
     return config.model_dump(mode="json", include=set(sections), exclude=places)
 
 

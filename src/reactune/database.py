@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from reactune.errors import DataError
 from reactune.schema import SCHEMA, SCHEMA_TABLE
@@ -31,7 +32,7 @@ DRIVERS = {
     "postgresql+psycopg": "postgresql+psycopg",
 }
 # Any numbers that other users of the same PostgreSQL database are unlikely to take.
-MIGRATION_LOCK, ROLLOUT_LOCK = 7_236_812_001, 7_236_812_002
+MIGRATION_LOCK, ROLLOUT_LOCK, PEOPLE_LOCK = 7_236_812_001, 7_236_812_002, 7_236_812_003
 
 
 def create_store(url: str) -> sa.Engine:
@@ -131,6 +132,19 @@ def lock(connection: sa.Connection, number: int) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
+def share_lock(connection: sa.Connection, number: int) -> None:
+    """As `lock`, but only those who `lock` are kept out, not those who share."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(number)))
+
+
+def inserting(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An insert that may say what becomes of rows that are there already."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
 def _location(url: str) -> sa.URL:
     try:
         location = sa.make_url(url)
@@ -201,6 +215,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
+    # What is deleted is overwritten, in pages that stay in use and in those that become free.
+    connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

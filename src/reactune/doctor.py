@@ -22,8 +22,9 @@ from reactune.database import opened_store, reading
 from reactune.detect.detectors import open_detector
 from reactune.errors import ReactuneError
 from reactune.footprint import Shape, available_memory, free_disk, memory_needed, shape_of
+from reactune.keyring import given_key_ids, load_keyring
 from reactune.model import WHEELS, locate
-from reactune.privacy import load_key
+from reactune.people import key_ids
 from reactune.schema import tip_scores
 from reactune.train.backends import usable_methods
 
@@ -54,7 +55,7 @@ def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Fin
     A machine without the `train` extra is examined as one that only serves.
     """
     training = _extra("train", is_needed=False)
-    key, key_id = _key(config, environ)
+    key, key_ids = _key(config, environ)
     findings = [
         _python(),
         _extra("", is_needed=True),
@@ -62,7 +63,7 @@ def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Fin
         training,
         key,
         _names(config),
-        _database(config, key_id),
+        _database(config, key_ids),
         _model_server(config),
     ]
     if training.state != "ok":
@@ -126,13 +127,16 @@ def _installed(package: str) -> Version | None:
         return None
 
 
-def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, str | None]:
-    """What is known of the key, and its id if it is there."""
+def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, frozenset[str]]:
+    """What is known of the keys, and the ids of those that are there."""
+    given = given_key_ids(config.privacy, environ)
     try:
-        key_id = load_key(config.privacy, environ).key_id
+        keyring = load_keyring(config.privacy, environ)
     except ReactuneError as error:
-        return Finding("key", "missing", str(error)), None
-    return Finding("key", "ok", f"{config.privacy.key_env} is set, key id {key_id}"), key_id
+        return Finding("key", "missing", str(error)), given
+    text = f"{config.privacy.key_env} is set, key id {keyring.current.key_id}"
+    older = "".join(f", older one {key.key_id}" for key in keyring.keys[1:])
+    return Finding("key", "ok", text + older), given
 
 
 def _names(config: Config) -> Finding:
@@ -144,25 +148,27 @@ def _names(config: Config) -> Finding:
     return Finding("names", "ok", models or "are not looked for: privacy.models is empty")
 
 
-def _database(config: Config, key_id: str | None) -> Finding:
+def _database(config: Config, given: frozenset[str]) -> Finding:
     try:
         tips, known = _tips_and_keys(config)
     except ReactuneError as error:
         return Finding("database", "missing", str(error))
     place = f"{hide_passwords(config.store_url)}, tips: {tips:,}"
-    if key_id is None or known <= {key_id}:
+    if not given or known <= given:
         return Finding("database", "ok", place)
-    others = ", ".join(sorted(known - {key_id}))
-    text = f"{place}, some hashed with another key ({others}): the same people count as others"
+    others = ", ".join(sorted(known - given))
+    text = (
+        f"{place}, some hashed with a key that is not given ({others}): the same people count as "
+        "others, and nobody can be erased from them; name its variable in [privacy] old_key_envs"
+    )
     return Finding("database", "warning", text)
 
 
 def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
-    """How many tips are stored, and the ids of the keys that their users were hashed with."""
+    """How many tips are stored, and the ids of the keys that people were hashed with."""
     with opened_store(config.store_url) as engine, reading(engine) as connection:
         tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores))
-        keys = connection.execute(sa.select(tip_scores.c.key_id).distinct())
-        return tips.scalar_one(), set(keys.scalars())
+        return tips.scalar_one(), set(key_ids(connection))
 
 
 def _model_server(config: Config) -> Finding:

@@ -5,26 +5,29 @@ many together, is left to `recorder.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from reactune.people import Aliases, admit, find_erased
+from reactune.privacy import Key
 from reactune.records import Reaction
 from reactune.schema import UtcTime
 from reactune.store import early_reactions, tip_scores
 
-Written = Literal["recorded", "kept"]
+Written = Literal["recorded", "kept", "erased"]
 KEEP_EARLY = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Given:
-    """A tip, as a row of `tip_scores`."""
+    """A tip, as a row of `tip_scores`, and what its user is called."""
 
     row: Mapping[str, Any]
+    names: Aliases = field(default=(), repr=False)
 
     @property
     def tip_id(self) -> str:
@@ -53,26 +56,35 @@ class Reacted:
 Fact = Given | Shown | Reacted
 
 
-def write_facts(connection: sa.Connection, facts: Sequence[Fact]) -> list[Written]:
+def write_facts(
+    connection: sa.Connection, facts: Sequence[Fact], *, keys: Sequence[Key] = ()
+) -> list[Written]:
     """Write facts in their order; per fact, whether its tip was there or it is kept for it.
+
+    Nothing is written of a tip that was erased, nor of one whose user was while it was written.
 
     Raises:
         sqlalchemy.exc.IntegrityError: a tip of that id was given before.
     """
-    given = [fact for fact in facts if isinstance(fact, Given)]
+    given = admit(connection, [(f.names, dict(f.row)) for f in facts if isinstance(f, Given)])
     if given:
-        connection.execute(tip_scores.insert(), [dict(fact.row) for fact in given])
+        _insert(connection, given)
     later = [fact for fact in facts if not isinstance(fact, Given)]
     known = _known(connection, {fact.tip_id for fact in later})
-    early = [fact for fact in later if fact.tip_id not in known]
+    erased = find_erased(connection, keys, {fact.tip_id for fact in later} - known)
+    early = [fact for fact in later if fact.tip_id not in known | erased]
     _write(connection, tip_scores, [fact for fact in later if fact.tip_id in known])
     if early:
         _make_room(connection, early)
         _write(connection, early_reactions, early)
     if given:
-        reconcile(connection, [fact.tip_id for fact in given])
-    kept = {id(fact) for fact in early}
-    return ["kept" if id(fact) in kept else "recorded" for fact in facts]
+        reconcile(connection, [row["tip_id"] for row in given])
+    stored = {row["tip_id"] for row in given} | known
+    kept = {fact.tip_id for fact in early}
+    return [
+        "recorded" if tip_id in stored else "kept" if tip_id in kept else "erased"
+        for tip_id in (fact.tip_id for fact in facts)
+    ]
 
 
 def reconcile(connection: sa.Connection, tip_ids: Sequence[str] | None = None) -> int:
@@ -97,6 +109,13 @@ def forget_early(connection: sa.Connection, *, now: datetime) -> int:
     """Delete reactions whose tip did not come in 30 days; how many."""
     is_old = early_reactions.c.arrived_at < now - KEEP_EARLY
     return connection.execute(sa.delete(early_reactions).where(is_old)).rowcount
+
+
+def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Those of people who refuse training have a column more."""
+    for flagged in (False, True):
+        if some := [row for row in rows if ("training_allowed" in row) is flagged]:
+            connection.execute(tip_scores.insert(), some)
 
 
 def _known(connection: sa.Connection, tip_ids: set[str]) -> set[str]:

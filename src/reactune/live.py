@@ -12,10 +12,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from reactune import __version__, store
+from reactune import __version__, journal, people, store
 from reactune.canary import rollout as rollouts
 from reactune.config import Config, deciding
 from reactune.database import opened_store, reading
+from reactune.errors import CanaryError
+from reactune.keyring import Keyring
 from reactune.model import BaseModel, base_model
 from reactune.prompt import load_chat
 from reactune.records import ModelVersion, Rollout
@@ -61,6 +63,26 @@ def champion(config: Config) -> ModelVersion | None:
     """The version that answers by default, or None before the first."""
     rollout = current(config)
     return version(config, rollout.champion) if rollout else None
+
+
+def to_replace(config: Config) -> dict[int, datetime]:
+    """Versions that learned from somebody who was erased since, and by when each must go."""
+    with database(config) as engine, reading(engine) as connection:
+        return journal.versions_to_replace(connection)
+
+
+def refusals(config: Config, keyring: Keyring) -> people.Refusals:
+    """Everybody who may not be learned from."""
+    with database(config) as engine, reading(engine) as connection:
+        return people.refusals(connection, keyring)
+
+
+def must_retrain(config: Config) -> bool:
+    """Whether what is live, or on trial, is to be replaced whether or not people liked it."""
+    rollout = current(config)
+    return rollout is not None and not to_replace(config).keys().isdisjoint(
+        {rollout.champion, rollout.challenger}
+    )
 
 
 def ensure_champion(config: Config) -> ModelVersion:
@@ -133,9 +155,15 @@ def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
     """Publish a version on the model server and let it answer the first share of tips.
 
     Raises:
-        CanaryError: another challenger is on trial, or the version is not registered.
+        CanaryError: another challenger is on trial, or the version is not registered or learned
+            from somebody who was erased.
         ReleaseError: the model server does not take it.
     """
+    if number in to_replace(config):
+        raise CanaryError(
+            f"version {number} learned from somebody who was erased since; `reactune run` trains "
+            "one that did not"
+        )
     model = version(config, number)
     fetch_release(run_root(config), model)
     with closing(runtimes.connect(config.serve)) as runtime:

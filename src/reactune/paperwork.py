@@ -6,16 +6,17 @@ Reads what the stages wrote; decides nothing.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
-from reactune import pictures
-from reactune.config import Config
+from reactune import live, pictures
+from reactune.config import Config, without_passwords
 from reactune.data.exports import EXAMPLES, read_tip_ids
 from reactune.records import Counts, read_manifest, write_atomically
 from reactune.release.gate import Estimate, GateReport
 from reactune.release.registry import Record
-from reactune.run_root import fetch, run_root
-from reactune.runs import all_runs, manifests
+from reactune.run_root import fetch, push, run_root
+from reactune.runs import all_runs, manifests, new_run, run_id_at
 from reactune.train.trainer import Trained
 
 Curve = Sequence[tuple[int, float]]
@@ -85,8 +86,22 @@ def tell(config: Config, run: Path) -> Record:
     )
 
 
+def start_run(config: Config, run_id: str | None = None) -> Path:
+    """Make the folder of a new run, named after the present moment unless a name is given."""
+    run_id = run_id or run_id_at(datetime.now(UTC))
+    run = new_run(config.run_root, without_passwords(config), run_id=run_id)
+    push(run_root(config), run, ["config.json"])
+    return run
+
+
 def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
-    """The tips of the dataset that was trained last, before this run; None before the first."""
+    """The tips of the dataset that was trained last, before this run.
+
+    None before the first, and where a model that is live must be replaced: then a training is as
+    urgent as the first, and does not wait for new tips.
+    """
+    if live.must_retrain(config):
+        return None
     for other in reversed(all_runs(config.run_root)):
         if other.name < run.name and "train" in manifests(other):
             fetch(run_root(config), other.name, "dataset", under=EXAMPLES)

@@ -7,6 +7,7 @@ reactions then make of the new model is told in `review.py`.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,35 +15,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reactune import live
-from reactune.config import Config, deciding, without_passwords
-from reactune.data import dataset
+from reactune.config import Config, deciding
+from reactune.data import consent, dataset
 from reactune.data.deidentify import clean
 from reactune.data.engines import open_scores
 from reactune.data.exports import pairs, read_examples
 from reactune.data.labelled import read_batches, write_batches
 from reactune.data.scores import label_counts, read_scores
+from reactune.erasing import finish_all
 from reactune.evaluation import best_method, gate_report, sample, validation_reports
+from reactune.keyring import load_keyring
 from reactune.model import base_model
 from reactune.paperwork import (
     earlier_counts,
     gate_picture,
     last_trained_tips,
+    start_run,
     tell,
     write_training,
 )
-from reactune.privacy import load_key
 from reactune.progress import progress_bars
 from reactune.prompt import completion_ids, load_chat, rebuild
 from reactune.records import STAGES, Counts, Manifest, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.bundle import export_release, read_release, write_release
-from reactune.run_root import fetch_adapter, pull, push, run_root
+from reactune.run_root import fetch_adapter, pull, run_root
 from reactune.runs import (
     StageResult,
     ending,
     find_run,
-    new_run,
-    run_id_at,
     run_stage,
     unfinished_run,
 )
@@ -59,6 +60,7 @@ def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
     Ends early, and without error, where there is too little to learn from ("waiting") or where
     the tuned model is not good enough ("refused"). The last stage's manifest is returned.
     """
+    finish_all(config, say=say)
     pull(run_root(config))
     if run_id is None:
         run_id = (unfinished_run(config.run_root) or start_run(config)).name
@@ -78,11 +80,16 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
     chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)
-    key = load_key(config.privacy, os.environ)
+    keyring = load_keyring(config.privacy, os.environ)
+    left_out: Counter[str] = Counter()
+    admits = consent.admission(live.refusals(config, keyring), config.source, left_out)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
         labelled = label_counts(table, config.labels)
-        batches = read_scores(table, config.labels, source=config.source, key=key)
+        batches = read_scores(
+            table, config.labels, source=config.source, key=keyring.current, admits=admits
+        )
         cleaned = clean(batches, chat=chat, privacy=config.privacy)
+    labelled = consent.without(labelled, left_out)
     write_batches(cleaned.batches, folder / "labelled.parquet")
     refused = {**labelled.refused, **cleaned.counts.refused}
     counts = Counts(labelled.came_in, cleaned.counts.went_out, refused)
@@ -257,14 +264,6 @@ STEPS = {
 }
 
 
-def start_run(config: Config, run_id: str | None = None) -> Path:
-    """Make the folder of a new run, named after the present moment unless a name is given."""
-    run_id = run_id or run_id_at(datetime.now(UTC))
-    run = new_run(config.run_root, without_passwords(config), run_id=run_id)
-    push(run_root(config), run, ["config.json"])
-    return run
-
-
 def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
     """Do one stage, unless it is done; say in one line what came in, went out and was refused.
 
@@ -272,6 +271,8 @@ def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manif
     one that ended the run is not done, and that one's manifest is returned.
     """
     root = run_root(config)
+    if stage == STAGES[0]:
+        finish_all(config, say=say)
     pull(root)
     if stage == STAGES[0] and not (config.run_root / run_id / "config.json").exists():
         start_run(config, run_id)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 from reactune.exposures import Fact, Written, write_facts
+from reactune.privacy import Key
 from reactune.store import writing
 
 BATCH = 500
@@ -33,8 +34,8 @@ class Recorder:
     Nothing waits for a timer: while one transaction is on its way to disk the next one gathers.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: sa.Engine, keys: Sequence[Key] = ()) -> None:
+        self._engine, self._keys = engine, keys
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()
         self._is_writing = False
@@ -93,7 +94,8 @@ class Recorder:
     def _commit(self, batch: Sequence[_Waiting]) -> None:
         try:
             with writing(self._engine) as connection:
-                written = write_facts(connection, [fact for fact, _ in batch])
+                facts = [fact for fact, _ in batch]
+                written = write_facts(connection, facts, keys=self._keys)
         except sa.exc.IntegrityError as error:
             # One of them cannot be written: the others must not suffer for it.
             if len(batch) == 1:

@@ -6,7 +6,7 @@ No room's logic stands here, and nothing heavy is imported.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -129,7 +129,8 @@ class Counts:
 class Manifest:
     """What one stage of a run read and wrote; written last, so its presence means done.
 
-    `kept_at` is where the outputs are where this is a copy, made for another worker.
+    `kept_at` is where the outputs are where this is a copy, made for another worker. `erased` says
+    what was taken out of inputs and outputs since, and their digests of before.
     """
 
     stage: str
@@ -143,6 +144,7 @@ class Manifest:
     seconds: float
     finished_at: str
     kept_at: str = ""
+    erased: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 def sha256_of(path: Path) -> str:
@@ -177,15 +179,22 @@ def read_manifest(folder: Path) -> Manifest | None:
 
     Outputs that are kept elsewhere are looked at when they are fetched.
     """
-    file = folder / "manifest.json"
-    if not file.is_file():
-        return None
-    try:
-        manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    manifest = stated_manifest(folder)
+    if manifest is None:
         return None
     intact = bool(manifest.kept_at) or all(
         (folder / name).is_file() and sha256_of(folder / name) == digest
         for name, digest in manifest.outputs.items()
     )
     return manifest if intact else None
+
+
+def stated_manifest(folder: Path) -> Manifest | None:
+    """The stage's manifest if it is whole, whatever became of the outputs; else None."""
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return None

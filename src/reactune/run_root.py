@@ -7,6 +7,7 @@ The only importer of fsspec. What a run folder holds is left to `runs.py`, who m
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,9 @@ from reactune.config import Config, hide_passwords
 from reactune.errors import ConfigError, DataError
 from reactune.records import ModelVersion, read_manifest, sha256_of, write_atomically
 
-RECORDS = re.compile(r"[\w-]+/(config|[\w-]+/manifest)\.json")
+RECORDS = re.compile(r"[\w-]+/(config|erased|[\w-]+/manifest)\.json")
+ERASED = "erased.json"
+"""In a run's folder at a URL: what was erased of it, after which copies of before must go."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,7 @@ def pull(root: RunRoot, run_id: str = "") -> None:
         names = {path.removeprefix(f"{top}/"): path for path in files.find(below)}
         wanted = {name: path for name, path in names.items() if RECORDS.fullmatch(name)}
         texts = _texts(files, wanted)
-    here = root.folder / run_id
-    for file in [*here.rglob("config.json"), *here.rglob("manifest.json")]:
-        name = file.relative_to(root.folder).as_posix()
-        if RECORDS.fullmatch(name) and name not in texts:
-            file.unlink(missing_ok=True)
+    _drop_outdated(root, run_id, texts)
     for name, text in texts.items():
         file = root.folder / name
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
@@ -207,6 +206,23 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What a file system raises: OSError; S3's client has exceptions of its own beside it."""
     botocore = sys.modules.get("botocore.exceptions")
     return (OSError, botocore.BotoCoreError) if botocore else (OSError,)
+
+
+def _drop_outdated(root: RunRoot, run_id: str, texts: dict[str, str]) -> None:
+    """Remove records that are gone at the URL, runs that are, and files of what was erased."""
+    here = root.folder / run_id
+    for file in [*here.rglob("config.json"), *here.rglob("manifest.json")]:
+        name = file.relative_to(root.folder).as_posix()
+        if RECORDS.fullmatch(name) and name not in texts:
+            file.unlink(missing_ok=True)
+            if file.name == "config.json":
+                shutil.rmtree(file.parent, ignore_errors=True)
+    for name, text in texts.items():
+        known = root.folder / name
+        if known.name == ERASED and not (known.is_file() and known.read_text("utf-8") == text):
+            for copy in known.parent.rglob("*"):
+                if copy.is_file() and not copy.name.startswith(".lock"):
+                    copy.unlink()
 
 
 def _texts(files: Any, wanted: dict[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0002_service"
+SCHEMA = "0003_erasure"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -142,4 +142,53 @@ api_keys = sa.Table(
     sa.Column("secret_sha256", sa.Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("revoked_at", UtcTime),
+)
+
+# `mark` names a person in these tables. It is a keyed hash of a user_key, so that no user_key of
+# somebody who was erased stands anywhere, and yet the person is known when they come again.
+consents = sa.Table(
+    "consents",
+    metadata,
+    sa.Column("mark", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("training_allowed", sa.Boolean, nullable=False),
+    sa.Column("decided_at", UtcTime, nullable=False),
+)
+
+tombstones = sa.Table(
+    "tombstones",
+    metadata,
+    sa.Column("mark", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("erased_at", UtcTime, nullable=False),
+)
+
+erased_prints = sa.Table(
+    "erased_prints",
+    metadata,
+    sa.Column("mark", sa.Text, primary_key=True),
+    sa.Column("print", sa.Text, primary_key=True, index=True),
+)
+
+retrainings = sa.Table(
+    "retrainings",
+    metadata,
+    sa.Column("version", sa.Integer, sa.ForeignKey("model_versions.version"), primary_key=True),
+    sa.Column("retrain_by", UtcTime, nullable=False),
+)
+
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("erasure_id", sa.Text, primary_key=True),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("asked_at", UtcTime, nullable=False),
+    sa.Column("older_than", UtcTime),
+    sa.Column("targets_json", sa.Text, nullable=False),
+    sa.Column("runs_json", sa.Text, nullable=False),
+    sa.Column("steps_json", sa.Text, nullable=False),
+    sa.Column("numbers_json", sa.Text, nullable=False),
+    sa.Column("finished_at", UtcTime),
 )

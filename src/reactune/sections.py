@@ -56,6 +56,12 @@ class PrivacyConfig(Section):
 
     key_env: str = "REACTUNE_KEY"
     """Environment variable that holds the secret for hashing user ids (32 characters or more)."""
+    old_key_envs: tuple[str, ...] = ()
+    """Environment variables that hold the secrets used before that one, the newest first."""
+    retrain_within_days: int = Field(30, ge=1)
+    """A model that learned from somebody who asked to be erased is to be replaced within this."""
+    retention_days: int = Field(0, ge=0)
+    """`reactune erase --expired` removes what is older; 0: nothing is too old."""
     min_users_per_value: int = Field(1, ge=1)
     """A value of `rare_keys` that fewer users share is withheld from training data."""
     rare_keys: tuple[str, ...] = ()

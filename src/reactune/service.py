@@ -6,7 +6,7 @@ What is done with it is told in `serving.py`.
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from reactune.config import LabelConfig, ServeConfig
 from reactune.errors import DataError
 from reactune.exposures import forget_early, reconcile
+from reactune.keyring import Keyring
 from reactune.live_models import LiveModels, watching
 from reactune.privacy import Key
 from reactune.prompt import Chat
@@ -46,7 +47,7 @@ class Service:
     chat: Chat
     runtime: Runtime
     write: Write
-    key: Key
+    keyring: Keyring
     settings: ServeConfig
     labels: LabelConfig
     clock: Callable[[], datetime]
@@ -62,6 +63,7 @@ def open_service(
     chat: Chat,
     runtime: Runtime,
     key: Key,
+    old_keys: Sequence[Key] = (),
     settings: ServeConfig,
     labels: LabelConfig | None = None,
     root: RunRoot = HERE,
@@ -73,19 +75,20 @@ def open_service(
 
     Without `write`, tips are written by the runtime's `generate`, each in a thread.
     """
+    keyring = Keyring(key, tuple(old_keys))
     live = LiveModels(engine, runtime, root=root, grace_seconds=60.0 + 2 * settings.timeout_seconds)
     return Service(
         engine=engine,
         chat=chat,
         runtime=runtime,
         write=write or partial(_write_in_thread, runtime),
-        key=key,
+        keyring=keyring,
         settings=settings,
         labels=labels or LabelConfig(),
         clock=clock,
         draw=draw,
         live=live,
-        recorder=Recorder(engine),
+        recorder=Recorder(engine, keyring.keys),
     )
 
 

@@ -23,8 +23,9 @@ from reactune.context import Part
 from reactune.detect.placeholders import refill
 from reactune.errors import DataError
 from reactune.exposures import Given, Reacted, Shown, Written
+from reactune.keyring import aliases
 from reactune.live_models import Lineup, read_live
-from reactune.privacy import user_key
+from reactune.people import Aliases
 from reactune.prompt import assemble, render
 from reactune.records import REACTIONS, Prompt, Reaction, Sampling
 from reactune.service import Service as Service
@@ -37,7 +38,7 @@ TIP_ID = re.compile(r"[0-9a-zA-Z_-]{16,64}")
 
 
 class UnknownTipError(DataError):
-    """Nothing that could be the id of a tip."""
+    """Nothing that could be the id of a tip, or of one that is no more."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,14 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
 
     Raises:
         DataError: the user id or kind is empty, the context holds what has no place in one, the
-            tip id is another user's, or the database does not answer.
+            tip id is another user's, the user was erased in this moment, or the database does not
+            answer.
         CanaryError: nothing is live, or nobody has a tip that can be shown.
         ReleaseError: the champion's model server does not answer, and no tip is stored.
     """
     started, now = time.perf_counter(), service.clock()
-    person, tip_id = _identify(service, asked)
+    names, tip_id = _identify(service, asked)
+    person = names[0].user_key
     prompt = assemble(service.chat, asked.kind, asked.context, names=asked.names)
     if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
         return before
@@ -92,7 +95,7 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
     exposure = {
         "tip_id": tip_id,
         "user_key": person,
-        "key_id": service.key.key_id,
+        "key_id": names[0].key_id,
         "kind": asked.kind,
         "context_json": prompt.context_json,
         **_told_of(answer),
@@ -104,12 +107,14 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
         "answer_ms": round(1000 * (time.perf_counter() - started)),
     }
     try:
-        await service.recorder.on_disk(Given(exposure))
+        written = await service.recorder.on_disk(Given(exposure, names))
     except sa.exc.IntegrityError:
         # The same request came twice at once, and the other was faster.
         if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
             return before
         raise
+    if written == "erased":
+        raise DataError("the user was erased while their tip was written; ask again")
     for listen in service.listeners:
         listen(exposure)
     return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens)
@@ -135,15 +140,15 @@ async def note_shown(service: Service, tip_id: str) -> Written:
     would otherwise be judged on those who reacted alone.
 
     Raises:
-        UnknownTipError: no tip could have this id.
+        UnknownTipError: no tip could have this id, or its tip was erased.
         DataError: the database does not answer.
     """
-    return await service.recorder.on_disk(Shown(_possible(tip_id), service.clock()))
+    return _known(await service.recorder.on_disk(Shown(_possible(tip_id), service.clock())))
 
 
 def tip_shown(service: Service, tip_id: str) -> Written:
     """`note_shown`, for callers without an event loop."""
-    return service.recorder.record(Shown(_possible(tip_id), service.clock())).result()
+    return _known(service.recorder.record(Shown(_possible(tip_id), service.clock())).result())
 
 
 async def note_reaction(
@@ -155,15 +160,15 @@ async def note_reaction(
     known yet, the reaction is `kept` for it.
 
     Raises:
-        UnknownTipError: no tip could have this id.
+        UnknownTipError: no tip could have this id, or its tip was erased.
         DataError: an unknown reaction, a negative dwell time, or the database does not answer.
     """
-    return await service.recorder.on_disk(_reacted(service, tip_id, reaction, dwell_ms))
+    return _known(await service.recorder.on_disk(_reacted(service, tip_id, reaction, dwell_ms)))
 
 
 def react(service: Service, tip_id: str, reaction: Reaction, dwell_ms: int) -> Written:
     """`note_reaction`, for callers without an event loop."""
-    return service.recorder.record(_reacted(service, tip_id, reaction, dwell_ms)).result()
+    return _known(service.recorder.record(_reacted(service, tip_id, reaction, dwell_ms)).result())
 
 
 def check_ready(service: Service) -> None:
@@ -178,13 +183,13 @@ def check_ready(service: Service) -> None:
     service.runtime.generate(champion, prompt, Sampling(0.0, 1.0, max_tokens=1, seed=0))
 
 
-def _identify(service: Service, asked: Asked) -> tuple[str, str]:
+def _identify(service: Service, asked: Asked) -> tuple[Aliases, str]:
     if not asked.user_id or not asked.kind.isprintable() or not asked.kind:
         raise DataError("a tip needs a user id and a printable kind; give both")
     if asked.tip_id and not TIP_ID.fullmatch(asked.tip_id):
         raise DataError("tip_id: give 16 to 64 letters, digits, - or _, drawn at random")
-    person = user_key(service.key, asked.user_id)
-    return person, asked.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
+    names = aliases(service.keyring, asked.user_id)
+    return names, asked.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
 
 
 async def lineup_now(service: Service) -> Lineup:
@@ -239,6 +244,12 @@ def _reacted(service: Service, tip_id: str, reaction: Reaction, dwell_ms: int) -
     if type(dwell_ms) is not int or not 0 <= dwell_ms <= MAX_DWELL_MS:
         raise DataError(f"dwell_ms = {dwell_ms!r}: give milliseconds, 0 to {MAX_DWELL_MS}")
     return Reacted(_possible(tip_id), reaction, dwell_ms, service.clock())
+
+
+def _known(written: Written) -> Written:
+    if written == "erased":
+        raise UnknownTipError("the tip was erased with all that its user did")
+    return written
 
 
 def _possible(tip_id: str) -> str:

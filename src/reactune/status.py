@@ -3,20 +3,31 @@
 Reads only; a line a fact.
 """
 
+import os
+from collections.abc import Mapping
 from datetime import datetime
 
-from reactune import live
+from reactune import journal, live
 from reactune.config import Config
 from reactune.data.engines import open_scores
 from reactune.data.scores import DayCount, daily_counts, forecast
+from reactune.database import reading
+from reactune.keyring import given_key_ids
+from reactune.people import key_ids
 from reactune.run_root import pull, run_root
 from reactune.runs import all_runs, ending, manifests
 
 
-def status(config: Config, *, now: datetime) -> list[str]:
+def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Lines for the person at the terminal."""
     pull(run_root(config))
-    return [*live_lines(config), *progress_lines(config, now=now), *run_lines(config)]
+    return [
+        *live_lines(config),
+        *erasure_lines(config, now=now),
+        *key_lines(config, environ),
+        *progress_lines(config, now=now),
+        *run_lines(config),
+    ]
 
 
 def live_lines(config: Config) -> list[str]:
@@ -32,6 +43,38 @@ def live_lines(config: Config) -> list[str]:
             f"since {rollout.share_since:%Y-%m-%d %H:%M} UTC)"
         )
     return [line]
+
+
+def erasure_lines(config: Config, *, now: datetime) -> list[str]:
+    """Which erasures are not done everywhere, and which models are to be replaced by when."""
+    with live.database(config) as engine, reading(engine) as connection:
+        waiting = len(journal.open_erasures(connection))
+    lines = []
+    if waiting:
+        lines.append(f"erasures  {waiting:,} not done everywhere; `reactune erase` finishes them")
+    rollout = live.current(config)
+    for version, date in sorted(live.to_replace(config).items()):
+        line = f"retrain   version {version} learned from somebody who was erased"
+        if rollout is None or version not in (rollout.champion, rollout.challenger):
+            lines.append(f"{line}, and answers nobody; `reactune erase --expired` removes it")
+            continue
+        arm = "champion" if version == rollout.champion else "challenger"
+        due = f"overdue since {date:%Y-%m-%d}" if date < now else f"due by {date:%Y-%m-%d}"
+        lines.append(f"{line}: a new {arm} is {due}; `reactune run` does not wait for new examples")
+    return lines
+
+
+def key_lines(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """Which rows nobody can be erased from, because their key is not given."""
+    given = given_key_ids(config.privacy, environ)
+    with live.database(config) as engine, reading(engine) as connection:
+        known = key_ids(connection)
+    return [
+        f"keys      {rows:,} rows hashed with key {key_id}, which is not given: nobody can be "
+        "erased from them; name its variable in [privacy] old_key_envs"
+        for key_id, rows in sorted(known.items())
+        if given and key_id not in given
+    ]
 
 
 def progress_lines(config: Config, *, now: datetime) -> list[str]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from reactune.database import ROLLOUT_LOCK, lock
+from reactune.database import ROLLOUT_LOCK, inserting, lock
 from reactune.database import create_store as create_store
 from reactune.database import migrate as migrate
 from reactune.database import open_store as open_store
@@ -54,7 +53,7 @@ def upsert_scores(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) 
     names = rows[0].keys()
     if any(row.keys() != names for row in rows):
         raise DataError("upsert_scores: all rows of one call must name the same columns")
-    insert = _insert(connection, tip_scores)
+    insert = inserting(connection, tip_scores)
     changes = {name: insert.excluded[name] for name in names if name != "tip_id"}
     upsert = insert.on_conflict_do_update(index_elements=["tip_id"], set_=changes)
     connection.execute(upsert, [dict(row) for row in rows])
@@ -67,7 +66,7 @@ def add_model_version(connection: sa.Connection, model: ModelVersion, created_at
         DataError: the number or the name already belongs to another model.
     """
     row = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(model).items()}
-    insert = _insert(connection, model_versions).on_conflict_do_nothing()
+    insert = inserting(connection, model_versions).on_conflict_do_nothing()
     connection.execute(insert, {**row, "created_at": created_at})
     if model not in all_model_versions(connection):
         raise DataError(
@@ -151,6 +150,9 @@ def close_rollout(connection: sa.Connection, decision: Decision, *, successor: R
     ended = {"phase": "closed", "closed_at": decision.at, "verdict": decision.verdict}
     _change_open(connection, decision.rollout_id, ended)
     add_decision(connection, decision)
+    # Exposures of people who were erased meanwhile stayed, without a key, for this decision only.
+    of_nobody = (tip_scores.c.rollout_id == decision.rollout_id) & (tip_scores.c.key_id == "")
+    connection.execute(tip_scores.delete().where(of_nobody))
     _make_live(connection, successor)
 
 
@@ -159,12 +161,6 @@ def add_decision(connection: sa.Connection, decision: Decision) -> None:
     row = {each.name: getattr(decision, each.name) for each in fields(Decision)}
     numbers = canonical_json(dict(row.pop("numbers")))
     connection.execute(decisions.insert(), {**row, "numbers_json": numbers})
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
 
 
 def _model_version(row: sa.RowMapping) -> ModelVersion:

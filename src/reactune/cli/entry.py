@@ -5,17 +5,17 @@ The commands themselves stand in the modules beside this one.
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from reactune import __version__
-from reactune.cli import backend, canary, keys, loop, service, setup, texts, tips
+from reactune.cli import backend, canary, keys, loop, people, service, setup, texts, tips
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
+from reactune.tracebacks import be_discreet, where
 
 TRAIN = ("accelerate", "datasets", "gguf", "ibis", "matplotlib", "mlflow", "peft", "pyarrow")
 EXTRA_OF = {
@@ -56,7 +56,7 @@ def commands(
     session.file, session.overrides, session.verbose = file, overrides, verbose
 
 
-for module in (setup, tips, texts, loop, canary, service, keys, backend):
+for module in (setup, tips, texts, loop, canary, people, service, keys, backend):
     for command in module.COMMANDS:
         commands.add_command(command)
 
@@ -68,12 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if PARENT in os.environ:
         die_with_parent()
+    be_discreet()
     session = Session()
     try:
         commands.main(arguments, prog_name="reactune", obj=session)
     except ReactuneError as error:
         if session.verbose:
-            traceback.print_exc()
+            click.echo(where(error), err=True, nl=False)
         click.echo(f"reactune: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

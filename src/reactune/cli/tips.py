@@ -39,10 +39,10 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
 
     from reactune.data.ingest import ingest as read_into
     from reactune.database import opened_store
-    from reactune.privacy import load_key
+    from reactune.keyring import load_keyring
 
     config = session.config()
-    key = load_key(config.privacy, os.environ)
+    keyring = load_keyring(config.privacy, os.environ)
     rejects = rejects or config.folder / "rejects.jsonl"
     size = sum(file.stat().st_size for file in files)
     with (
@@ -53,7 +53,8 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             engine,
             files,
             settings=config.ingest,
-            key=key,
+            key=keyring.current,
+            old_keys=keyring.old,
             rejects=rejects,
             progress=bar.update,
         )
@@ -63,13 +64,15 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
 
 def _tell(counts: "Counts", rejects: Path) -> int:
     """Print what became of the rows; the number of rejected ones is returned."""
-    from reactune.data.ingest import SUPERSEDED
+    from reactune.data.ingest import ERASED, FAULTLESS, SUPERSEDED
 
-    reasons = {reason: n for reason, n in counts.refused.items() if reason != SUPERSEDED}
+    reasons = {reason: n for reason, n in counts.refused.items() if reason not in FAULTLESS}
     rejected = sum(reasons.values())
     click.echo(f"rows: {counts.came_in:,} in, {counts.went_out:,} kept, {rejected:,} rejected")
     if superseded := counts.refused.get(SUPERSEDED, 0):
         click.echo(f"{superseded:,} of them replaced by a later row of the same tip_id")
+    if erased := counts.refused.get(ERASED, 0):
+        click.echo(f"{erased:,} left out: of people who were erased")
     for reason, number in reasons.items():
         click.echo(f"  {number:,} {reason}")
     if rejected:

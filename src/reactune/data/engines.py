@@ -148,7 +148,7 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise DataError(f"created_at = {text!r} is no ISO 8601 time; store one in UTC") from error
+        raise DataError("a created_at is no ISO 8601 time; store them in UTC") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -211,11 +211,20 @@ def _driver_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreadable(table: str, url: str, error: Exception) -> DataError:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
     return DataError(
-        f"cannot read table {table} of {_without_password(url)}: {reason[0]}; "
+        f"cannot read table {table} of {_without_password(url)}: {_reason(error)}; "
         "see to it, or to [source] and [store] in the settings, and repeat"
     )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a driver says, unless it quotes a value: that may be anybody's."""
+    import duckdb
+    import psycopg
+
+    if isinstance(error, psycopg.DataError | duckdb.DataError):
+        return f"{type(error).__name__}: a value is not of the type that its column must have"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _without_password(url: str) -> str:

@@ -18,12 +18,17 @@ from reactune.config import IngestConfig
 from reactune.data.files import Line, Refused, check_readable, read
 from reactune.data.rows import FIELDS, score_of
 from reactune.errors import ConfigError, DataError
+from reactune.keyring import Keyring, aliases
+from reactune.people import Aliases, admit
 from reactune.privacy import Key
 from reactune.records import Counts
 from reactune.store import upsert_scores, writing
 
 SUPERSEDED = "earlier row of the same tip_id"
-"""Among what `ingest` counts as refused, the one reason that is no fault of the row."""
+ERASED = "erased at the user's wish"
+FAULTLESS = (SUPERSEDED, ERASED)
+"""Among what `ingest` counts as refused, the reasons that are no fault of the row."""
+Of = tuple[Aliases, dict[str, Any]]  # what a user is called, and their score
 # JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
 LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
 
@@ -35,9 +40,12 @@ def ingest(
     settings: IngestConfig,
     key: Key,
     rejects: Path,
+    old_keys: Sequence[Key] = (),
     progress: Callable[[int], object] | None = None,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
+
+    Rows of somebody who was erased since are left out, and only counted.
 
     A field that a row does not name stays as it is stored. Repeating the call, after an end or a
     kill, gives the same table: batches are transactions, and rows depend on the files alone.
@@ -52,6 +60,7 @@ def ingest(
     names = _names_in_files(settings)
     for path in files:
         check_readable(path)
+    keyring = Keyring(key, tuple(old_keys))
     line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
     came_in = went_out = 0
     refused: Counter[str] = Counter()
@@ -61,13 +70,15 @@ def ingest(
             for lines in _batches(
                 read(path, names, max_line_bytes=line_bytes), settings.batch_rows
             ):
-                scores, flaws = _sort_out(lines, settings=settings, key=key)
+                scores, flaws = _sort_out(lines, settings=settings, keyring=keyring)
                 _list(flaws, path, log)
-                _write(scores, engine)
-                new = _count_new(scores, register)
+                kept = _write(scores, engine)
+                new = _count_new(kept, register)
+                erased = len(scores) - len(kept)
                 came_in, went_out = came_in + len(lines), went_out + new
                 refused.update(flaws.values())
-                refused[SUPERSEDED] += len(lines) - len(flaws) - new
+                refused[ERASED] += erased
+                refused[SUPERSEDED] += len(lines) - len(flaws) - erased - new
                 if progress:
                     progress(lines[-1].position - position)
                 position = lines[-1].position
@@ -103,7 +114,7 @@ def _register() -> sqlite3.Connection:
     return register
 
 
-def _count_new(scores: Iterable[Mapping[str, Any]], register: sqlite3.Connection) -> int:
+def _count_new(scores: Sequence[Mapping[str, Any]], register: sqlite3.Connection) -> int:
     before = register.total_changes
     tip_ids = [(score["tip_id"],) for score in scores]
     register.execute("BEGIN")
@@ -118,22 +129,24 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 
 def _sort_out(
-    lines: Iterable[Line], *, settings: IngestConfig, key: Key
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """One score per tip_id, and the reason per line that gives none."""
-    scores: dict[str, dict[str, Any]] = {}
+    lines: Iterable[Line], *, settings: IngestConfig, keyring: Keyring
+) -> tuple[list[Of], dict[int, str]]:
+    """One score per tip_id with what its user is called, and the reason per line without."""
+    scores: dict[str, Of] = {}
     flaws: dict[int, str] = {}
     for line in lines:
         if line.refusal:
             flaws[line.number] = line.refusal
             continue
         try:
-            score = score_of(line.values, settings=settings, key=key)
+            score = score_of(line.values, settings=settings, key=keyring.current)
         except Refused as refusal:
             flaws[line.number] = str(refusal)
         else:
             # As the database does it when the two rows come in different batches.
-            scores[score["tip_id"]] = scores.get(score["tip_id"], {}) | score
+            _, earlier = scores.get(score["tip_id"], ((), {}))
+            names = aliases(keyring, str(line.values["user_id"]))
+            scores[score["tip_id"]] = names, earlier | score
     return list(scores.values()), flaws
 
 
@@ -142,12 +155,16 @@ def _list(flaws: Mapping[int, str], path: Path, log: TextIO) -> None:
         log.write(json.dumps({"file": str(path), "line": number, "reason": reason}) + "\n")
 
 
-def _write(scores: Iterable[dict[str, Any]], engine: sa.Engine) -> None:
+def _write(scores: Sequence[Of], engine: sa.Engine) -> list[dict[str, Any]]:
+    """Store the scores of those who may be stored; these are returned."""
+
     def columns(score: dict[str, Any]) -> tuple[str, ...]:
         return tuple(sorted(score))
 
-    # One order for all, so that two ingests at once wait for each other instead of deadlocking.
-    ordered = sorted(scores, key=lambda score: (columns(score), score["tip_id"]))
     with writing(engine) as connection:
+        admitted = admit(connection, scores)
+        # One order for all, so that two at once wait for each other instead of deadlocking.
+        ordered = sorted(admitted, key=lambda score: (columns(score), score["tip_id"]))
         for _, alike in groupby(ordered, key=columns):
             upsert_scores(connection, list(alike))
+    return admitted

@@ -5,9 +5,9 @@ of the rows is `deidentify.py`'s.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING
@@ -35,6 +35,8 @@ LABELLED = (
     "label",
 )
 HASHED = re.compile("[0-9a-f]{64}")
+Admits = Callable[[Sequence[str | None], Sequence[datetime | None]], list[bool]]
+"""Of ids as the source has them, with the times of their rows: which may be learned from."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ def read_scores(
     *,
     source: SourceConfig,
     key: Key,
+    admits: Admits | None = None,
     batch_rows: int = 10_000,
 ) -> Iterator["pa.RecordBatch"]:
     """The labelled rows as Arrow batches of `LABELLED`, `created_at` in UTC, in no set order.
 
-    Ids that `[source] columns` names `user_id` are hashed before a batch is handed out.
+    Ids that `[source] columns` names `user_id` are hashed before a batch is handed out. Rows
+    that `admits` turns down are left out.
 
     Raises:
         PrivacyError: a foreign table's `user_key` is no keyed hash.
@@ -78,11 +82,13 @@ def read_scores(
     chosen = label(table, labels).select(LABELLED)
     for batch in stream(chosen, batch_rows=batch_rows):
         columns = {name: batch.column(name) for name in LABELLED}
-        columns["user_key"] = pa.array(
-            _user_keys(batch.column("user_key").to_pylist(), source=source, key=key), pa.string()
-        )
+        ids = batch.column("user_key").to_pylist()
+        columns["user_key"] = pa.array(_user_keys(ids, source=source, key=key), pa.string())
         columns["created_at"] = in_utc(columns["created_at"])
-        yield pa.RecordBatch.from_pydict(columns)
+        rows = pa.RecordBatch.from_pydict(columns)
+        if admits is not None:
+            rows = rows.filter(pa.array(admits(ids, columns["created_at"].to_pylist()), pa.bool_()))
+        yield rows
 
 
 def label_counts(table: "Table", labels: LabelConfig) -> Counts:

@@ -19,6 +19,7 @@ ALIASES = ("champion", "challenger")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 SERVERS = ("http:", "https:")
 ANSWER_SECONDS = 10  # in which a server must say that it is there
+WEIGHTS = (".gguf", ".safetensors")
 PARAM_CHARS = 6000  # MLflow's limit
 PASSWORD = re.compile(r"//([^/:@]*):[^@/]*@")
 QUIET = {
@@ -117,6 +118,56 @@ def aliases(settings: RegistryConfig, uri: str) -> dict[str, int]:
         return {name: int(number) for name, number in models[0].aliases.items()} if models else {}
 
 
+def tag_versions(settings: RegistryConfig, uri: str, tags: Mapping[int, Mapping[str, str]]) -> None:
+    """Put tags on versions of the model; those that are not registered there are left out.
+
+    Raises:
+        ReleaseError: the tracking server is away.
+    """
+    with _client(uri) as client:
+        known = set(_numbers(client, settings.model_name).values())
+        for number, values in tags.items():
+            for name, value in values.items() if number in known else ():
+                client.set_model_version_tag(settings.model_name, str(number), name, value)
+
+
+def remove_files(settings: RegistryConfig, uri: str, number: int) -> None:
+    """Remove the files that were logged with a version; its numbers and curves stay.
+
+    Raises:
+        ReleaseError: the tracking server is away, or refuses.
+    """
+    with _client(uri) as client:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        for version in client.search_model_versions(f"name = '{settings.model_name}'"):
+            if int(version.version) == number and version.run_id:
+                place = client.get_run(version.run_id).info.artifact_uri
+                get_artifact_repository(place, tracking_uri=uri).delete_artifacts()
+
+
+def contents(settings: RegistryConfig, uri: str, scratch: Path) -> Iterator[tuple[str, str | Path]]:
+    """All that is kept of our model but weights: texts, and files, each until the next is taken.
+
+    Raises:
+        ReleaseError: the tracking server is away.
+    """
+    with _client(uri) as client:
+        for version in client.search_model_versions(f"name = '{settings.model_name}'"):
+            yield f"version {version.version}", str(dict(version))
+        experiment = client.get_experiment_by_name(settings.experiment)
+        token = None
+        while experiment and token != "":
+            runs = client.search_runs([experiment.experiment_id], run_view_type=3, page_token=token)
+            for run in runs:
+                yield f"run {run.info.run_name}", str(run.to_dictionary())
+                for name in _files(client, run.info.run_id):
+                    place = Path(client.download_artifacts(run.info.run_id, name, str(scratch)))
+                    yield f"run {run.info.run_name}: {name}", place
+                    place.unlink()
+            token = runs.token or ""
+
+
 @contextmanager
 def _client(uri: str) -> Iterator[Any]:
     """A client of the store; its chatter is kept from the terminal, its errors become ours."""
@@ -178,6 +229,14 @@ def _refusal(uri: str, error: Exception) -> ReleaseError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _files(client: Any, run: str, folder: str | None = None) -> Iterator[str]:
+    for each in client.list_artifacts(run, folder):
+        if each.is_dir:
+            yield from _files(client, run, each.path)
+        elif not each.path.endswith(WEIGHTS):
+            yield each.path
 
 
 def _ensure_model(client: Any, name: str) -> None:

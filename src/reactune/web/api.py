@@ -24,6 +24,7 @@ from reactune.privacy import user_key
 from reactune.records import Rollout
 from reactune.service import Service, tending
 from reactune.serving import Asked, check_ready, give_tip, lineup_now, note_reaction, note_shown
+from reactune.web import people
 from reactune.web.access import Access, KeyRing
 from reactune.web.bodies import (
     LiveRollout,
@@ -66,6 +67,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http)
     _add_people(app, service)
+    people.add_routes(app, service)
     _add_rollouts(app, service)
     _add_signs(app, service, metrics)
     return app
@@ -116,7 +118,7 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         if not 0 < len(user) <= 512:
             raise DataError("user: the app's id of the user, 1 to 512 characters")
         live = await lineup_now(service)
-        rollout, person = live.rollout, user_key(service.key, user)
+        rollout, person = live.rollout, user_key(service.keyring.current, user)
         if rollout.unit == "tip" and not tip_id:
             raise DataError("tips are routed one by one ([canary] unit); give a tip_id")
         unit = unit_key(rollout.unit, tip_id=tip_id, user_key=person, at=service.clock())

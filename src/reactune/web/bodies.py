@@ -49,6 +49,19 @@ class TipRequest(Body):
         return {key: part for key, part in self.context.items() if part is not None}
 
 
+class TrainingRequest(Body):
+    """What a user decided."""
+
+    allowed: StrictBool
+    """Whether later models may learn from them."""
+
+
+class ErasureAnswer(BaseModel):
+    """What was written down; `reactune status` says whether it is done everywhere."""
+
+    erasure: str
+
+
 class TipAnswer(BaseModel):
     """The tip to show."""
 

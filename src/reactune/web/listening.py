@@ -18,8 +18,8 @@ from fastapi import FastAPI
 
 from reactune.config import Config, ServeConfig
 from reactune.errors import ConfigError
+from reactune.keyring import load_keyring
 from reactune.live_models import read_live
-from reactune.privacy import load_key
 from reactune.process import child_environment
 from reactune.prompt import load_chat
 from reactune.records import Runtime
@@ -56,7 +56,7 @@ def serve_all(config: Config) -> None:
             "name a PostgreSQL in [store] url, or set one worker"
         )
     open_store(config.store_url).dispose()
-    load_key(config.privacy, os.environ)
+    load_keyring(config.privacy, os.environ)
     with _listening_socket(config.serve) as shared:
         _supervise(shared, config.serve.workers)
 
@@ -82,7 +82,7 @@ def serve(
         from reactune.release import runtimes
 
         connect = runtimes.connect
-    key = load_key(config.privacy, os.environ)
+    keyring = load_keyring(config.privacy, os.environ)
     engine = open_store(config.store_url)
     root = run_root(config)
     rollout, models = read_live(engine, root=root)
@@ -93,7 +93,8 @@ def serve(
         engine,
         chat=chat,
         runtime=runtime,
-        key=key,
+        key=keyring.current,
+        old_keys=keyring.old,
         settings=config.serve,
         labels=config.labels,
         root=root,

@@ -1,0 +1,49 @@
+"""Who may be learned from, asked of every row on its way from the source into a run.
+
+What people decided is `people.py`'s; which rows are evidence is `scores.py`'s.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+
+from reactune.config import SourceConfig
+from reactune.data.engines import RAW_ID
+from reactune.data.scores import Admits
+from reactune.people import Refusals
+from reactune.records import Counts
+
+OPTED_OUT, ERASED = "opted out", "erased"
+MAX_CACHED = 100_000
+
+
+def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) -> Admits:
+    """The test for `read_scores`; whom it turns down is counted in `left_out`, by reason."""
+    is_raw = RAW_ID in source.columns
+    standing_of = lru_cache(MAX_CACHED)(refusals.of_id if is_raw else refusals.of_user_key)
+
+    def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
+        if not refusals.standings:
+            return [True] * len(ids)
+        return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
+
+    def _admits(user: str | None, created_at: datetime | None) -> bool:
+        standing = standing_of(user or "")
+        if standing.refuses(created_at):
+            left_out[ERASED] += 1
+            return False
+        if not standing.training_allowed:
+            left_out[OPTED_OUT] += 1
+        return standing.training_allowed
+
+    return admits
+
+
+def without(labelled: Counts, left_out: Counter[str]) -> Counts:
+    """The counts of the labels after these rows were left out, too."""
+    refused = {**labelled.refused}
+    for reason, count in left_out.items():
+        refused[reason] = refused.get(reason, 0) + count
+    return replace(labelled, went_out=labelled.went_out - left_out.total(), refused=refused)

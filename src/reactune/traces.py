@@ -1,0 +1,228 @@
+"""`reactune erase --verify`: whether anything of a person is left anywhere that is ours.
+
+Reads only. What is looked for, and how, is `search.py`'s.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import sqlalchemy as sa
+from platformdirs import user_cache_dir
+
+from reactune import journal, live
+from reactune.config import Config, hide_passwords
+from reactune.database import reading
+from reactune.keyring import Keyring, aliases
+from reactune.people import chunks, key_ids
+from reactune.release import registry
+from reactune.run_root import RunRoot, reach, run_root
+from reactune.schema import erased_prints, metadata
+from reactune.search import (
+    TEXT,
+    Found,
+    Sought,
+    find_in_bytes,
+    find_in_file,
+    find_in_rows,
+)
+
+ROWS_AT_ONCE = 1_000
+ELSEWHERE = (
+    "backups, and blocks of deleted files on the disk",
+    "the model server's own copies of the weights (Ollama)",
+    "copies on other workers: they go when one calls reactune there next, and may be looked for by "
+    "--verify there",
+    "what is the app's own: files that were ingested, the table of [source] url, outboxes of the "
+    "Python client, logs; name files by --also",
+)
+POSTGRES = (
+    "free room in PostgreSQL's pages, its WAL and its replicas: VACUUM made the rows unreadable to "
+    "SQL, VACUUM FULL writes the files anew"
+)
+
+
+@dataclass
+class Report:
+    """Where was looked, what was found, and what could not be looked into."""
+
+    looked: list[str] = field(default_factory=list)
+    found: list[tuple[str, Found]] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
+    """Fingerprints that others' rows have as well."""
+    unseen: list[str] = field(default_factory=list)
+    """What is ours and could not be looked into."""
+    elsewhere: tuple[str, ...] = ELSEWHERE
+
+    def add(self, place: str, found: Found, shared: Found) -> None:
+        """What one place holds."""
+        self.shared |= shared.prints
+        if found.kinds:
+            self.found.append((place, found))
+
+    @property
+    def traces(self) -> list[str]:
+        """Each place with something of the person in it, and of what kind that is."""
+        lines = []
+        for place, found in self.found:
+            is_common = found.prints <= self.shared
+            kinds = found.kinds - {TEXT} if is_common else found.kinds
+            if kinds:
+                lines.append(f"{place}: {', '.join(sorted(kinds))}")
+        return lines
+
+
+def verify(
+    config: Config, keyring: Keyring, user_ids: Sequence[str], *, also: Sequence[Path] = ()
+) -> Report:
+    """Look for people in every table, file and record of the registry that is ours, and in `also`.
+
+    Raises:
+        DataError: the database or the place of the runs does not answer.
+        ReleaseError: MLflow is away.
+    """
+    report = Report()
+    with live.database(config) as engine:
+        sought = _sought(engine, keyring, user_ids)
+        _look_at_journal(engine, keyring, user_ids, report)
+        _look_into_tables(engine, sought, report)
+    if engine.dialect.name == "sqlite":
+        _look_into_files(_files_of_sqlite(config.store_url), sought, report, "database file")
+    else:
+        report.elsewhere = (*report.elsewhere, POSTGRES)
+    _look_into_folders(config, sought, report)
+    _look_into_url(run_root(config), sought, report)
+    _look_into_registry(config, sought, report)
+    for path in also:
+        _look_into_files(_files_below(path), sought, report, str(path))
+    return report
+
+
+def _sought(engine: sa.Engine, keyring: Keyring, user_ids: Sequence[str]) -> Sought:
+    names = [each for user_id in user_ids for each in aliases(keyring, user_id)]
+    prints: set[str] = set()
+    table = erased_prints.c
+    with reading(engine) as connection:
+        for some in chunks(each.mark for each in names):
+            query = sa.select(table.print).where(table.mark.in_(some))
+            prints.update(connection.execute(query).scalars())
+    return Sought(
+        user_ids=tuple(user_ids),
+        user_keys=frozenset(each.user_key for each in names),
+        prints=frozenset(prints),
+        keys=keyring.keys,
+    )
+
+
+def _look_at_journal(
+    engine: sa.Engine, keyring: Keyring, user_ids: Sequence[str], report: Report
+) -> None:
+    """What the database itself says is not done, and rows whose key is not given."""
+    with reading(engine) as connection:
+        unknown = {k: n for k, n in key_ids(connection).items() if k not in keyring.key_ids}
+        waiting = journal.open_erasures(connection)
+    for key_id, rows in sorted(unknown.items()):
+        report.unseen.append(
+            f"{rows:,} rows hashed with key {key_id}, and what runs hold of them: that key is not "
+            "given, name its variable in [privacy] old_key_envs"
+        )
+    for each in waiting:
+        report.unseen.append(f"erasure {each.erasure_id} is not finished: call `reactune erase`")
+
+
+def _look_into_tables(engine: sa.Engine, sought: Sought, report: Report) -> None:
+    count = 0
+    for table in metadata.sorted_tables:
+        with reading(engine) as connection:
+            rows = iter(connection.execution_options(stream_results=True).execute(sa.select(table)))
+            while some := list(islice(rows, ROWS_AT_ONCE)):
+                count += len(some)
+                report.add(
+                    f"table {table.name}", *find_in_rows(sought, (r._asdict() for r in some))
+                )
+    shown = hide_passwords(engine.url.render_as_string(hide_password=True))
+    report.looked.append(f"{shown}: {len(metadata.sorted_tables)} tables, {count:,} rows")
+
+
+def _look_into_folders(config: Config, sought: Sought, report: Report) -> None:
+    runs = config.run_root
+    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
+    own = [config.folder / name for name in ("rejects.jsonl", "reactune.toml")]
+    _look_into_files(own, sought, report, "rejected rows and settings")
+    _look_into_files(_files_below(runs), sought, report, f"runs in {runs}")
+    others = (file for file in _files_below(cache) if not file.is_relative_to(runs))
+    _look_into_files(others, sought, report, f"cache {cache}")
+    artifacts = config.folder / "mlflow-artifacts"
+    _look_into_files(_files_below(artifacts), sought, report, f"files of MLflow in {artifacts}")
+    _look_into_files(
+        _files_of_sqlite(config.tracking_uri), sought, report, "database file of MLflow"
+    )
+
+
+def _look_into_url(root: RunRoot, sought: Sought, report: Report) -> None:
+    if not root.url:
+        return
+    with reach(root) as (files, top), tempfile.TemporaryDirectory() as folder:
+        paths = files.find(top)
+        for path in paths:
+            copy = Path(folder) / path.rpartition("/")[2]
+            files.get_file(path, str(copy))
+            name = f"{hide_passwords(root.url)}{path.removeprefix(top)}"
+            _look_into_file(copy, sought, report, name)
+            copy.unlink()
+    report.looked.append(f"{hide_passwords(root.url)}: {len(paths):,} objects")
+
+
+def _look_into_registry(config: Config, sought: Sought, report: Report) -> None:
+    uri = config.tracking_uri
+    if _is_missing_sqlite(uri):
+        return
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in registry.contents(config.registry, uri, Path(folder)):
+            count += 1
+            if isinstance(content, Path):
+                _look_into_file(content, sought, report, f"MLflow {name}")
+            else:
+                report.add(f"MLflow {name}", find_in_bytes(sought, content.encode()), Found())
+    report.looked.append(
+        f"MLflow at {hide_passwords(uri)}: {count:,} records and files, no weights"
+    )
+
+
+def _look_into_files(files: Iterable[Path], sought: Sought, report: Report, where: str) -> None:
+    count = size = 0
+    for file in files:
+        if file.is_file():
+            count += 1
+            size += file.stat().st_size
+            _look_into_file(file, sought, report, str(file))
+    if count:
+        report.looked.append(f"{where}: {count:,} files, {size / 1e6:,.1f} MB")
+
+
+def _look_into_file(file: Path, sought: Sought, report: Report, name: str) -> None:
+    import pyarrow as pa
+
+    try:
+        report.add(name, *find_in_file(sought, file))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        report.unseen.append(f"{name}: cannot be read ({type(error).__name__})")
+
+
+def _files_below(place: Path) -> Iterator[Path]:
+    yield from [place] if place.is_file() else sorted(place.rglob("*"))
+
+
+def _files_of_sqlite(url: str) -> list[Path]:
+    """The file with its free pages and what SQLite keeps beside it; of other databases nothing."""
+    file = url.removeprefix("sqlite:///")
+    endings = ("", "-wal", "-shm", "-journal")
+    return [Path(file + ending) for ending in endings] if file != url else []
+
+
+def _is_missing_sqlite(url: str) -> bool:
+    files = _files_of_sqlite(url)
+    return bool(files) and not files[0].is_file()
