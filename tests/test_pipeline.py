@@ -111,7 +111,15 @@ def test_the_registry_holds_curve_pictures_and_files_of_the_run(went_through):
     assert written[-1][1] < written[0][1]
     assert client.get_run(logged).data.params["train.learning_rate"] == "0.02"
     files = {file.path for file in client.list_artifacts(logged)}
-    assert {"loss.svg", "gate.svg", "gate.json", "model.gguf", "prompt", "adapter"} <= files
+    assert {
+        "loss.svg",
+        "trainer.log",
+        "gate.svg",
+        "gate.json",
+        "model.gguf",
+        "prompt",
+        "adapter",
+    } <= files
 
 
 def test_the_tuned_model_writes_as_people_like_it(went_through):

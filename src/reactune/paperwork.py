@@ -17,7 +17,7 @@ from reactune.release.gate import Estimate, GateReport
 from reactune.release.registry import Record
 from reactune.run_root import fetch, push, run_root
 from reactune.runs import all_runs, manifests, new_run, run_id_at
-from reactune.train.trainer import Trained
+from reactune.train.trainer import Trained, read_log
 
 Curve = Sequence[tuple[int, float]]
 
@@ -25,7 +25,7 @@ Curve = Sequence[tuple[int, float]]
 def write_training(
     folder: Path, best: Trained, trained: Sequence[Trained], reports: Mapping[str, GateReport]
 ) -> None:
-    """Write `training.json` and `loss.svg`: what was tried, how it went, what was kept."""
+    """Write `training.json`, `loss.svg`, `trainer.log`: what was tried and what is kept."""
     curves: dict[str, Curve] = {each.method: each.curve for each in trained}
     record = {
         "method": best.method,
@@ -35,6 +35,8 @@ def write_training(
     }
     write_atomically(folder / "training.json", json.dumps(record))
     write_atomically(folder / "loss.svg", pictures.loss_curves(curves))
+    logs = (f"== {each.method}\n{read_log(folder / each.method)}" for each in trained)
+    write_atomically(folder / "trainer.log", "\n".join(logs))
 
 
 def gate_picture(report: GateReport) -> str:
@@ -117,6 +119,7 @@ def earlier_counts(run: Path) -> dict[str, Counts]:
 
 TEXTS = {
     "loss.svg": "train/loss.svg",
+    "trainer.log": "train/trainer.log",
     "gate.svg": "evaluate/gate.svg",
     "gate.json": "evaluate/gate.json",
     "parity.json": "export/parity.json",

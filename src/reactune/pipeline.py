@@ -152,7 +152,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     return StageResult(
         summary=f"{len(rows[best.method]):,} rows in; {best.tokens:,} tokens in {best.steps:,} "
         f"steps of {best.method} (tried {', '.join(adapters)})",
-        outputs=(*ADAPTER, "training.json", "loss.svg"),
+        outputs=(*ADAPTER, "training.json", "trainer.log", "loss.svg"),
         counts={each.method: {"steps": each.steps, "tokens": each.tokens} for each in trained},
     )
 

@@ -33,6 +33,7 @@ from reactune.train.job import (
 from reactune.train.launch import command, environment
 from reactune.train.order import tokens_of
 
+LOG = "trainer.log"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 Progress = Callable[[dict[str, Any]], None]
 
@@ -207,7 +208,7 @@ def run_trainer(folder: Path, settings: TrainConfig, progress: Progress | None) 
 
     The trainer dies with this process; should this one end by an exception, it is stopped.
     """
-    with (folder / "trainer.log").open("a", encoding="utf-8") as log:
+    with (folder / LOG).open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command(settings, folder / "job.json"),
             stdin=subprocess.DEVNULL,
@@ -245,6 +246,12 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def read_log(folder: Path) -> str:
+    """What the trainer printed, at all its starts, with progress bars as they last stood."""
+    text = (folder / LOG).read_bytes().decode(errors="replace")
+    return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))
+
+
 def is_same_job(folder: Path, job: Job) -> bool:
     """Whether the folder holds this very job; what only sets its speed may differ when resumed."""
     if not (folder / "job.json").is_file():
@@ -262,7 +269,7 @@ def clear(folder: Path) -> None:
 
 def explain(code: int, folder: Path) -> str:
     """What a trainer's exit code means, and where to read on."""
-    log = folder / "trainer.log"
+    log = folder / LOG
     if code == EXIT_DIVERGED:
         return f"the loss became infinite or no number; lower [train] learning_rate. Log: {log}"
     if code == EXIT_BAD_JOB:
