@@ -1,10 +1,11 @@
 """What the service adds to a model's answer, and how many reactions a second it puts on disk.
 
-    python bench/service.py --litellm ../envs/litellm/bin/litellm
+    python bench/service.py --litellm LITELLM_ENV/bin/litellm --tensorzero TENSORZERO_ENV/bin/python
 
 The model server is a stub that answers after a fixed delay. Ours records every tip, on SQLite and
 on PostgreSQL; the LiteLLM proxy stands beside it in the same run on the same cores, with its
-logging off, because that needs downloads. All are asked at half of LiteLLM's saturation.
+logging off, because that needs downloads, and so does TensorZero's embedded gateway, which is a
+library in the load generator's process. All are asked at half of LiteLLM's saturation.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def main() -> None:
     """Measure all, one after the other; print ours beside theirs, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--litellm", type=Path, help="the program of LiteLLM's own environment")
+    parser.add_argument("--tensorzero", type=Path, help="the Python of TensorZero's environment")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--connections", type=int, default=64)
@@ -70,6 +72,8 @@ def main() -> None:
             if options.litellm is not None:
                 rate = measure_litellm(options, folder, model, figures)
             measure_stub(options, model, rate, figures)
+            if options.tensorzero is not None:
+                measure_tensorzero(options, model, rate, figures)
             with store_urls(folder) as urls:
                 for kind, url in urls.items():
                     measure_ours(kind, url, options, folder / kind, model, rate, figures)
@@ -118,6 +122,19 @@ def measure_stub(
         asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds)),
         options,
     )
+
+
+def measure_tensorzero(
+    options: argparse.Namespace, model: int, rate: float, figures: dict[str, object]
+) -> None:
+    """The same rate through a gateway that is a library and writes nothing down."""
+    peer = [str(options.tensorzero), str(Path(__file__).parent / "tensorzero_peer.py")]
+    peer += ["--address", f"http://127.0.0.1:{model}"]
+    peer += ["--rate", str(rate), "--seconds", str(options.seconds)]
+    output = subprocess.run(peer, check=True, capture_output=True, text=True).stdout
+    seconds = json.loads(output.splitlines()[-1])
+    answers = Answers(seconds, [200] * len(seconds), wall_seconds=options.seconds)
+    figures["tensorzero"] = told("TensorZero", answers, options)
 
 
 def measure_ours(

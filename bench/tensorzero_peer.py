@@ -1,0 +1,73 @@
+"""TensorZero's embedded gateway at a fixed rate: seconds from due to done, as a JSON list.
+
+Run by `bench/service.py --tensorzero` in an environment that has `tensorzero`. It is a library in
+the caller's process, with observability off, because that needs ClickHouse: it writes nothing down.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from tensorzero import AsyncTensorZeroGateway
+
+SETTINGS = """
+[gateway]
+observability.enabled = false
+
+[models.stub]
+routing = ["stub"]
+
+[models.stub.providers.stub]
+type = "openai"
+api_base = "{address}/v1/"
+model_name = "stub"
+api_key_location = "none"
+
+[functions.tip]
+type = "chat"
+
+[functions.tip.variants.champion]
+type = "chat_completion"
+model = "stub"
+"""
+QUESTION = "What shall I do about my essay this morning?"
+
+
+async def measure(address: str, *, rate: float, seconds: float) -> list[float]:
+    """Ask at the rate, whether or not those before are answered."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "tensorzero.toml"
+        settings.write_text(SETTINGS.format(address=address))
+        gateway = await AsyncTensorZeroGateway.build_embedded(config_file=str(settings))
+    found: list[float] = []
+    messages = {"messages": [{"role": "user", "content": QUESTION}]}
+
+    async def one(due: float) -> None:
+        await gateway.inference(function_name="tip", input=messages)
+        found.append(time.perf_counter() - due)
+
+    for _ in range(20):
+        await one(time.perf_counter())
+    found.clear()
+    begin, tasks = time.perf_counter(), []
+    for number in range(round(rate * seconds)):
+        due = begin + number / rate
+        wait = due - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.create_task(one(due)))
+    await asyncio.gather(*tasks)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    options = parser.parse_args()
+    told = asyncio.run(measure(options.address, rate=options.rate, seconds=options.seconds))
+    print(json.dumps(told))
