@@ -34,10 +34,14 @@ class ServiceError(DataError):
 
 @dataclass(frozen=True)
 class ClientTip:
-    """What the app shows, and the id under which it reports what became of it."""
+    """What the app shows, and the id under which it reports what became of it.
+
+    Not `recorded` while the service's database is away: reports of it are kept for nothing.
+    """
 
     tip_id: str
     content: str
+    recorded: bool = True
 
 
 def waits(
@@ -85,7 +89,7 @@ class Client:
             ServiceError: the service refuses, or did not answer any of the tries.
         """
         answer = self._ask("/v1/tips", _tip_body(user, kind, context, names)).json()
-        return ClientTip(answer["tip_id"], answer["content"])
+        return _tip_of(answer)
 
     def shown(self, tip_id: str) -> None:
         """The user sees the tip now."""
@@ -171,7 +175,7 @@ class AsyncClient:
     ) -> ClientTip:
         """As `Client.tip`."""
         answer = (await self._ask("/v1/tips", _tip_body(user, kind, context, names))).json()
-        return ClientTip(answer["tip_id"], answer["content"])
+        return _tip_of(answer)
 
     async def shown(self, tip_id: str) -> None:
         """As `Client.shown`."""
@@ -242,6 +246,10 @@ def _tip_body(
 ) -> dict[str, Any]:
     said = {"user": user, "kind": kind, "context": dict(context), "names": list(names)}
     return {**said, "tip_id": uuid.uuid4().hex}
+
+
+def _tip_of(answer: Mapping[str, Any]) -> ClientTip:
+    return ClientTip(answer["tip_id"], answer["content"], answer.get("recorded", True))
 
 
 def _reaction_body(tip_id: str, reaction: Reaction, dwell_ms: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from reactune.errors import DataError
+from reactune.errors import AwayError, DataError
 from reactune.schema import SCHEMA, SCHEMA_TABLE
 
 BUSY_MS = 30_000
@@ -94,13 +94,13 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that reads.
 
     Raises:
-        DataError: the database went away.
+        AwayError: the database went away.
     """
     try:
         with engine.connect() as connection:
             yield connection
     except sa.exc.OperationalError as error:
-        raise DataError(
+        raise AwayError(
             f"{_shown(engine)}: the database does not answer any more: {_first_line(error)}; "
             "see to it and repeat"
         ) from error
@@ -114,13 +114,13 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     is still true when it is written.
 
     Raises:
-        DataError: the database went away, is full or stays locked; nothing was written.
+        AwayError: the database went away, is full or stays locked; nothing was written.
     """
     try:
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             yield connection
     except sa.exc.OperationalError as error:
-        raise DataError(
+        raise AwayError(
             f"{_shown(engine)}: the last change was not written: {_first_line(error)}; "
             "see to the database and repeat"
         ) from error

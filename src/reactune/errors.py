@@ -17,6 +17,10 @@ class DataError(ReactuneError):
     """Rows, files or the database do not hold what they must."""
 
 
+class AwayError(DataError):
+    """The database does not answer, is full or stays locked; what was to be written was not."""
+
+
 class PrivacyError(ReactuneError):
     """Going on would expose a person or break what they were promised."""
 

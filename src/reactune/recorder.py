@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import sqlalchemy as sa
 
-from reactune.errors import DataError
+from reactune.errors import AwayError, DataError
 from reactune.exposures import Fact, Written, write_facts
 from reactune.privacy import Key
 from reactune.store import writing
@@ -63,14 +63,19 @@ class Recorder:
                 self._writer.submit(self._write_all)
         return done
 
-    async def on_disk(self, fact: Fact) -> Written:
+    async def on_disk(self, fact: Fact, *, within: float | None = None) -> Written:
         """Wait, without holding up the event loop, until the fact is on disk.
 
         Raises:
-            DataError: the database does not answer; the fact is not written.
+            AwayError: the database does not answer; the fact is not written. After `within`
+                seconds of no answer: it may be written yet.
             sqlalchemy.exc.IntegrityError: a tip of that id was given before.
         """
-        return await asyncio.wrap_future(self.record(fact))
+        done = asyncio.wrap_future(self.record(fact))
+        await asyncio.wait({done}, timeout=within)
+        if not done.done():
+            raise AwayError("the database has not answered yet; see to it")
+        return done.result()
 
     def close(self) -> None:
         """Return when all that was taken is on disk or refused."""
@@ -83,7 +88,7 @@ class Recorder:
             finally:
                 for _, done in batch:
                     if not done.done():
-                        done.set_exception(DataError("the last change was not written; repeat it"))
+                        done.set_exception(AwayError("the last change was not written; repeat it"))
 
     def _next(self) -> list[_Waiting]:
         with self._lock:

@@ -22,6 +22,9 @@ class ServeConfig(Section):
     """A challenger slower than this is answered by the champion."""
     champion_timeout_seconds: float = Field(20.0, gt=0)
     """A champion slower than this is answered by a stored tip, where there is one."""
+    record_seconds: float = Field(3.0, gt=0)
+    """A tip whose record the database has not confirmed by then is shown all the same, and counts
+    for nobody."""
     temperature: float = Field(0.7, ge=0, le=2)
     """Sampling temperature of served tips."""
     top_p: float = Field(0.95, gt=0, le=1)

@@ -4,16 +4,18 @@ What is live comes from `live_models.py`, the text from `answering.py`; HTTP is 
 """
 
 import asyncio
+import logging
 import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 
 from reactune.answering import Answer as Answer
 from reactune.answering import UnshowableTipError as UnshowableTipError
@@ -21,7 +23,7 @@ from reactune.answering import answer_tip, fall_back
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.context import Part
 from reactune.detect.placeholders import refill
-from reactune.errors import DataError
+from reactune.errors import AwayError, DataError
 from reactune.exposures import Given, Reacted, Shown, Written
 from reactune.keyring import aliases
 from reactune.live_models import Lineup, read_live
@@ -35,6 +37,8 @@ from reactune.store import reading, tip_scores
 
 MAX_DWELL_MS = 2**31 - 1  # what the column holds: 24 days
 TIP_ID = re.compile(r"[0-9a-zA-Z_-]{16,64}")
+
+log = logging.getLogger(__name__)
 
 
 class UnknownTipError(DataError):
@@ -54,27 +58,31 @@ class Asked:
 
 @dataclass(frozen=True)
 class Tip:
-    """What the app shows: the text, and the id under which the reaction comes back."""
+    """What the app shows: the text, and the id under which the reaction comes back.
+
+    Where it was not `recorded`, because the database is away, it is evidence for nothing.
+    """
 
     tip_id: str
     content: str
     prompt_tokens: int = 0
     tokens: int = 0
+    recorded: bool = True
 
 
 async def give_tip(service: Service, asked: Asked) -> Tip:
-    """Give a user a tip; when this returns, the exposure is on disk.
+    """Give a user a tip; when this returns, the exposure is on disk, or `recorded` says no.
 
     If the challenger fails, takes longer than `timeout_seconds`, writes what cannot be shown or is
     withdrawn meanwhile, the champion answers, and if that fails, a stored tip: the row keeps the
     assigned arm and its propensity, names the version that wrote the tip, and says why in
     `fallback` and `guard`. The row holds placeholders where the user reads personal data. A
-    change of the rollout takes effect within `LiveModels.max_age_seconds`.
+    change of the rollout takes effect within `LiveModels.max_age_seconds`. While the database does
+    not answer within `record_seconds`, people still get tips, which count for nobody.
 
     Raises:
-        DataError: the user id or kind is empty, the context holds what has no place in one, the
-            tip id is another user's, the user was erased in this moment, or the database does not
-            answer.
+        DataError: user id, kind, context or tip id do not fit, the user was erased in this
+            moment, or too much waits to be written.
         CanaryError: nothing is live, or nobody has a tip that can be shown.
         ReleaseError: the champion's model server does not answer, and no tip is stored.
     """
@@ -107,17 +115,13 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
         "answer_ms": round(1000 * (time.perf_counter() - started)),
     }
     try:
-        written = await service.recorder.on_disk(Given(exposure, names))
+        recorded = await _is_recorded(service, Given(exposure, names))
     except sa.exc.IntegrityError:
         # The same request came twice at once, and the other was faster.
         if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
             return before
         raise
-    if written == "erased":
-        raise DataError("the user was erased while their tip was written; ask again")
-    for listen in service.listeners:
-        listen(exposure)
-    return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens)
+    return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens, recorded)
 
 
 def request_tip(
@@ -218,8 +222,28 @@ def _told_of(answer: Answer) -> dict[str, Any]:
     }
 
 
+async def _is_recorded(service: Service, given: Given) -> bool:
+    """Whether the exposure is on disk; not while the database is away."""
+    within = service.settings.record_seconds
+    try:
+        written = await service.recorder.on_disk(given, within=within)
+    except sa.exc.IntegrityError:
+        raise
+    except (AwayError, sa.exc.SQLAlchemyError) as error:
+        log.error("a tip is shown without a record: %s", type(error.__cause__ or error).__name__)
+        return False
+    if written == "erased":
+        raise DataError("the user was erased while their tip was written; ask again")
+    for listen in service.listeners:
+        listen(given.row)
+    return True
+
+
 async def _given_before(service: Service, tip_id: str, person: str, prompt: Prompt) -> Tip | None:
-    found = await to_thread.run_sync(partial(_read_tip, service, tip_id))
+    found, within = None, service.settings.record_seconds
+    with move_on_after(within), suppress(AwayError, sa.exc.SQLAlchemyError):
+        reading_it = partial(_read_tip, service, tip_id)
+        found = await to_thread.run_sync(reading_it, abandon_on_cancel=True)
     if found is None:
         return None
     owner, text = found

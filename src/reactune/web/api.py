@@ -78,11 +78,11 @@ def _add_people(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/tips")
     async def tips(body: TipRequest) -> TipAnswer:
-        """Write a tip for a user; it is recorded when the answer arrives."""
+        """Write a tip for a user; it is on disk when the answer arrives, or `recorded` is false."""
         asked = Asked(body.user, body.kind, body.parts, tuple(body.names), body.tip_id or "")
         async with places:
             tip = await give_tip(service, asked)
-        return TipAnswer(tip_id=tip.tip_id, content=tip.content)
+        return TipAnswer(tip_id=tip.tip_id, content=tip.content, recorded=tip.recorded)
 
     @app.post("/v1/tips/{tip_id}/shown", status_code=204)
     async def shown(tip_id: str) -> None:

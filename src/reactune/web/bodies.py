@@ -67,6 +67,8 @@ class TipAnswer(BaseModel):
 
     tip_id: str
     content: str
+    recorded: bool
+    """False while the database is away: the tip may be shown, but nothing of it is kept."""
 
 
 class RouteAnswer(BaseModel):

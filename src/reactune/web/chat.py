@@ -18,6 +18,7 @@ from reactune.serving import Asked, Tip
 
 MODEL = "reactune"
 USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
+UNRECORDED = {"x-reactune-recorded": "false"}
 KIND = re.compile(r"[\w][\w .:/-]{0,99}")
 # Ignoring these would give another answer than the one that was asked for.
 REFUSED = ("tools", "functions", "tool_choice", "function_call", "audio", "logprobs")
@@ -84,13 +85,19 @@ class ChatRequest(BaseModel):
 
 
 def chat_answer(body: ChatRequest, tip: Tip) -> Response:
-    """The tip as one completion, or as the events of a stream."""
+    """The tip as one completion, or as the events of a stream.
+
+    A header says so where the database was away, and nothing of the tip is kept.
+    """
+    headers = None if tip.recorded else UNRECORDED
     if body.stream:
-        return StreamingResponse(_events(body, tip), media_type="text/event-stream")
+        events = _events(body, tip)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     message = {"role": "assistant", "content": tip.content, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     return JSONResponse(
-        {**_head("chat.completion", tip), "choices": [choice], "usage": _usage(tip)}
+        {**_head("chat.completion", tip), "choices": [choice], "usage": _usage(tip)},
+        headers=headers,
     )
 
 
