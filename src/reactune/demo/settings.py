@@ -39,6 +39,7 @@ max_tokens = {MAX_TOKENS}
 parallel = 8
 # Nobody waits in a demo, and another program may want the processor.
 timeout_seconds = 120
+champion_timeout_seconds = 120
 
 [train]
 # Two processor cores read some 300 tokens a second this way: five minutes.
