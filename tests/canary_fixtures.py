@@ -1,13 +1,20 @@
 """Units and worlds for the canary's tests: outcomes from plain numbers, and simulated people."""
 
+from dataclasses import fields
 from datetime import datetime
 
 import numpy as np
 
+from reactune.canary.evidence import differences, effect, expected_rates, is_burnt_in
 from reactune.canary.outcomes import Outcomes
 
+COUNTS = (
+    "tips", "positives", "quick_dismissals", "snoozes", "slow", "repeats", "fallbacks",
+    "earlier_tips", "earlier_positives",
+)  # fmt: skip
 
-def outcomes_of(*, challenger, tips=1, positives=0, share=0.5, quick=0, fallbacks=0, both=False):
+
+def outcomes_of(*, challenger, share=0.5, both_arms=False, fell_back=False, kinds=None, **counts):
     """Outcomes of as many units as `challenger` has entries; other values are broadcast."""
     challenger = np.asarray(challenger, bool)
     units = len(challenger)
@@ -15,17 +22,46 @@ def outcomes_of(*, challenger, tips=1, positives=0, share=0.5, quick=0, fallback
     def spread(values, kind):
         return np.array(np.broadcast_to(np.asarray(values, kind), units))
 
+    filled = {"tips": 1, **counts}
     return Outcomes(
         unit_key=np.array([f"u{n}" for n in range(units)], np.str_),
         challenger=challenger,
         share=spread(share, float),
-        tips=spread(tips, np.int64),
-        positives=spread(positives, np.int64),
-        quick_dismissals=spread(quick, np.int64),
-        snoozes=spread(0, np.int64),
-        fallbacks=spread(fallbacks, np.int64),
-        both_arms=spread(both, bool),
+        fell_back=spread(fell_back, bool),
+        both_arms=spread(both_arms, bool),
         first_shown_at=np.datetime64(datetime(2026, 3, 1)) + np.arange(units).astype("m8[m]"),
+        kinds=kinds or {},
+        **{name: spread(filled.get(name, 0), np.int64) for name in COUNTS},
+    )
+
+
+def some_of(outcomes, chosen):
+    """The outcomes of the units chosen by a slice or a mask, without their kinds."""
+    columns = {each.name: getattr(outcomes, each.name) for each in fields(Outcomes)}
+    return Outcomes(**{n: v if n == "kinds" else v[chosen] for n, v in columns.items()})
+
+
+def effect_of(
+    tips, positives, challenger, share, *, alpha=0.05, planned_units, margin=0.0, earlier=(0, 0)
+):
+    """The effect after each unit, of one world or of many; all units are ready after burn-in."""
+    tips, positives = np.asarray(tips), np.asarray(positives)
+    share = np.broadcast_to(share, tips.shape)
+    earlier_tips, earlier_positives = (np.broadcast_to(each, tips.shape) for each in earlier)
+    expected = expected_rates(
+        tips,
+        positives,
+        earlier_tips=earlier_tips,
+        earlier_positives=earlier_positives,
+        own_weight=10.0,
+    )
+    first = float(share.flat[0])
+    return effect(
+        differences(tips, positives, challenger, share, expected=expected),
+        is_burnt_in(tips, positives, challenger, min_positives=20, min_negatives=20),
+        alpha=alpha,
+        planned=planned_units * first * (1 - first),
+        margin=margin,
     )
 
 

@@ -77,8 +77,8 @@ threads = 1
 parallel = 1
 
 [canary]
-planned_units = 500
 min_units_per_step = 50
+min_days = 0
 """
 
 
@@ -223,7 +223,7 @@ def expose(config, units, *, champion, challenger, first=0):
                 "propensity": propensity(arm, opened.share),
                 "created_at": shown,
                 "shown_at": shown,
-                "reaction": "done" if is_liked else "snooze",
+                "reaction": "done" if is_liked else "dismiss",
                 "dwell_ms": 30_000,
                 "reacted_at": shown,
             }

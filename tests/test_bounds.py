@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from ville._boundaries import best_rho, normal_mixture
 
-from reactune.canary.bounds import allocation_evidence, kappa, multiplier, ratio_evidence
+from reactune.canary.bounds import (
+    allocation_evidence,
+    kappa,
+    mixture_evidence,
+    multiplier,
+    planned_multiplier,
+    ratio_evidence,
+)
 
 ALPHAS = st.floats(1e-4, 0.3)
 
@@ -28,6 +35,36 @@ def test_the_bound_is_the_one_of_the_reference_implementation():
 )
 def test_multipliers_are_those_of_the_published_table(part_of_plan, published):
     assert multiplier(part_of_plan * kappa(0.05), 0.05) == pytest.approx(published, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "people", "planned", "published"),
+    [
+        (0.50336, 0.33341, 3_000 + 3_461, 1_000, (-0.55844, 1.56516)),
+        (0.50386, 0.03386, 3_000 + 3_461, 5_000, (0.40098, 0.60675)),
+    ],
+)
+def test_bounds_are_those_that_growthbook_publishes(estimate, error, people, planned, published):
+    # packages/stats/tests/frequentist/test_tests.py: sequential, relative effects.
+    half = error * multiplier(kappa(0.05) * people / planned, 0.05)
+    assert (estimate - half, estimate + half) == pytest.approx(published, abs=2e-4)
+
+
+def test_the_mixture_evidence_is_the_one_of_the_reference_implementation():
+    # confseq: normal_log_mixture(10, 100, 100, .05, two-sided); a sum of 10 with variance 100.
+    assert mixture_evidence(1.0, kappa(0.05)) == pytest.approx(-0.6510052, abs=1e-6)
+
+
+@given(st.floats(0.01, 1e4), ALPHAS)
+def test_evidence_reaches_one_over_alpha_where_the_bound_is(x, alpha):
+    assert mixture_evidence(multiplier(x, alpha), x) == pytest.approx(-log(alpha))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_planned_bounds_are_narrower_than_those_that_last_for_ever(alpha):
+    progress = np.linspace(0.01, 1, 100)
+    planned = planned_multiplier(progress, alpha, chance=alpha / 2)
+    assert np.all(planned < multiplier(kappa(alpha) * progress, alpha))
 
 
 @given(st.floats(0.1, 1e5), ALPHAS)

@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from reactune.canary.outcomes import read_outcomes
-from reactune.config import LabelConfig, ModelConfig, PromptConfig, ServeConfig
+from reactune.config import CanaryConfig, LabelConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model import base_model
 from reactune.prompt import load_chat
@@ -277,7 +277,7 @@ def test_a_clock_that_steps_back_shows_no_tip_before_it_was_made_nor_moves_its_u
     assert rows[again.tip_id]["unit_key"].endswith(":2026-03-03")
     with store.connect() as connection:
         seen = read_outcomes(
-            connection, opened.rollout_id, labels=LabelConfig(), window_seconds=180,
+            connection, opened.rollout_id, labels=LabelConfig(), settings=CanaryConfig(),
             now=NOON + timedelta(hours=1),
         )  # fmt: skip
     assert (len(seen.tips), seen.positives.sum()) == (1, 1)

@@ -27,7 +27,7 @@ from people_fixtures import (
 from reactune import erasing, journal, live, paperwork
 from reactune.canary.outcomes import read_outcomes
 from reactune.cli import main
-from reactune.config import LabelConfig
+from reactune.config import CanaryConfig, LabelConfig
 from reactune.data.exports import read_examples
 from reactune.data.ingest import ERASED
 from reactune.database import create_store, reading, writing
@@ -108,7 +108,7 @@ def exposures(user, arms, *, first=0):
 def outcomes_of(engine, rollout_id):
     with reading(engine) as connection:
         return read_outcomes(
-            connection, rollout_id, labels=LabelConfig(), window_seconds=180, now=NOW + DAY
+            connection, rollout_id, labels=LabelConfig(), settings=CanaryConfig(), now=NOW + DAY
         )
 
 
@@ -131,6 +131,7 @@ def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
     after = outcomes_of(engine, trial.rollout_id)
     for name in ("challenger", "share", "tips", "positives", "quick_dismissals", "both_arms"):
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
+    assert after.kinds.keys() == before.kinds.keys()
     assert (asked.numbers["rows_blanked"], asked.numbers["rows_removed"]) == (4, 4)
     with reading(engine) as connection:
         blank = connection.execute(sa.select(tip_scores).where(tip_scores.c.key_id == ""))

@@ -1,21 +1,23 @@
 import random
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from reactune.canary.outcomes import read_outcomes
-from reactune.config import LabelConfig
+from reactune.config import CanaryConfig, LabelConfig
 from reactune.store import upsert_scores, writing
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=1)
 LABELS = LabelConfig()
+SETTINGS = CanaryConfig()
 COLUMNS = (
-    "unit_key", "challenger", "share", "tips", "positives", "quick_dismissals", "snoozes",
-    "fallbacks", "both_arms",
+    "unit_key", "challenger", "share", "tips", "positives", "quick_dismissals", "snoozes", "slow",
+    "repeats", "fallbacks", "fell_back", "both_arms", "earlier_tips", "earlier_positives",
 )  # fmt: skip
 
 
@@ -37,16 +39,15 @@ def tip(tip_id, unit="u1", **columns):
         "shown_at": NOON,
         "reaction": None,
         "dwell_ms": None,
+        "answer_ms": 900,
     } | columns
 
 
-def read(engine, rows=(), *, now=LATER, window_seconds=180, labels=LABELS):
+def read(engine, rows=(), *, now=LATER, labels=LABELS, settings=SETTINGS):
     with writing(engine) as connection:
         upsert_scores(connection, list(rows))
     with engine.connect() as connection:
-        return read_outcomes(
-            connection, "r1", labels=labels, window_seconds=window_seconds, now=now
-        )
+        return read_outcomes(connection, "r1", labels=labels, settings=settings, now=now)
 
 
 def only(outcomes):
@@ -148,6 +149,7 @@ def test_a_fallback_stays_in_the_arm_it_was_assigned_to(engine):
     ]  # fmt: skip
     seen = only(read(engine, rows))
     assert (seen.challenger, seen.tips, seen.positives, seen.fallbacks) == (True, 2, 1, 1)
+    assert seen.fell_back
 
 
 def test_a_unit_that_met_both_arms_stays_whole_in_its_first_and_is_marked(engine):
@@ -163,6 +165,73 @@ def test_a_unit_that_met_both_arms_stays_whole_in_its_first_and_is_marked(engine
     assert seen.share.tolist() == [0.05, 0.05]
     assert seen.tips.tolist() == [2, 1]
     assert seen.positives.tolist() == [1, 0]
+
+
+def test_only_a_fallback_of_the_first_tip_counts_as_one_of_the_unit(engine):
+    rows = [
+        tip("a", arm="challenger", propensity=0.05),
+        tip("b", arm="challenger", propensity=0.05, fallback="error"),
+    ]
+    seen = only(read(engine, rows))
+    assert (seen.fallbacks, seen.fell_back) == (1, False)
+
+
+def test_answers_over_the_limit_are_slow(engine):
+    rows = [tip("a", answer_ms=2_000), tip("b", answer_ms=2_001), tip("c", answer_ms=None)]
+    assert only(read(engine, rows, settings=CanaryConfig(slow_ms=2_000))).slow == 1
+
+
+def test_a_tip_repeats_the_one_before_it_of_its_kind_and_arm_whoever_saw_that(engine):
+    def at(minute):
+        return {"shown_at": NOON + timedelta(minutes=minute)}
+
+    rows = [
+        tip("a", "u1", tip_content="Walk", **at(0)),
+        tip("b", "u2", tip_content="Walk", arm="challenger", propensity=0.05, **at(1)),
+        tip("c", "u3", tip_content="Walk", kind="other", **at(2)),
+        tip("d", "u4", tip_content="Walk", **at(3)),
+        tip("e", "u5", tip_content="Sing", **at(4)),
+        tip("f", "u6", tip_content="Walk", **at(5)),
+        tip("g", "u7", tip_content="", **at(6)),
+        tip("h", "u8", tip_content="", **at(7)),
+    ]
+    assert read(engine, rows).repeats.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_what_a_person_did_before_a_unit_is_known_of_it(engine):
+    def day(number):
+        return {"shown_at": NOON + timedelta(days=number)}
+
+    done = {"reaction": "done", "dwell_ms": 20_000}
+    outside = {"rollout_id": None, "arm": None, "unit_key": None, "propensity": None}
+    rows = [
+        tip("a", user_key="ann", **outside, **done, **day(-9)),
+        tip("b", user_key="ann", rollout_id="r0", **day(-3)),
+        tip("c", user_key="ann", source="rule", **outside, **day(-2)),
+        tip("d", user_key="ann", shown_at=None, **outside),
+        tip("e", "ann:1", user_key="ann", **done, **day(0)),
+        tip("f", "ann:1", user_key="ann", **day(0)),
+        tip("g", "bob:1", user_key="bob", **day(0)),
+        tip("h", "ann:2", user_key="ann", **day(1)),
+        tip("i", "ann:3", user_key="ann", **day(2)),
+        tip("j", user_key="ann", **outside, **done, **day(1)),
+    ]
+    seen = read(engine, rows, now=NOON + timedelta(days=9))
+    assert seen.unit_key.tolist() == ["ann:1", "bob:1", "ann:2", "ann:3"]
+    assert seen.earlier_tips.tolist() == [2, 0, 4, 5]
+    assert seen.earlier_positives.tolist() == [1, 0, 2, 2]
+
+
+def test_tips_are_split_by_kind_too(engine):
+    rows = [
+        tip("a", "u1", kind="focus", reaction="done", dwell_ms=20_000),
+        tip("b", "u1", kind="move"),
+        tip("c", "u2", kind="move", reaction="done", dwell_ms=20_000),
+        tip("d", "u2", kind="move", shown_at=NOON + timedelta(minutes=1)),
+    ]
+    kinds = read(engine, rows).kinds
+    assert {k: (v.unit.tolist(), v.tips.tolist(), v.positives.tolist()) for k, v in kinds.items()} \
+        == {"focus": ([0], [1], [1]), "move": ([0, 1], [1, 2], [0, 1])}  # fmt: skip
 
 
 def test_units_come_in_the_order_in_which_they_were_first_shown_a_tip(engine):
@@ -181,6 +250,7 @@ def test_units_come_in_the_order_in_which_they_were_first_shown_a_tip(engine):
 def test_no_exposures_are_empty_outcomes(engine):
     seen = read(engine)
     assert all(len(getattr(seen, name)) == 0 for name in COLUMNS)
+    assert seen.kinds == {}
 
 
 def random_rows(seed, count=600):
@@ -197,6 +267,9 @@ def random_rows(seed, count=600):
             reaction=rng.choice([None, "done", "dismiss", "snooze"]),
             dwell_ms=rng.choice([None, 100, 4_999, 5_000, 15_000, 120_000, 200_000]),
             source=rng.choice(["llm", "llm", "rule"]),
+            user_key=f"person-{rng.randrange(9)}",
+            tip_content=rng.choice(["Walk", "Sing"]),
+            answer_ms=rng.choice([None, 400, 5_001]),
             shown_at=rng.choice([None, NOON + timedelta(seconds=rng.randrange(90_000))]),
         ))  # fmt: skip
     return rows
@@ -209,22 +282,33 @@ def sums_by_hand(rows, closed):
             units[row["unit_key"]].append(row)
     for tips in units.values():
         tips.sort(key=lambda row: (row["shown_at"], row["tip_id"]))
-    result = []
+    result, last, repeated, past = [], {}, set(), {}
+    for row in sorted(chain(*units.values()), key=lambda row: (row["shown_at"], row["tip_id"])):
+        if last.get(row["arm"]) == row["tip_content"]:
+            repeated.add(row["tip_id"])
+        last[row["arm"]] = row["tip_content"]
     for key, tips in sorted(units.items(), key=lambda item: (item[1][0]["shown_at"], item[0])):
         first = tips[0]
         on_challenger = first["arm"] == "challenger"
         dwells = [(row["reaction"], row["dwell_ms"], row["source"]) for row in tips]
+        positives = sum(r == "done" and d in (15_000, 120_000) and s == "llm" for r, d, s in dwells)
+        earlier = past.setdefault(max(row["user_key"] for row in tips), [0, 0])
         result.append((
             key,
             on_challenger,
             first["propensity"] if on_challenger else 1 - first["propensity"],
             len(tips),
-            sum(r == "done" and d in (15_000, 120_000) and s == "llm" for r, d, s in dwells),
+            positives,
             sum(r == "dismiss" and d in (100, 4_999) for r, d, _ in dwells),
             sum(r == "snooze" for r, _, _ in dwells),
+            sum(row["answer_ms"] == 5_001 for row in tips),
+            sum(row["tip_id"] in repeated for row in tips),
             sum(row["fallback"] is not None for row in tips),
+            first["fallback"] is not None,
             len({row["arm"] for row in tips}) == 2,
+            *earlier,
         ))  # fmt: skip
+        earlier[:] = earlier[0] + len(tips), earlier[1] + positives
     return result
 
 

@@ -89,7 +89,7 @@ def test_a_second_first_champion_is_refused(models):
 def test_an_opened_rollout_is_what_the_settings_say(canary):
     opened = live(canary)
     assert (opened.champion, opened.challenger, opened.phase) == (1, 2, "canary")
-    assert (opened.share, opened.unit, opened.planned_units) == (0.05, "user_day", 5_000)
+    assert (opened.share, opened.unit, opened.planned_units) == (0.05, "user_day", 20_000)
     assert (opened.salt, opened.opened_at, opened.share_since) == ("pepper", NOON, NOON)
     assert recorded(canary)[-1].rollout_id == opened.rollout_id
 

@@ -15,7 +15,7 @@ from platformdirs import user_cache_dir
 from pydantic import ValidationError, model_validator
 
 from reactune.errors import ConfigError
-from reactune.sections import CanaryConfig as CanaryConfig
+from reactune.rollout_sections import CanaryConfig as CanaryConfig
 from reactune.sections import DatasetConfig as DatasetConfig
 from reactune.sections import ExportConfig as ExportConfig
 from reactune.sections import GateConfig as GateConfig

@@ -4,7 +4,7 @@ The second half of the loop. The statistics are `canary/`'s; what is live is `li
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -24,6 +24,7 @@ class Look:
 
     rollout: Rollout
     comparison: Comparison | None
+    age_days: float
 
     def line(self) -> str:
         """One line for the person at the terminal."""
@@ -71,18 +72,19 @@ def look(config: Config, *, now: datetime) -> Look:
         CanaryError: nothing is live yet.
     """
     current = _live(config)
+    age_days = max((now - current.opened_at) / timedelta(days=1), 0.0)
     if current.challenger is None:
-        return Look(current, None)
+        return Look(current, None, age_days)
     with live.database(config) as engine, reading(engine) as connection:
         outcomes = read_outcomes(
             connection,
             current.rollout_id,
             labels=config.labels,
-            window_seconds=config.canary.window_seconds,
+            settings=config.canary,
             now=now,
         )
     comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
-    return Look(current, comparison)
+    return Look(current, comparison, age_days)
 
 
 def judge(config: Config, seen: Look) -> Decision:
@@ -91,7 +93,12 @@ def judge(config: Config, seen: Look) -> Decision:
     Raises:
         CanaryError: nobody was on trial then.
     """
-    return decide(_comparison_of(seen), settings=config.canary, phase=seen.rollout.phase)
+    return decide(
+        _comparison_of(seen),
+        settings=config.canary,
+        phase=seen.rollout.phase,
+        age_days=seen.age_days,
+    )
 
 
 def act(config: Config, seen: Look, decision: Decision, *, now: datetime) -> Review:

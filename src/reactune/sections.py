@@ -240,38 +240,6 @@ class RegistryConfig(Section):
     """Registered model."""
 
 
-class CanaryConfig(Section):
-    """How far a challenger goes, and what decides."""
-
-    share: Share = 0.05
-    """First share of tips that the challenger writes."""
-    ramp: tuple[Share, ...] = (0.10, 0.25, 0.50)
-    """Shares that follow, one step per review that shows no harm."""
-    min_units_per_step: int = Field(200, ge=1)
-    """Units observed at a share before the next step."""
-    unit: Literal["tip", "user_day", "user"] = "user_day"
-    """What is routed as one: each tip, all tips of a user on one (UTC) day, or all of a user.
-    Under `user_day` a user may meet both models on different days; `user` only with CUPED."""
-    alpha: float = Field(0.05, gt=0, lt=0.5)
-    """Chance of a false verdict, however often one looks."""
-    planned_units: int = Field(5_000, ge=100)
-    """Units at which the bounds are tightest; fixed when the rollout opens."""
-    max_units: int = Field(50_000, ge=100)
-    """Units after which an inconclusive rollout ends and the champion stays."""
-    min_positives: int = Field(20, ge=1)
-    """Positives in the challenger's arm before any bound may decide."""
-    min_negatives: int = Field(20, ge=1)
-    """Non-positives in the challenger's arm before any bound may decide."""
-    margin: Share = 0.0
-    """Promotion needs the lower bound above minus this; 0: superiority."""
-    harm_margin: float = Field(0.25, ge=0)
-    """Quick dismissals of the challenger may be this much more frequent (relative)."""
-    srm_alpha: float = Field(0.001, gt=0, lt=0.5)
-    """Alarm level of the sample-ratio check."""
-    window_seconds: int = Field(180, ge=1)
-    """A tip counts this long after it was shown: two minutes to react and one of grace."""
-
-
 class RunConfig(Section):
     """Where runs are kept."""
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincc, betaln, gammaln
 
+from reactune.canary.passage import closing_constant
+
 Floats = NDArray[np.float64]
 SRM_PRIOR = 1_000.0
 HARM_PRIOR = 20.0
@@ -31,6 +33,29 @@ def multiplier(x: ArrayLike, alpha: float) -> Floats:
     """
     information = np.asarray(x, np.float64)
     return np.sqrt((1 + 1 / information) * (np.log1p(information) - 2 * log(alpha)))
+
+
+def planned_multiplier(progress: ArrayLike, alpha: float, *, chance: float) -> Floats:
+    """How many standard errors away a bound is that is read as often as one likes until an end.
+
+    `progress` is the share of the planned information that is in; all bounds read up to 1 hold
+    together with this chance of a failure on their side, asymptotically. The shape is that of
+    `multiplier`, tightest at the end; but as nothing is read after it, the constant is the one
+    with which exactly `chance` is spent there, not the one that lasts for ever.
+    """
+    x = kappa(alpha) * np.asarray(progress, np.float64)
+    constant = closing_constant(kappa(alpha), chance)
+    return np.sqrt((1 + 1 / x) * (np.log1p(x) + constant))
+
+
+def mixture_evidence(z: ArrayLike, x: ArrayLike) -> Floats:
+    """Log e-value against a mean of at most zero, from `z` standard errors above it; 0 below.
+
+    Robbins' normal mixture, of which `multiplier` is the boundary; asymptotic as that is.
+    """
+    above, information = np.maximum(z, 0), np.asarray(x, np.float64)
+    evidence: Floats = (information * above**2 / (1 + information) - np.log1p(information)) / 2
+    return evidence
 
 
 def allocation_evidence(on_challenger: ArrayLike, events: ArrayLike, *, ceiling: float) -> Floats:

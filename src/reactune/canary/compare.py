@@ -4,16 +4,16 @@ Plain arithmetic on the outcomes: no database, no clock. `docs/statistics.md` sa
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite, log
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from reactune.canary.bounds import Floats
-from reactune.canary.evidence import effect_bounds, harm_evidence, is_burnt_in, mismatch_evidence
-from reactune.canary.outcomes import Booleans, Counts, Outcomes
+from reactune.canary.course import follow, guard
+from reactune.canary.evidence import PROMOTION
+from reactune.canary.guardrails import Guardrail, rate
+from reactune.canary.outcomes import Outcomes
 from reactune.canary.routing import propensity
 from reactune.config import CanaryConfig
 from reactune.records import Phase, Verdict
@@ -25,30 +25,13 @@ MOST_FALLBACKS = 0.2
 
 
 @dataclass(frozen=True)
-class Path:
-    """The comparison as it stood after each unit; one entry per unit, oldest first.
-
-    `estimate`, `low` and `high` are in positives per tip, challenger minus champion. `harm` and
-    `mismatch` are the largest log e-values so far, of the guardrail and of the sample-ratio
-    check. Until `is_ready` (the burn-in is over) the bounds are infinite.
-    """
-
-    first_shown_at: NDArray[np.datetime64]
-    estimate: Floats
-    low: Floats
-    high: Floats
-    is_ready: Booleans
-    harm: Floats
-    mismatch: Floats
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Challenger against champion, as far as is known.
 
     Rates are positives per tip as counted; while the share changes, only `estimate` and its
-    bounds compare like with like. `moved_away` counts units that met the champion after the
-    challenger, which routing never does; `moved_in` those that a growing share moved.
+    bounds compare like with like. `progress` is the share of the planned information.
+    `moved_away` counts units that met the champion after the challenger, which routing never
+    does; `moved_in` those that a growing share moved.
     """
 
     units: int
@@ -60,8 +43,10 @@ class Comparison:
     estimate: float
     low: float
     high: float
+    progress: float
     is_ready: bool
-    harm: float
+    is_hopeless: bool
+    guardrails: tuple[Guardrail, ...]
     mismatch: float
     moved_away: int
     moved_in: int
@@ -85,8 +70,8 @@ class Decision:
 def compare(outcomes: Outcomes, *, settings: CanaryConfig, planned_units: int) -> Comparison:
     """Everything a verdict needs; too few reactions give infinite bounds, not an error.
 
-    `planned_units` was fixed when the rollout opened: bounds are tightest there, at the
-    opening share.
+    `planned_units` was fixed when the rollout opened: with as many, all at its first share, it
+    ends.
     """
     path = follow(outcomes, settings=settings, planned_units=planned_units)
     challenger, tips = outcomes.challenger, outcomes.tips
@@ -97,91 +82,93 @@ def compare(outcomes: Outcomes, *, settings: CanaryConfig, planned_units: int) -
         tips=int(tips.sum()),
         challenger_units=int(challenger.sum()),
         challenger_tips=int(tips[challenger].sum()),
-        champion_rate=_ratio(outcomes.positives[~challenger], tips[~challenger]),
-        challenger_rate=_ratio(outcomes.positives[challenger], tips[challenger]),
+        champion_rate=rate(outcomes.positives[~challenger], tips[~challenger]),
+        challenger_rate=rate(outcomes.positives[challenger], tips[challenger]),
         estimate=float(path.estimate[-1]) if known else 0.0,
         low=float(path.low[-1]) if known else -inf,
         high=float(path.high[-1]) if known else inf,
+        progress=float(path.progress[-1]) if known else 0.0,
         is_ready=bool(path.is_ready[-1]) if known else False,
-        harm=float(path.harm[-1]) if known else 0.0,
+        is_hopeless=bool(path.is_hopeless[-1]) if known else False,
+        guardrails=guard(outcomes, settings=settings, planned_units=planned_units),
         mismatch=float(path.mismatch[-1]) if known else 0.0,
         moved_away=int((outcomes.both_arms & challenger).sum()),
         moved_in=int((outcomes.both_arms & ~challenger).sum()),
-        fallback_share=_ratio(outcomes.fallbacks[challenger], tips[challenger]),
+        fallback_share=rate(outcomes.fallbacks[challenger], tips[challenger]),
         units_at_share={float(share): int(n) for share, n in zip(shares, units, strict=True)},
     )
 
 
-def follow(outcomes: Outcomes, *, settings: CanaryConfig, planned_units: int) -> Path:
-    """The comparison after each unit; units not drawn by lot (share 0 or 1) are left out."""
-    drawn = (outcomes.share > 0) & (outcomes.share < 1)
-    challenger, share = outcomes.challenger[drawn], outcomes.share[drawn]
-    tips, positives = outcomes.tips[drawn], outcomes.positives[drawn]
-    estimate, low, high = effect_bounds(
-        tips, positives, challenger, share, alpha=settings.alpha, planned_units=planned_units
-    )
-    is_ready = is_burnt_in(
-        tips,
-        positives,
-        challenger,
-        min_positives=settings.min_positives,
-        min_negatives=settings.min_negatives,
-    )
-    quick = outcomes.quick_dismissals[drawn] > 0
-    return Path(
-        first_shown_at=outcomes.first_shown_at[drawn],
-        estimate=estimate,
-        low=np.where(is_ready, low, -inf),
-        high=np.where(is_ready, high, inf),
-        is_ready=is_ready,
-        harm=harm_evidence(quick, challenger, share, margin=settings.harm_margin),
-        mismatch=mismatch_evidence(challenger, share),
-    )
-
-
-def bounds_over_time(
-    outcomes: Outcomes, *, settings: CanaryConfig, planned_units: int, points: int = 200
-) -> Path:
-    """The path thinned to at most `points` evenly spaced entries (the last included), to draw."""
-    path = follow(outcomes, settings=settings, planned_units=planned_units)
-    length = len(path.estimate)
-    chosen = np.unique(np.linspace(0, max(length - 1, 0), min(points, length)).astype(int))
-    return Path(*(getattr(path, name)[chosen] for name in Path.__dataclass_fields__))
-
-
-def decide(comparison: Comparison, *, settings: CanaryConfig, phase: Phase) -> Decision:
+def decide(
+    comparison: Comparison, *, settings: CanaryConfig, phase: Phase, age_days: float
+) -> Decision:
     """Promote, roll back or wait; the same comparison always gives the same decision.
 
     A challenger that is not better (by less than -margin) is promoted with chance at most
-    alpha / 2; one that does no harm is rolled back on evidence with chance at most alpha, half
-    of it for the bounds and half for the guardrail. An inconclusive rollout ends with the
-    champion.
+    `PROMOTION` of alpha; one that does no harm is rolled back on evidence with chance at most the
+    rest, half of it for the bounds and half for the guardrails. An inconclusive rollout ends with
+    the champion.
     """
-    verdict, reason, is_hold = _judge(comparison, settings)
+    found = _judge(comparison, settings, age_days)
     if phase not in ("canary", "ramp"):
-        verdict, reason, is_hold = "wait", f"no rollout is open (phase {phase})", False
-    elif verdict == "wait" and comparison.units >= settings.max_units:
-        reason = f"inconclusive after {comparison.units:,} units, the champion stays: {reason}"
-        verdict, is_hold = "roll back", False
-    return Decision(verdict, reason, _numbers(comparison, settings), is_hold)
+        found = Decision("wait", f"no rollout is open (phase {phase})", {})
+    elif (
+        found.verdict == "wait"
+        and comparison.units >= settings.max_units
+        and comparison.low <= -settings.margin
+    ):
+        found = _inconclusive(comparison, found.reason)
+    return replace(found, numbers=_numbers(comparison, settings, age_days))
 
 
-def _judge(seen: Comparison, settings: CanaryConfig) -> tuple[Verdict, str, bool]:
+def _judge(seen: Comparison, settings: CanaryConfig, age_days: float) -> Decision:
     bounds = f"{100 * seen.low:+.2f} to {100 * seen.high:+.2f} points"
     if fault := _fault(seen, settings):
-        return "wait", f"hold: {fault}", True
-    if seen.harm >= log(2 / settings.alpha):
-        return "roll back", "people dismiss the challenger's tips at once too often", False
+        return _hold(fault)
+    harms = [f"the challenger is worse: {bounds}"] if seen.low <= seen.high < 0 else []
+    if broken := [each for each in seen.guardrails if each.is_broken]:
+        harms.append(f"harm is shown: {_told(broken)}")
+    if harms:
+        return Decision("roll back", "; ".join(harms), {})
     if not seen.is_ready:
-        return "wait", f"too few reactions to decide ({seen.units:,} units)", False
-    if seen.high < 0:
-        return "roll back", f"the challenger is worse: {bounds}", False
-    if seen.low <= -settings.margin:
-        return "wait", f"undecided: {bounds} after {seen.units:,} units", False
+        return Decision("wait", f"too few reactions to decide ({seen.units:,} units)", {})
+    if seen.low > seen.high:
+        return _hold(
+            f"what was shown to be so ({bounds}) is so no more; look at what changed meanwhile"
+        )
+    if seen.low > -settings.margin:
+        return _promotion(seen, settings, age_days, bounds)
+    if seen.progress >= 1:
+        return _inconclusive(seen, bounds)
+    if seen.is_hopeless and age_days >= settings.min_days:
+        return _inconclusive(seen, f"no gain is in prospect, {bounds}")
+    return Decision("wait", f"undecided: {bounds} after {seen.units:,} units", {})
+
+
+def _promotion(seen: Comparison, settings: CanaryConfig, age_days: float, bounds: str) -> Decision:
     if seen.fallback_share > MOST_FALLBACKS:
         missing = f"the champion answered {seen.fallback_share:.0%} of the challenger's tips"
-        return "wait", f"hold: {missing}; repair its server", True
-    return "promote", f"the challenger is better: {bounds}", False
+        return _hold(f"{missing}; repair its server")
+    if age_days < settings.min_days:
+        left = f"promoted when the rollout is {settings.min_days:g} days old"
+        return Decision("wait", f"the challenger is better ({bounds}), {left}", {})
+    return Decision("promote", f"the challenger is better: {bounds}", {})
+
+
+def _inconclusive(seen: Comparison, why: str) -> Decision:
+    reason = f"inconclusive after {seen.units:,} units, the champion stays: {why}"
+    return Decision("roll back", reason, {})
+
+
+def _hold(why: str) -> Decision:
+    return Decision("wait", f"hold: {why}", {}, is_hold=True)
+
+
+def _told(broken: list[Guardrail]) -> str:
+    return "; ".join(
+        f"{each.name} {each.challenger_rate:.1%} instead of {each.champion_rate:.1%}"
+        for each in broken
+    )
 
 
 def _fault(seen: Comparison, settings: CanaryConfig) -> str:
@@ -212,17 +199,15 @@ def next_share(
     return min((step for step in settings.ramp if step > share), default=None)
 
 
-def _numbers(comparison: Comparison, settings: CanaryConfig) -> dict[str, Any]:
+def _numbers(comparison: Comparison, settings: CanaryConfig, age_days: float) -> dict[str, Any]:
     numbers = asdict(comparison) | {
         "units_at_share": {str(k): n for k, n in comparison.units_at_share.items()},
+        "guardrails": [asdict(each) for each in comparison.guardrails],
+        "age_days": age_days,
         "alpha": settings.alpha,
+        "promotion_alpha": PROMOTION * settings.alpha,
         "margin": settings.margin,
-        "harm_alarm": log(2 / settings.alpha),
         "mismatch_alarm": log(1 / settings.srm_alpha),
     }
     endless = [name for name in ("low", "high") if not isfinite(numbers[name])]
     return numbers | dict.fromkeys(endless)
-
-
-def _ratio(part: Counts, whole: Counts) -> float:
-    return float(part.sum() / whole.sum()) if whole.sum() else 0.0

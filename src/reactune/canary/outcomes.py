@@ -3,18 +3,29 @@
 What the sums say about the challenger is for `compare.py`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from reactune.config import LabelConfig
+from reactune.config import CanaryConfig, LabelConfig
 from reactune.store import tip_scores
 
 Booleans = NDArray[np.bool_]
 Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class KindCounts:
+    """Tips of one kind, and the positives among them, for each unit that got some of it."""
+
+    unit: NDArray[np.int64]
+    tips: Counts
+    positives: Counts
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,11 @@ class Outcomes:
 
     All arrays have one entry per unit. A unit belongs to the arm of its first tip, and all
     its tips count there, whoever wrote them (intention to treat): answers of the champion for
-    a challenger that failed are `fallbacks` of the challenger's arm. `share` is the chance that
-    this unit had of the challenger; `both_arms` marks units that later met the other arm.
+    a challenger that failed are `fallbacks` of the challenger's arm, and `fell_back` says it of
+    the unit's first tip alone. `share` is the chance that this unit had of the challenger;
+    `both_arms` marks units that later met the other arm. `repeats` are tips with the text of the
+    tip of that kind which the arm gave just before, to whomever. `earlier_...` is what the unit's
+    person was shown before it, in the rollout or outside. `kinds` splits tips and positives.
     """
 
     unit_key: NDArray[np.str_]
@@ -34,9 +48,20 @@ class Outcomes:
     positives: Counts
     quick_dismissals: Counts
     snoozes: Counts
+    slow: Counts
+    repeats: Counts
     fallbacks: Counts
+    fell_back: Booleans
     both_arms: Booleans
+    earlier_tips: Counts
+    earlier_positives: Counts
     first_shown_at: NDArray[np.datetime64]
+    kinds: Mapping[str, KindCounts]
+
+
+SUMS = (
+    "tips", "positives", "quick_dismissals", "snoozes", "slow", "repeats", "fallbacks",
+)  # fmt: skip
 
 
 def read_outcomes(
@@ -44,75 +69,128 @@ def read_outcomes(
     rollout_id: str,
     *,
     labels: LabelConfig,
-    window_seconds: int,
+    settings: CanaryConfig,
     now: datetime,
 ) -> Outcomes:
     """The rollout's units, over all shown tips whose window has closed by `now`.
 
     A tip that was never shown does not count; one without a reaction counts as no positive.
     """
-    closed = now - timedelta(seconds=window_seconds)
-    rows = connection.execute(_sums_by_unit(rollout_id, labels, closed)).all()
+    closed = now - timedelta(seconds=settings.window_seconds)
+    tips = _closed_tips(rollout_id, labels, settings, closed)
+    rows = connection.execute(_sums_by_unit(tips)).all()
     # Sorted here, because databases differ in how they order text.
     rows = sorted(rows, key=lambda row: (row.first_shown_at, row.unit_key))
-    columns = list(zip(*rows, strict=True)) or [()] * 10
-    counts = [np.array(column, np.int64) for column in columns[3:8]]
-    shown_at = [at.replace(tzinfo=None) for at in columns[9]]
+    place = {row.unit_key: number for number, row in enumerate(rows)}
+    before = connection.execute(_history(rollout_id, labels, closed)).all()
+    positives, seen = (_column(rows, name, np.int64) for name in ("positives", "tips"))
+    earlier_tips, earlier_positives = earlier_by_person(
+        [row.person for row in rows],
+        seen,
+        positives,
+        before={row.user_key: (row.tips, row.positives) for row in before},
+    )
+    shown_at = [row.first_shown_at.replace(tzinfo=None) for row in rows]
+    by_kind = connection.execute(_sums_by_kind(tips)).all()
     return Outcomes(
-        unit_key=np.array(columns[0], np.str_),
-        challenger=np.array(columns[1], np.bool_),
+        unit_key=_column(rows, "unit_key", np.str_),
+        challenger=_column(rows, "challenger", np.bool_),
         # Rounded, so that 1 - 0.95 and 0.05 are one share.
-        share=np.array([round(share, 9) for share in columns[2]], np.float64),
-        tips=counts[0],
-        positives=counts[1],
-        quick_dismissals=counts[2],
-        snoozes=counts[3],
-        fallbacks=counts[4],
-        both_arms=np.array(columns[8], np.bool_),
+        share=np.array([round(row.share, 9) for row in rows], np.float64),
+        fell_back=_column(rows, "fell_back", np.bool_),
+        both_arms=_column(rows, "both_arms", np.bool_),
+        earlier_tips=earlier_tips,
+        earlier_positives=earlier_positives,
         first_shown_at=np.array(shown_at, "datetime64[us]"),
+        kinds=_kinds(by_kind, place),
+        **{name: _column(rows, name, np.int64) for name in SUMS},
     )
 
 
-def _sums_by_unit(
-    rollout_id: str, labels: LabelConfig, closed: datetime
-) -> sa.Select[*tuple[object, ...]]:
-    of = _closed_tips(rollout_id, labels, closed).c
+def earlier_by_person(
+    person: Sequence[str],
+    tips: Counts,
+    positives: Counts,
+    *,
+    before: Mapping[str, tuple[int, int]],
+) -> tuple[Counts, Counts]:
+    """Tips and positives of each unit's person in the units before it, and `before` all of them."""
+    so_far = {who: list(counts) for who, counts in before.items()}
+    earlier = np.zeros((2, len(tips)), np.int64)
+    for number, who in enumerate(person):
+        counts = so_far.setdefault(who, [0, 0])
+        earlier[:, number] = counts
+        counts[0] += int(tips[number])
+        counts[1] += int(positives[number])
+    return earlier[0], earlier[1]
+
+
+def _column(rows: Sequence[Any], name: str, kind: type[Any]) -> NDArray[Any]:
+    return np.array([getattr(row, name) for row in rows], kind)
+
+
+def _kinds(rows: Sequence[Any], place: Mapping[str, int]) -> dict[str, KindCounts]:
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for row in rows:
+        found.setdefault(row.kind, []).append((place[row.unit_key], row.tips, row.positives))
+    columns = {kind: np.array(sorted(found[kind]), np.int64).T for kind in sorted(found)}
+    return {kind: KindCounts(*values) for kind, values in columns.items()}
+
+
+def _sums_by_unit(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
+    of = tips.c
     return sa.select(
         of.unit_key,
-        sa.func.max(sa.case((of.nth == 1, of.challenger))),
-        sa.func.max(sa.case((of.nth == 1, of.share))),
-        sa.func.count(),
-        sa.func.sum(of.positive),
-        sa.func.sum(of.quick),
-        sa.func.sum(of.snooze),
-        sa.func.sum(of.fallback),
-        sa.case((sa.func.min(of.challenger) != sa.func.max(of.challenger), 1), else_=0),
+        sa.func.max(of.user_key).label("person"),
+        sa.func.max(sa.case((of.nth == 1, of.challenger))).label("challenger"),
+        sa.func.max(sa.case((of.nth == 1, of.share))).label("share"),
+        sa.func.max(sa.case((of.nth == 1, of.fallbacks))).label("fell_back"),
+        sa.func.count().label("tips"),
+        *[sa.func.sum(of[name]).label(name) for name in SUMS[1:]],
+        sa.case((sa.func.min(of.challenger) != sa.func.max(of.challenger), 1), else_=0).label(
+            "both_arms"
+        ),
         sa.func.min(of.shown_at).label("first_shown_at"),
     ).group_by(of.unit_key)
 
 
-def _closed_tips(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Subquery:
+def _sums_by_kind(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
+    of = tips.c
+    counts = sa.func.count().label("tips"), sa.func.sum(of.positives).label("positives")
+    # Exposures of people who were erased have no kind any more.
+    query = sa.select(of.unit_key, of.kind, *counts).where(of.kind != "")
+    return query.group_by(of.unit_key, of.kind)
+
+
+def _closed_tips(
+    rollout_id: str, labels: LabelConfig, settings: CanaryConfig, closed: datetime
+) -> sa.Subquery:
     """Each tip that counts, as zeros and ones, numbered within its unit."""
     row = tip_scores.c
-    nth = sa.func.row_number().over(partition_by=row.unit_key, order_by=(row.shown_at, row.tip_id))
-    is_positive = sa.and_(
-        row.source == labels.source,
-        row.reaction == "done",
-        row.dwell_ms.between(*labels.positive_dwell_ms),
+    in_time = (row.shown_at, row.tip_id)
+    text_before = sa.func.lag(row.tip_content).over(
+        partition_by=(row.arm, row.kind), order_by=in_time
     )
-    is_quick = sa.and_(row.reaction == "dismiss", row.dwell_ms < labels.negative_dwell_below_ms)
     on_challenger = row.arm == "challenger"
+    is_quick = sa.and_(row.reaction == "dismiss", row.dwell_ms < labels.negative_dwell_below_ms)
+    marks = {
+        "challenger": on_challenger,
+        "positives": is_positive(labels),
+        "quick_dismissals": is_quick,
+        "snoozes": row.reaction == "snooze",
+        "slow": row.answer_ms > settings.slow_ms,
+        "repeats": sa.and_(row.tip_content == text_before, row.tip_content != ""),
+        "fallbacks": row.fallback.is_not(None),
+    }
     return (
         sa.select(
             row.unit_key,
+            row.user_key,
+            row.kind,
             row.shown_at,
-            nth.label("nth"),
-            _as_number(on_challenger).label("challenger"),
+            sa.func.row_number().over(partition_by=row.unit_key, order_by=in_time).label("nth"),
             sa.case((on_challenger, row.propensity), else_=1 - row.propensity).label("share"),
-            _as_number(is_positive).label("positive"),
-            _as_number(is_quick).label("quick"),
-            _as_number(row.reaction == "snooze").label("snooze"),
-            _as_number(row.fallback.is_not(None)).label("fallback"),
+            *[sa.case((mark, 1), else_=0).label(name) for name, mark in marks.items()],
         )
         .where(
             row.rollout_id == rollout_id,
@@ -125,5 +203,33 @@ def _closed_tips(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.S
     )
 
 
-def _as_number(condition: sa.ColumnElement[bool]) -> sa.Case[int]:
-    return sa.case((condition, 1), else_=0)
+def _history(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Select[*tuple[Any, ...]]:
+    """What the rollout's people were shown before its first tip, and how much of it they did."""
+    row = tip_scores.c
+    here = sa.and_(row.rollout_id == rollout_id, row.shown_at <= closed)
+    began = sa.select(sa.func.min(row.shown_at)).where(here).scalar_subquery()
+    people = sa.select(row.user_key).where(here)
+    return (
+        sa.select(
+            row.user_key,
+            sa.func.count().label("tips"),
+            sa.func.sum(sa.case((is_positive(labels), 1), else_=0)).label("positives"),
+        )
+        .where(
+            row.user_key.in_(people),
+            row.source == labels.source,
+            row.shown_at < began,
+            sa.or_(row.rollout_id.is_(None), row.rollout_id != rollout_id),
+        )
+        .group_by(row.user_key)
+    )
+
+
+def is_positive(labels: LabelConfig) -> sa.ColumnElement[bool]:
+    """The label rule's positive, as a condition on a row of `tip_scores`."""
+    row = tip_scores.c
+    return sa.and_(
+        row.source == labels.source,
+        row.reaction == "done",
+        row.dwell_ms.between(*labels.positive_dwell_ms),
+    )

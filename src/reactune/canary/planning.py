@@ -1,66 +1,161 @@
-"""How many tips until a verdict: the smallest rollout that finds a given lift.
+"""How many tips until a verdict: the smallest rollout that finds a given lift, and when it may end.
 
 A plan promises nothing about the rollout; `compare.py` decides on what was seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
-from statistics import NormalDist
+from functools import cache
+from math import ceil, inf
 
-from reactune.canary.bounds import kappa, multiplier
+import numpy as np
+from scipy.optimize import brentq
+
+from reactune.canary.bounds import Floats, planned_multiplier
+from reactune.canary.evidence import PROMOTION, PROSPECT_END, PROSPECT_START
+from reactune.canary.passage import TIMES, crossings
 from reactune.errors import CanaryError
 
 
 @dataclass(frozen=True)
+class Step:
+    """A share of the challenger, and how many units it is kept for at least; the last for ever."""
+
+    share: float
+    units: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A rollout that ends by `units` with the wanted chance; tips are those of both arms."""
+    """A rollout that promotes by `units` with the wanted chance, if the lift is there.
+
+    Half of the rollouts with that lift have their verdict by `likely_units`, half of those with
+    none by `idle_units`. Units and tips are those of both arms. `planned_units` is what the
+    setting of that name has to be: the units at the first share that would tell as much.
+    """
 
     units: int
+    likely_units: int
+    idle_units: int
     tips: int
+    likely_tips: int
     challenger_tips: int
+    planned_units: int
 
 
 def plan(
     baseline: float,
     lift: float,
     *,
-    share: float,
+    steps: Sequence[Step],
     alpha: float = 0.05,
     power: float = 0.8,
     tips_per_unit: float = 1.0,
     correlation: float = 0.0,
+    foreseen: float = 0.0,
 ) -> Plan:
-    """Smallest rollout in which bounds that are tightest at its end exclude zero.
+    """The smallest rollout in which bounds that are read all the time promote with this chance.
 
     `baseline` is the champion's positives per tip, `lift` the difference to be found,
-    `share` the challenger's (kept all the time), `correlation` that of reactions within one
-    unit. Solves `lift * sqrt(n / variance) >= multiplier + z(power)` with
-    `variance = baseline (1 - baseline) / (share (1 - share))`, times the design effect
-    `1 + (tips_per_unit - 1) * correlation`. Conservative: bounds are often crossed sooner.
+    `steps` the shares one after the other, `correlation` that of reactions within one unit,
+    `foreseen` the part of the variance that people's past explains. The sum behind the estimate
+    moves like a Brownian motion whose drift at the planned end is `lift` over its standard error
+    there; `passage.py` says with which drift it is promoted.
 
     Raises:
         CanaryError: a value for which no finite plan exists.
     """
+    _check(baseline, lift, steps, alpha, power, tips_per_unit, correlation, foreseen)
+    spread = baseline * (1 - baseline) * (1 + (tips_per_unit - 1) * correlation) / tips_per_unit
+    drift = needed_drift(alpha, power)
+    weight = (drift / lift) ** 2 * spread * (1 - foreseen)
+    likely, idle = (median_end(alpha, each) for each in (drift, 0.0))
+    units, likely_units, idle_units = (units_for(weight * t, steps) for t in (1.0, likely, idle))
+    first = steps[0].share
+    return Plan(
+        units=units,
+        likely_units=likely_units,
+        idle_units=idle_units,
+        tips=ceil(units * tips_per_unit),
+        likely_tips=ceil(likely_units * tips_per_unit),
+        challenger_tips=ceil(challenger_units(units, steps) * tips_per_unit),
+        planned_units=ceil(weight / (first * (1 - first))),
+    )
+
+
+@cache
+def needed_drift(alpha: float, power: float) -> float:
+    """Standard errors, at the planned end, that a lift needs to be promoted with this chance."""
+    upper, lower = _bounds(alpha)
+
+    def lacking(drift: float) -> float:
+        return float(crossings(upper, lower, drift=drift)[0][-1]) - power
+
+    return float(brentq(lacking, 0.0, 30.0, xtol=1e-3))
+
+
+@cache
+def median_end(alpha: float, drift: float) -> float:
+    """The part of the plan by which half of the rollouts with this drift have their verdict."""
+    above, below = crossings(*_bounds(alpha), drift=drift)
+    return float(np.interp(0.5, above + below, TIMES))
+
+
+def units_for(weight: float, steps: Sequence[Step]) -> int:
+    """Units until the sum of p (1 - p) reaches the weight."""
+    units = 0
+    for step in steps[:-1]:
+        per_unit = step.share * (1 - step.share)
+        if weight <= step.units * per_unit:
+            return units + ceil(weight / per_unit - 1e-9)
+        weight -= step.units * per_unit
+        units += step.units
+    last = steps[-1].share
+    return units + ceil(weight / (last * (1 - last)) - 1e-9)
+
+
+def challenger_units(units: int, steps: Sequence[Step]) -> float:
+    """How many of so many units fall on the challenger on average."""
+    on_challenger = 0.0
+    for step in steps[:-1]:
+        here = min(units, step.units)
+        on_challenger += here * step.share
+        units -= here
+    return on_challenger + units * steps[-1].share
+
+
+def _bounds(alpha: float) -> tuple[Floats, Floats]:
+    """What promotes, and where promotion is out of prospect, on the scale of `crossings`."""
+    chance = PROMOTION * alpha
+    goal = planned_multiplier(1.0, alpha, chance=chance)
+    upper = planned_multiplier(TIMES, alpha, chance=chance) * np.sqrt(TIMES)
+    return upper, goal * (PROSPECT_START + (PROSPECT_END - PROSPECT_START) * TIMES)
+
+
+def _check(
+    baseline: float,
+    lift: float,
+    steps: Sequence[Step],
+    alpha: float,
+    power: float,
+    tips_per_unit: float,
+    correlation: float,
+    foreseen: float,
+) -> None:
     _check_between("baseline", baseline, low=0, high=1)
-    _check_between("share", share, low=0, high=1)
-    _check_between("power", power, low=0, high=1)
+    for step in steps:
+        _check_between("share", step.share, low=0, high=1)
+    _check_between("power", power, low=0.05, high=1)
     _check_between("alpha", alpha, low=0, high=0.5)
-    if not 1 <= tips_per_unit < inf or not 0 <= correlation <= 1:
+    if not 1 <= tips_per_unit < inf or not 0 <= correlation <= 1 or not 0 <= foreseen < 1:
         raise CanaryError(
-            f"tips_per_unit = {tips_per_unit}, correlation = {correlation}: "
-            "give at least 1 tip, and a correlation in 0..1"
+            f"tips_per_unit = {tips_per_unit}, correlation = {correlation}, "
+            f"foreseen = {foreseen}: give at least 1 tip, a correlation in 0..1, and a part below 1"
         )
-    if lift == 0 or not 0 <= baseline + lift <= 1:
+    if lift <= 0 or not baseline + lift <= 1:
         raise CanaryError(
-            f"lift = {lift}: with baseline = {baseline} it must lead to another rate in 0..1"
+            f"lift = {lift}: with baseline = {baseline} it must lead to a higher rate, at most 1"
         )
-    spread = sqrt(baseline * (1 - baseline) / (share * (1 - share)))
-    distance = float(multiplier(kappa(alpha), alpha)) + NormalDist().inv_cdf(power)
-    design_effect = 1 + (tips_per_unit - 1) * correlation
-    tips = (distance * spread / lift) ** 2 * design_effect
-    units = ceil(tips / tips_per_unit)
-    tips = units * tips_per_unit
-    return Plan(units=units, tips=ceil(tips), challenger_tips=ceil(tips * share))
 
 
 def _check_between(name: str, value: float, *, low: float, high: float) -> None:

@@ -61,8 +61,9 @@ max_examples = 400
 parity_prompts = 12
 
 [canary]
-# Days of the demo stand for weeks: bounds are tightest, and steps are taken, early.
-planned_units = 1000
+# Days of the demo stand for weeks: steps are taken, and the rollout ends, early.
+min_days = 2
+planned_units = 3000
 min_units_per_step = 150
 max_units = 3000
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from reactune import live, pictures
-from reactune.canary.compare import bounds_over_time
+from reactune.canary.course import bounds_over_time
 from reactune.canary.outcomes import Outcomes, read_outcomes
 from reactune.config import Config
 from reactune.database import reading
@@ -92,7 +92,7 @@ def _outcomes(config: Config, rollout: Rollout, now: datetime) -> Outcomes:
             connection,
             rollout.rollout_id,
             labels=config.labels,
-            window_seconds=config.canary.window_seconds,
+            settings=config.canary,
             now=now,
         )
 

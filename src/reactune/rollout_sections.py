@@ -1,0 +1,57 @@
+"""The section of the settings about rollouts: how far a challenger goes, and what decides.
+
+A module of its own because it is the longest one.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from reactune.sections import Section, Share
+
+
+class CanaryConfig(Section):
+    """How far a challenger goes, and what decides."""
+
+    share: Share = 0.05
+    """First share of tips that the challenger writes."""
+    ramp: tuple[Share, ...] = (0.10, 0.25, 0.50)
+    """Shares that follow, one step per review that shows no harm."""
+    min_units_per_step: int = Field(200, ge=1)
+    """Units observed at a share before the next step."""
+    min_days: float = Field(7, ge=0)
+    """Days before a promotion: weekends are no weekdays. Harm is acted on at once."""
+    unit: Literal["tip", "user_day", "user"] = "user_day"
+    """What is routed as one: each tip, all tips of a user on one (UTC) day, or all of a user.
+    Under `user_day` a user may meet both models on different days; `user` only with CUPED."""
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Chance of a false verdict, however often one looks; 60 % of it for a promotion."""
+    planned_units: int = Field(20_000, ge=100)
+    """Units at the first share after which the rollout has told what it can, and ends; a larger
+    share tells as much with fewer. Fixed when the rollout opens."""
+    max_units: int = Field(50_000, ge=100)
+    """Units after which an inconclusive rollout ends in any case."""
+    min_positives: int = Field(20, ge=1)
+    """Positives in the challenger's arm before any bound may decide."""
+    min_negatives: int = Field(20, ge=1)
+    """Non-positives in the challenger's arm before any bound may decide."""
+    margin: Share = 0.0
+    """Promotion needs the lower bound above minus this; 0: superiority."""
+    own_weight: float = Field(10.0, gt=0)
+    """How many tips of the average a person's own earlier tips are weighed against when it is
+    foreseen how many of the next are positive; what is foreseen is no noise."""
+    harm_margin: float = Field(0.25, ge=0)
+    """Quick dismissals, snoozes and slow answers of the challenger may be this much more frequent
+    (relative)."""
+    slow_ms: int = Field(5_000, ge=1)
+    """An answer that takes longer is slow."""
+    max_fallbacks: Share = 0.1
+    """Share of a challenger's answers that the champion may have to give in its place."""
+    repeat_margin: Share = 0.05
+    """By how much more often the challenger may say the same twice in a row (absolute)."""
+    kind_margin: Share = 0.0
+    """By how much fewer tips of one kind may be positive (absolute)."""
+    srm_alpha: float = Field(0.001, gt=0, lt=0.5)
+    """Alarm level of the sample-ratio check."""
+    window_seconds: int = Field(180, ge=1)
+    """A tip counts this long after it was shown: two minutes to react and one of grace."""
