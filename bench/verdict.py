@@ -1,0 +1,321 @@
+"""How often and how soon verdicts come, ours beside those of others, in simulated worlds.
+
+For every scene of `verdict_worlds.py` there are worlds in which both arms are the same model, and
+worlds in which the challenger has the planned lift. All rules read the same estimate and standard
+error (ours, with what people did before) after every batch; each gets as long as it needs for our
+power. Ours is `reactune.canary`, from burn-in to the planned end, unchanged.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta
+
+import verdict_peers as peers
+from reactune.canary.evidence import (
+    HARM,
+    Difference,
+    differences,
+    effect,
+    expected_rates,
+    harm_evidence,
+    is_burnt_in,
+    mismatch_evidence,
+)
+from reactune.canary.guardrails import PARTS
+from reactune.canary.planning import needed_drift
+from reactune.config import CanaryConfig
+from record import record
+from verdict_worlds import SCENES, Scene, Worlds, draw
+
+SETTINGS = CanaryConfig()
+BATCH = 50
+CHUNK = 50
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What rules read, world by look: z, standard error, units, tips, part of our plan.
+
+    `promoted`, `worse` and `given_up` are where ours would stop, as look numbers; `own` and
+    `own_z` are GrowthBook's own estimate.
+    """
+
+    z: np.ndarray
+    error: np.ndarray
+    units: np.ndarray
+    tips: np.ndarray
+    own: np.ndarray
+    own_z: np.ndarray
+    weight: np.ndarray
+    promoted: np.ndarray
+    worse: np.ndarray
+    given_up: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Of every world the look of a promotion, of a verdict that it is worse, and of the end."""
+
+    promoted: np.ndarray
+    worse: np.ndarray
+    end: np.ndarray
+
+    @property
+    def stop(self) -> np.ndarray:
+        """The look of the verdict, whichever it is."""
+        return np.minimum(np.minimum(self.promoted, self.worse), self.end)
+
+    @property
+    def is_promoted(self) -> np.ndarray:
+        """Whether a promotion came first."""
+        return self.promoted <= np.minimum(self.worse, self.end)
+
+    @property
+    def is_false(self) -> np.ndarray:
+        """Whether a difference was stated, in a world that has none."""
+        return np.minimum(self.promoted, self.worse) <= self.end
+
+
+def differ(worlds: Worlds, share: np.ndarray) -> tuple[Difference, np.ndarray]:
+    """Our estimate and burn-in after each unit."""
+    tips, positives = worlds.tips, worlds.positives
+    expected = expected_rates(
+        tips,
+        positives,
+        earlier_tips=worlds.earlier_tips,
+        earlier_positives=worlds.earlier_positives,
+        own_weight=SETTINGS.own_weight,
+    )
+    ready = is_burnt_in(
+        tips,
+        positives,
+        worlds.challenger,
+        min_positives=SETTINGS.min_positives,
+        min_negatives=SETTINGS.min_negatives,
+    )
+    found = differences(
+        tips, positives, worlds.challenger, np.broadcast_to(share, tips.shape), expected=expected
+    )
+    return found, ready
+
+
+def planned_weight(scene: Scene, rng: np.random.Generator) -> float:
+    """The sum of p (1 - p) with which the scene's lift is found with the usual chance."""
+    found, _ = differ(draw(scene, scene.lift / 2, 40, rng), scene.share)
+    weight = found.weight[0]
+    drift = scene.lift / np.sqrt(np.mean(found.error[:, BATCH:] ** 2, axis=0))
+    end = np.searchsorted(np.maximum.accumulate(drift), needed_drift(SETTINGS.alpha, 0.8))
+    return float(weight[BATCH + end])
+
+
+def see(scene: Scene, lift: float, worlds: int, planned: float, rng: np.random.Generator) -> Seen:
+    """Draw worlds in chunks and keep what the rules read at the looks."""
+    looks = np.arange(BATCH - 1, len(scene.share), BATCH)
+    parts = []
+    for start in range(0, worlds, CHUNK):
+        drawn = draw(scene, lift, min(CHUNK, worlds - start), rng)
+        parts.append(_see(drawn, scene, planned, looks))
+    names = Seen.__dataclass_fields__
+    return Seen(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _see(drawn: Worlds, scene: Scene, planned: float, looks: np.ndarray) -> Seen:
+    found, ready = differ(drawn, scene.share)
+    ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
+    is_ready = np.logical_or.accumulate(ready, axis=1)[:, looks]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.nan_to_num(found.estimate[:, looks] / found.error[:, looks])
+        own, own_error = peers.ratio_with_cuped(drawn, looks)
+        own_z = own / own_error
+    tips = np.cumsum(drawn.tips, axis=1)
+    late = np.minimum(looks + scene.lag, tips.shape[1] - 1)
+    return Seen(
+        z=np.where(is_ready, z, 0),
+        error=found.error[:, looks],
+        units=np.broadcast_to(looks + 1.0, z.shape),
+        tips=tips[:, late],
+        own=own,
+        own_z=np.where(is_ready, own_z, 0),
+        weight=found.weight[:, looks],
+        promoted=first(ours.low[:, looks] > 0),
+        worse=first(ours.high[:, looks] < 0),
+        given_up=first(ours.is_hopeless[:, looks] | (ours.progress[:, looks] >= 1)),
+    )
+
+
+def first(reached: np.ndarray) -> np.ndarray:
+    """The first look at which it is so."""
+    return np.where(reached.any(axis=1), np.argmax(reached, axis=1), NEVER)
+
+
+def until(stops: np.ndarray, z: np.ndarray, end: int) -> Ends:
+    """Where a rule that says stop has its verdict, if nothing is read after look `end`."""
+    first_stop = first(stops)
+    at = np.minimum(first_stop, z.shape[1] - 1)
+    is_up = z[np.arange(len(z)), at] > 0
+    return Ends(
+        promoted=np.where(is_up, first_stop, NEVER),
+        worse=np.where(is_up, NEVER, first_stop),
+        end=np.full(len(z), end),
+    )
+
+
+Rule = Callable[[Seen, int], np.ndarray]
+
+
+def rules(scene: Scene, looks: int) -> dict[str, tuple[Rule, ...]]:
+    """Every peer by name; where it can be tuned, several of it, of which the quickest counts."""
+    part_of = [looks * BATCH * part for part in (0.15, 0.3, 0.6)]
+    return {
+        "GrowthBook sequential, default": (
+            lambda s, end: peers.growthbook(s.z, s.units, tuned_at=5_000),
+        ),
+        "GrowthBook sequential, tuned": tuple(
+            lambda s, end, n=n: peers.growthbook(s.z, s.units, tuned_at=n) for n in part_of
+        ),
+        "mSPRT, tuned": tuple(
+            lambda s, end, n=n: peers.msprt(s.z, s.error, spread=scene.lift * n)
+            for n in (0.5, 1.0, 2.0)
+        ),
+        "TensorZero track-and-stop": (lambda s, end: peers.track_and_stop(s.z, s.tips),),
+        "group-sequential, 5 looks": (
+            lambda s, end: peers.group_sequential(s.z, s.weight / s.weight[:, [end]]),
+        ),
+        "t test, read all the time": (lambda s, end: peers.naive(s.z),),
+        "GrowthBook, own estimate": (
+            lambda s, end: peers.growthbook(s.own_z, s.units, tuned_at=part_of[1]),
+        ),
+    }
+
+
+def long_enough(rule: Rule, lifted: Seen, power: float) -> int:
+    """The first look by which the rule, if it ends there, has promoted as often as ours does."""
+    for end in range(4, lifted.z.shape[1]):
+        if until(rule(lifted, end), lifted.z, end).is_promoted.mean() >= power:
+            return end
+    return lifted.z.shape[1] - 1
+
+
+def figures(same: Ends, lifted: Ends, same_seen: Seen, lifted_seen: Seen) -> dict[str, float]:
+    """What is printed and kept of one rule in one scene."""
+    false = int(same.is_false.sum())
+    worlds = len(same.end)
+    low, high = clopper_pearson(false, worlds)
+    promoted = np.where(lifted.is_promoted, tips_at(lifted_seen, lifted.stop), np.inf)
+    middle = float(np.median(promoted))
+    return {
+        "false": false / worlds,
+        "false_low": low,
+        "false_high": high,
+        "falsely_promoted": float(same.is_promoted.mean()),
+        "power": float(lifted.is_promoted.mean()),
+        "tips": float(np.median(tips_at(lifted_seen, lifted.stop))),
+        "tips_to_promotion": middle if np.isfinite(middle) else -1.0,
+        "tips_same": float(np.median(tips_at(same_seen, same.stop))),
+    }
+
+
+def tips_at(seen: Seen, look: np.ndarray) -> np.ndarray:
+    """Tips shown by a look, of each world."""
+    at = np.minimum(look, seen.tips.shape[1] - 1)
+    return seen.tips[np.arange(len(at)), at]
+
+
+def compare_rules(scene: Scene, same: Seen, lifted: Seen) -> dict[str, dict[str, float]]:
+    """Figures of ours and of every peer."""
+    ours = [
+        Ends(promoted=each.promoted, worse=each.worse, end=each.given_up) for each in (same, lifted)
+    ]
+    found = {"reactune": figures(ours[0], ours[1], same, lifted)}
+    power = found["reactune"]["power"]
+    for name, variants in rules(scene, lifted.z.shape[1]).items():
+        rows = []
+        for rule in variants:
+            end = long_enough(rule, lifted, power)
+            ends = [until(rule(each, end), _z_of(name, each), end) for each in (same, lifted)]
+            rows.append(figures(ends[0], ends[1], same, lifted))
+        found[name] = min(rows, key=lambda row: row["tips"])
+    return found
+
+
+def _z_of(name: str, seen: Seen) -> np.ndarray:
+    return seen.own_z if name.endswith("own estimate") else seen.z
+
+
+def false_alarms(scene: Scene, worlds: int, rng: np.random.Generator) -> dict[str, float]:
+    """How often the guardrail of quick dismissals and the sample ratio alarm without a cause."""
+    hits = {"quick dismissals": 0, "sample ratio": 0}
+    for _ in range(worlds):
+        one = draw(scene, 0.0, 1, rng)
+        arm = one.challenger[0]
+        quick = rng.binomial(one.tips[0] - one.positives[0], 0.1) > 0
+        harm = harm_evidence(quick, arm, scene.share, margin=SETTINGS.harm_margin)
+        alarm = -math.log(HARM * PARTS["quick dismissals"] * SETTINGS.alpha)
+        hits["quick dismissals"] += bool(harm[-1] >= alarm)
+        mismatch = mismatch_evidence(arm, scene.share)
+        hits["sample ratio"] += bool(mismatch[-1] >= -math.log(SETTINGS.srm_alpha))
+    return {name: count / worlds for name, count in hits.items()}
+
+
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """Exact 95 % interval of a rate."""
+    low = float(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1.0
+    return low, high
+
+
+def show(found: dict[str, dict[str, float]]) -> None:
+    """Print one scene's table."""
+    ours = found["reactune"]
+    head = "false verdicts (95 %)", "power", "tips", "ours/its", "to promotion", "if the same"
+    print(f"  {'':<32}{head[0]:>24}{head[1]:>7}{head[2]:>9}{head[3]:>9}{head[4]:>14}{head[5]:>13}")
+    for name, row in found.items():
+        false = f"{row['false']:.1%} ({row['false_low']:.1%} to {row['false_high']:.1%})"
+        to_promotion = f"{row['tips_to_promotion']:,.0f}" if row["tips_to_promotion"] > 0 else "-"
+        print(
+            f"  {name:<32}{false:>24}{row['power']:>7.0%}{row['tips']:>9,.0f}"
+            f"{ours['tips'] / row['tips']:>9.2f}{to_promotion:>14}{row['tips_same']:>13,.0f}"
+        )
+
+
+def main() -> None:
+    """Run all scenes, print their tables, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, default=1_000, help="of each sort")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scene", type=int, choices=range(len(SCENES)), help="only this one")
+    options = parser.parse_args()
+    kept = {"worlds": options.worlds, "seed": options.seed, "alpha": SETTINGS.alpha}
+    for number, scene in enumerate(SCENES):
+        if options.scene not in (None, number):
+            continue
+        started = time.perf_counter()
+        rng = np.random.default_rng([options.seed, number])
+        planned = planned_weight(scene, rng)
+        same = see(scene, 0.0, options.worlds, planned, rng)
+        lifted = see(scene, scene.lift, options.worlds, planned, rng)
+        found = compare_rules(scene, same, lifted)
+        alarms = false_alarms(scene, options.worlds, rng)
+        bias = {
+            "reactune": float((same.z * same.error)[:, -1].mean()),
+            "GrowthBook, own estimate": float(same.own[:, -1].mean()),
+        }
+        seconds = time.perf_counter() - started
+        print(f"{scene.name}: {options.worlds:,} worlds of each sort, {seconds:.0f} s", flush=True)
+        show(found)
+        for name, rate in alarms.items():
+            print(f"  false alarms of {name}: {rate:.1%}")
+        for name, points in bias.items():
+            print(f"  mean difference of the same, {name}: {100 * points:+.2f} points")
+        kept[scene.name] = {"rules": found, "alarms": alarms, "bias": bias}
+    print(f"kept in {record('verdict', kept, packages=('numpy', 'scipy')).name}")
+
+
+if __name__ == "__main__":
+    main()
