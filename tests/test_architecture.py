@@ -29,8 +29,8 @@ LAYERS = [
     {"recorder", "guard", "journal"},
     ROOMS,
     {"evaluation", "live", "live_models", "pictures", "progress", "router"},
-    {"paperwork", "pairs", "status", "deployment", "clearing", "traces", "openfeature_provider"},
-    {"erasing"},
+    {"paperwork", "pairs", "forecast", "deployment", "clearing", "traces", "openfeature_provider"},
+    {"status", "erasing"},
     {"service"},
     {"answering"},
     {"pipeline", "review", "serving", "report", "doctor"},
@@ -49,7 +49,8 @@ HEAVY = {
 }  # fmt: skip
 TRAIN_SIDE = {
     "train", "evaluation", "pipeline", "review", "review_steps", "live", "report", "pictures",
-    "demo", "paperwork", "pairs", "status", "deployment", "erasing", "clearing", "traces",
+    "demo", "paperwork", "pairs", "status", "forecast", "deployment", "erasing", "clearing",
+    "traces",
 }  # fmt: skip
 
 

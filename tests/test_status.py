@@ -88,11 +88,14 @@ def test_on_trial_and_afterwards_it_says_who_answers(tmp_path):
     (run,) = all_runs(config.run_root)
     assert found["last run"] == f"{run.name}: deploy: version 2 answers 5% of tips, 1 the rest"
     assert found["forecast"].startswith("enough for a training")
+    assert found["verdict"] == "no tip of it counts yet"
     now = expose(config, 60, champion=0.5, challenger=0.5)
+    assert "units; a verdict likely by 20" in facts(config, now)["verdict"]
     review.review(config, now=now)
     assert f"at 10% (ramp since {now:%Y-%m-%d %H:%M} UTC)" in facts(config)["live"]
     review.promote(config, now=now)
     assert facts(config)["live"] == "champion tip-generator:v2"
+    assert "verdict" not in facts(config)
 
 
 def test_a_run_that_was_interrupted_is_named_with_what_is_done(tmp_path):

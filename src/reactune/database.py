@@ -54,9 +54,8 @@ def open_store(url: str) -> sa.Engine:
         DataError: the server is away, its driver missing, or the tables are not of this version.
     """
     location = _location(url)
-    file = location.database if location.drivername == "sqlite" else None
-    if file and file != ":memory:" and not Path(file).exists():
-        raise DataError(f"{file}: no such database; run `reactune init`")
+    if not is_there(url):
+        raise DataError(f"{location.database}: no such database; run `reactune init`")
     engine = _connect(location)
     with _given_back_on_error(engine):
         with reading(engine) as connection:
@@ -64,6 +63,17 @@ def open_store(url: str) -> sa.Engine:
         if schema != SCHEMA:
             raise DataError(_mismatch(engine, schema))
     return engine
+
+
+def is_there(url: str) -> bool:
+    """Whether there is something to open: a SQLite file, or a server's name.
+
+    Raises:
+        DataError: the URL names no database of a known kind.
+    """
+    location = _location(url)
+    file = location.database if location.drivername == "sqlite" else None
+    return not file or file == ":memory:" or Path(file).exists()
 
 
 def migrate(engine: sa.Engine) -> None:

@@ -5,7 +5,11 @@ Draws what it is given; where the numbers come from is others' work.
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from reactune.errors import DataError
+from reactune.records import write_atomically
 
 COLOURS = {"champion": "#6b7280", "challenger": "#2563eb", "tuned": "#2563eb"}
 OTHER = "#9ca3af"
@@ -33,6 +37,56 @@ def intervals(
     title: str, rows: Sequence[tuple[str, float, float, float]], *, reference: float | None = None
 ) -> str:
     """Estimates with their intervals, one row each: (name, value, low, high)."""
+    return _svg(_intervals(title, rows, reference))
+
+
+def save_intervals(
+    file: Path,
+    title: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    reference: float | None = None,
+) -> None:
+    """The same as a file: SVG or PNG, by its ending.
+
+    Raises:
+        DataError: another ending.
+    """
+    check_ending(file)
+    _save(_intervals(title, rows, reference), file)
+
+
+def save_plans(file: Path, title: str, rows: Sequence[tuple[str, float, float]]) -> None:
+    """Bars of (name, likely, most): how long each way takes; SVG or PNG by the file's ending.
+
+    Raises:
+        DataError: another ending.
+    """
+    check_ending(file)
+    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
+    names = [row[0] for row in reversed(rows)]
+    axes.barh(names, [row[2] for row in reversed(rows)], color="#bfdbfe", label="at most")
+    axes.barh(
+        names, [row[1] for row in reversed(rows)], color=COLOURS["challenger"], label="likely"
+    )
+    axes.set_xlabel(title)
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def check_ending(file: Path) -> None:
+    """Refuse what is neither SVG nor PNG by its name.
+
+    Raises:
+        DataError: naming the file.
+    """
+    if file.suffix.lower() not in (".svg", ".png"):
+        raise DataError(f"{file}: a picture ends in .svg or .png")
+
+
+def _intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float]], reference: float | None
+) -> Any:
     figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
     for place, (name, value, low, high) in enumerate(reversed(rows)):
         colour = COLOURS.get(name, OTHER)
@@ -42,7 +96,7 @@ def intervals(
     axes.set(xlabel=title, ylim=(-0.6, len(rows) - 0.4))
     if reference is not None:
         axes.axvline(reference, color=OTHER, linewidth=1, linestyle=":")
-    return _svg(figure)
+    return figure
 
 
 def bounds(
@@ -98,6 +152,13 @@ def _with_legend(figure: Any, axes: Any) -> str:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     return _svg(figure)
+
+
+def _save(figure: Any, file: Path) -> None:
+    if file.suffix.lower() == ".png":
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+        return
+    write_atomically(file, _svg(figure))
 
 
 def _svg(figure: Any) -> str:

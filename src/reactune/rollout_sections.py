@@ -28,7 +28,7 @@ class CanaryConfig(Section):
     """Chance of a false verdict, however often one looks; 60 % of it for a promotion."""
     planned_units: int = Field(20_000, ge=100)
     """Units at the first share after which the rollout has told what it can, and ends; a larger
-    share tells as much with fewer. Fixed when the rollout opens."""
+    share tells as much with fewer. Fixed when the rollout opens; `reactune plan` says how many."""
     max_units: int = Field(50_000, ge=100)
     """Units after which an inconclusive rollout ends in any case."""
     min_positives: int = Field(20, ge=1)

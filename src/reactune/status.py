@@ -12,6 +12,7 @@ from reactune.config import Config
 from reactune.data.engines import open_scores
 from reactune.data.scores import DayCount, daily_counts, forecast
 from reactune.database import reading
+from reactune.forecast import look_ahead
 from reactune.keyring import given_key_ids
 from reactune.people import key_ids
 from reactune.run_root import pull, run_root
@@ -22,7 +23,7 @@ def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.env
     """Lines for the person at the terminal."""
     pull(run_root(config))
     return [
-        *live_lines(config),
+        *live_lines(config, now=now),
         *erasure_lines(config, now=now),
         *key_lines(config, environ),
         *progress_lines(config, now=now),
@@ -30,8 +31,8 @@ def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.env
     ]
 
 
-def live_lines(config: Config) -> list[str]:
-    """What answers now, and at what share."""
+def live_lines(config: Config, *, now: datetime) -> list[str]:
+    """What answers now, at what share, and when that will be decided."""
     rollout = live.current(config)
     if rollout is None:
         return ["live      nothing yet; `reactune deploy` makes the base model champion"]
@@ -42,6 +43,7 @@ def live_lines(config: Config) -> list[str]:
             f", challenger {names[rollout.challenger]} at {rollout.share:.0%} ({rollout.phase} "
             f"since {rollout.share_since:%Y-%m-%d %H:%M} UTC)"
         )
+        return [line, f"verdict   {look_ahead(config, rollout, now=now)}"]
     return [line]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from reactune import __version__
-from reactune.cli import backend, canary, keys, loop, people, service, setup, texts, tips
+from reactune.cli import backend, canary, keys, loop, people, service, setup, texts, tips, verdict
 from reactune.cli.session import Session
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
@@ -56,7 +56,7 @@ def commands(
     session.file, session.overrides, session.verbose = file, overrides, verbose
 
 
-for module in (setup, tips, texts, loop, canary, people, service, keys, backend):
+for module in (setup, tips, texts, loop, canary, verdict, people, service, keys, backend):
     for command in module.COMMANDS:
         commands.add_command(command)
 
