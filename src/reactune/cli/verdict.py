@@ -1,5 +1,6 @@
-"""Commands that weigh without acting: plan a rollout."""
+"""Commands that weigh without acting: compare a file, plan a rollout."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,11 +8,102 @@ import click
 
 from reactune.cli.session import Session
 
+REFUSED = 3
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PICTURE = click.Path(path_type=Path, dir_okay=False)
 NUMBER = click.FloatRange(min=0, min_open=True)
 PICTURE_OPTION = click.option(
     "--picture", type=PICTURE, help="Draw it into this file, .svg or .png."
 )
+
+
+@click.command
+@click.argument("file", type=FILE)
+@click.option("--arm", multiple=True, help="Column of the arm; several make one.  [default: arm]")
+@click.option("--rows-are-arms", is_flag=True, help="Every row is an arm, with its counts.")
+@click.option(
+    "--champion", default="", help="Arm compared with.  [default: champion, or the first]"
+)
+@click.option("--unit", default="", help="Column of whom or what was drawn as one.")
+@click.option("--by", default="", help="Column whose values are compared separately.")
+@click.option("--reaction", default="reaction", show_default=True, help="Column of the reaction.")
+@click.option("--positive", multiple=True, help="Reaction that counts.  [default: done]")
+@click.option("--dwell", default="", help="Column of the dwell time: the label rule applies to it.")
+@click.option("--count", default="", help="Column that says for how many tips a row stands.")
+@click.option("--tips", default="", help="Column of counted tips, instead of reactions.")
+@click.option("--positives", default="", help="Column of counted positives, with --tips.")
+@click.option("--time", default="", help="Column that orders rows, for a file that grows.")
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="ARM=SHARE",
+    help="Share an arm was drawn by; may be repeated.  [default: all alike]",
+)
+@click.option(
+    "--looks",
+    type=click.Choice(["once", "many"]),
+    default="once",
+    show_default=True,
+    help="Whether the file is looked at once, or again whenever it has grown.",
+)
+@click.option(
+    "--planned", type=click.IntRange(1), default=5_000, show_default=True,
+    help="Units at which bounds are tightest, with --looks many; fix it before the first look.",
+)  # fmt: skip
+@PICTURE_OPTION
+@click.pass_obj
+def compare(
+    session: Session,
+    /,
+    file: Path,
+    arm: tuple[str, ...],
+    rows_are_arms: bool,
+    champion: str,
+    positive: tuple[str, ...],
+    shares: tuple[str, ...],
+    looks: str,
+    planned: int,
+    picture: Path | None,
+    **columns: str,
+) -> None:
+    """Compare the arms of any file of reactions.
+
+    JSONL (also .gz), CSV or Parquet, one row a tip or one row a count; `a.b` names the key b in
+    column a. Exit code 0: compared, whatever came out; 3: something was refused, because units
+    and shares do not match, units met several arms, or an arm is missing.
+
+    \b
+    $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
+    $ reactune compare tests.parquet --by test --rows-are-arms --tips shown --positives clicks
+    """
+    from reactune import pictures, trials
+    from reactune.arm_files import Columns
+
+    if bool(columns["tips"]) != bool(columns["positives"]):
+        raise click.UsageError("--tips and --positives go together")
+    if rows_are_arms and (arm or columns["unit"]):
+        raise click.UsageError("--rows-are-arms goes with neither --arm nor --unit")
+    if picture is not None:
+        pictures.check_ending(picture)
+    settings = session.config()
+    asked = trials.Asked(
+        positive=frozenset(positive or ("done",)),
+        champion=champion,
+        shares=trials.parse_shares(shares),
+        looks="many" if looks == "many" else "once",
+        alpha=settings.canary.alpha,
+        srm_alpha=settings.canary.srm_alpha,
+        planned_units=planned,
+    )
+    named = Columns(arm=() if rows_are_arms else arm or ("arm",), **columns)
+    found = trials.compare_file(file, named, asked, settings.labels)
+    for line in trials.report(found):
+        click.echo(line)
+    if picture is not None:
+        rows = trials.intervals_of(found)
+        pictures.save_intervals(picture, "difference in points", rows, reference=0)
+    sys.exit(REFUSED if any(trial.refusal for trial in found) else 0)
 
 
 @click.command
@@ -57,4 +149,4 @@ def plan(
         pictures.save_plans(picture, forecast.axis_of(options), forecast.bars_of(options))
 
 
-COMMANDS = (plan,)
+COMMANDS = (compare, plan)
