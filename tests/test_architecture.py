@@ -31,7 +31,7 @@ LAYERS = [
     {"evaluation", "live", "live_models", "pictures", "progress", "router"},
     {"paperwork", "pairs", "forecast", "deployment", "clearing", "traces", "openfeature_provider"},
     {"arm_files"},
-    {"status", "erasing", "trials"},
+    {"status", "erasing", "trials", "logged_choices"},
     {"service"},
     {"answering"},
     {"pipeline", "review", "serving", "report", "doctor"},

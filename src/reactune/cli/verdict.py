@@ -1,12 +1,16 @@
-"""Commands that weigh without acting: compare a file, plan a rollout."""
+"""Commands that weigh without acting: compare a file, plan a rollout, evaluate logged choices."""
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from reactune.cli.session import Session
+
+if TYPE_CHECKING:
+    from reactune.canary.offpolicy import Evaluation
 
 REFUSED = 3
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -149,4 +153,81 @@ def plan(
         pictures.save_plans(picture, forecast.axis_of(options), forecast.bars_of(options))
 
 
-COMMANDS = (compare, plan)
+@click.command
+@click.argument("file", type=FILE)
+@click.option("--reward", default="reward", show_default=True, help="Column of what was earned.")
+@click.option("--largest", type=NUMBER, default=1.0, show_default=True, help="Largest reward.")
+@click.option("--propensity", default="propensity", show_default=True,
+              help="Column of the logged policy's chance of the answer it gave.")  # fmt: skip
+@click.option("--target", "targets", multiple=True, help="Column of a new policy's chance of that "
+              "answer; several are ranked.")  # fmt: skip
+@click.option("--policy", default="", help="Column that names each row's policy, instead.")
+@click.option("--from", "logged", default="", help="Policy whose log is used.")
+@click.option("--to", "new", default="", help="Policy evaluated; its chances are counted.")
+@click.option("--action", default="", help="Column of what was chosen.")
+@click.option("--given", multiple=True, help="Column of the circumstances; may be repeated.")
+@click.option("--most-weight", type=NUMBER, default=float("inf"), help="Largest ratio of new to "
+              "logged chance that can occur, where known: tightens the upper bound.")  # fmt: skip
+@click.option("--clip", type=NUMBER, default=float("inf"), help="Cut weights here.  [default: not]")
+@click.pass_obj
+def ope(
+    session: Session,
+    file: Path,
+    reward: str,
+    largest: float,
+    propensity: str,
+    targets: tuple[str, ...],
+    policy: str,
+    logged: str,
+    new: str,
+    action: str,
+    given: tuple[str, ...],
+    most_weight: float,
+    clip: float,
+) -> None:
+    """Say what another policy would have earned, from a log of choices.
+
+    Inverse propensity, self-normalised and doubly robust estimates, with bounds that hold at any
+    length of the log. This may veto or rank, and never promotes. Exit code 0: evaluated; 3: the
+    log tells too little of one of the policies.
+
+    \b
+    $ reactune ope log.jsonl --target new_chance
+    $ reactune ope log.parquet --policy policy --from random --to ours --action item --given place
+    """
+    from reactune import logged_choices as choices
+    from reactune.canary import offpolicy
+
+    if bool(policy) == bool(targets) or (policy and not (logged and new and action)):
+        raise click.UsageError(
+            "name the new policy: --target COLUMN, or --policy with --from, --to and --action"
+        )
+    alpha, known = session.config().canary.alpha, ""
+    columns = choices.Rewards(reward, propensity, largest, most_weight)
+    if policy:
+        chosen = choices.Policies(policy, logged, new, action, given)
+        log, earned = choices.read_policies(file, chosen, columns)
+        logs = {new: log}
+        known = f"{new} really earned {earned.mean():.5f} of {len(earned):,} answers in this file"
+    else:
+        logs = choices.read_targets(file, targets, columns)
+    found = {name: offpolicy.evaluate(each, alpha=alpha, clip=clip) for name, each in logs.items()}
+    _tell(found, known)
+    sys.exit(REFUSED if any(each.standing == "unknown" for each in found.values()) else 0)
+
+
+def _tell(found: "dict[str, Evaluation]", known: str) -> None:
+    from reactune.canary.offpolicy import lines_of, rank
+
+    for name, each in found.items():
+        for line in lines_of(name, each):
+            click.echo(line)
+    if known:
+        click.echo(known)
+    if len(found) > 1:
+        names = list(found)
+        order = ", ".join(names[n] for n in rank(list(found.values()))) or "none"
+        click.echo(f"in this order by what is sure: {order}")
+
+
+COMMANDS = (compare, plan, ope)
