@@ -281,6 +281,37 @@ def test_the_verdict_follows_the_difference_in_most_worlds():
     assert rolled_back <= 5
 
 
+@pytest.mark.parametrize(("effect", "verdict"), [(0.15, "promote"), (0.0, "roll back")])
+def test_where_a_person_decides_the_same_verdict_is_proposed_and_the_share_stays(effect, verdict):
+    world = one_world(12, 6_000, share=0.1, rate=0.4, effect=effect, tips=3, icc=0.2)
+    settings = CanaryConfig(planned_units=5_000, decides="propose")
+    alone, asked = judge(world), judge(world, settings=settings)
+    command = {"promote": "promote", "roll back": "rollback"}[verdict]
+    assert alone.verdict == verdict
+    assert asked.verdict == "wait"
+    assert asked.reason == (f"{verdict} is proposed: {alone.reason}; `reactune {command}` does it")
+    assert asked.numbers == alone.numbers
+    assert step(world, 0.1, settings) is None
+
+
+def test_shown_harm_is_taken_back_without_asking():
+    settings = CanaryConfig(planned_units=5_000, decides="propose")
+    worse = one_world(12, 6_000, share=0.1, rate=0.4, effect=-0.15, tips=3, icc=0.2)
+    assert judge(worse, settings=settings) == judge(worse)
+    assert judge(worse, settings=settings).verdict == "roll back"
+    arm = np.arange(400) % 2 == 0
+    dismissed = outcomes_of(challenger=arm, quick_dismissals=arm)
+    assert judge(dismissed, settings=settings).verdict == "roll back"
+
+
+def test_where_a_person_decides_the_share_grows_by_itself_until_there_is_something_to_decide():
+    world = one_world(12, 1_000, share=0.1, rate=0.4, effect=0.01, tips=3, icc=0.2)
+    settings = CanaryConfig(planned_units=20_000, decides="propose")
+    comparison = compare(world, settings=settings, planned_units=20_000)
+    decision = decide(comparison, settings=settings, phase="canary", age_days=30)
+    assert next_share(comparison, decision, share=0.1, settings=settings) == 0.25
+
+
 def test_few_reactions_mean_wait_not_an_error():
     world = one_world(14, 150, share=0.05, rate=0.4, effect=0.5)
     decision = judge(world)

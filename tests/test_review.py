@@ -65,6 +65,22 @@ def test_a_challenger_that_people_like_clearly_better_becomes_champion(on_trial)
     assert open_rows(on_trial) == 1
 
 
+def test_a_promotion_that_is_only_proposed_waits_for_the_command(on_trial):
+    now = expose(on_trial, 2_000, champion=0.2, challenger=0.8)
+    asking = on_trial.model_copy(
+        update={"canary": on_trial.canary.model_copy(update={"decides": "propose"})}
+    )
+    before = live.current(on_trial)
+    for _ in range(2):
+        found = review.review(asking, now=now)
+        assert (found.verdict, live.current(on_trial)) == ("wait", before)
+        assert "promote is proposed: the challenger is better" in found.line
+    actor, verdict, reason, _ = decisions(on_trial)[-1]
+    assert (actor, verdict) == ("review", "wait")
+    assert reason.endswith("`reactune promote` does it")
+    assert review.promote(asking, now=now).rollout.champion == 2
+
+
 def test_a_challenger_that_people_like_clearly_less_is_withdrawn(on_trial):
     now = expose(on_trial, 2_000, champion=0.8, challenger=0.2)
     found = review.review(on_trial, now=now)

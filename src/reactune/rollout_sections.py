@@ -21,6 +21,9 @@ class CanaryConfig(Section):
     """Units observed at a share before the next step."""
     min_days: float = Field(7, ge=0)
     """Days before a promotion: weekends are no weekdays. Harm is acted on at once."""
+    decides: Literal["auto", "propose"] = "auto"
+    """Who has the last word: `auto`, the review itself; `propose`, a person, who promotes or rolls
+    back what the review proposes. Shown harm is taken back at once in either case."""
     unit: Literal["tip", "user_day", "user"] = "user_day"
     """What is routed as one: each tip, all tips of a user on one (UTC) day, or all of a user.
     Under `user_day` a user may meet both models on different days; `user` only with CUPED."""

@@ -58,7 +58,8 @@ class Comparison:
 class Decision:
     """A verdict, why, and the numbers it was taken on (plain JSON values).
 
-    `is_hold` marks a wait in which the data cannot be trusted: somebody should look.
+    `is_hold` marks a wait in which somebody should look: the data cannot be trusted, or what
+    follows is only proposed. The share stays meanwhile.
     """
 
     verdict: Verdict
@@ -107,7 +108,7 @@ def decide(
     A challenger that is not better (by less than -margin) is promoted with chance at most
     `PROMOTION` of alpha; one that does no harm is rolled back on evidence with chance at most the
     rest, half of it for the bounds and half for the guardrails. An inconclusive rollout ends with
-    the champion.
+    the champion. Where the settings only let propose, everything but shown harm waits for a person.
     """
     found = _judge(comparison, settings, age_days)
     if phase not in ("canary", "ramp"):
@@ -118,17 +119,16 @@ def decide(
         and comparison.low <= -settings.margin
     ):
         found = _inconclusive(comparison, found.reason)
+    if settings.decides == "propose" and found.verdict != "wait" and not _harms(comparison):
+        found = _proposed(found)
     return replace(found, numbers=_numbers(comparison, settings, age_days))
 
 
 def _judge(seen: Comparison, settings: CanaryConfig, age_days: float) -> Decision:
-    bounds = f"{100 * seen.low:+.2f} to {100 * seen.high:+.2f} points"
+    bounds = _bounds(seen)
     if fault := _fault(seen, settings):
         return _hold(fault)
-    harms = [f"the challenger is worse: {bounds}"] if seen.low <= seen.high < 0 else []
-    if broken := [each for each in seen.guardrails if each.is_broken]:
-        harms.append(f"harm is shown: {_told(broken)}")
-    if harms:
+    if harms := _harms(seen):
         return Decision("roll back", "; ".join(harms), {})
     if not seen.is_ready:
         return Decision("wait", f"too few reactions to decide ({seen.units:,} units)", {})
@@ -162,6 +162,24 @@ def _inconclusive(seen: Comparison, why: str) -> Decision:
 
 def _hold(why: str) -> Decision:
     return Decision("wait", f"hold: {why}", {}, is_hold=True)
+
+
+def _proposed(found: Decision) -> Decision:
+    command = "promote" if found.verdict == "promote" else "rollback"
+    reason = f"{found.verdict} is proposed: {found.reason}; `reactune {command}` does it"
+    return Decision("wait", reason, {}, is_hold=True)
+
+
+def _harms(seen: Comparison) -> list[str]:
+    """What is shown to be worse."""
+    harms = [f"the challenger is worse: {_bounds(seen)}"] if seen.low <= seen.high < 0 else []
+    if broken := [each for each in seen.guardrails if each.is_broken]:
+        harms.append(f"harm is shown: {_told(broken)}")
+    return harms
+
+
+def _bounds(seen: Comparison) -> str:
+    return f"{100 * seen.low:+.2f} to {100 * seen.high:+.2f} points"
 
 
 def _told(broken: list[Guardrail]) -> str:
