@@ -76,7 +76,7 @@ def test_after_an_erasure_nothing_is_found_and_all_places_are_named(erased):
     report = verify(erased, RING, [ANNA])
     assert (report.traces, report.unseen) == ([], [])
     said = "\n".join(report.looked)
-    for place in ("reactune.db: 11 tables", "database file", "rejected rows", "runs in"):
+    for place in ("reactune.db: 12 tables", "database file", "rejected rows", "runs in"):
         assert place in said
 
 

@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from reactune.detect.placeholders import refill
 from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.exposures import Silent
 from reactune.guard import GuardVerdict, judge_text
 from reactune.live_models import Lineup
 from reactune.records import Arm, Completion, ModelVersion, Prompt, Sampling, canonical_json
@@ -98,6 +99,31 @@ async def fall_back(
         raise failed
     log.warning("version %d: %s; a stored tip is shown", live.champion.version, reason)
     return replace(stored, fallback=because or reason, refused=(*refused, *more))
+
+
+async def answer_silently(service: Service, live: Lineup, prompt: Prompt) -> Silent:
+    """How the challenger answers a prompt when nobody sees it; what it wrote is not kept."""
+    assert live.challenger is not None
+    loop = asyncio.get_running_loop()
+    started, sampling = loop.time(), _sampling(service)
+    limit = service.settings.timeout_seconds
+    completion = await _write(service, live.challenger, prompt, sampling, limit=limit)
+    verdict: str = (
+        completion
+        if isinstance(completion, str)
+        else judge_text(completion.text.strip(), prompt, service.settings)
+    )
+    return Silent(
+        {
+            "answer_id": f"{service.draw(128):032x}",
+            "rollout_id": live.rollout_id,
+            "verdict": verdict,
+            "answer_ms": round(1000 * (loop.time() - started)),
+            "prompt_tokens": len(prompt.token_ids),
+            "tokens_read": None if isinstance(completion, str) else completion.prompt_tokens,
+            "at": service.clock(),
+        }
+    )
 
 
 async def _challenger_answer(

@@ -16,7 +16,7 @@ from reactune.people import Aliases, admit, find_erased
 from reactune.privacy import Key
 from reactune.records import Reaction
 from reactune.schema import UtcTime
-from reactune.store import early_reactions, tip_scores
+from reactune.store import early_reactions, rollouts, silent_answers, tip_scores
 
 Written = Literal["recorded", "kept", "erased"]
 KEEP_EARLY = timedelta(days=30)
@@ -53,7 +53,19 @@ class Reacted:
     at: datetime
 
 
-Fact = Given | Shown | Reacted
+@dataclass(frozen=True)
+class Silent:
+    """A challenger answered where nobody saw it: a row of `silent_answers`, without the answer."""
+
+    row: Mapping[str, Any]
+
+    @property
+    def tip_id(self) -> str:
+        """The id of the answer, which is no tip."""
+        return str(self.row["answer_id"])
+
+
+Fact = Given | Shown | Reacted | Silent
 
 
 def write_facts(
@@ -61,7 +73,8 @@ def write_facts(
 ) -> list[Written]:
     """Write facts in their order; per fact, whether its tip was there or it is kept for it.
 
-    Nothing is written of a tip that was erased, nor of one whose user was while it was written.
+    Nothing is written of a tip that was erased, nor of one whose user was while it was written,
+    nor of a silent answer whose rollout has ended.
 
     Raises:
         sqlalchemy.exc.IntegrityError: a tip of that id was given before.
@@ -69,7 +82,8 @@ def write_facts(
     given = admit(connection, [(f.names, dict(f.row)) for f in facts if isinstance(f, Given)])
     if given:
         _insert(connection, given)
-    later = [fact for fact in facts if not isinstance(fact, Given)]
+    silent = _insert_silent(connection, [fact for fact in facts if isinstance(fact, Silent)])
+    later = [fact for fact in facts if isinstance(fact, Shown | Reacted)]
     known = _known(connection, {fact.tip_id for fact in later})
     erased = find_erased(connection, keys, {fact.tip_id for fact in later} - known)
     early = [fact for fact in later if fact.tip_id not in known | erased]
@@ -79,7 +93,7 @@ def write_facts(
         _write(connection, early_reactions, early)
     if given:
         reconcile(connection, [row["tip_id"] for row in given])
-    stored = {row["tip_id"] for row in given} | known
+    stored = {row["tip_id"] for row in given} | silent | known
     kept = {fact.tip_id for fact in early}
     return [
         "recorded" if tip_id in stored else "kept" if tip_id in kept else "erased"
@@ -116,6 +130,18 @@ def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     for flagged in (False, True):
         if some := [row for row in rows if ("training_allowed" in row) is flagged]:
             connection.execute(tip_scores.insert(), some)
+
+
+def _insert_silent(connection: sa.Connection, facts: Sequence[Silent]) -> set[str]:
+    """The ids of those whose rollout is still open: they are written."""
+    if not facts:
+        return set()
+    is_open = rollouts.c.closed_at.is_(None)
+    here = set(connection.execute(sa.select(rollouts.c.rollout_id).where(is_open)).scalars())
+    found = [dict(fact.row) for fact in facts if fact.row["rollout_id"] in here]
+    if found:
+        connection.execute(silent_answers.insert(), found)
+    return {row["answer_id"] for row in found}
 
 
 def _known(connection: sa.Connection, tip_ids: set[str]) -> set[str]:

@@ -76,7 +76,7 @@ def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
 def extract(config: Config, run: Path, folder: Path) -> StageResult:
     """Reactions -> labelled rows without personal data; only these leave the database."""
     rollout = live.current(config)
-    if rollout is not None and rollout.challenger is not None:
+    if rollout is not None and rollout.phase in ("shadow", "canary", "ramp"):
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
     chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)

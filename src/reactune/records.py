@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 Reaction = Literal["done", "dismiss", "snooze"]
 REACTIONS: tuple[Reaction, ...] = ("done", "dismiss", "snooze")
 Arm = Literal["champion", "challenger"]
-Phase = Literal["idle", "canary", "ramp", "closed"]
+Phase = Literal["idle", "shadow", "canary", "ramp", "holdback", "closed"]
 Unit = Literal["tip", "user_day", "user"]
 Verdict = Literal["promote", "roll back", "wait"]
 STAGES = ("extract", "dataset", "train", "evaluate", "export", "register", "deploy")
@@ -96,7 +96,10 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """What is live: the one truth. `challenger` is None while the phase is idle or closed."""
+    """What is live: the one truth. `challenger` is None while the phase is idle or closed.
+
+    In `shadow` it answers nobody aloud, so `share` is 0; in `holdback` it is the former champion.
+    """
 
     rollout_id: str
     champion: int

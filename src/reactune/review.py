@@ -3,16 +3,20 @@
 The second half of the loop. The statistics are `canary/`'s; what is live is `live.py`'s.
 """
 
+import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
-from reactune import live
+from reactune import live, store
 from reactune.canary import rollout as rollouts
 from reactune.canary.compare import Comparison, Decision, compare, decide, next_share
 from reactune.canary.outcomes import read_outcomes
-from reactune.config import Config
+from reactune.canary.rollout import Holdback
+from reactune.canary.shadow import Silence, first_share, judge_silence, read_silence
+from reactune.config import CanaryConfig, Config
 from reactune.database import reading
 from reactune.errors import CanaryError
 from reactune.records import Rollout, Verdict
@@ -20,20 +24,34 @@ from reactune.records import Rollout, Verdict
 
 @dataclass(frozen=True)
 class Look:
-    """A rollout as it was at one moment, and how its arms compared; None without a challenger."""
+    """A rollout as it was at one moment, and how its arms compared; None without a challenger.
+
+    In the shadow phase there is `silence` to compare, in a holdback the gain that was `promised`.
+    """
 
     rollout: Rollout
     comparison: Comparison | None
     age_days: float
+    silence: Silence | None = None
+    promised: float | None = None
 
     def line(self) -> str:
         """One line for the person at the terminal."""
         if self.comparison is None:
             return f"version {self.rollout.champion} is champion, none is on trial"
-        return (
+        if self.silence is not None:
+            return f"version {self.rollout.challenger} answers beside the champion, unseen"
+        told = (
             f"champion {self.comparison.champion_rate:.1%}, "
             f"challenger {self.comparison.challenger_rate:.1%} of tips"
         )
+        if self.promised is not None:
+            told += (
+                f"; kept back: version {self.rollout.champion} was promoted at "
+                f"{100 * self.promised:+.1f} points and stands at "
+                f"{-100 * self.comparison.estimate:+.1f}"
+            )
+        return told
 
 
 @dataclass(frozen=True)
@@ -83,8 +101,14 @@ def look(config: Config, *, now: datetime) -> Look:
             settings=config.canary,
             now=now,
         )
+        silence, promised = None, None
+        if current.phase == "shadow":
+            slow_ms = config.canary.slow_ms
+            silence = read_silence(connection, current.rollout_id, slow_ms=slow_ms)
+        if current.phase == "holdback":
+            promised = store.last_estimate(connection, current.rollout_id.removesuffix(store.AFTER))
     comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
-    return Look(current, comparison, age_days)
+    return Look(current, comparison, age_days, silence, promised)
 
 
 def judge(config: Config, seen: Look) -> Decision:
@@ -93,6 +117,8 @@ def judge(config: Config, seen: Look) -> Decision:
     Raises:
         CanaryError: nobody was on trial then.
     """
+    if seen.silence is not None:
+        return judge_silence(seen.silence, settings=config.canary)
     return decide(
         _comparison_of(seen),
         settings=config.canary,
@@ -110,11 +136,9 @@ def act(config: Config, seen: Look, decision: Decision, *, now: datetime) -> Rev
     Raises:
         CanaryError: nobody was on trial then, or nothing is live.
     """
-    share = next_share(
-        _comparison_of(seen), decision, share=seen.rollout.share, settings=config.canary
-    )
+    share = _share_after(config.canary, seen, decision)
     with live.database(config) as engine:
-        after = _act(engine, seen.rollout, decision, share, now=now)
+        after = _act(engine, seen.rollout, decision, share, config.canary, now=now)
     changes = live.repair_projections(config)
     if after.share != seen.rollout.share and after.challenger is not None:
         changes.insert(0, f"share {seen.rollout.share:.0%} -> {after.share:.0%}")
@@ -129,7 +153,13 @@ def promote(config: Config, *, now: datetime) -> Review:
     """
     with live.database(config) as engine:
         after = rollouts.promote(
-            engine, _live(config), actor="hand", reason="by hand", numbers={}, now=now
+            engine,
+            _live(config),
+            actor="hand",
+            reason="by hand",
+            numbers={},
+            now=now,
+            holdback=_holdback(config.canary, _live(config)),
         )
     repaired = live.repair_projections(config)
     line = f"version {after.champion} is champion now"
@@ -152,22 +182,39 @@ def roll_back(config: Config, *, now: datetime) -> Review:
 
 
 def _act(
-    engine: sa.Engine, seen: Rollout, decision: Decision, share: float | None, *, now: datetime
+    engine: sa.Engine,
+    seen: Rollout,
+    decision: Decision,
+    share: float | None,
+    settings: CanaryConfig,
+    *,
+    now: datetime,
 ) -> Rollout:
     reason, numbers = decision.reason, decision.numbers
-    if decision.verdict == "promote":
-        return rollouts.promote(
-            engine, seen, actor="review", reason=reason, numbers=numbers, now=now
-        )
-    if decision.verdict == "roll back":
-        return rollouts.roll_back(
-            engine, seen, actor="review", reason=reason, numbers=numbers, now=now
-        )
-    if share is None:
+    if decision.verdict == "wait" and share is None:
         return rollouts.note_wait(engine, seen, reason=reason, numbers=numbers, now=now)
-    return rollouts.set_share(
-        engine, seen, share, actor="review", reason=reason, numbers=numbers, now=now
-    )
+    why: dict[str, Any] = {"actor": "review", "reason": reason, "numbers": numbers, "now": now}
+    if decision.verdict == "promote":
+        return rollouts.promote(engine, seen, holdback=_holdback(settings, seen), **why)
+    if share is None:
+        return rollouts.roll_back(engine, seen, **why)
+    return rollouts.set_share(engine, seen, share, **why)
+
+
+def _share_after(settings: CanaryConfig, seen: Look, decision: Decision) -> float | None:
+    """The next share that the decision allows; a holdback does not grow."""
+    if seen.silence is not None:
+        return first_share(seen.silence, decision, settings=settings)
+    if seen.rollout.phase == "holdback":
+        return None
+    return next_share(_comparison_of(seen), decision, share=seen.rollout.share, settings=settings)
+
+
+def _holdback(settings: CanaryConfig, seen: Rollout) -> Holdback | None:
+    """Who keeps the former champion after a promotion; not where that one itself comes back."""
+    if not settings.holdback or seen.phase == "holdback":
+        return None
+    return Holdback(settings.holdback, secrets.token_hex(8))
 
 
 def _comparison_of(seen: Look) -> Comparison:

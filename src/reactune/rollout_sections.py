@@ -13,6 +13,11 @@ from reactune.sections import Section, Share
 class CanaryConfig(Section):
     """How far a challenger goes, and what decides."""
 
+    shadow_answers: int = Field(0, ge=0)
+    """Answers that a challenger writes silently beside the champion before anybody meets it;
+    0: none."""
+    shadow_faults: Share = 0.05
+    """Share of silent answers that may fail, be slow or be refused by the guard."""
     share: Share = 0.05
     """First share of tips that the challenger writes."""
     ramp: tuple[Share, ...] = (0.10, 0.25, 0.50)
@@ -56,5 +61,8 @@ class CanaryConfig(Section):
     """By how much fewer tips of one kind may be positive (absolute)."""
     srm_alpha: float = Field(0.001, gt=0, lt=0.5)
     """Alarm level of the sample-ratio check."""
+    holdback: Share = 0.0
+    """Share that keeps the former champion after a promotion, to see whether the gain lasts;
+    0: nobody does."""
     window_seconds: int = Field(180, ge=1)
     """A tip counts this long after it was shown: two minutes to react and one of grace."""

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0003_erasure"
+SCHEMA = "0004_shadow"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -120,6 +120,20 @@ decisions = sa.Table(
     sa.Column("verdict", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("numbers_json", sa.Text, nullable=False),
+)
+
+silent_answers = sa.Table(
+    "silent_answers",
+    metadata,
+    sa.Column("answer_id", sa.Text, primary_key=True),
+    sa.Column(
+        "rollout_id", sa.Text, sa.ForeignKey("rollouts.rollout_id"), nullable=False, index=True
+    ),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("answer_ms", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("tokens_read", sa.Integer),
+    sa.Column("at", UtcTime, nullable=False),
 )
 
 early_reactions = sa.Table(

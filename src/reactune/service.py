@@ -3,6 +3,7 @@
 What is done with it is told in `serving.py`.
 """
 
+import asyncio
 import logging
 import secrets
 import threading
@@ -40,7 +41,8 @@ class Service:
     """Made by `open_service`, ended by `close_service`.
 
     `draw(n)` gives n random bits: tip ids and sampling seeds come from it. `write` is the
-    runtime's `generate`, awaited. `listeners` are told every exposure that was recorded.
+    runtime's `generate`, awaited. `listeners` are told every exposure that was recorded. `silent`
+    are the answers of a challenger in the shadow phase that are under way.
     """
 
     engine: sa.Engine
@@ -55,6 +57,7 @@ class Service:
     live: LiveModels
     recorder: Recorder
     listeners: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
+    silent: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 def open_service(

@@ -19,7 +19,7 @@ from anyio import move_on_after, to_thread
 
 from reactune.answering import Answer as Answer
 from reactune.answering import UnshowableTipError as UnshowableTipError
-from reactune.answering import answer_tip, fall_back
+from reactune.answering import answer_silently, answer_tip, fall_back
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.context import Part
 from reactune.detect.placeholders import refill
@@ -35,6 +35,7 @@ from reactune.service import close_service as close_service
 from reactune.service import open_service as open_service
 from reactune.store import reading, tip_scores
 
+SILENT_AT_ONCE = 2  # people's tips come first
 MAX_DWELL_MS = 2**31 - 1  # what the column holds: 24 days
 TIP_ID = re.compile(r"[0-9a-zA-Z_-]{16,64}")
 
@@ -121,6 +122,7 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
         if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
             return before
         raise
+    _answer_beside(service, live, prompt)
     return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens, recorded)
 
 
@@ -237,6 +239,22 @@ async def _is_recorded(service: Service, given: Given) -> bool:
     for listen in service.listeners:
         listen(given.row)
     return True
+
+
+def _answer_beside(service: Service, live: Lineup, prompt: Prompt) -> None:
+    """In the shadow phase the challenger answers too, after the tip; a few of them at once."""
+    if live.rollout.phase == "shadow" and live.challenger and len(service.silent) < SILENT_AT_ONCE:
+        task = asyncio.create_task(_answer_unseen(service, live, prompt))
+        service.silent.add(task)
+        task.add_done_callback(service.silent.discard)
+
+
+async def _answer_unseen(service: Service, live: Lineup, prompt: Prompt) -> None:
+    try:
+        await service.recorder.on_disk(await answer_silently(service, live, prompt))
+    except (DataError, sa.exc.SQLAlchemyError) as error:
+        # The rollout may have ended meanwhile, or the database is away: nobody waits for this.
+        log.warning("a silent answer is not counted: %s", type(error).__name__)
 
 
 async def _given_before(service: Service, tip_id: str, person: str, prompt: Prompt) -> Tip | None:

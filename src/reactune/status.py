@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from reactune import journal, live
+from reactune.canary.shadow import Silence, read_silence
 from reactune.config import Config
 from reactune.data.engines import open_scores
 from reactune.data.scores import DayCount, daily_counts, forecast
@@ -15,6 +16,7 @@ from reactune.database import reading
 from reactune.forecast import look_ahead
 from reactune.keyring import given_key_ids
 from reactune.people import key_ids
+from reactune.records import Rollout
 from reactune.run_root import pull, run_root
 from reactune.runs import all_runs, ending, manifests
 
@@ -43,8 +45,16 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
             f", challenger {names[rollout.challenger]} at {rollout.share:.0%} ({rollout.phase} "
             f"since {rollout.share_since:%Y-%m-%d %H:%M} UTC)"
         )
+    if rollout.phase == "shadow":
+        return [line, f"shadow    {_silence(config, rollout).line()}"]
+    if rollout.phase in ("canary", "ramp"):
         return [line, f"verdict   {look_ahead(config, rollout, now=now)}"]
     return [line]
+
+
+def _silence(config: Config, rollout: Rollout) -> Silence:
+    with live.database(config) as engine, reading(engine) as connection:
+        return read_silence(connection, rollout.rollout_id, slow_ms=config.canary.slow_ms)
 
 
 def erasure_lines(config: Config, *, now: datetime) -> list[str]:

@@ -3,6 +3,7 @@
 What the rows mean is left to the rooms that read and write them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -25,7 +26,10 @@ from reactune.schema import decisions as decisions
 from reactune.schema import early_reactions as early_reactions
 from reactune.schema import model_versions as model_versions
 from reactune.schema import rollouts as rollouts
+from reactune.schema import silent_answers as silent_answers
 from reactune.schema import tip_scores as tip_scores
+
+AFTER = "-after"  # what follows a rollout is named after it
 
 
 @dataclass(frozen=True)
@@ -109,14 +113,14 @@ def hold_rollout(connection: sa.Connection) -> Rollout | None:
 
 
 def open_rollout(connection: sa.Connection, rollout: Rollout) -> None:
-    """Make this rollout live in place of an idle one.
+    """Make this rollout live in place of an idle one, or of one whose holdback it ends.
 
     Raises:
         CanaryError: a challenger is still running.
         DataError: a model version is not registered.
     """
     live = hold_rollout(connection)
-    if live is not None and live.challenger is not None:
+    if live is not None and live.challenger is not None and live.phase != "holdback":
         raise CanaryError(
             f"rollout {live.rollout_id} is still running (challenger {live.challenger}); "
             "`reactune promote` or `reactune rollback` ends it"
@@ -153,6 +157,8 @@ def close_rollout(connection: sa.Connection, decision: Decision, *, successor: R
     # Exposures of people who were erased meanwhile stayed, without a key, for this decision only.
     of_nobody = (tip_scores.c.rollout_id == decision.rollout_id) & (tip_scores.c.key_id == "")
     connection.execute(tip_scores.delete().where(of_nobody))
+    of_it = silent_answers.c.rollout_id == decision.rollout_id
+    connection.execute(silent_answers.delete().where(of_it))
     _make_live(connection, successor)
 
 
@@ -161,6 +167,15 @@ def add_decision(connection: sa.Connection, decision: Decision) -> None:
     row = {each.name: getattr(decision, each.name) for each in fields(Decision)}
     numbers = canonical_json(dict(row.pop("numbers")))
     connection.execute(decisions.insert(), {**row, "numbers_json": numbers})
+
+
+def last_estimate(connection: sa.Connection, rollout_id: str) -> float | None:
+    """The challenger's lead when a review last looked at a rollout; None where none did."""
+    query = sa.select(decisions.c.numbers_json).where(decisions.c.rollout_id == rollout_id)
+    for numbers in connection.execute(query.order_by(decisions.c.decision_id.desc())).scalars():
+        if (estimate := json.loads(numbers).get("estimate")) is not None:
+            return float(estimate)
+    return None
 
 
 def _model_version(row: sa.RowMapping) -> ModelVersion:

@@ -110,8 +110,11 @@ def decide(
     rest, half of it for the bounds and half for the guardrails. An inconclusive rollout ends with
     the champion. Where the settings only let propose, everything but shown harm waits for a person.
     """
+    if phase == "holdback":
+        # It is there to see how large the gain is, not whether the former champion has prospects.
+        comparison = replace(comparison, is_hopeless=False)
     found = _judge(comparison, settings, age_days)
-    if phase not in ("canary", "ramp"):
+    if phase not in ("canary", "ramp", "holdback"):
         found = Decision("wait", f"no rollout is open (phase {phase})", {})
     elif (
         found.verdict == "wait"

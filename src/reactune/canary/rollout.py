@@ -5,7 +5,7 @@ that the model registry and the model server follow.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,9 +14,17 @@ import sqlalchemy as sa
 from reactune import store
 from reactune.config import CanaryConfig
 from reactune.errors import CanaryError
-from reactune.records import Rollout, Verdict
+from reactune.records import Phase, Rollout, Verdict
 
 Actor = Literal["review", "hand"]
+
+
+@dataclass(frozen=True)
+class Holdback:
+    """The share of units that keeps the former champion, and the salt that draws them."""
+
+    share: float
+    salt: str
 
 
 def bootstrap_champion(
@@ -56,7 +64,7 @@ def bootstrap_champion(
 def open_rollout(
     engine: sa.Engine, challenger: int, *, settings: CanaryConfig, salt: str, now: datetime
 ) -> Rollout:
-    """Put a challenger beside the champion, at the first share; repeating it changes nothing.
+    """Put a challenger beside the champion, silently or at the first share; may be repeated.
 
     The salt must be new and random: it draws the units of this rollout afresh. Unit, planned
     size and first share stay as they are written here, whatever the settings say later.
@@ -80,8 +88,8 @@ def open_rollout(
             rollout_id=f"{now:%Y%m%d-%H%M%S}-{salt[:8]}",
             champion=live.champion,
             challenger=challenger,
-            phase="canary",
-            share=settings.share,
+            phase="shadow" if settings.shadow_answers else "canary",
+            share=0.0 if settings.shadow_answers else settings.share,
             salt=salt,
             unit=settings.unit,
             planned_units=settings.planned_units,
@@ -89,7 +97,7 @@ def open_rollout(
             share_since=now,
         )
         store.open_rollout(connection, opened)
-        reason = f"opened: {settings.share:.0%} for version {challenger}"
+        reason = f"opened: {opened.share:.0%} for version {challenger}"
         _record(connection, opened, "wait", reason, now=now)
         return opened
 
@@ -102,17 +110,19 @@ def promote(
     reason: str,
     numbers: Mapping[str, Any],
     now: datetime,
+    holdback: Holdback | None = None,
 ) -> Rollout:
     """End the rollout with its challenger as champion; what is live then is returned.
 
-    If somebody else ended it meanwhile, nothing is left to do.
+    With a holdback the former champion goes on as the challenger of a rollout of its own. If
+    somebody else ended it meanwhile, nothing is left to do.
 
     Raises:
         CanaryError: the rollout has no challenger.
     """
     champion = _challenger_of(rollout)
     decision = store.Decision(rollout.rollout_id, now, actor, "promote", reason, numbers)
-    return _close(engine, rollout, decision, champion=champion)
+    return _close(engine, rollout, decision, champion=champion, holdback=holdback)
 
 
 def roll_back(
@@ -164,7 +174,8 @@ def set_share(
         live = _live(connection)
         if (live.rollout_id, live.share) != (rollout.rollout_id, rollout.share):
             return live
-        grown = replace(live, phase="ramp", share=share, share_since=now)
+        phase: Phase = "canary" if live.phase == "shadow" else "ramp"
+        grown = replace(live, phase=phase, share=share, share_since=now)
         store.update_rollout(connection, grown, decision=decision)
         return grown
 
@@ -185,7 +196,12 @@ def note_wait(
 
 
 def _close(
-    engine: sa.Engine, rollout: Rollout, decision: store.Decision, *, champion: int
+    engine: sa.Engine,
+    rollout: Rollout,
+    decision: store.Decision,
+    *,
+    champion: int,
+    holdback: Holdback | None = None,
 ) -> Rollout:
     with store.writing(engine) as connection:
         live = _live(connection)
@@ -193,12 +209,12 @@ def _close(
             return live
         successor = replace(
             live,
-            rollout_id=f"{live.rollout_id}-after",
+            rollout_id=f"{live.rollout_id}{store.AFTER}",
             champion=champion,
-            challenger=None,
-            phase="idle",
-            share=0.0,
-            salt="",
+            challenger=live.champion if holdback else None,
+            phase="holdback" if holdback else "idle",
+            share=holdback.share if holdback else 0.0,
+            salt=holdback.salt if holdback else "",
             opened_at=decision.at,
             share_since=decision.at,
         )
