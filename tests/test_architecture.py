@@ -17,7 +17,7 @@ ROOMS = {"data", "train", "release", "canary"}  # side by side: none may import 
 LAYERS = [
     {"errors"},
     {"sections"},
-    {"serve_section", "rollout_sections"},
+    {"serve_section", "rollout_sections", "data_sections"},
     {"config"},
     {"records"},
     {"schema", "process", "outbox", "privacy", "detect", "tracebacks", "template", "run_root"},

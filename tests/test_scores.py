@@ -138,8 +138,7 @@ def test_the_printed_query_finds_the_same_tips_when_run_by_hand(store_url):
     rows = varied_rows(500)
     fill(store_url, rows)
     engine = create_store(store_url)
-    sql = label_sql(SourceConfig(), LABELS, dialect=engine.dialect.name.replace("ql", "")
-                    if engine.dialect.name == "postgresql" else "sqlite")  # fmt: skip
+    sql = label_sql(SourceConfig(), LABELS, url=store_url)
     assert "BETWEEN 15000 AND 120000" in sql
     with engine.connect() as connection:
         found = connection.execute(sa.text(sql.replace(":", r"\:"))).mappings().all()

@@ -14,20 +14,20 @@ from typing import Any, Self
 from platformdirs import user_cache_dir
 from pydantic import ValidationError, model_validator
 
+from reactune.data_sections import DatasetConfig as DatasetConfig
+from reactune.data_sections import LabelConfig as LabelConfig
+from reactune.data_sections import SourceConfig as SourceConfig
 from reactune.errors import ConfigError
 from reactune.rollout_sections import CanaryConfig as CanaryConfig
-from reactune.sections import DatasetConfig as DatasetConfig
 from reactune.sections import ExportConfig as ExportConfig
 from reactune.sections import GateConfig as GateConfig
 from reactune.sections import IngestConfig as IngestConfig
-from reactune.sections import LabelConfig as LabelConfig
 from reactune.sections import ModelConfig as ModelConfig
 from reactune.sections import PrivacyConfig as PrivacyConfig
 from reactune.sections import PromptConfig as PromptConfig
 from reactune.sections import RegistryConfig as RegistryConfig
 from reactune.sections import RunConfig as RunConfig
 from reactune.sections import Section as Section
-from reactune.sections import SourceConfig as SourceConfig
 from reactune.sections import StoreConfig as StoreConfig
 from reactune.sections import TrainConfig as TrainConfig
 from reactune.serve_section import ServeConfig as ServeConfig

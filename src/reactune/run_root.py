@@ -1,7 +1,6 @@
 """Where runs are kept: a folder of this machine, or a URL that all workers share.
 
-The only importer of fsspec. What a run folder holds is left to `runs.py`, who may work in it to
-`leases.py`.
+What a run folder holds is left to `runs.py`, who may work in it to `leases.py`.
 """
 
 import json
@@ -194,7 +193,7 @@ def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
         ) from error
     try:
         yield files, top.rstrip("/")
-    except _refusals() as error:
+    except refusals() as error:
         reason = str(error) or type(error).__name__
         raise DataError(
             f"{shown} did not do it: {reason}; see [run] root, the credentials in the "
@@ -202,8 +201,8 @@ def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
         ) from error
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What a file system raises: OSError; S3's client has exceptions of its own beside it."""
+def refusals() -> tuple[type[Exception], ...]:
+    """What a file system of fsspec raises: OSError, and what S3's client has beside it."""
     botocore = sys.modules.get("botocore.exceptions")
     return (OSError, botocore.BotoCoreError) if botocore else (OSError,)
 

@@ -17,9 +17,14 @@ from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
 from reactune.tracebacks import be_discreet, where
 
-TRAIN = ("accelerate", "datasets", "gguf", "ibis", "matplotlib", "mlflow", "peft", "pyarrow")
+TRAIN = (
+    "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
+    "ibis", "matplotlib", "mlflow", "peft", "pyarrow", "pygments", "safetensors", "torch",
+    "transformers", "trl",
+)  # fmt: skip
 EXTRA_OF = {
-    **dict.fromkeys((*TRAIN, "safetensors", "torch", "transformers", "trl"), "train"),
+    **dict.fromkeys(TRAIN, "train"),
+    "ray": "ray",
     "xllamacpp": "llamacpp",
     "psycopg": "postgres",
     "spacy": "names",

@@ -84,19 +84,31 @@ def _tell(counts: "Counts", rejects: Path) -> int:
 @click.option("--dialect", default="", help="Dialect of SQL.  [default: that of the source]")
 @click.pass_obj
 def explain(session: Session, dialect: str) -> None:
-    """Print the SQL that labels reactions.
+    """Print the SQL that labels reactions, and say what leaves the database.
 
-    It decides which of them are evidence, and of what.
+    It decides which reactions are evidence, and of what. It runs where the data lives.
 
     \b
     $ reactune explain --dialect duckdb
     """
-    from reactune.data.scores import label_sql
+    from pygments import highlight
+    from pygments.formatters import TerminalFormatter
+    from pygments.lexers import SqlLexer
+
+    from reactune.config import hide_passwords
+    from reactune.data.scores import LABELLED, label_sql
 
     config = session.config()
-    scheme = (config.source.url or config.store_url).partition(":")[0].partition("+")[0]
-    theirs = {"postgresql": "postgres", "parquet": "duckdb"}.get(scheme, scheme)
-    click.echo(label_sql(config.source, config.labels, dialect=dialect or theirs))
+    url = config.source.url or config.store_url
+    sql = label_sql(config.source, config.labels, url=url, dialect=dialect)
+    notes = (
+        f"What leaves {config.source.table} of {hide_passwords(url)}: {len(LABELLED)} columns of "
+        "positives and negatives.",
+        "Everything else leaves it as counts.",
+    )
+    text = "\n".join([*(f"-- {note}" for note in notes), f"{sql};"])
+    # Colours reach a terminal only; what is copied or piped is plain SQL.
+    click.echo(highlight(text, SqlLexer(), TerminalFormatter()), nl=False)
 
 
 COMMANDS = (ingest, explain)

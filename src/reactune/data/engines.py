@@ -1,21 +1,22 @@
-"""Any engine Ibis speaks to, as one table under our column names, and its results as Arrow.
+"""Any engine Ibis speaks to, as one table under our column names.
 
-What is asked of the table is `scores.py`'s.
+What is asked of the table is `scores.py`'s, how the answer comes here `streams.py`'s.
 """
 
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reactune.config import SourceConfig, absolute_sqlite_url
+from reactune.data.conditions import rows_that_meet
 from reactune.errors import ConfigError, DataError
+from reactune.run_root import refusals
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from ibis import BaseBackend
     from ibis.expr.types import Table
 
@@ -31,31 +32,43 @@ COLUMNS: Mapping[str, str] = {
     "dwell_ms": "int64",
     "training_allowed": "boolean",
     "shown_at": "timestamp('UTC')",
+    "reacted_at": "timestamp('UTC')",
     "created_at": "timestamp('UTC')",
 }
-OPTIONAL = ("training_allowed", "shown_at")
+OPTIONAL = ("training_allowed", "shown_at", "reacted_at")
 RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The table under our column names, and the rows of it that `[source] where` leaves."""
+
+    table: "Table"
+    chosen: "Table"
+
+
 @contextmanager
-def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> "Iterator[Table]":
+def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterator[Scores]:
     """The table of `[source]`, or of the store, under our column names; closed at the end.
 
     Relative paths of SQLite, DuckDB and Parquet URLs start from `folder`.
 
     Raises:
         DataError: the engine is away or goes away, or lacks the table or a column.
-        ConfigError: `[source] columns` names a column that is not ours.
+        ConfigError: the URL names no engine that is installed, `[source] columns` a column that is
+            not ours, or `where` is not one condition.
     """
     from ibis.common.exceptions import IbisError
 
     url = source.url or store_url
     try:
         backend, table = _open(url, source.table, folder)
-    except (IbisError, OSError, *_driver_errors()) as error:
+    except ModuleNotFoundError as error:
+        raise _not_installed(url, error) from error
+    except (IbisError, *refusals(), *_driver_errors()) as error:
         raise _unreadable(source.table, url, error) from error
     try:
-        yield map_columns(table, source.columns)
+        yield scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
     except _driver_errors() as error:
         # Lost while it was read.
         raise _unreadable(source.table, url, error) from error
@@ -63,11 +76,28 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> "Itera
         backend.disconnect()
 
 
+def scores_of(table: "Table", source: SourceConfig, *, written_in: str, compiled_to: str) -> Scores:
+    """The table of an engine under our column names.
+
+    `[source] where` is written in one dialect of SQL, and compiled to one.
+
+    Raises:
+        ConfigError: `[source] columns` names a column that is not ours, or `where` is not one
+            condition.
+        DataError: the table lacks a column.
+    """
+    mapped = map_columns(table, source.columns)
+    if not source.where:
+        return Scores(mapped, mapped)
+    kept = rows_that_meet(table, source.where, written_in=written_in, compiled_to=compiled_to)
+    return Scores(mapped, map_columns(kept, source.columns))
+
+
 def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
     """The table under our column names; `columns` says what ours are called there.
 
-    A table without `training_allowed` or `shown_at` counts as allowed and shown. Raw ids stand in
-    `user_key` if `columns` names `user_id`.
+    A table without `training_allowed` or `shown_at` counts as allowed and shown, one without
+    `reacted_at` as reacted to at once. Raw ids stand in `user_key` if `columns` names `user_id`.
 
     Raises:
         ConfigError: `columns` names a column that is not ours.
@@ -86,18 +116,33 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
     lacking = [theirs[ours] for ours in absent if ours not in OPTIONAL or ours in columns]
     if lacking:
         raise DataError(
-            f"table {table.get_name()} has no column {', '.join(lacking)}; it has "
+            f"the table has no column {', '.join(lacking)}; it has "
             f"{', '.join(table.columns)}; say in [source] columns what ours are called there"
         )
     mapped = {ours: table[there] for ours, there in theirs.items() if ours not in absent}
     for ours in mapped.keys() & {"tip_id", "user_key", "context_json", "training_allowed"}:
-        mapped[ours] = mapped[ours].cast(COLUMNS[ours])
+        kind = mapped[ours].type()
+        # A cast of a column that is NOT NULL or has a length would be none but for its name.
+        is_right = kind.is_boolean() if COLUMNS[ours] == "boolean" else kind.is_string()
+        mapped[ours] = mapped[ours] if is_right else mapped[ours].cast(COLUMNS[ours])
     mapped.setdefault("training_allowed", ibis.literal(value=True))
     mapped.setdefault("shown_at", mapped["created_at"])
+    mapped.setdefault("reacted_at", mapped["created_at"])
     if all(ours in table.columns and mapped[ours].equals(table[ours]) for ours in mapped):
         # A projection that changes nothing would make SQLite copy the table.
         return table
     return table.select(**mapped)
+
+
+def unbound_scores(source: SourceConfig, *, written_in: str, compiled_to: str) -> Scores:
+    """As `scores_of`, of a table that nobody looked at: it has the columns that it needs."""
+    import ibis
+
+    theirs = {there: COLUMNS[ours] for ours, there in names_there(source.columns).items()}
+    *schema, name = source.table.split(".")
+    place = dict(zip(("database", "catalog"), reversed(schema), strict=False))
+    table = ibis.table(theirs, name=name, **place)
+    return scores_of(table, source, written_in=written_in, compiled_to=compiled_to)
 
 
 def names_there(columns: Mapping[str, str]) -> dict[str, str]:
@@ -108,92 +153,76 @@ def names_there(columns: Mapping[str, str]) -> dict[str, str]:
     return theirs
 
 
-def stream(expression: "Table", *, batch_rows: int) -> "Iterator[pa.RecordBatch]":
-    """The result in batches of at most `batch_rows`; SQLite's times come as their text."""
-    import ibis
-
-    backend = ibis.get_backend(expression)
-    sql = backend.compile(expression)
-    match backend.name:
-        case "sqlite":
-            # Ibis reads the whole answer into pandas first; the cursor need not.
-            yield from _sqlite_batches(backend.raw_sql(sql), expression.schema(), batch_rows)
-        case "duckdb":
-            # Ibis 12 asks DuckDB 2 for batches by a name that is gone.
-            yield from backend.con.sql(sql).to_arrow_reader(batch_rows)
-        case _:
-            yield from expression.to_pyarrow_batches(chunk_size=batch_rows)
+def dialect_of(url: str) -> str:
+    """The SQL that the engine of a URL speaks, by Ibis's name of it; DuckDB reads Parquet."""
+    scheme = _scheme(url)
+    if scheme == "postgresql":
+        return "postgres"
+    return scheme if scheme in backends() else "duckdb"
 
 
-def rows(expression: "Table") -> list[dict[str, object]]:
-    """A small result, whole."""
-    return [row for batch in stream(expression, batch_rows=10_000) for row in batch.to_pylist()]
-
-
-def in_utc(times: "pa.Array") -> "pa.Array":
-    """Times as microseconds in UTC; those without a zone, and texts without one, are in UTC.
-
-    Raises:
-        DataError: a text is no ISO 8601 time.
-    """
-    import pyarrow as pa
-
-    utc = pa.timestamp("us", tz="UTC")
-    if not pa.types.is_string(times.type) and not pa.types.is_large_string(times.type):
-        return times.cast(utc, safe=False)
-    return pa.array([None if text is None else _moment(text) for text in times.to_pylist()], utc)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise DataError("a created_at is no ISO 8601 time; store them in UTC") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _sqlite_batches(
-    cursor: sqlite3.Cursor, schema: Mapping[str, object], batch_rows: int
-) -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa
-
-    with closing(cursor):
-        while found := cursor.fetchmany(batch_rows):
-            columns = zip(schema.items(), zip(*found, strict=True), strict=True)
-            arrays = {name: _sqlite_array(values, kind) for (name, kind), values in columns}
-            yield pa.RecordBatch.from_pydict(arrays)
-
-
-def _sqlite_array(values: tuple[object, ...], kind: object) -> "pa.Array":
-    import ibis.expr.datatypes as dt
-    import pyarrow as pa
-
-    match kind:
-        case dt.Boolean():
-            return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
-        case dt.Integer():
-            return pa.array(values, pa.int64())
-        case _:
-            return pa.array([None if v is None else str(v) for v in values], pa.string())
-
-
-def _open(url: str, table: str, folder: Path) -> "tuple[BaseBackend, Table]":
+def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
     """Connect for reading; a database file that is not there is not made."""
     import ibis
 
-    scheme, _, rest = url.partition("://")
-    if scheme == "parquet":
-        backend = ibis.duckdb.connect()
-        return backend, backend.read_parquet(str(folder / rest), table_name=table)
+    scheme, rest = _scheme(url), url.partition("://")[2]
     if scheme == "duckdb":
         backend = ibis.duckdb.connect(_existing(folder / rest), read_only=True)
-    elif scheme.startswith("sqlite"):
+    elif scheme == "sqlite":
         absolute = absolute_sqlite_url(f"sqlite://{rest}", folder)
         backend = ibis.sqlite.connect(_existing(Path(absolute.removeprefix("sqlite:///"))))
-    else:
+    elif scheme in {*backends(), "postgresql"}:
         # SQLAlchemy names the driver in the scheme, `postgresql+psycopg`; Ibis has one for each.
-        backend = ibis.connect(f"{scheme.partition('+')[0]}://{rest}")
-    return backend, backend.table(table)
+        backend = ibis.connect(f"{scheme}://{rest}")
+    else:
+        return _open_parquet(url, name, folder)
+    *schema, table = name.split(".")
+    return backend, backend.table(table, database=tuple(schema) or None)
+
+
+def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
+    """A file or a folder of Parquet files, here or where fsspec reaches, read by DuckDB."""
+    import ibis
+
+    backend = ibis.duckdb.connect()
+    if _scheme(url) == "parquet":
+        path = (folder / url.partition("://")[2]).absolute()
+        place, is_folder = str(path), path.is_dir()
+    else:
+        files, place = _remote(url)
+        backend.register_filesystem(files)
+        is_folder = files.isdir(place)
+        place = files.unstrip_protocol(place)
+    pattern = f"{place.rstrip('/')}/**/*.parquet" if is_folder else place
+    quoted = pattern.replace("'", "''")
+    # Ibis's own `read_parquet` would fetch an extension of DuckDB's from the internet first.
+    backend.raw_sql(f"CREATE TEMP VIEW \"{name}\" AS FROM read_parquet('{quoted}')")
+    return backend, backend.table(name)
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+
+        files, place = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"source.url = {_without_password(url)}: {error}; it may start with parquet://, with a "
+            "protocol of fsspec (s3:// needs `pip install 'reactune[s3]'`), or with the name of an "
+            f"Ibis back-end: {', '.join(sorted(backends()))}"
+        ) from error
+    return files, place
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].partition("+")[0]
+
+
+def backends() -> frozenset[str]:
+    """Ibis's names of the engines that it can speak to, installed or not."""
+    from importlib.metadata import entry_points
+
+    return frozenset(entry_points(group="ibis.backends").names)
 
 
 def _existing(file: Path) -> Path:
@@ -204,10 +233,19 @@ def _existing(file: Path) -> Path:
 
 def _driver_errors() -> tuple[type[Exception], ...]:
     """What the drivers of the engines we install raise; other engines' errors travel on."""
+    import adbc_driver_manager
     import duckdb
     import psycopg
 
-    return (sqlite3.Error, duckdb.Error, psycopg.Error)
+    return (sqlite3.Error, duckdb.Error, psycopg.Error, adbc_driver_manager.Error)
+
+
+def _not_installed(url: str, error: ModuleNotFoundError) -> ConfigError:
+    scheme = _scheme(url)
+    return ConfigError(
+        f"source.url = {_without_password(url)} needs {error.name}, which is not installed; run "
+        f"`pip install 'ibis-framework[{scheme}]'`"
+    )
 
 
 def _unreadable(table: str, url: str, error: Exception) -> DataError:
@@ -219,10 +257,12 @@ def _unreadable(table: str, url: str, error: Exception) -> DataError:
 
 def _reason(error: Exception) -> str:
     """The first line of what a driver says, unless it quotes a value: that may be anybody's."""
+    import adbc_driver_manager
     import duckdb
     import psycopg
 
-    if isinstance(error, psycopg.DataError | duckdb.DataError):
+    quoting = (psycopg.DataError, duckdb.DataError, adbc_driver_manager.DataError)
+    if isinstance(error, quoting):
         return f"{type(error).__name__}: a value is not of the type that its column must have"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

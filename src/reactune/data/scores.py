@@ -4,7 +4,6 @@ Only labelled rows and counts leave the database; opening it is `engines.py`'s, 
 of the rows is `deidentify.py`'s.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -13,8 +12,9 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from reactune.config import LabelConfig, SourceConfig
-from reactune.data.engines import COLUMNS, RAW_ID, in_utc, map_columns, names_there, rows, stream
-from reactune.errors import PrivacyError
+from reactune.data.engines import RAW_ID, Scores, backends, dialect_of, unbound_scores
+from reactune.data.streams import in_utc, rows, stream
+from reactune.errors import ConfigError, PrivacyError
 from reactune.privacy import Key, user_key
 from reactune.records import Counts
 
@@ -32,9 +32,11 @@ LABELLED = (
     "reaction",
     "dwell_ms",
     "created_at",
+    "reacted_at",
     "label",
 )
-HASHED = re.compile("[0-9a-f]{64}")
+TIMES = ("created_at", "reacted_at")
+HASHED = "^[0-9a-f]{64}$"
 Admits = Callable[[Sequence[str | None], Sequence[datetime | None]], list[bool]]
 """Of ids as the source has them, with the times of their rows: which may be learned from."""
 
@@ -48,19 +50,19 @@ class DayCount:
     negatives: int
 
 
-def label(table: "Table", labels: LabelConfig) -> "Table":
+def label(scores: Scores, labels: LabelConfig) -> "Table":
     """The rows that are evidence, with `label`: true for a positive, false for a negative.
 
-    Left out are other sources, rows with `training_allowed` false, every row of a user whose
-    newest row says so, tips that were never shown (silent shadow answers), and reactions that
-    are neither a positive nor a negative.
+    Left out are other sources, tips that were never shown (silent shadow answers), reactions
+    that are neither a positive nor a negative, rows with `training_allowed` false, and every row
+    of a user whose newest row says so, whether `[source] where` keeps that one or not.
     """
-    kept = table.filter(list(_rules(table, labels).values()))
+    kept = scores.chosen.filter(list(_rules(scores, labels).values()))
     return kept.mutate(label=_is_positive(kept, labels))
 
 
 def read_scores(
-    table: "Table",
+    scores: Scores,
     labels: LabelConfig,
     *,
     source: SourceConfig,
@@ -68,55 +70,71 @@ def read_scores(
     admits: Admits | None = None,
     batch_rows: int = 10_000,
 ) -> Iterator["pa.RecordBatch"]:
-    """The labelled rows as Arrow batches of `LABELLED`, `created_at` in UTC, in no set order.
+    """The labelled rows as Arrow batches of `LABELLED`, times in UTC, in no set order.
 
     Ids that `[source] columns` names `user_id` are hashed before a batch is handed out. Rows
     that `admits` turns down are left out.
 
     Raises:
         PrivacyError: a foreign table's `user_key` is no keyed hash.
-        DataError: a `created_at` is no point in time.
+        DataError: a time is no point in time.
     """
     import pyarrow as pa
 
-    chosen = label(table, labels).select(LABELLED)
+    chosen = label(scores, labels).select(LABELLED)
     for batch in stream(chosen, batch_rows=batch_rows):
         columns = {name: batch.column(name) for name in LABELLED}
-        ids = batch.column("user_key").to_pylist()
-        columns["user_key"] = pa.array(_user_keys(ids, source=source, key=key), pa.string())
-        columns["created_at"] = in_utc(columns["created_at"])
+        ids = batch.column("user_key")
+        columns["user_key"] = _user_keys(ids, source=source, key=key)
+        columns |= {name: in_utc(batch.column(name)) for name in TIMES}
         rows = pa.RecordBatch.from_pydict(columns)
         if admits is not None:
-            rows = rows.filter(pa.array(admits(ids, columns["created_at"].to_pylist()), pa.bool_()))
+            admitted = admits(ids.to_pylist(), columns["created_at"].to_pylist())
+            rows = rows.filter(pa.array(admitted, pa.bool_()))
         yield rows
 
 
-def label_counts(table: "Table", labels: LabelConfig) -> Counts:
+def label_counts(scores: Scores, labels: LabelConfig) -> Counts:
     """How many rows `label` keeps, and how many it leaves out for which first reason."""
-    rules = _rules(table, labels)
+    table = scores.chosen
+    rules = _rules(scores, labels)
     left = {"rows": table.count()}
     kept = None
     for number, rule in enumerate(rules.values()):
         kept = rule if kept is None else kept & rule
         left[f"after_{number}"] = table.count(where=kept)
-    (result,) = rows(table.aggregate(**left))
-    counts = [int(str(result[name])) for name in left]
-    lost = (before - after for before, after in pairwise(counts))
-    return Counts(counts[0], counts[-1], dict(zip(rules, lost, strict=True)))
+    counts = _whole_numbers(table.aggregate(**left))
+    lost = [before - after for before, after in pairwise(counts)]
+    refused = dict(zip(rules, lost, strict=True))
+    came_in = counts[0]
+    if scores.chosen is not scores.table:
+        (came_in,) = _whole_numbers(scores.table.aggregate(rows=scores.table.count()))
+        refused = {"outside [source] where": came_in - counts[0], **refused}
+    return Counts(came_in, counts[-1], refused)
 
 
-def label_sql(source: SourceConfig, labels: LabelConfig, *, dialect: str) -> str:
-    """The query that `read_scores` runs, in the SQL of `sqlite`, `postgres`, `duckdb`, ..."""
+def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: str = "") -> str:
+    """The query that `read_scores` runs at `url`, in its SQL or in that of `duckdb`, `trino`, ...
+
+    Raises:
+        ConfigError: there is no such dialect, or `[source]` says something that cannot be.
+    """
     import ibis
 
-    theirs = {there: COLUMNS[ours] for ours, there in names_there(source.columns).items()}
-    table = map_columns(ibis.table(theirs, name=source.table), source.columns)
-    return str(ibis.to_sql(label(table, labels).select(LABELLED), dialect=dialect))
+    spoken = dialect_of(url)
+    written = dialect or spoken
+    if written not in backends() - {"polars"}:
+        raise ConfigError(
+            f"{written!r} is no dialect of SQL that Ibis writes; those are "
+            f"{', '.join(sorted(backends() - {'polars'}))}"
+        )
+    scores = unbound_scores(source, written_in=spoken, compiled_to=written)
+    return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
 
 
-def daily_counts(table: "Table", labels: LabelConfig) -> list[DayCount]:
+def daily_counts(scores: Scores, labels: LabelConfig) -> list[DayCount]:
     """Positives and negatives by the UTC day on which the tip was made; empty days are absent."""
-    labelled = label(table, labels)
+    labelled = label(scores, labels)
     created = labelled.created_at
     moment = created if created.type().is_timestamp() else created.cast("timestamp")
     dated = labelled.mutate(day=moment.date().cast("string"))
@@ -164,18 +182,24 @@ def forecast(
     return today + timedelta(days=max(waits))
 
 
+def _whole_numbers(expression: "Table") -> list[int]:
+    (result,) = rows(expression)
+    return [int(str(number)) for number in result.values()]
+
+
 def _is_positive(table: "Table", labels: LabelConfig) -> "BooleanValue":
     low, high = labels.positive_dwell_ms
     return (table.reaction == "done") & table.dwell_ms.between(low, high)
 
 
-def _rules(table: "Table", labels: LabelConfig) -> dict[str, "BooleanValue"]:
+def _rules(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
     """What a row must be to count, by the reason for which it is left out if it is not."""
+    table, everything = scores.chosen, scores.table
     quick = (table.dwell_ms >= 0) & (table.dwell_ms < labels.negative_dwell_below_ms)
     is_negative = (table.reaction == "dismiss") & quick
     # Looked at are only users who refused once: few, so the rest costs no sorting.
-    refusing = table.filter(~table.training_allowed).user_key
-    theirs = table.filter(table.user_key.isin(refusing))
+    refusing = everything.filter(~everything.training_allowed).user_key
+    theirs = everything.filter(everything.user_key.isin(refusing))
     said = theirs.group_by("user_key").aggregate(
         newest=theirs.created_at.max(),
         newest_refusal=theirs.created_at.max(where=~theirs.training_allowed),
@@ -184,18 +208,23 @@ def _rules(table: "Table", labels: LabelConfig) -> dict[str, "BooleanValue"]:
     opted_out = said.filter(said.newest_refusal >= said.newest, said.user_key.notnull()).user_key
     return {
         "from another source": table.source == labels.source,
-        "opted out": table.training_allowed & table.user_key.notin(opted_out),
         "never shown": table.shown_at.notnull(),
         "no evidence": _is_positive(table, labels) | is_negative,
+        # Last, so that only evidence is looked up.
+        "opted out": table.training_allowed & table.user_key.notin(opted_out),
     }
 
 
-def _user_keys(values: Sequence[str | None], *, source: SourceConfig, key: Key) -> list[str | None]:
+def _user_keys(values: "pa.Array", *, source: SourceConfig, key: Key) -> "pa.Array":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if RAW_ID in source.columns:
-        return [value and user_key(key, value) for value in values]
-    if source.url and not all(value is None or HASHED.fullmatch(value) for value in values):
+        ids = values.to_pylist()
+        return pa.array([value and user_key(key, value) for value in ids], pa.string())
+    if source.url and not pc.all(pc.match_substring_regex(values, HASHED)).as_py():
         raise PrivacyError(
             f"user_key of {source.table} holds ids that are no keyed hashes; name that column "
             f"{RAW_ID} in [source] columns, and it is hashed on the way in"
         )
-    return list(values)
+    return values.cast(pa.string())
