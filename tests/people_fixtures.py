@@ -18,7 +18,9 @@ from reactune.config import load
 from reactune.data import dataset
 from reactune.data.deidentify import clean_schema
 from reactune.data.ingest import ingest
-from reactune.data.labelled import read_batches, write_batches
+from reactune.data.judged import refused_schema
+from reactune.data.labelled import LABELLED, REFUSED, read_batches, write_batches, write_refused
+from reactune.data.workspace import workspace
 from reactune.database import create_store, open_store
 from reactune.exposures import Given, write_facts
 from reactune.keyring import Keyring, aliases
@@ -177,8 +179,16 @@ def _cleaned(row, key):
 
 
 def _extract(folder, labelled):
-    write_batches([labelled], folder / "labelled.parquet")
-    return StageResult("extracted", ("labelled.parquet",))
+    write_batches([labelled], folder / LABELLED)
+    people = sorted(set(labelled.column("user_key").to_pylist()))
+    rows = [
+        {"tip_id": f"refused-{each}", "user_key": each, "reason": "incomplete", "created_at": START}
+        for each in people
+    ]
+    with workspace(folder, memory_gb=1) as (connection, _):
+        batch = pa.RecordBatch.from_pylist(rows, schema=refused_schema())
+        write_refused(connection, ((batch,),), folder / REFUSED)
+    return StageResult("extracted", (LABELLED, REFUSED))
 
 
 def _dataset(config, run, folder):

@@ -2,7 +2,10 @@ import gzip
 import hashlib
 import json
 import random
+import re
+import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,25 +20,17 @@ from reactune.config import DatasetConfig, ModelConfig, PrivacyConfig, PromptCon
 from reactune.data.dataset import build
 from reactune.data.deidentify import clean, clean_schema
 from reactune.data.exports import (
+    EXAMPLES,
     PAIRS_PER_CONTEXT,
     dpo_rows,
     pairs,
     read_examples,
-    read_tip_ids,
 )
 from reactune.data.labelled import read_batches, write_batches
-from reactune.data.nearness import first_of_each, shingles
-from reactune.data.rules import (
-    PARTS,
-    Example,
-    cap_users,
-    choose,
-    drop_exact,
-    drop_near,
-    part_of,
-    settle_contradictions,
-    split,
-)
+from reactune.data.nearness import near_older
+from reactune.data.parts import PARTS, part_of, plain_text
+from reactune.data.rules import Example, choose, load, split
+from reactune.data.workspace import workspace
 from reactune.errors import DataError
 from reactune.model import base_model
 from reactune.prompt import load_chat
@@ -43,6 +38,7 @@ from reactune.records import Counts
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SMALL = DatasetConfig(min_positives=1, min_negatives=1, min_new=0)
+WRITTEN = {"README.md", "reactions.svg", "refused.svg", "refused.parquet"}  # also while it waits
 UPWORTHY = Path(__file__).parents[2] / "shared/data/upworthy/tip_scores.jsonl.gz"
 WORDS = [
     "walk",
@@ -113,23 +109,53 @@ def files_in(folder):
     }
 
 
+def tip_ids(folder):
+    return set(pq.read_table(folder / EXAMPLES, columns=["tip_id"]).column("tip_id").to_pylist())
+
+
 def rows_in(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def ids(examples):
-    return [each.tip_id for each in examples]
+def chosen_from(examples, settings=SMALL, size=50):
+    """The tip_ids that the rules leave, oldest first, and how many examples each rule removed."""
+    with opened(examples, settings, size) as (connection, removed):
+        left = connection.execute(
+            "SELECT tip_id FROM examples JOIN labelled ON labelled.rowid = row "
+            "ORDER BY examples.created_at, place"
+        ).fetchall()
+    return [tip_id for (tip_id,) in left], {name: count for name, count in removed.items() if count}
+
+
+def placed(examples, settings=SMALL):
+    """The part of every example that the rules leave, by tip_id."""
+    with opened(examples, settings) as (connection, _):
+        split(connection, settings)
+        query = "SELECT tip_id, examples.part FROM examples JOIN labelled ON labelled.rowid = row"
+        return dict(connection.execute(query).fetchall())
+
+
+@contextmanager
+def opened(examples, settings, size=50):
+    """The database in which the rules were applied, and how many examples each removed."""
+    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder), memory_gb=0.25) as work:
+        connection, place = work
+        load(connection, batches_of(examples, size), settings)
+        yield connection, choose(connection, settings, folder=place, progress=quiet)
+
+
+def quiet(step, left):
+    pass
 
 
 def test_more_users_settle_a_contradiction_in_one_context():
-    liked = [example("a", user="u1"), example("b", user="u2")]
-    disliked = [example("c", user="u3", label=False)]
-    assert ids(settle_contradictions(liked + disliked, SMALL)) == ["a", "b"]
+    sides = [example("a", user="u1"), example("b", user="u2"), example("c", user="u3", label=False)]
+    assert chosen_from(sides) == (["a"], {"contradicted": 1, "exact duplicates": 1})
 
 
 def test_a_tie_removes_all_sides():
     both = [example("a", user="u1"), example("b", user="u2", label=False)]
-    assert settle_contradictions(both, SMALL) == []
+    assert chosen_from(both) == ([], {"contradicted": 2})
 
 
 def test_the_newest_reaction_of_a_user_is_their_vote():
@@ -138,42 +164,62 @@ def test_the_newest_reaction_of_a_user_is_their_vote():
         example("b", user="u1", label=False, at=2),
         example("c", user="u1", at=0),
     ]
-    assert ids(settle_contradictions(changed, SMALL)) == ["b"]
+    assert chosen_from(changed) == (["b"], {"contradicted": 2})
 
 
 def test_one_text_in_two_contexts_is_no_contradiction():
     fits, fits_not = example("a", context="c1"), example("b", context="c2", label=False)
-    assert choose([fits, fits_not], SMALL, progress=quiet).examples == (fits, fits_not)
-
-
-def quiet(step, left):
-    pass
+    assert chosen_from([fits, fits_not]) == (["a", "b"], {})
 
 
 def test_of_exact_duplicates_the_oldest_stays():
-    found = drop_exact(
-        [example("a", at=2), example("b", "Take  a\nwalk.", at=1), example("c", kind="x", at=3)],
-        SMALL,
-    )
-    assert ids(found) == ["b", "c"]
+    found = [example("a", at=2), example("b", "Take  a\nwalk.", at=1), example("c", kind="x", at=3)]
+    assert chosen_from(found) == (["b", "c"], {"exact duplicates": 1})
 
 
 def test_of_near_duplicates_in_any_context_the_oldest_of_each_kind_and_label_stays():
     long = " ".join(str(number) for number in range(40))
-    found = drop_near(
-        [
-            example("new", f"{long} x", context="c2", at=2),
-            example("old", long, at=1),
-            example("disliked", long, label=False, at=3),
-            example("other", long, kind="sleep", at=4),
-        ],
-        SMALL,
-    )
-    assert ids(found) == ["old", "disliked", "other"]
+    found = [
+        example("new", f"{long} x", context="c2", at=2),
+        example("old", long, at=1),
+        example("disliked", long, label=False, at=3, context="c3"),
+        example("other", long, kind="sleep", at=4),
+    ]
+    assert chosen_from(found) == (["old", "disliked", "other"], {"near duplicates": 1})
+
+
+def test_a_text_stands_as_often_as_its_cap_allows_in_the_oldest_contexts():
+    found = [example(f"t{n}", context=f"c{n}", at=n, user=f"u{n}") for n in range(5)]
+    assert chosen_from(found) == (["t0"], {"over the cap per text": 4})
+    twice = SMALL.model_copy(update={"max_per_text": 2})
+    assert chosen_from(found, twice) == (["t0", "t1"], {"over the cap per text": 3})
+
+
+def test_one_label_of_a_kind_stands_no_more_often_than_the_balance_allows():
+    found = [example(f"n{n}", f"no {n}", label=False, user=f"u{n}", at=n) for n in range(9)]
+    found += [example("y0", "yes 0", user="u1"), example("y1", "yes 1", user="u2")]
+    found += [example("other", "yes", kind="sleep", at=20)]
+    kept, removed = chosen_from(found, SMALL.model_copy(update={"max_imbalance": 2}))
+    assert removed == {"over the balance of labels": 5}
+    assert kept == ["y0", "y1", "n5", "n6", "n7", "n8", "other"]
+
+
+def words_of(text):
+    return re.findall(r"\w+", text.casefold()) or [text.casefold()]
+
+
+def shingles(text):
+    words = words_of(text)
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def jaccard(one, other):
     return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
+
+
+def near(texts, share):
+    with tempfile.TemporaryDirectory() as folder:
+        return near_older(texts, share, folder=Path(folder)).tolist()
 
 
 texts = st.lists(
@@ -181,56 +227,106 @@ texts = st.lists(
 )
 
 
-@given(texts, st.floats(0.05, 1))
-def test_near_texts_are_those_that_comparing_all_with_all_finds(found, share):
+@settings(max_examples=50, deadline=None)
+@given(texts, st.floats(0.1, 1))
+def test_every_text_that_goes_is_near_one_that_stays(found, share):
+    goes = near(found, share)
+    for place, text in enumerate(found):
+        if goes[place]:
+            stay = [each for each, gone in zip(found[:place], goes, strict=False) if not gone]
+            assert max(jaccard(text, each) for each in stay) >= share - 1e-9
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 1.0])
+def test_near_texts_are_those_that_comparing_all_with_all_finds(share):
+    rng = random.Random(7)
+    found = []
+    for _ in range(400):
+        words = rng.choices(WORDS, k=rng.randrange(1, 25))
+        if found and rng.random() < 0.6:
+            words = rng.choice(found).split()
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
+        found.append(" ".join(words))
     kept = []
     for place, text in enumerate(found):
         if all(jaccard(text, found[other]) < share - 1e-9 for other in kept):
             kept.append(place)
-    assert first_of_each(found, share) == kept
+    assert 20 < len(kept) < 380
+    assert [place for place, goes in enumerate(near(found, share)) if not goes] == kept
 
 
-def test_shingles_are_three_words_whatever_their_case_and_punctuation():
-    assert shingles("Call the Bank, now!") == {("call", "the", "bank"), ("the", "bank", "now")}
-    assert shingles("Rest.") == {("rest",)}
-    assert shingles("!!") == {("!!",)}
+def test_case_punctuation_and_shortness_are_compared_as_words():
+    assert near(["Call the Bank, now!", "call the bank now", "Rest.", "rest", "!!", "!!", "?"], 1) \
+        == [False, True, False, True, False, True, False]  # fmt: skip
 
 
 def test_tens_of_thousands_of_templated_tips_are_compared_in_seconds():
     tips = [
         f"Take a break of {n % 977} minutes and drink {n // 977} glasses before you call the bank"
-        for n in range(50_000)
+        for n in range(30_000)
     ]
-    assert len(first_of_each(tips, 0.9)) == 50_000
+    assert not any(near(tips, 0.9))
 
 
 def test_the_cap_keeps_the_newest_of_each_user():
-    found = [example(f"t{n}", user=f"u{n % 2}", at=n) for n in range(9)]
-    kept = cap_users(found, SMALL.model_copy(update={"max_per_user": 2}))
-    assert ids(kept) == ["t5", "t6", "t7", "t8"]
+    found = [example(f"t{n}", f"tip {n}", user=f"u{n % 2}", at=n) for n in range(9)]
+    rules = SMALL.model_copy(update={"max_per_user": 2})
+    assert chosen_from(found, rules) == (["t5", "t6", "t7", "t8"], {"over the cap per user": 5})
 
 
-@settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.3, 1))
-def test_the_rules_hold_and_do_not_depend_on_the_order_of_rows(seed, cap, share):
-    rules = SMALL.model_copy(update={"max_per_user": cap, "near_duplicate": share, "seed": seed})
+@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 6), st.floats(0.3, 1), st.sampled_from(["user", "time"])
+)
+def test_the_rules_hold_and_do_not_depend_on_the_order_of_rows(seed, cap, share, way):
+    rules = SMALL.model_copy(
+        update={"max_per_user": cap, "near_duplicate": share, "seed": seed, "split_by": way}
+    )
     found = many(120, seed=seed)
+    by_id = {each.tip_id: each for each in found}
     shuffled = random.Random(seed).sample(found, len(found))
-    chosen = choose(found, rules, progress=quiet)
-    assert choose(shuffled, rules, progress=quiet) == chosen
-    assert len(found) - sum(chosen.removed.values()) == len(chosen.examples)
-    assert max(Counter(each.user_key for each in chosen.examples).values()) <= cap
-    parts, leaked = split(chosen.examples, rules)
-    assert sum(map(len, parts.values())) + leaked == len(chosen.examples)
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        users = [{each.user_key for each in parts[part]} for part in (one, other)]
-        tips = [{each.text.casefold() for each in parts[part]} for part in (one, other)]
-        assert users[0].isdisjoint(users[1])
-        assert tips[0].isdisjoint(tips[1])
+    kept, removed = chosen_from(found, rules)
+    assert chosen_from(shuffled, rules, 7) == (kept, removed)
+    chosen = [by_id[tip_id] for tip_id in kept]
+    assert len(found) - sum(removed.values()) == len(chosen)
+    assert max(Counter(each.user_key for each in chosen).values()) <= cap
+    assert max(Counter((e.kind, e.label, folded(e)) for e in chosen).values()) == 1
     questions = {}
-    for each in chosen.examples:
-        questions.setdefault((each.kind, each.context_json, each.text), []).append(each.label)
-    assert all(len(labels) == 1 for labels in questions.values())
+    for each in chosen:
+        questions.setdefault((each.kind, each.context_json, plain_text(each.tip)), []).append(each)
+    assert all(len(same) == 1 for same in questions.values())
+    parts = placed(found, rules)
+    assert parts.keys() <= set(kept)
+    texts, users = {}, {}
+    for tip_id, part in parts.items():
+        texts.setdefault(folded(by_id[tip_id]), set()).add(part)
+        users.setdefault(by_id[tip_id].user_key, set()).add(part)
+    assert all(len(places) == 1 for places in texts.values())
+    if way == "user":
+        assert all(len(places) == 1 for places in users.values())
+
+
+def folded(each):
+    return plain_text(each.tip).casefold()
+
+
+def test_a_split_by_time_trains_on_what_is_older_than_all_it_is_tested_on():
+    found = [
+        example(f"t{n:03}", f"tip {n}", user=f"u{n % 5}", at=n // 2, label=n % 2 == 0)
+        for n in range(100)
+    ]
+    parts = placed(found, SMALL.model_copy(update={"split_by": "time", "split": (0.7, 0.2, 0.1)}))
+    assert Counter(parts.values()) == {"train": 70, "validation": 20, "test": 10}
+    ends = {
+        part: [at for at, each in enumerate(found) if parts[each.tip_id] == part] for part in PARTS
+    }
+    assert (
+        max(ends["train"]) < min(ends["validation"]) < max(ends["validation"]) < min(ends["test"])
+    )
+    together = [replace(each, created_at=START) for each in found]
+    assert set(placed(together, SMALL.model_copy(update={"split_by": "time"})).values()) == {
+        "train"
+    }
 
 
 def test_parts_have_their_shares_of_users_and_a_user_stays_as_data_grows():
@@ -238,10 +334,10 @@ def test_parts_have_their_shares_of_users_and_a_user_stays_as_data_grows():
     # Three standard deviations of a binomial share are 0.9 and 0.6 points.
     assert shares["train"] / 20_000 == pytest.approx(0.8, abs=0.009)
     assert shares["validation"] / 20_000 == pytest.approx(0.1, abs=0.0065)
-    before, _ = split(many(100), SMALL)
-    after, _ = split(many(400), SMALL)
-    homes = {each.user_key: part for part in PARTS for each in after[part]}
-    assert all(homes.get(each.user_key, part) == part for part in PARTS for each in before[part])
+    before, after = ({each.tip_id: each for each in many(count)} for count in (100, 400))
+    homes = {after[tip].user_key: part for tip, part in placed(after.values()).items()}
+    for tip, part in placed(before.values()).items():
+        assert homes.get(before[tip].user_key, part) == part
 
 
 def test_the_part_of_a_user_is_a_published_hash():
@@ -280,7 +376,7 @@ def test_files_hold_the_examples_and_nobody(tmp_path):
     assert result.waiting is None
     assert sorted(result.files) == sorted(files_in(tmp_path))
     examples = read_examples(tmp_path)
-    assert read_tip_ids(tmp_path) == {each.tip_id for part in PARTS for each in examples[part]}
+    assert tip_ids(tmp_path) == {each.tip_id for part in PARTS for each in examples[part]}
     by_id = {each.tip_id: each for each in found}
     for part in PARTS:
         place = tmp_path if part == "train" else tmp_path / part
@@ -296,11 +392,12 @@ def test_files_hold_the_examples_and_nobody(tmp_path):
             for each in examples[part]
         ]
         dpo = rows_in(place / "dpo.jsonl")
+        assert dpo == list(dpo_rows(examples[part]))
         assert len(dpo) == result.pairs[part] == len(pairs(examples[part]))
         positives = sum(each.label for each in examples[part])
         assert result.parts[part].positives == positives
         assert result.parts[part].negatives == len(examples[part]) - positives
-    assert len(read_tip_ids(tmp_path)) == result.counts.went_out
+    assert len(tip_ids(tmp_path)) == result.counts.went_out
     assert result.counts.came_in - sum(result.counts.refused.values()) == result.counts.went_out
     assert (result.before.positives, result.before.negatives) == (
         sum(each.label for each in found),
@@ -313,7 +410,7 @@ def test_no_exported_file_names_a_user_or_a_tip_id(tmp_path):
     build(batches_of(found), SMALL, folder=tmp_path)
     hidden = {each.user_key for each in found} | {each.tip_id for each in found}
     for name, content in files_in(tmp_path).items():
-        if name != "examples.parquet":
+        if not name.endswith(".parquet"):
             assert not any(word.encode() in content for word in hidden), name
 
 
@@ -343,7 +440,7 @@ def test_the_fingerprint_changes_with_any_row_and_with_the_settings(tmp_path):
     first = fingerprint(found)
     held = build(batches_of(found), SMALL, folder=tmp_path)
     assert held.fingerprint == first
-    some_id = min(read_tip_ids(tmp_path))
+    some_id = min(tip_ids(tmp_path))
     changed = [replace(e, prompt="other") if e.tip_id == some_id else e for e in found]
     assert fingerprint(changed) != first
     assert fingerprint([e for e in found if e.tip_id != some_id]) != first
@@ -358,8 +455,7 @@ def test_too_few_labels_wait_and_nothing_but_the_card_is_written(tmp_path):
     rules = rules.model_copy(update={"min_negatives": 1_000})
     result = build(batches_of(found), rules, folder=tmp_path)
     assert result.waiting == "waiting: 20 of 500 positives, 40 of 1,000 negatives"
-    assert set(files_in(tmp_path)) == {"README.md", "reactions.png"} == set(result.files)
-    assert read_tip_ids(tmp_path) == frozenset()
+    assert set(files_in(tmp_path)) == WRITTEN == set(result.files)
     with pytest.raises(DataError, match=r"examples\.parquet"):
         read_examples(tmp_path)
 
@@ -367,7 +463,9 @@ def test_too_few_labels_wait_and_nothing_but_the_card_is_written(tmp_path):
 def test_thresholds_count_what_duplicates_and_caps_leave(tmp_path):
     found = [example(f"p{n}", "the same tip", user=f"u{n}") for n in range(30)]
     found += [example(f"n{n}", f"bad {n}", user="u1", label=False, at=n) for n in range(30)]
-    rules = SMALL.model_copy(update={"min_positives": 2, "min_negatives": 6, "max_per_user": 5})
+    rules = SMALL.model_copy(
+        update={"min_positives": 2, "min_negatives": 6, "max_per_user": 5, "max_share_of_kind": 1}
+    )
     result = build(batches_of(found), rules, folder=tmp_path)
     assert (result.before.positives, result.before.negatives) == (30, 30)
     assert result.waiting == "waiting: 1 of 2 positives, 5 of 6 negatives"
@@ -375,16 +473,16 @@ def test_thresholds_count_what_duplicates_and_caps_leave(tmp_path):
 
 def test_a_later_run_waits_for_new_examples(tmp_path):
     found = many(400)
-    first = build(batches_of(found), SMALL, folder=tmp_path / "1", previous_tip_ids=None)
-    trained = read_tip_ids(tmp_path / "1")
-    assert first.new == len(trained)
+    first = build(batches_of(found), SMALL, folder=tmp_path / "1", previous=None)
+    trained = tmp_path / "1" / EXAMPLES
+    assert first.new == len(tip_ids(tmp_path / "1"))
     rules = SMALL.model_copy(update={"min_new": 3})
     more = [*found, *(example(f"x{n}", f"new tip number {n}", user=f"v{n}", at=20_000 + n)
                       for n in range(2))]  # fmt: skip
-    second = build(batches_of(more), rules, folder=tmp_path / "2", previous_tip_ids=trained)
+    second = build(batches_of(more), rules, folder=tmp_path / "2", previous=trained)
     assert second.waiting == "waiting: 2 of 3 new examples"
     enough = rules.model_copy(update={"min_new": 2})
-    third = build(batches_of(more), enough, folder=tmp_path / "3", previous_tip_ids=trained)
+    third = build(batches_of(more), enough, folder=tmp_path / "3", previous=trained)
     assert third.waiting is None
     assert third.counts.went_out == first.counts.went_out + 2
 
@@ -392,14 +490,14 @@ def test_a_later_run_waits_for_new_examples(tmp_path):
 def test_repetitions_of_trained_tips_are_nothing_new(tmp_path):
     found = [each for each in many(400) if part_of(each.user_key, SMALL) == "train"]
     build(batches_of([*found, *held_out()]), SMALL, folder=tmp_path / "1")
-    trained = read_tip_ids(tmp_path / "1")
+    trained = tmp_path / "1" / EXAMPLES
     again = [replace(e, tip_id=f"again {e.tip_id}", created_at=e.created_at + timedelta(90))
              for e in found]  # fmt: skip
     second = build(
         batches_of([*found, *again, *held_out()]),
         SMALL.model_copy(update={"max_per_user": 500}),
         folder=tmp_path / "2",
-        previous_tip_ids=trained,
+        previous=trained,
     )
     assert second.new == 0
 
@@ -414,7 +512,7 @@ def held_out():
 
 
 def test_a_part_without_both_labels_waits_for_users(tmp_path):
-    found = [example(f"t{n}", f"tip {n}", label=n % 2 == 0, user="u1") for n in range(40)]
+    found = [example(f"t{n}", f"tip {n}", label=n % 2 == 0, user="u1", at=n) for n in range(40)]
     result = build(batches_of(found), SMALL, folder=tmp_path)
     lacking = [part for part in PARTS if part != part_of("u1", SMALL)]
     assert result.waiting == "waiting: " + ", ".join(
@@ -423,10 +521,18 @@ def test_a_part_without_both_labels_waits_for_users(tmp_path):
 
 
 def test_a_tip_that_a_source_holds_twice_counts_once(tmp_path):
-    newer = example("a", "newer text", at=5)
-    chosen = choose([newer, example("a", "older text")], SMALL, progress=quiet)
-    assert chosen.examples == (newer,)
-    assert chosen.removed["repeated tip_id"] == 1
+    user = next(name for n in range(200) if part_of(name := f"u{n}", SMALL) == "train")
+    held = [
+        example("a", "newer text", user=user, at=5),
+        example("a", "older text", user=user),
+        example("b", "dull text", user=user, label=False),
+    ]
+    result = build(batches_of([*held, *held_out()]), SMALL, folder=tmp_path)
+    assert result.counts.refused["repeated tip_id"] == 1
+    train = read_examples(tmp_path)["train"]
+    assert [(each.tip_id, each.tip) for each in train] == [("a", "newer text"), ("b", "dull text")]
+    (refused,) = pq.read_table(tmp_path / "refused.parquet").to_pylist()
+    assert (refused["tip_id"], refused["reason"]) == ("a", "repeated tip_id")
 
 
 def test_the_card_says_what_was_left_out_at_every_step(tmp_path):
@@ -437,7 +543,9 @@ def test_the_card_says_what_was_left_out_at_every_step(tmp_path):
     assert "|  |  |  | opted out | 34 |" in card
     assert f"| exact duplicates | {result.counts.refused['exact duplicates']} |" in card
     assert result.fingerprint in card
-    assert (tmp_path / "reactions.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("reactions.svg", "refused.svg"):
+        assert f"({name})" in card
+        assert "<svg" in (tmp_path / name).read_text()
 
 
 def test_nothing_at_all_waits(tmp_path):

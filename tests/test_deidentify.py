@@ -216,6 +216,7 @@ def test_a_tip_is_refused_when_its_placeholder_was_withheld_with_its_value(chat)
     assert refusals(chat, personal, privacy=privacy) == {UNFILLABLE: 1}
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -314,5 +315,6 @@ def test_rows_that_lose_a_key_which_is_not_allowed_are_counted(chat):
     assert {each["input"] for each in kept} == {"Free text: hi"}
     (batch,) = batches_of(rows, size=4)
     allowed, lost = allow_batch(batch, ("free_text",))
-    assert (lost, allowed.num_rows, allowed.schema) == (2, 4, batch.schema)
+    assert lost == [True, True, False, False]
+    assert (allowed.num_rows, allowed.schema) == (4, batch.schema)
     assert "diagnosis" not in json.dumps(allowed.to_pylist(), default=str)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -28,8 +29,12 @@ from reactune import erasing, journal, live, paperwork
 from reactune.canary.outcomes import read_outcomes
 from reactune.cli import main
 from reactune.config import CanaryConfig, LabelConfig
+from reactune.data.erasure import Targets, rows_to_go, take_out
 from reactune.data.exports import read_examples
 from reactune.data.ingest import ERASED
+from reactune.data.judged import refused_schema
+from reactune.data.labelled import REFUSED, write_refused
+from reactune.data.workspace import workspace
 from reactune.database import create_store, reading, writing
 from reactune.errors import CanaryError, DataError
 from reactune.keyring import aliases
@@ -175,6 +180,8 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
     assert traces(config, ANNA) == []
     labelled = pq.read_table(run / "extract" / "labelled.parquet")
     assert labelled.num_rows == 6 * len(OTHERS)
+    refused = pq.read_table(run / "extract" / "refused.parquet").column("user_key").to_pylist()
+    assert len(refused) == len(OTHERS)
     texts = (run / "dataset" / "kto.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in texts]
     train = read_examples(run / "dataset")["train"]
@@ -185,10 +192,10 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
         (note,) = now.erased
         changed = {**was.inputs, **was.outputs}.items() - {**now.inputs, **now.outputs}.items()
         assert note["digests_before"] == dict(changed) != {}
-        assert (note["rows"], note["at"]) == (6, "2026-06-01T08:00:00+00:00")
+        assert (note["rows"], note["at"]) == (7, "2026-06-01T08:00:00+00:00")
     now = (run / "dataset" / "README.md").read_text()
     assert now.startswith(card.rstrip())
-    assert f"2026-06-01: 6 rows were taken out (erasure {note['erasure']})" in now
+    assert f"2026-06-01: 7 rows were taken out (erasure {note['erasure']})" in now
     assert not (run / "train" / "sft").exists()
     assert (run / "train" / "adapter").exists()
 
@@ -232,7 +239,7 @@ def test_two_people_go_at_once_each_with_their_own_record(config, run):
         erasing.ask_for_people(config, RING, [user], reason="asked", now=NOW, say=print)
     erasing.finish(config, RING, now=NOW, say=print)
     assert traces(config, ANNA, OTHERS[0]) == []
-    assert [note["rows"] for note in read_manifest(run / "extract").erased] == [6, 6]
+    assert [note["rows"] for note in read_manifest(run / "extract").erased] == [7, 7]
 
 
 def test_the_journal_forgets_whom_it_was_about(config, run):
@@ -356,7 +363,7 @@ def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(con
     late, _ = erasure_lines(config, now=NOW + 21 * DAY)
     assert "overdue since 2026-06-21" in late
     later = all_runs(config.run_root)[-1].with_name("20260601-080000-0000")
-    assert paperwork.last_trained_tips(config, later) is None
+    assert paperwork.last_trained(config, later) is None
     with pytest.raises(CanaryError, match="version 2 learned from somebody who was erased"):
         live.open_rollout(config, 2, now=NOW)
 
@@ -409,3 +416,24 @@ def call(config, capsys, monkeypatch):
         return SimpleNamespace(code=ended.value.code or 0, out=out, err=err)
 
     return call
+
+
+def test_rows_that_were_refused_are_forgotten_by_person_by_tip_and_by_age(tmp_path):
+    rows = [
+        {"tip_id": "a", "user_key": "anna", "reason": "incomplete", "created_at": NOW},
+        {"tip_id": "b", "user_key": None, "reason": "incomplete", "created_at": None},
+        {"tip_id": "c", "user_key": "ben", "reason": "incomplete", "created_at": NOW - 9 * DAY},
+        {"tip_id": "d", "user_key": "ben", "reason": "incomplete", "created_at": None},
+    ]
+    for stage in ("extract", "dataset"):
+        with workspace(tmp_path / stage, memory_gb=1) as (connection, _):
+            batch = pa.RecordBatch.from_pylist(rows, schema=refused_schema())
+            write_refused(connection, ((batch,),), tmp_path / stage / REFUSED)
+    targets = Targets({"anna": "e1"}, {"b": "e2"}, older_than=NOW - DAY, of_age="e3")
+    found = {(row.file, row.tip_id, row.erasure_id) for row in rows_to_go(tmp_path, targets)}
+    expected = {("a", "e1"), ("b", "e2"), ("c", "e3")}
+    assert found == {(f"{s}/{REFUSED}", *each) for s in ("extract", "dataset") for each in expected}
+    take_out(tmp_path, targets, note="")
+    for stage in ("extract", "dataset"):
+        (left,) = pq.read_table(tmp_path / stage / REFUSED).to_pylist()
+        assert left["tip_id"] == "d"

@@ -111,7 +111,7 @@ def check_all_is_clean(config):
     digest = stated["extract"].outputs["labelled.parquet"]
     assert stated["dataset"].inputs == {"extract/labelled.parquet": digest}
     for manifest in (stated["extract"], stated["dataset"], stated["train"]):
-        assert [each["rows"] for each in manifest.erased] == [6]
+        assert [each["rows"] for each in manifest.erased] == [7]
     assert {name: each.outcome for name, each in stated_manifests(ended).items()} == {
         "extract": "refused"
     }

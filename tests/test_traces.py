@@ -166,6 +166,15 @@ def test_hashes_of_every_key_are_looked_for(erased, planted):
     assert found(erased, ring=Keyring(KEY, (OLD_KEY,))) == [f"{file}: a hash of the id"]
 
 
+def test_what_a_killed_stage_spilled_is_named_as_not_looked_into_until_an_erasure(erased, planted):
+    spilled = planted(f"runs/{RUN}/extract/.work-killed/safe-0.arrow", b"packed rows")
+    (line,) = verify(erased, RING, [ANNA]).unseen
+    assert line.startswith(str(spilled))
+    erase(erased, "nobody@example.org")
+    assert verify(erased, RING, [ANNA]).unseen == []
+    spilled.touch()  # what `planted` takes away again
+
+
 def test_a_broken_file_is_named_as_not_looked_into(erased, planted):
     file = planted(f"runs/{RUN}/extract/part.parquet", b"no parquet")
     report = verify(erased, RING, [ANNA])

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from reactune import journal, live, store
 from reactune.config import Config
-from reactune.data.erasure import TABLES, Row, Targets, rows_to_go, take_out
+from reactune.data.erasure import CHOSEN, EXTRACTED, TABLES, Row, Targets, rows_to_go, take_out
 from reactune.database import reading, writing
 from reactune.journal import Erasure, Held
 from reactune.keyring import Keyring
@@ -97,7 +97,8 @@ def _note(
 ) -> None:
     """Write down what a run holds before it goes: of whom, whether it was learned, how it read."""
     of_file = {name: Counter(row.erasure_id for row in rows if row.file == name) for name in TABLES}
-    most = of_file[TABLES[0]] | of_file[TABLES[1]]
+    of_stage = [sum((of_file[name] for name in of), Counter()) for of in (EXTRACTED, CHOSEN)]
+    most = of_stage[0] | of_stage[1]
     learned = {row.erasure_id for row in rows if row.is_learned}
     erasures = {each.erasure_id: each for each in erasures_of(engine, ids)}
     left: dict[str, Left] = defaultdict(Left)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from platformdirs import user_cache_dir
 from pydantic import ValidationError, model_validator
 
+from reactune.data_sections import DataConfig as DataConfig
 from reactune.data_sections import DatasetConfig as DatasetConfig
 from reactune.data_sections import LabelConfig as LabelConfig
 from reactune.data_sections import SourceConfig as SourceConfig
@@ -44,6 +45,7 @@ class Config(Section):
     """Folder of the TOML file; never written in it."""
     store: StoreConfig = StoreConfig()
     source: SourceConfig = SourceConfig()
+    data: DataConfig = DataConfig()
     ingest: IngestConfig = IngestConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     labels: LabelConfig = LabelConfig()

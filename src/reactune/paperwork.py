@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reactune import live, pictures
 from reactune.config import Config, without_passwords
-from reactune.data.exports import EXAMPLES, read_tip_ids
+from reactune.data.exports import EXAMPLES
 from reactune.records import Counts, read_manifest, write_atomically
 from reactune.release.gate import Estimate, GateReport
 from reactune.release.registry import Record
@@ -96,8 +96,8 @@ def start_run(config: Config, run_id: str | None = None) -> Path:
     return run
 
 
-def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
-    """The tips of the dataset that was trained last, before this run.
+def last_trained(config: Config, run: Path) -> Path | None:
+    """The examples that were trained last, before this run.
 
     None before the first, and where a model that is live must be replaced: then a training is as
     urgent as the first, and does not wait for new tips.
@@ -107,7 +107,7 @@ def last_trained_tips(config: Config, run: Path) -> frozenset[str] | None:
     for other in reversed(all_runs(config.run_root)):
         if other.name < run.name and "train" in manifests(other):
             fetch(run_root(config), other.name, "dataset", under=EXAMPLES)
-            return read_tip_ids(other / "dataset")
+            return other / "dataset" / EXAMPLES
     return None
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, as SVG text: loss curve, gate table, reactions by arm with their bounds.
+"""Pictures of a run, as SVG text: its reactions, loss curve, gate table, arms with their bounds.
 
 Draws what it is given; where the numbers come from is others' work.
 """
@@ -13,6 +13,8 @@ from reactune.records import write_atomically
 
 COLOURS = {"champion": "#6b7280", "challenger": "#2563eb", "tuned": "#2563eb"}
 OTHER = "#9ca3af"
+LIKED, DISLIKED = "#2a7f62", "#c1443c"
+SECONDS_MARKED = (0.1, 0.5, 1, 2, 5, 15, 30, 60, 120, 300)
 
 
 def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
@@ -137,6 +139,34 @@ def bars(title: str, values: Mapping[str, float]) -> str:
     axes.barh(names, [values[name] for name in names], color=[COLOURS.get(n, OTHER) for n in names])
     axes.set_xlabel(title)
     return _svg(figure)
+
+
+def dwell_times(
+    kinds: Mapping[str, tuple[Sequence[int], Sequence[int]]], seconds: tuple[float, float]
+) -> str:
+    """Positives and negatives of each kind by dwell time, in bins of equal ratio.
+
+    The bins go from the first to the second of `seconds`; they hold counts.
+    """
+    from matplotlib.figure import Figure
+
+    rows = max(1, len(kinds))
+    figure = Figure(figsize=(6.4, 0.8 + 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (kind, (liked, disliked)) in zip(axes, kinds.items(), strict=False):
+        ratio = (seconds[1] / seconds[0]) ** (1 / len(liked))
+        edges = [seconds[0] * ratio**place for place in range(len(liked) + 1)]
+        both = [one + other for one, other in zip(liked, disliked, strict=True)]
+        axis.stairs(both, edges, fill=True, color=DISLIKED, label="dismissed")
+        axis.stairs(liked, edges, fill=True, color=LIKED, label="done")
+        axis.set_title(kind.replace("$", r"\$"), loc="left", fontsize=10)
+        axis.set_ylabel("tips")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_xscale("log")
+    axes[0].set_xticks(SECONDS_MARKED, [f"{mark:g}" for mark in SECONDS_MARKED])
+    axes[0].minorticks_off()
+    axes[-1].set_xlabel("dwell time in seconds")
+    return _with_legend(figure, axes[0])
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

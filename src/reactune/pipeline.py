@@ -16,11 +16,10 @@ from pathlib import Path
 
 from reactune import live
 from reactune.config import Config, deciding
-from reactune.data import consent, dataset
-from reactune.data.deidentify import clean
+from reactune.data import consent, dataset, extraction
 from reactune.data.engines import open_scores
 from reactune.data.exports import pairs, read_examples
-from reactune.data.labelled import read_batches, write_batches
+from reactune.data.labelled import LABELLED, read_batches
 from reactune.data.scores import label_counts, read_scores
 from reactune.erasing import finish_all
 from reactune.evaluation import best_method, gate_report, sample, validation_reports
@@ -29,7 +28,7 @@ from reactune.model import base_model
 from reactune.paperwork import (
     earlier_counts,
     gate_picture,
-    last_trained_tips,
+    last_trained,
     start_run,
     tell,
     write_training,
@@ -83,24 +82,25 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     keyring = load_keyring(config.privacy, os.environ)
     left_out: Counter[str] = Counter()
     admits = consent.admission(live.refusals(config, keyring), config.source, left_out)
-    with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
-        labelled = label_counts(table, config.labels)
+    with open_scores(config.source, store_url=config.store_url, folder=config.folder) as scores:
+        labelled = label_counts(scores, config.labels)
         batches = read_scores(
-            table, config.labels, source=config.source, key=keyring.current, admits=admits
+            scores, config.labels, source=config.source, key=keyring.current, admits=admits
         )
-        cleaned = clean(batches, chat=chat, privacy=config.privacy)
+        extracted = extraction.extract(
+            batches, chat=chat, privacy=config.privacy, settings=config.data, folder=folder
+        )
     labelled = consent.without(labelled, left_out)
-    write_batches(cleaned.batches, folder / "labelled.parquet")
-    refused = {**labelled.refused, **cleaned.counts.refused}
-    counts = Counts(labelled.came_in, cleaned.counts.went_out, refused)
+    refused = {**labelled.refused, **extracted.counts.refused}
+    counts = Counts(labelled.came_in, extracted.counts.went_out, refused)
     return StageResult(
         summary=counts.line(),
-        outputs=("labelled.parquet",),
+        outputs=extraction.FILES,
         counts={
             "labels": asdict(labelled),
-            "de-identification": asdict(cleaned.counts),
-            "withheld": cleaned.withheld,
-            "context keys left out": cleaned.dropped,
+            "de-identification": asdict(extracted.counts),
+            "withheld": extracted.withheld,
+            "context keys left out": extracted.dropped,
         },
     )
 
@@ -108,11 +108,12 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
 def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
     """Labelled rows -> examples in three parts, as Alpaca, KTO and DPO files and Parquet."""
     result = dataset.build(
-        read_batches(run / "extract" / "labelled.parquet"),
+        read_batches(run / "extract" / LABELLED),
         config.dataset,
         folder=folder,
-        previous_tip_ids=last_trained_tips(config, run),
+        previous=last_trained(config, run),
         steps=earlier_counts(run),
+        memory_gb=config.data.memory_gb,
     )
     sizes = (f"{part} {n.positives:,} + {n.negatives:,}" for part, n in result.parts.items())
     return StageResult(

@@ -14,6 +14,7 @@ from platformdirs import user_cache_dir
 
 from reactune import journal, live
 from reactune.config import Config, hide_passwords
+from reactune.data.workspace import PREFIX
 from reactune.database import reading
 from reactune.keyring import Keyring, aliases
 from reactune.people import chunks, key_ids
@@ -35,6 +36,7 @@ ELSEWHERE = (
     "the model server's own copies of the weights (Ollama)",
     "copies on other workers: they go when one calls reactune there next, and may be looked for by "
     "--verify there",
+    'what Ray wrote to disk on the nodes of a cluster ([data] engine = "ray")',
     "what is the app's own: files that were ingested, the table of [source] url, outboxes of the "
     "Python client, logs; name files by --also",
 )
@@ -206,6 +208,12 @@ def _look_into_files(files: Iterable[Path], sought: Sought, report: Report, wher
 def _look_into_file(file: Path, sought: Sought, report: Report, name: str) -> None:
     import pyarrow as pa
 
+    if any(part.startswith(PREFIX) for part in file.parts):
+        # Packed, so that nothing would be found in it whatever it holds.
+        report.unseen.append(
+            f"{name}: a stage that was killed left it; `reactune erase` removes it"
+        )
+        return
     try:
         report.add(name, *find_in_file(sought, file))
     except (OSError, ValueError, pa.ArrowException) as error:

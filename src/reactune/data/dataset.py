@@ -4,103 +4,106 @@ The rules are `rules.py`'s, the files `exports.py`'s, the card `card.py`'s; wher
 and what is trained on them is not known here.
 """
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reactune.config import DatasetConfig
+from reactune.config import DataConfig, DatasetConfig
 from reactune.data.card import write_card
-from reactune.data.exports import pairs, write_examples
-from reactune.data.rules import PARTS, Example, Part, Progress, choose, split
-from reactune.data.summary import DatasetResult, labels_of, reason_to_wait
-from reactune.records import Counts, canonical_json
+from reactune.data.exports import EXAMPLES, count_pairs, fingerprint, write_jsonl, write_parquet
+from reactune.data.judged import Batches
+from reactune.data.labelled import REFUSED, list_refused
+from reactune.data.parts import require_no_leaks
+from reactune.data.rules import Progress, choose, count_examples, load, split
+from reactune.data.summary import (
+    DatasetResult,
+    Labels,
+    count_dwell,
+    count_kinds,
+    count_labels,
+    count_new,
+    count_parts,
+    count_users,
+    reason_to_wait,
+    weights_of,
+)
+from reactune.data.workspace import workspace
+from reactune.records import Counts
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+MEMORY_GB = DataConfig().memory_gb
+REFUSALS = "SELECT labelled.*, reason FROM refused JOIN labelled ON labelled.rowid = row"
 
 
 def build(
-    batches: Iterable["pa.RecordBatch"],
+    batches: Batches,
     settings: DatasetConfig,
     *,
     folder: Path,
-    previous_tip_ids: Collection[str] | None = None,
+    previous: Path | None = None,
     steps: Mapping[str, Counts] | None = None,
+    memory_gb: float = MEMORY_GB,
     progress: Progress = lambda step, left: None,
 ) -> DatasetResult:
     """Choose examples from batches of `deidentify.clean`, split them and write them into `folder`.
 
-    `previous_tip_ids` are those of the dataset trained last; None before the first training.
+    `previous` is the file of examples of the dataset trained last; None before the first training.
     `steps` are the counts of earlier steps by name, for the card. A dataset that waits writes
-    nothing but its card. Fingerprint and bytes depend on the rows and the settings only, not on
-    the order of the rows.
+    nothing but its card and the list of what was refused. Fingerprint and bytes depend on the
+    rows and the settings only. What is over `memory_gb` of rows lies on disk meanwhile.
+
+    Raises:
+        DataError: something stands in two parts that must not; memory or disk do not suffice.
     """
-    came = _examples(batches)
-    progress("labelled", len(came))
-    chosen = choose(came, settings, progress=progress)
-    parts, leaked = split(chosen.examples, settings)
-    progress("split", sum(map(len, parts.values())))
-    result = _result(came, chosen.examples, parts, settings, previous_tip_ids)
-    counts = replace(
-        result.counts, refused={**chosen.removed, "text stands in an earlier part": leaked}
-    )
-    result = replace(result, counts=counts)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [] if result.waiting else write_examples(parts, folder)
+    with workspace(folder, memory_gb=memory_gb) as (connection, place):
+        counts = Counts(load(connection, batches, settings), 0)
+        progress("labelled", counts.came_in)
+        before, dwell = count_labels(connection), count_dwell(connection)
+        removed = choose(connection, settings, folder=place, progress=progress)
+        after = count_labels(connection)
+        removed |= split(connection, settings)
+        counts = Counts(counts.came_in, count_examples(connection), removed)
+        progress("split", counts.went_out)
+        file = place / EXAMPLES
+        write_parquet(connection, file)
+        result = _result(connection, file, settings, counts, (before, after), previous)
+        written = [] if result.waiting else _write(connection, file, folder)
+        list_refused(connection, REFUSALS, folder / REFUSED)
     shown = {**(steps or {}), "rules of the dataset": counts}
-    written += write_card(result, came, settings, steps=shown, folder=folder)
+    written += [REFUSED, *write_card(result, dwell, settings, steps=shown, folder=folder)]
     progress("written", counts.went_out)
     return replace(result, files=tuple(written))
 
 
-def fingerprint(parts: Mapping[Part, Sequence[Example]], settings: DatasetConfig) -> str:
-    """SHA-256 over the settings and every example, sorted by tip_id, with its part."""
-    digest = hashlib.sha256(canonical_json(settings.model_dump(mode="json")).encode())
-    placed = [(example, part) for part in PARTS for example in parts[part]]
-    for example, part in sorted(placed, key=lambda pair: pair[0].tip_id):
-        row = {**asdict(example), "created_at": example.created_at.isoformat(), "part": part}
-        digest.update(b"\n" + canonical_json(row).encode())
-    return digest.hexdigest()
-
-
-def _examples(batches: Iterable["pa.RecordBatch"]) -> list[Example]:
-    names = [field.name for field in fields(Example)]
-    return [
-        Example(*values)
-        for batch in batches
-        for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-    ]
-
-
 def _result(
-    came: Sequence[Example],
-    chosen: Sequence[Example],
-    parts: Mapping[Part, Sequence[Example]],
+    connection: "DuckDBPyConnection",
+    file: Path,
     settings: DatasetConfig,
-    previous_tip_ids: Collection[str] | None,
+    counts: Counts,
+    labels: tuple[Labels, Labels],
+    previous: Path | None,
 ) -> DatasetResult:
-    held = [example for part in PARTS for example in parts[part]]
-    known = frozenset(previous_tip_ids or ())
-    new = sum(example.tip_id not in known for example in held)
-    after = labels_of(chosen)
-    by_part = {part: labels_of(parts[part]) for part in PARTS}
-    by_kind = defaultdict(list)
-    for example in held:
-        by_kind[example.kind].append(example)
+    before, after = labels
+    parts, new = count_parts(connection), count_new(connection, file, previous)
     return DatasetResult(
-        counts=Counts(len(came), len(held)),
-        before=labels_of(came),
+        counts=counts,
+        before=before,
         after=after,
-        parts=by_part,
-        kinds={kind: labels_of(by_kind[kind]) for kind in sorted(by_kind)},
-        users={part: len({example.user_key for example in parts[part]}) for part in PARTS},
-        pairs={part: len(pairs(parts[part])) for part in PARTS},
+        parts=parts,
+        kinds=count_kinds(connection),
+        users=count_users(connection),
+        pairs=count_pairs(connection, file),
+        weights=weights_of(parts["train"]),
+        leaks=require_no_leaks(connection, file, settings),
         new=new,
-        fingerprint=fingerprint(parts, settings),
-        waiting=reason_to_wait(
-            after, by_part, settings, new=new, is_first=previous_tip_ids is None
-        ),
+        fingerprint=fingerprint(file, settings),
+        waiting=reason_to_wait(after, parts, settings, new=new, is_first=previous is None),
     )
+
+
+def _write(connection: "DuckDBPyConnection", file: Path, folder: Path) -> list[str]:
+    file.replace(folder / EXAMPLES)
+    return [EXAMPLES, *write_jsonl(connection, folder)]

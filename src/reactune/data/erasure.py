@@ -11,19 +11,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reactune.config import DataConfig
 from reactune.data.card import CARD
-from reactune.data.exports import EXAMPLES, read_examples, write_examples
-from reactune.data.rules import Example
+from reactune.data.exports import EXAMPLES, write_jsonl
+from reactune.data.labelled import LABELLED, REFUSED, write_groups
+from reactune.data.workspace import workspace
 from reactune.errors import DataError
 from reactune.records import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LABELLED = "labelled.parquet"
-TABLES = (f"extract/{LABELLED}", f"dataset/{EXAMPLES}")
-"""Files of a run that say whose each row is."""
+EXTRACTED = (f"extract/{LABELLED}", f"extract/{REFUSED}")
+CHOSEN = (f"dataset/{EXAMPLES}", f"dataset/{REFUSED}")
+TABLES = (*EXTRACTED, *CHOSEN)
+"""Files of a run that say whose each row is; a stage has each row in one of its two."""
 SCRATCH = ".erasing"
+MEMORY_GB = DataConfig().memory_gb
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,16 @@ class Targets:
     of_age: str = ""
     """The erasure that asked for what is older."""
 
-    def erasure_of(self, tip_id: str, user_key: str, created_at: datetime) -> str | None:
+    def erasure_of(self, tip_id: str, user_key: str, created_at: datetime | None) -> str | None:
         """Who asked for this row to go; None: nobody did."""
-        is_old = self.older_than is not None and created_at < self.older_than
+        is_old = bool(self.older_than and created_at and created_at < self.older_than)
         asked = self.of_user.get(user_key) or self.of_tip.get(tip_id)
         return asked or (self.of_age if is_old else None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that is to go, and the file it stands in."""
+    """A row that is to go, and the file it stands in; of a refused one no texts are known."""
 
     erasure_id: str
     file: str
@@ -75,8 +79,8 @@ def rows_to_go(run: Path, targets: Targets) -> Iterator[Row]:
                     file=name,
                     user_key=row["user_key"],
                     tip_id=row["tip_id"],
-                    tip=row["tip"],
-                    context_json=row["context_json"],
+                    tip=row.get("tip", ""),
+                    context_json=row.get("context_json", ""),
                     is_learned=row.get("part") == "train" and asked != targets.of_age,
                 )
 
@@ -90,8 +94,15 @@ def take_out(run: Path, targets: Targets, *, note: str) -> None:
     Raises:
         DataError: a file cannot be read.
     """
-    _filter_labelled(run / "extract", targets)
-    _write_dataset(run / "dataset", targets)
+    for stage, tables in (("extract", EXTRACTED), ("dataset", CHOSEN)):
+        if not (run / stage).is_dir():
+            continue
+        with _replacing(run / stage) as scratch:
+            for name in tables:
+                _filter(run / name, targets, out=scratch / Path(name).name)
+            if (scratch / EXAMPLES).is_file():
+                with workspace(scratch, memory_gb=MEMORY_GB) as (connection, _):
+                    write_jsonl(connection, scratch)
     _add_to_card(run / "dataset" / CARD, note)
     drop_training_rows(run)
 
@@ -103,35 +114,16 @@ def drop_training_rows(run: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _filter_labelled(folder: Path, targets: Targets) -> None:
+def _filter(file: Path, targets: Targets, *, out: Path) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    file = folder / LABELLED
     if not file.is_file():
         return
-    with _replacing(folder) as scratch:
-        with pq.ParquetFile(file) as source:
-            schema = source.schema_arrow
-        with pq.ParquetWriter(scratch / LABELLED, schema, compression="zstd") as out:
-            for batch in _batches(file):
-                out.write_batch(batch.filter(pc.invert(_mask(batch, targets))))
-
-
-def _write_dataset(folder: Path, targets: Targets) -> None:
-    if not (folder / EXAMPLES).is_file():
-        return
-    parts = {
-        part: tuple(each for each in examples if not _is_asked_for(each, targets))
-        for part, examples in read_examples(folder).items()
-    }
-    with _replacing(folder) as scratch:
-        write_examples(parts, scratch)
-
-
-def _is_asked_for(example: Example, targets: Targets) -> bool:
-    asked = targets.erasure_of(example.tip_id, example.user_key, example.created_at)
-    return asked is not None
+    with pq.ParquetFile(file) as source:
+        schema = source.schema_arrow
+    kept = (batch.filter(pc.invert(_mask(batch, targets))) for batch in _batches(file))
+    write_groups(kept, schema, out)
 
 
 def _add_to_card(card: Path, note: str) -> None:

@@ -1,60 +1,103 @@
 """Examples as files: Alpaca, KTO and DPO JSONL for any trainer, and one Parquet file for ours.
 
-The same examples give the same bytes. The JSONL files hold texts and labels only: no user, no
-tip_id.
+The same examples give the same bytes, and none of it is held in memory whole. The JSONL files
+hold texts and labels only: no user, no tip_id.
 """
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reactune.data.rules import PARTS, Example, Part
+from reactune.config import DatasetConfig
+from reactune.data.labelled import GROUP_ROWS, write_groups
+from reactune.data.parts import PARTS, Part
+from reactune.data.rules import Example
+from reactune.data.workspace import in_groups, quoted
 from reactune.errors import DataError
+from reactune.records import canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
 EXAMPLES = "examples.parquet"
 PAIRS_PER_CONTEXT = 8
+COLUMNS = tuple(field.name for field in fields(Example))
+FORMS = {
+    "alpaca": "instruction, input, tip AS output",
+    "kto": "prompt, tip AS completion, label",
+}
 
 
-def write_examples(parts: Mapping[Part, Sequence[Example]], folder: Path) -> list[str]:
-    """Write every file of the examples into the folder; returns their names, relative to it.
+def write_parquet(connection: "DuckDBPyConnection", file: Path) -> None:
+    """Write the `examples` that the rules left, with their texts and parts, sorted by tip_id."""
+    texts = ", ".join(f"labelled.{name}" for name in COLUMNS)
+    query = (
+        f"SELECT {texts}, examples.part FROM examples JOIN labelled "
+        "ON labelled.rowid = examples.row ORDER BY examples.place"
+    )
+    write_groups(connection.sql(query).to_arrow_reader(GROUP_ROWS), examples_schema(), file)
 
-    The three JSONL files of train lie in the folder, those of the other parts in folders named
-    after them.
+
+def fingerprint(file: Path, settings: DatasetConfig) -> str:
+    """SHA-256 of the settings and of every example of a file with its part, sorted by tip_id.
+
+    The settings as canonical JSON; then, of every 20,000 rows, each column: the lengths of its
+    texts as 32-bit numbers and their UTF-8 bytes one after the other, or its numbers in 64 bits.
     """
-    names = [EXAMPLES]
-    _write_parquet(parts, folder / EXAMPLES)
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256(canonical_json(settings.model_dump(mode="json")).encode())
+    with pq.ParquetFile(file) as parquet:
+        for group in in_groups(parquet.iter_batches(GROUP_ROWS), GROUP_ROWS):
+            for name in examples_schema().names:
+                for part in _bytes_of(group.column(name).combine_chunks()):
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def write_jsonl(connection: "DuckDBPyConnection", folder: Path) -> list[str]:
+    """Write the JSONL files of the examples that lie in the folder; returns their names.
+
+    The three files of train lie in the folder, those of the other parts in folders named after
+    them. Alpaca has the positives: the instruction of the kind, the context as input, the tip as
+    output. KTO has every example: the whole prompt with its template, the tip, and whether it was
+    liked.
+    """
+    names = []
     for part in PARTS:
         place = Path() if part == "train" else Path(part)
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        files: tuple[tuple[str, Iterator[Mapping[str, str | bool]]], ...] = (
-            ("alpaca.jsonl", alpaca_rows(parts[part])),
-            ("kto.jsonl", kto_rows(parts[part])),
-            ("dpo.jsonl", dpo_rows(parts[part])),
-        )
-        for name, rows in files:
-            _write_jsonl(rows, folder / place / name)
-            names.append((place / name).as_posix())
+        (folder / place).mkdir(exist_ok=True)
+        for form, columns in FORMS.items():
+            names.append((place / f"{form}.jsonl").as_posix())
+            connection.execute(
+                f"COPY (SELECT {columns} FROM {quoted(folder / EXAMPLES)} WHERE part = '{part}' "
+                f"{'AND label' if form == 'alpaca' else ''}) "
+                f"TO {quoted(folder / names[-1])} (FORMAT json)"
+            )
+        names.append((place / "dpo.jsonl").as_posix())
+        with (folder / names[-1]).open("w", encoding="utf-8", newline="\n") as lines:
+            for same in _by_context(connection, folder / EXAMPLES, part):
+                lines.writelines(
+                    json.dumps(row, ensure_ascii=False) + "\n" for row in dpo_rows(same)
+                )
     return names
 
 
-def alpaca_rows(examples: Iterable[Example]) -> Iterator[dict[str, str]]:
-    """The positives: the instruction of the kind, the context as input, the tip as output."""
-    for example in examples:
-        if example.label:
-            yield {
-                "instruction": example.instruction,
-                "input": example.input,
-                "output": example.tip,
-            }
-
-
-def kto_rows(examples: Iterable[Example]) -> Iterator[dict[str, str | bool]]:
-    """Every example: the whole prompt with its template, the tip, and whether it was liked."""
-    for example in examples:
-        yield {"prompt": example.prompt, "completion": example.tip, "label": example.label}
+def count_pairs(connection: "DuckDBPyConnection", file: Path) -> dict[Part, int]:
+    """How many DPO pairs each part of a file of examples gives."""
+    found: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    rows = connection.execute(f"""
+        SELECT part, sum(least({PAIRS_PER_CONTEXT}, liked * disliked))::BIGINT FROM (
+            SELECT part, count(*) FILTER (label) AS liked, count(*) FILTER (NOT label) AS disliked
+            FROM {quoted(file)} GROUP BY part, kind, context_json) GROUP BY part""").fetchall()
+    return found | dict(rows)
 
 
 def dpo_rows(examples: Iterable[Example]) -> Iterator[dict[str, str]]:
@@ -86,18 +129,8 @@ def pairs(examples: Iterable[Example]) -> list[tuple[Example, Example]]:
     return found
 
 
-def read_tip_ids(folder: Path) -> frozenset[str]:
-    """The tips of a dataset that was written into the folder; none if it was not."""
-    import pyarrow.parquet as pq
-
-    file = folder / EXAMPLES
-    if not file.is_file():
-        return frozenset()
-    return frozenset(pq.read_table(file, columns=["tip_id"]).column("tip_id").to_pylist())
-
-
 def read_examples(folder: Path) -> dict[Part, tuple[Example, ...]]:
-    """The examples that `write_examples` wrote, by part, sorted by tip_id.
+    """The examples that `write_parquet` wrote, by part, sorted by tip_id.
 
     Raises:
         DataError: the folder holds no dataset.
@@ -113,24 +146,44 @@ def read_examples(folder: Path) -> dict[Part, tuple[Example, ...]]:
     return {part: tuple(examples) for part, examples in by_part.items()}
 
 
-def _write_parquet(parts: Mapping[Part, Sequence[Example]], file: Path) -> None:
+def examples_schema() -> "pa.Schema":
+    """The columns of the file of examples."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    placed = [(example, part) for part in PARTS for example in parts[part]]
-    placed.sort(key=lambda pair: pair[0].tip_id)
     kinds = {"label": pa.bool_(), "dwell_ms": pa.int64(), "created_at": pa.timestamp("us", "UTC")}
-    columns = {
-        name: pa.array(
-            [getattr(example, name) for example, _ in placed], kinds.get(name, pa.string())
-        )
-        for name in (field.name for field in fields(Example))
-    }
-    columns["part"] = pa.array([part for _, part in placed], pa.string())
-    pq.write_table(pa.table(columns), file, compression="zstd")
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, "part")])
 
 
-def _write_jsonl(rows: Iterable[Mapping[str, str | bool]], file: Path) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as lines:
-        for row in rows:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _bytes_of(column: "pa.Array") -> Iterator[bytes]:
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_string(column.type):
+        yield column.cast(pa.int64()).to_numpy().astype("<i8").tobytes()
+        return
+    _, ends, texts = column.buffers()
+    edges = np.frombuffer(ends, np.int32)[column.offset :][: len(column) + 1]
+    yield np.diff(edges).astype("<i4").tobytes()
+    yield memoryview(texts or b"")[edges[0] : edges[-1]].tobytes()
+
+
+def _by_context(
+    connection: "DuckDBPyConnection", file: Path, part: Part
+) -> Iterator[list[Example]]:
+    """Examples of one kind and context together, where both labels are among them.
+
+    Of each label come as many as `pairs` may use, contexts in the order of their first tip_id.
+    """
+    query = f"""
+        WITH placed AS (SELECT *, file_row_number AS place FROM
+            read_parquet({quoted(file)}, file_row_number = true) WHERE part = '{part}'),
+        ranked AS (SELECT *, min(place) OVER same AS first, min(label) OVER same AS least,
+            max(label) OVER same AS most, row_number() OVER (
+                PARTITION BY kind, context_json, label ORDER BY place) AS rank
+            FROM placed WINDOW same AS (PARTITION BY kind, context_json))
+        SELECT {", ".join(COLUMNS)} FROM ranked
+        WHERE least <> most AND rank < {2 * PAIRS_PER_CONTEXT} ORDER BY first, place"""
+    batches = connection.sql(query).to_arrow_reader(5_000)
+    examples = (Example(**row) for batch in batches for row in batch.to_pylist())
+    for _, same in groupby(examples, key=attrgetter("kind", "context_json")):
+        yield list(same)

@@ -1,33 +1,53 @@
 """Context values that too few people share: found by counting users, and taken out of contexts.
 
-Pure functions; which keys are watched, and how many users are enough, are settings.
+Which keys are watched, and how many users are enough, are settings.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from reactune.config import PrivacyConfig
 from reactune.context import CleanPart, Scalar
 from reactune.records import canonical_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
 Value = tuple[str, str]  # a key, such as user_settings.city, and one of its values as JSON
+Contexts = Iterable[tuple[str, Mapping[str, CleanPart]]]  # user_key and context
+BATCH_ROWS = 10_000
 
 
-def common_values(
-    contexts: Iterable[tuple[str, Mapping[str, CleanPart]]], privacy: PrivacyConfig
-) -> frozenset[Value]:
+def common_values(contexts: Contexts, privacy: PrivacyConfig) -> frozenset[Value]:
     """The values of `rare_keys` that at least `min_users_per_value` different users share.
 
     `contexts` are pairs of user_key and context. Items of a list and entries of an object count
     one by one; a rare key may name one entry, as in `user_settings.city`.
     """
-    enough = privacy.min_users_per_value
-    users: dict[Value, set[str]] = {}
-    for user, context in contexts:
-        for name, value in _watched(context, privacy.rare_keys):
-            seen = users.setdefault((name, canonical_json(value)), set())
-            if len(seen) < enough:
-                seen.add(user)
-    return frozenset(value for value, seen in users.items() if len(seen) >= enough)
+    import duckdb
+
+    with duckdb.connect() as connection:
+        return common_values_in(connection, contexts, privacy)
+
+
+def common_values_in(
+    connection: "DuckDBPyConnection", contexts: Contexts, privacy: PrivacyConfig
+) -> frozenset[Value]:
+    """As `common_values`, counted in a database that spills what it cannot hold."""
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.string()) for name in ("name", "value", "person")])
+    found = _batches(contexts, privacy, schema)
+    connection.register("watched", pa.RecordBatchReader.from_batches(schema, found))
+    rows = connection.execute(
+        "SELECT name, value FROM (SELECT DISTINCT name, value, person FROM watched) "
+        "GROUP BY name, value HAVING count(*) >= $1",
+        [privacy.min_users_per_value],
+    ).fetchall()
+    connection.unregister("watched")
+    return frozenset(rows)
 
 
 def withhold(
@@ -73,3 +93,18 @@ def _watched(
         elif part is not None and not entry:
             for value in part if isinstance(part, list) else [part]:
                 yield name, value
+
+
+def _batches(
+    contexts: Contexts, privacy: PrivacyConfig, schema: "pa.Schema"
+) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    rows = (
+        (name, canonical_json(value), user)
+        for user, context in contexts
+        for name, value in _watched(context, privacy.rare_keys)
+    )
+    while some := list(islice(rows, BATCH_ROWS)):
+        columns = [pa.array(column, pa.string()) for column in zip(*some, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,22 +1,32 @@
-"""Which labelled tips become examples, and which part they fall into.
+"""Which labelled tips become examples, rule by rule, each a table of DuckDB in and one out.
 
-Pure functions: examples in, examples out, whatever their order. Tips that are nearly the same are
-found by `nearness.py`; files and thresholds are `dataset.py`'s.
+Rules look at small keys, never at texts, and their results do not depend on the order of rows.
+Tips that are nearly the same are found by `nearness.py`, reactions of no person by `humans.py`;
+which part an example falls into is `parts.py`'s.
 """
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from reactune.config import DatasetConfig
-from reactune.data.nearness import first_of_each
+from reactune.data.humans import without_bursts, without_constant_dwell, without_steering
+from reactune.data.judged import Batches, clean_schema
+from reactune.data.nearness import near_older
+from reactune.data.parts import folded_text, part_by_time, part_of, plain_text, without_leaks
+from reactune.data.workspace import one_row
 
-Part = Literal["train", "validation", "test"]
-Question = tuple[str, str, str]  # kind, context and text of a tip
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+MAX_USERS_CACHED = 100_000
+NEAR = "near duplicates"
+LEAKED = "text stands in an earlier part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,139 +45,208 @@ class Example:
     dwell_ms: int
     created_at: datetime
 
-    @property
-    def text(self) -> str:
-        """The tip as it is compared: runs of white space count as one space."""
-        return " ".join(self.tip.split())
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The examples that the rules leave, and how many each rule removed."""
-
-    examples: tuple[Example, ...]
-    removed: Mapping[str, int]
-
 
 Progress = Callable[[str, int], None]
+Rule = Callable[[DatasetConfig], str]
 
 
-def choose(examples: Iterable[Example], settings: DatasetConfig, *, progress: Progress) -> Chosen:
-    """Apply the rules in order: repeats, contradictions, duplicates, cap. Oldest first comes out.
+def load(connection: "DuckDBPyConnection", batches: Batches, settings: DatasetConfig) -> int:
+    """Fill an empty database with labelled rows; the number of them is returned.
 
-    `progress` is told the name of each rule and the number of examples it left.
+    `labelled` has everything. `examples` has what rules look at, a row for each example that no
+    rule removed yet: keys instead of texts, and `place`, the order of tip_id. `refused` is empty.
     """
-    kept = sorted(examples, key=_age)
+    import pyarrow as pa
+
+    texts = [pa.field(name, pa.string()) for name in ("plain", "folded", "part")]
+    schema = pa.schema([*clean_schema(), *texts])
+    rows = _with_texts(batches, settings, schema)
+    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, rows))
+    connection.execute("""
+        CREATE TABLE labelled AS SELECT * EXCLUDE (plain, folded),
+            md5_number(concat_ws(chr(0), kind, context_json, plain)) AS question,
+            md5_number(folded) AS folded,
+            md5_number(concat_ws(chr(0), user_key, kind, dwell_ms, tip, prompt)) AS whole
+        FROM incoming""")
+    connection.unregister("incoming")
+    connection.execute("""
+        CREATE TABLE examples AS SELECT rowid AS row,
+            row_number() OVER (ORDER BY tip_id, created_at, label, whole) AS place,
+            kind, label, dwell_ms, created_at, coalesce(reacted_at, created_at) AS reacted_at,
+            md5_number(tip_id) AS tip, md5_number(user_key) AS person, question, folded, part
+        FROM labelled""")
+    connection.execute("CREATE TABLE refused (row BIGINT, reason VARCHAR)")
+    return count_examples(connection)
+
+
+def choose(
+    connection: "DuckDBPyConnection",
+    settings: DatasetConfig,
+    *,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, int]:
+    """Apply the rules in order to `examples`; how many each removed is returned.
+
+    What was removed stands in `refused`, with the rule's name as the reason. `progress` is told
+    the name of each rule and the number of examples it left. `folder` is for what is on disk
+    meanwhile.
+    """
     removed = {}
-    for name, rule in RULES:
-        before = len(kept)
-        kept = rule(kept, settings)
-        removed[name] = before - len(kept)
-        progress(name, len(kept))
-    return Chosen(tuple(kept), removed)
+    for reason, rule in RULES:
+        if reason == NEAR:
+            find_near(connection, settings, folder=folder)
+        removed[reason] = keep_only(connection, rule(settings), reason)
+        progress(reason, count_examples(connection))
+    return removed
 
 
-def part_of(user_key: str, settings: DatasetConfig) -> Part:
-    """The part that a user's examples fall into; it stays as long as seed and shares stay."""
-    digest = hashlib.sha256(f"{settings.seed}:{user_key}".encode()).digest()
-    place = int.from_bytes(digest[:8]) / 2**64
-    train, validation, _ = settings.split
-    if place < train:
-        return "train"
-    return "validation" if place < train + validation else "test"
+def split(connection: "DuckDBPyConnection", settings: DatasetConfig) -> dict[str, int]:
+    """Give examples their part by age if the settings say so, and remove texts that leak."""
+    if settings.split_by == "time":
+        keep_only(connection, part_by_time(settings), "")
+    return {LEAKED: keep_only(connection, without_leaks(), LEAKED)}
 
 
-def split(
-    examples: Iterable[Example], settings: DatasetConfig
-) -> tuple[dict[Part, tuple[Example, ...]], int]:
-    """The examples by part, sorted by tip_id, and how many were removed because they leaked.
-
-    No user is in two parts, and no tip text either: a text that stands in an earlier part, in
-    whatever case, is removed from the later one.
-    """
-    by_part: dict[Part, list[Example]] = {part: [] for part in PARTS}
-    for example in sorted(examples, key=lambda example: example.tip_id):
-        by_part[part_of(example.user_key, settings)].append(example)
-    seen: set[str] = set()
-    leaked = 0
-    parts: dict[Part, tuple[Example, ...]] = {}
-    for part in PARTS:
-        parts[part] = tuple(e for e in by_part[part] if e.text.casefold() not in seen)
-        leaked += len(by_part[part]) - len(parts[part])
-        seen |= {example.text.casefold() for example in parts[part]}
-    return parts, leaked
+def keep_only(connection: "DuckDBPyConnection", query: str, reason: str) -> int:
+    """Make the rows of a query the examples; the others are refused, their number is returned."""
+    connection.execute(f"CREATE TABLE kept AS {query}")
+    refuse = "INSERT INTO refused SELECT row, $1 FROM examples ANTI JOIN kept USING (place)"
+    (removed,) = one_row(connection, refuse, reason)
+    connection.execute("DROP TABLE examples; ALTER TABLE kept RENAME TO examples")
+    return int(removed)
 
 
-def drop_repeats(examples: Sequence[Example], settings: DatasetConfig) -> list[Example]:
+def count_examples(connection: "DuckDBPyConnection") -> int:
+    """How many examples no rule removed yet."""
+    (number,) = one_row(connection, "SELECT count(*) FROM examples")
+    return int(number)
+
+
+def without_repeats(settings: DatasetConfig) -> str:
     """One example per tip_id, the newest: a source may hold a tip twice, the store never does."""
-    newest = {example.tip_id: example for example in sorted(examples, key=_age)}
-    return sorted(newest.values(), key=_age)
+    return _newest(1, of="tip")
 
 
-def settle_contradictions(examples: Sequence[Example], settings: DatasetConfig) -> list[Example]:
+def without_contradictions(settings: DatasetConfig) -> str:
     """Of one text in one context with both labels, those with the label that more users gave.
 
     Each user has one vote, their newest reaction; a tie removes all of them. The same text in two
     contexts is no contradiction: that it fits one and not the other is what is to be learned.
     """
-    votes: dict[Question, dict[str, int]] = defaultdict(dict)
-    for example in sorted(examples, key=_age):
-        votes[_question(example)][example.user_key] = 1 if example.label else -1
-    lead = {question: sum(vote.values()) for question, vote in votes.items()}
-    return [
-        example
-        for example in examples
-        if (lead[_question(example)] > 0 if example.label else lead[_question(example)] < 0)
-    ]
+    return f"""
+        WITH leads AS (
+            SELECT question, sum(CASE WHEN label THEN 1 ELSE -1 END) AS lead
+            FROM ({_newest(1, of="question, person")}) GROUP BY question)
+        SELECT examples.* FROM examples JOIN leads USING (question)
+        WHERE CASE WHEN label THEN lead > 0 ELSE lead < 0 END"""
 
 
-def drop_exact(examples: Sequence[Example], settings: DatasetConfig) -> list[Example]:
+def without_exact(settings: DatasetConfig) -> str:
     """One example per kind, context, text and label: the oldest; a repetition is nothing new."""
-    oldest: dict[tuple[Question, bool], Example] = {}
-    for example in sorted(examples, key=_age):
-        oldest.setdefault((_question(example), example.label), example)
-    return list(oldest.values())
+    return _oldest(1, of="question, label")
 
 
-def drop_near(examples: Sequence[Example], settings: DatasetConfig) -> list[Example]:
-    """One of all tips of a kind and label that are nearly the same, whatever the context.
-
-    Oldest first, a tip stays if no tip that stayed is near it, so newer tips change nothing.
-    """
-    groups: dict[tuple[str, bool], list[Example]] = defaultdict(list)
-    for example in sorted(examples, key=_age):
-        groups[example.kind, example.label].append(example)
-    kept = []
-    for group in groups.values():
-        texts = [example.text for example in group]
-        kept += [group[place] for place in first_of_each(texts, settings.near_duplicate)]
-    return sorted(kept, key=_age)
+def without_near(settings: DatasetConfig) -> str:
+    """No text that is nearly an older one of its kind and label, whatever the context."""
+    return "SELECT * FROM examples ANTI JOIN near USING (kind, label, folded)"
 
 
-def cap_users(examples: Sequence[Example], settings: DatasetConfig) -> list[Example]:
+def cap_texts(settings: DatasetConfig) -> str:
+    """At most `max_per_text` examples of each kind, label and text: the oldest."""
+    return _oldest(settings.max_per_text, of="kind, label, folded")
+
+
+def cap_users(settings: DatasetConfig) -> str:
     """At most `max_per_user` examples of each user: the newest."""
-    counts: Counter[str] = Counter()
-    kept = []
-    for example in sorted(examples, key=_age, reverse=True):
-        counts[example.user_key] += 1
-        if counts[example.user_key] <= settings.max_per_user:
-            kept.append(example)
-    return kept[::-1]
+    return _newest(settings.max_per_user, of="person")
 
 
-def _age(example: Example) -> tuple[datetime, str]:
-    return example.created_at, example.tip_id
+def cap_labels(settings: DatasetConfig) -> str:
+    """Of each kind, one label at most `max_imbalance` times as often as the other: the newest."""
+    return f"""
+        WITH rarer AS (
+            SELECT kind, greatest(1, least(count(*) FILTER (label), count(*) FILTER (NOT label)))
+                AS number FROM examples GROUP BY kind)
+        SELECT examples.* FROM examples JOIN rarer USING (kind)
+        QUALIFY row_number() OVER (PARTITION BY kind, label ORDER BY created_at DESC, place DESC)
+            <= {settings.max_imbalance!r} * rarer.number"""
 
 
-def _question(example: Example) -> Question:
-    return example.kind, example.context_json, example.text
+def find_near(connection: "DuckDBPyConnection", settings: DatasetConfig, *, folder: Path) -> None:
+    """Fill `near` with the texts of a kind and label that are near an older one that stays.
+
+    One kind and label after the other, so that memory holds sketches of one of them.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    first = _oldest(1, of="kind, label, folded")
+    connection.execute(f"""
+        CREATE TABLE texts AS SELECT row, kind, label, folded, row_number() OVER (
+            PARTITION BY kind, label ORDER BY created_at, place) - 1 AS age FROM ({first});
+        CREATE TABLE near (kind VARCHAR, label BOOLEAN, folded UHUGEINT)""")
+    groups = connection.execute("SELECT DISTINCT kind, label FROM texts ORDER BY ALL").fetchall()
+    for kind, label in groups:
+        with TemporaryDirectory(dir=folder) as sketches:
+            texts = _texts_by_age(connection, kind, label)
+            near = near_older(texts, settings.near_duplicate, folder=Path(sketches))
+        connection.register("found", pa.table({"age": np.flatnonzero(near)}))
+        connection.execute(
+            "INSERT INTO near SELECT kind, label, folded FROM texts JOIN found USING (age) "
+            "WHERE kind = $1 AND label = $2",
+            [kind, label],
+        )
+        connection.unregister("found")
+    connection.execute("DROP TABLE texts")
 
 
-Rule = Callable[[Sequence[Example], DatasetConfig], list[Example]]
+def _texts_by_age(connection: "DuckDBPyConnection", kind: str, label: bool) -> Iterator[str]:
+    query = (
+        "SELECT labelled.tip FROM texts JOIN labelled ON labelled.rowid = texts.row "
+        "WHERE texts.kind = $1 AND texts.label = $2 ORDER BY age"
+    )
+    for batch in connection.sql(query, params=[kind, label]).to_arrow_reader(10_000):
+        yield from map(folded_text, batch.column(0).to_pylist())
+
+
+def _newest(number: int, *, of: str) -> str:
+    return _ranked(f"PARTITION BY {of} ORDER BY created_at DESC, place DESC", number)
+
+
+def _oldest(number: int, *, of: str) -> str:
+    return _ranked(f"PARTITION BY {of} ORDER BY created_at, place", number)
+
+
+def _ranked(window: str, number: int) -> str:
+    return f"SELECT * FROM examples QUALIFY row_number() OVER ({window}) <= {number}"
+
+
+def _with_texts(
+    batches: Batches, settings: DatasetConfig, schema: "pa.Schema"
+) -> "Iterator[pa.RecordBatch]":
+    """Each batch with the texts that are compared, and the part of each user."""
+    import pyarrow as pa
+
+    part = lru_cache(MAX_USERS_CACHED)(partial(part_of, settings=settings))
+    for batch in batches:
+        plain = [plain_text(tip) for tip in batch.column("tip").to_pylist()]
+        folded = [text.casefold() for text in plain]
+        added = [plain, folded, [part(user) for user in batch.column("user_key").to_pylist()]]
+        columns = [batch.column(name) for name in clean_schema().names]
+        texts = [pa.array(values, pa.string()) for values in added]
+        yield pa.RecordBatch.from_arrays([*columns, *texts], schema=schema)
+
+
 RULES: tuple[tuple[str, Rule], ...] = (
-    ("repeated tip_id", drop_repeats),
-    ("contradicted", settle_contradictions),
-    ("exact duplicates", drop_exact),
-    ("near duplicates", drop_near),
+    ("repeated tip_id", without_repeats),
+    ("faster than a person reads", without_bursts),
+    ("constant dwell time", without_constant_dwell),
+    ("one user steers the kind", without_steering),
+    ("contradicted", without_contradictions),
+    ("exact duplicates", without_exact),
+    (NEAR, without_near),
+    ("over the cap per text", cap_texts),
     ("over the cap per user", cap_users),
+    ("over the balance of labels", cap_labels),
 )

@@ -1,0 +1,151 @@
+"""How often people are taken for machines, and planted machines found, by the rules of a dataset.
+
+People are the demo's audience reacting to tips of its pool for some days. Among them are planted
+machines: fast ones, ones with a constant dwell time, and ones that give most reactions of a kind.
+"""
+
+import argparse
+import random
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reactune.config import DatasetConfig, LabelConfig
+from reactune.data.humans import without_bursts, without_constant_dwell, without_steering
+from reactune.data.judged import clean_schema
+from reactune.data.rules import keep_only, load
+from reactune.data.workspace import workspace
+from reactune.demo.audience import FIRST_DAY, Town
+from reactune.demo.pool import read_pool
+from record import record
+
+RULES = {"fast": without_bursts, "constant": without_constant_dwell, "steering": without_steering}
+EACH = 10  # machines of each sort
+Row = dict[str, Any]
+
+
+def people(days: int, *, seed: int) -> Iterator[Row]:
+    """Labelled reactions of the demo's people to tips of the pool, a tip of the kind for each."""
+    town, labels, draw = Town(seed), LabelConfig(), random.Random(seed)
+    tips: dict[str, list[str]] = defaultdict(list)
+    for tip in read_pool().tips:
+        tips[tip.situation.kind].append(tip.text)
+    low, high = labels.positive_dwell_ms
+    for visit in (visit for day in range(days) for visit in town.visits(day)):
+        found = town.react(visit, draw.choice(tips[visit.kind]))
+        if found.reaction is None or found.dwell_ms is None:
+            continue
+        liked = found.reaction == "done" and low <= found.dwell_ms <= high
+        if liked or (
+            found.reaction == "dismiss" and found.dwell_ms < labels.negative_dwell_below_ms
+        ):
+            yield row(visit.user_id, visit.kind, visit.moment, liked, found.dwell_ms)
+
+
+def machines(sort: str, rows: Iterable[Row], *, seed: int) -> Iterator[Row]:
+    """Reactions of planted machines of one sort, among these people."""
+    draw = random.Random(f"{seed} {sort}")
+    kinds = Counter(each["kind"] for each in rows)
+    for number in range(EACH):
+        kind = draw.choice(sorted(kinds))
+        start = FIRST_DAY + timedelta(hours=draw.uniform(0, 48))
+        # What it does beside its own way is what people do.
+        liked = draw.random() < 0.5
+        match sort:
+            case "fast":
+                for place in range(draw.randrange(25, 120)):
+                    dwell = draw.lognormvariate(7.2, 0.5)
+                    at = start + timedelta(seconds=place * draw.uniform(0.3, 1.5))
+                    yield row(f"fast-{number}", kind, at, False, min(int(dwell), 4_999))
+            case "constant":
+                dwell = draw.uniform(16_000, 60_000) if liked else draw.uniform(300, 4_000)
+                for place in range(draw.randrange(12, 60)):
+                    at = start + timedelta(hours=place)
+                    jittered = dwell * draw.uniform(0.99, 1.01)
+                    yield row(f"constant-{number}", kind, at, liked, int(jittered))
+            case "steering" if number < len(kinds):
+                kind = sorted(kinds)[number]
+                for place in range(kinds[kind] // 2):
+                    dwell = (
+                        draw.lognormvariate(10.4, 0.4) if liked else draw.lognormvariate(7.2, 0.5)
+                    )
+                    at = start + timedelta(minutes=7 * place)
+                    yield row(f"steering-{number}", kind, at, liked, int(dwell))
+
+
+def row(user: str, kind: str, at: datetime, liked: bool, dwell_ms: int) -> Row:
+    """One labelled reaction; what the rules do not look at is empty or a number."""
+    name = f"{user} {kind} {at.isoformat()}"
+    return {
+        **dict.fromkeys(("instruction", "input", "prompt", "source", "reaction"), ""),
+        "tip_id": name,
+        "user_key": user,
+        "kind": kind,
+        "context_json": "{}",
+        "tip": name,
+        "dwell_ms": dwell_ms,
+        "created_at": at,
+        "reacted_at": at,
+        "label": liked,
+    }
+
+
+def left_out(rows: list[Row], settings: DatasetConfig) -> dict[str, set[str]]:
+    """The tip_ids that each rule leaves out, one after the other."""
+    batch = pa.RecordBatch.from_pylist(rows, schema=clean_schema())
+    with tempfile.TemporaryDirectory() as place, workspace(Path(place), memory_gb=1) as (base, _):
+        load(base, [batch], settings)
+        for sort, rule in RULES.items():
+            keep_only(base, rule(settings), sort)
+        found = base.execute(
+            "SELECT reason, tip_id FROM refused JOIN labelled ON labelled.rowid = row"
+        ).fetchall()
+    return {sort: {tip_id for reason, tip_id in found if reason == sort} for sort in RULES}
+
+
+def measure(days: int, seed: int) -> dict[str, dict[str, int]]:
+    """Per rule: reactions of people and of its machines, and how many of each it left out."""
+    real = list(people(days, seed=seed))
+    planted = {sort: list(machines(sort, real, seed=seed)) for sort in RULES}
+    everything = [*real, *(each for rows in planted.values() for each in rows)]
+    out = left_out(everything, DatasetConfig())
+    alone = left_out(real, DatasetConfig())
+    return {
+        sort: {
+            "people": len(real),
+            "people left out": sum(each["tip_id"] in out[sort] for each in real),
+            "people left out without machines": len(alone[sort]),
+            "machines": len(planted[sort]),
+            "machines left out": sum(
+                any(each["tip_id"] in found for found in out.values()) for each in planted[sort]
+            ),
+        }
+        for sort in RULES
+    }
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--days", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+    found = measure(options.days, options.seed)
+    for sort, counts in found.items():
+        wrong, right = counts["people left out"], counts["machines left out"]
+        print(
+            f"{sort:9} of {counts['people']:,} reactions of people {wrong:,} left out "
+            f"({wrong / counts['people']:.2%}), of {counts['machines']:,} planted {right:,} "
+            f"({right / counts['machines']:.1%})"
+        )
+    figures = {"days": options.days, "seed": options.seed, "rules": found}
+    print(f"kept in {record('humans', figures, packages=('duckdb',)).name}")
+
+
+if __name__ == "__main__":
+    main()
