@@ -9,16 +9,18 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SPINS = "1000"  # of libgomp, OpenMP's library in PyTorch and llama.cpp
 PARENT = "REACTUNE_PARENT"  # process id of the one that starts the child
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child that computes: ours, who its parent is, and threads that sleep.
+    """The environment of a child that computes: ours, who its parent is, and how threads wait.
 
-    Threads that spin while they wait starve each other on a busy machine: 2 tokens a second
-    instead of 40 on two cores that others use as well.
+    They spin for some fifty microseconds, then sleep. Threads that go on spinning starve each
+    other on a busy machine; those that sleep at once lose two thirds of their time to waking up.
+    `bench/threads.py` shows both.
     """
-    return {"OMP_WAIT_POLICY": "passive", **os.environ, PARENT: str(os.getpid())}
+    return {"GOMP_SPINCOUNT": SPINS, **os.environ, PARENT: str(os.getpid())}
 
 
 def die_with_parent() -> None:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-KEPT = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
+KEPT = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "HF_HUB_OFFLINE")
 
 
 def work(config: dict[str, Any]) -> None:
