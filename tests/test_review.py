@@ -144,6 +144,18 @@ def test_the_share_grows_along_the_ramp_while_nothing_speaks_against_it(on_trial
     assert aliases(on_trial) == {"champion": 1, "challenger": 2}
 
 
+def test_the_age_of_a_rollout_is_counted_from_its_first_tip(tmp_path):
+    config = copy_of_trained(tmp_path, canary={"min_days": 2})
+    now = expose(config, 2_000, champion=0.2, challenger=0.8)
+    with closing(sqlite3.connect(config.folder / "reactune.db")) as connection, connection:
+        # Tips bear the app's clock, the row that of whoever deployed.
+        connection.execute("UPDATE rollouts SET opened_at = '2040-01-01 00:00:00.000000'")
+    line = review.review(config, now=now).line
+    assert "the challenger is better" in line
+    assert "promoted when the rollout is 2 days old" in line
+    assert review.review(config, now=now + timedelta(days=2)).verdict == "promote"
+
+
 def test_a_second_review_after_the_verdict_changes_nothing(on_trial):
     now = expose(on_trial, 2_000, champion=0.2, challenger=0.8)
     after = review.review(on_trial, now=now).rollout

@@ -5,7 +5,7 @@ The second half of the loop. The statistics are `canary/`'s; what is live is `li
 
 import secrets
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from reactune import live, store
 from reactune.canary import rollout as rollouts
 from reactune.canary.compare import Comparison, Decision, compare, decide, next_share
+from reactune.canary.course import age_days
 from reactune.canary.outcomes import read_outcomes
 from reactune.canary.rollout import Holdback
 from reactune.canary.shadow import Silence, first_share, judge_silence, read_silence
@@ -31,7 +32,7 @@ class Look:
 
     rollout: Rollout
     comparison: Comparison | None
-    age_days: float
+    age_days: float = 0.0
     silence: Silence | None = None
     promised: float | None = None
 
@@ -90,9 +91,8 @@ def look(config: Config, *, now: datetime) -> Look:
         CanaryError: nothing is live yet.
     """
     current = _live(config)
-    age_days = max((now - current.opened_at) / timedelta(days=1), 0.0)
     if current.challenger is None:
-        return Look(current, None, age_days)
+        return Look(current, None)
     with live.database(config) as engine, reading(engine) as connection:
         outcomes = read_outcomes(
             connection,
@@ -108,7 +108,7 @@ def look(config: Config, *, now: datetime) -> Look:
         if current.phase == "holdback":
             promised = store.last_estimate(connection, current.rollout_id.removesuffix(store.AFTER))
     comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
-    return Look(current, comparison, age_days, silence, promised)
+    return Look(current, comparison, age_days(outcomes, now=now), silence, promised)
 
 
 def judge(config: Config, seen: Look) -> Decision:

@@ -25,7 +25,8 @@ class CanaryConfig(Section):
     min_units_per_step: int = Field(200, ge=1)
     """Units observed at a share before the next step."""
     min_days: float = Field(7, ge=0)
-    """Days before a promotion: weekends are no weekdays. Harm is acted on at once."""
+    """Days from the first tip on trial to a promotion: weekends are no weekdays. Harm is acted on
+    at once."""
     decides: Literal["auto", "propose"] = "auto"
     """Who has the last word: `auto`, the review itself; `propose`, a person, who promotes or rolls
     back what the review proposes. Shown harm is taken back at once in either case."""

@@ -4,6 +4,7 @@ Outcomes in, paths out; what is done about the last entry is for `compare.py`.
 """
 
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from reactune.canary.evidence import (
 from reactune.canary.guardrails import Guardrail, watch
 from reactune.canary.outcomes import Booleans, KindCounts, Outcomes
 from reactune.config import CanaryConfig
+
+DAY = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ def by_lot(outcomes: Outcomes) -> Outcomes:
     columns = {each.name: getattr(outcomes, each.name) for each in fields(Outcomes)}
     kept_columns = {name: values[drawn] for name, values in columns.items() if name != "kinds"}
     return Outcomes(**kept_columns, kinds={k: of for k, of in kinds.items() if len(of.tips)})
+
+
+def age_days(outcomes: Outcomes, *, now: datetime) -> float:
+    """Days since the first tip that was drawn by lot was shown; 0 before that."""
+    first = by_lot(outcomes).first_shown_at
+    if not len(first):
+        return 0.0
+    return float((np.datetime64(now.astimezone(UTC).replace(tzinfo=None)) - first.min()) / DAY)
 
 
 def bounds_over_time(

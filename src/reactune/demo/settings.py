@@ -62,7 +62,7 @@ parity_prompts = 12
 
 [canary]
 # Days of the demo stand for weeks: steps are taken, and the rollout ends, early.
-min_days = 2
+min_days = 1
 planned_units = 3000
 min_units_per_step = 150
 max_units = 3000
