@@ -2,7 +2,8 @@
 
     python bench/threads.py
 
-Ours (a short spin, then sleep) beside OpenMP's two policies and its default, in one run.
+Ours (a short spin, then sleep) beside OpenMP's default and threads that sleep at once, in one run.
+Those that never sleep are left out: beside other programs they come to no end.
 """
 
 import contextlib
@@ -29,7 +30,6 @@ WAYS: dict[str, dict[str, str]] = {
     f"ours, {SPINS} spins": {},
     "OpenMP's default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp documents where none is set
     "passive": {"GOMP_SPINCOUNT": "0"},
-    "active": {"GOMP_SPINCOUNT": "infinity"},
 }
 TOKENS, TIMES = 24, 3
 QUESTION = "How do I begin with an essay that I do not want to write?"
