@@ -19,11 +19,9 @@ import verdict_peers as peers
 from reactune.canary.evidence import (
     HARM,
     Difference,
-    differences,
     effect,
-    expected_rates,
+    foreseen_differences,
     harm_evidence,
-    is_burnt_in,
     mismatch_evidence,
 )
 from reactune.canary.guardrails import PARTS
@@ -84,25 +82,15 @@ class Ends:
 
 def differ(worlds: Worlds, share: np.ndarray) -> tuple[Difference, np.ndarray]:
     """Our estimate and burn-in after each unit."""
-    tips, positives = worlds.tips, worlds.positives
-    expected = expected_rates(
-        tips,
-        positives,
+    return foreseen_differences(
+        worlds.tips,
+        worlds.positives,
+        worlds.challenger,
+        np.broadcast_to(share, worlds.tips.shape),
         earlier_tips=worlds.earlier_tips,
         earlier_positives=worlds.earlier_positives,
-        own_weight=SETTINGS.own_weight,
+        settings=SETTINGS,
     )
-    ready = is_burnt_in(
-        tips,
-        positives,
-        worlds.challenger,
-        min_positives=SETTINGS.min_positives,
-        min_negatives=SETTINGS.min_negatives,
-    )
-    found = differences(
-        tips, positives, worlds.challenger, np.broadcast_to(share, tips.shape), expected=expected
-    )
-    return found, ready
 
 
 def planned_weight(scene: Scene, rng: np.random.Generator) -> float:

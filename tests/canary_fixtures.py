@@ -5,8 +5,9 @@ from datetime import datetime
 
 import numpy as np
 
-from reactune.canary.evidence import differences, effect, expected_rates, is_burnt_in
+from reactune.canary.evidence import effect, foreseen_differences
 from reactune.canary.outcomes import Outcomes
+from reactune.config import CanaryConfig
 
 COUNTS = (
     "tips", "positives", "quick_dismissals", "snoozes", "slow", "repeats", "fallbacks",
@@ -48,17 +49,19 @@ def effect_of(
     tips, positives = np.asarray(tips), np.asarray(positives)
     share = np.broadcast_to(share, tips.shape)
     earlier_tips, earlier_positives = (np.broadcast_to(each, tips.shape) for each in earlier)
-    expected = expected_rates(
+    found, is_ready = foreseen_differences(
         tips,
         positives,
+        challenger,
+        share,
         earlier_tips=earlier_tips,
         earlier_positives=earlier_positives,
-        own_weight=10.0,
+        settings=CanaryConfig(own_weight=10.0, min_positives=20, min_negatives=20),
     )
     first = float(share.flat[0])
     return effect(
-        differences(tips, positives, challenger, share, expected=expected),
-        is_burnt_in(tips, positives, challenger, min_positives=20, min_negatives=20),
+        found,
+        is_ready,
         alpha=alpha,
         planned=planned_units * first * (1 - first),
         margin=margin,

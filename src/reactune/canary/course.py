@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from reactune.canary.bounds import Floats
 from reactune.canary.evidence import (
     Effect,
-    differences,
     effect,
-    expected_rates,
-    is_burnt_in,
+    foreseen_differences,
     mismatch_evidence,
 )
 from reactune.canary.guardrails import Guardrail, watch
@@ -59,23 +57,17 @@ def follow(outcomes: Outcomes, *, settings: CanaryConfig, planned_units: int) ->
 
 def judge_effect(drawn: Outcomes, *, settings: CanaryConfig, planned_units: int) -> Effect:
     """Bounds on the difference over units drawn by lot, each foreseen by its person's past."""
-    tips, positives, challenger = drawn.tips, drawn.positives, drawn.challenger
-    expected = expected_rates(
-        tips,
-        positives,
+    found, is_ready = foreseen_differences(
+        drawn.tips,
+        drawn.positives,
+        drawn.challenger,
+        drawn.share,
         earlier_tips=drawn.earlier_tips,
         earlier_positives=drawn.earlier_positives,
-        own_weight=settings.own_weight,
-    )
-    is_ready = is_burnt_in(
-        tips,
-        positives,
-        challenger,
-        min_positives=settings.min_positives,
-        min_negatives=settings.min_negatives,
+        settings=settings,
     )
     return effect(
-        differences(tips, positives, challenger, drawn.share, expected=expected),
+        found,
         is_ready,
         alpha=settings.alpha,
         planned=planned_weight(drawn, planned_units),

@@ -19,6 +19,7 @@ from reactune.canary.bounds import (
     ratio_evidence,
 )
 from reactune.canary.outcomes import Booleans, Counts
+from reactune.config import CanaryConfig
 
 # Parts of the chance alpha of a false verdict. A promotion takes longest to prove and gets most.
 PROMOTION, WORSE, HARM = 0.6, 0.2, 0.2
@@ -194,6 +195,34 @@ def _sum_of_squares(values: Floats, slopes: Floats, slope: Floats) -> Floats:
     products = np.cumsum(values * slopes, axis=-1)
     total: Floats = squares - 2 * slope * products + slope**2 * np.cumsum(slopes**2, axis=-1)
     return np.maximum(total, 0)
+
+
+def foreseen_differences(
+    tips: Counts,
+    positives: Counts,
+    challenger: Booleans,
+    share: Floats,
+    *,
+    earlier_tips: Counts,
+    earlier_positives: Counts,
+    settings: CanaryConfig,
+) -> tuple[Difference, Booleans]:
+    """`differences` from what each person's past foretells, and where the burn-in is over."""
+    expected = expected_rates(
+        tips,
+        positives,
+        earlier_tips=earlier_tips,
+        earlier_positives=earlier_positives,
+        own_weight=settings.own_weight,
+    )
+    is_ready = is_burnt_in(
+        tips,
+        positives,
+        challenger,
+        min_positives=settings.min_positives,
+        min_negatives=settings.min_negatives,
+    )
+    return differences(tips, positives, challenger, share, expected=expected), is_ready
 
 
 def is_burnt_in(

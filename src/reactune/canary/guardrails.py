@@ -11,11 +11,9 @@ import numpy as np
 from reactune.canary.bounds import Floats
 from reactune.canary.evidence import (
     HARM,
-    differences,
     excess_evidence,
-    expected_rates,
+    foreseen_differences,
     harm_evidence,
-    is_burnt_in,
     worsening,
 )
 from reactune.canary.outcomes import Booleans, Counts, Outcomes
@@ -128,21 +126,15 @@ def _shortfall(
     margin: float,
 ) -> Floats:
     nothing = np.zeros_like(tips)
-    expected = expected_rates(
-        tips,
-        positives,
-        earlier_tips=nothing,
-        earlier_positives=nothing,
-        own_weight=settings.own_weight,
-    )
-    is_ready = is_burnt_in(
+    found, is_ready = foreseen_differences(
         tips,
         positives,
         challenger,
-        min_positives=settings.min_positives,
-        min_negatives=settings.min_negatives,
+        share,
+        earlier_tips=nothing,
+        earlier_positives=nothing,
+        settings=settings,
     )
-    found = differences(tips, positives, challenger, share, expected=expected)
     return worsening(found, is_ready, alpha=settings.alpha, planned=planned, margin=margin)
 
 
