@@ -4,7 +4,7 @@ What they add up to is for `trials.py`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
@@ -58,29 +58,40 @@ def read_rows(
         DataError: the file cannot be read, a column is not there, or a value is not what it must
             be.
     """
-    check_readable(file)
-    for line, values in _values(file, columns):
+    for line in _lines(file, columns):
+        values = line.values
         tips, positives = _counts(file, line, values, columns, positive, labels)
         keys = [columns.by, columns.unit, columns.time]
         by, unit, time = (_text(file, line, values, key) if key else "" for key in keys)
         yield Row(by, _arm(file, line, values, columns), unit, time, tips, positives)
 
 
-def _values(file: Path, columns: Columns) -> Iterator[tuple[Line, Mapping[str, Any]]]:
+def _lines(file: Path, columns: Columns) -> Iterator[Line]:
     counted = [columns.tips, columns.positives]
     wanted = counted if any(counted) else [columns.reaction, columns.dwell, columns.count]
     names = [*columns.arm, columns.unit, columns.time, columns.by, *wanted]
-    roots = {name.partition(".")[0] for name in names if name}
+    return read_columns(file, [name for name in names if name], command="compare")
+
+
+def read_columns(file: Path, names: Sequence[str], *, command: str) -> Iterator[Line]:
+    """The lines of a JSONL, CSV or Parquet file, each with the columns of these names.
+
+    Raises:
+        DataError: the file or a line cannot be read, or a line lacks a column; the message names
+            the command whose options name columns.
+    """
+    check_readable(file)
+    roots = {name.partition(".")[0] for name in names}
     for line in read(file, {root: root for root in roots}, max_line_bytes=MAX_LINE_BYTES):
         if line.refusal:
             raise DataError(f"{file}, line {line.number}: {line.refusal}; mend it or leave it out")
         missing = sorted(roots - line.values.keys())
         if missing:
             raise DataError(
-                f"{file}, line {line.number}: no column {missing[0]!r}; `reactune compare --help` "
-                "lists the options that name columns"
+                f"{file}, line {line.number}: no column {missing[0]!r}; `reactune {command} "
+                "--help` lists the options that name columns"
             )
-        yield line, line.values
+        yield line
 
 
 def _arm(file: Path, line: Line, values: Mapping[str, Any], columns: Columns) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from reactune.arm_files import MAX_LINE_BYTES, value_of
+from reactune.arm_files import read_columns, value_of
 from reactune.canary.bounds import Floats
 from reactune.canary.offpolicy import Logged
-from reactune.data.files import check_readable, read
 from reactune.errors import DataError
 
 # How many rewards of the average a choice's own are weighed against, where they are predicted.
@@ -148,19 +147,10 @@ def _indexed(table: Sequence[Mapping[str, Any]], policies: Policies) -> tuple[An
 
 
 def _table(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    check_readable(file)
-    roots = {name.partition(".")[0] for name in names}
-    rows = []
-    for line in read(file, {root: root for root in roots}, max_line_bytes=MAX_LINE_BYTES):
-        if line.refusal:
-            raise DataError(f"{file}, line {line.number}: {line.refusal}; mend it or leave it out")
-        missing = sorted(roots - line.values.keys())
-        if missing:
-            raise DataError(
-                f"{file}, line {line.number}: no column {missing[0]!r}; `reactune ope --help` "
-                "lists the options that name columns"
-            )
-        rows.append({name: value_of(line.values, name) for name in names})
+    rows = [
+        {name: value_of(line.values, name) for name in names}
+        for line in read_columns(file, names, command="ope")
+    ]
     if not rows:
         raise DataError(f"{file}: no rows to evaluate")
     return rows
