@@ -151,15 +151,16 @@ def promote(config: Config, *, now: datetime) -> Review:
     Raises:
         CanaryError: there is no challenger.
     """
+    current = _live(config)
     with live.database(config) as engine:
         after = rollouts.promote(
             engine,
-            _live(config),
+            current,
             actor="hand",
             reason="by hand",
             numbers={},
             now=now,
-            holdback=_holdback(config.canary, _live(config)),
+            holdback=_holdback(config.canary, current),
         )
     repaired = live.repair_projections(config)
     line = f"version {after.champion} is champion now"
