@@ -20,7 +20,7 @@ from reactune import live, pipeline
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.config import load
 from reactune.data.ingest import ingest
-from reactune.database import create_store, open_store
+from reactune.database import create_store, opened_store
 from reactune.demo.audience import Response, Visit
 from reactune.privacy import Key, user_key
 from reactune.store import upsert_scores, writing
@@ -155,20 +155,26 @@ def reactions(count, *, first=0, day=0, liked=None):
     return rows
 
 
-def take_in(config, rows):
-    """Read rows into the store as `reactune ingest` does."""
+def read_rows(config, rows, *, key, old_keys=()):
+    """Read rows into the store as `reactune ingest` does; the file itself goes again."""
     file = config.folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    engine = open_store(config.store_url)
-    counts = ingest(
-        engine,
-        [file],
-        settings=config.ingest,
-        key=KEY,
-        rejects=config.folder / "rejects.jsonl",
-        progress=lambda done: None,
-    )
-    engine.dispose()
+    with opened_store(config.store_url) as engine:
+        counts = ingest(
+            engine,
+            [file],
+            settings=config.ingest,
+            key=key,
+            old_keys=old_keys,
+            rejects=config.folder / "rejects.jsonl",
+        )
+    file.unlink()
+    return counts
+
+
+def take_in(config, rows):
+    """`read_rows` under the key of these tests; every row is taken."""
+    counts = read_rows(config, rows, key=KEY)
     assert counts.went_out == len(rows), counts
     return counts
 
@@ -228,10 +234,8 @@ def expose(config, units, *, champion, challenger, first=0):
                 "reacted_at": shown,
             }
         )
-    engine = open_store(config.store_url)
-    with writing(engine) as connection:
+    with opened_store(config.store_url) as engine, writing(engine) as connection:
         upsert_scores(connection, rows)
-    engine.dispose()
     return shown + timedelta(hours=1)
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from loop_fixtures import read_rows
 from reactune.config import load
 from reactune.data import dataset
 from reactune.data.deidentify import clean_schema
-from reactune.data.ingest import ingest
 from reactune.data.judged import refused_schema
 from reactune.data.labelled import LABELLED, REFUSED, read_batches, write_batches, write_refused
 from reactune.data.workspace import workspace
-from reactune.database import create_store, open_store
+from reactune.database import create_store
 from reactune.exposures import Given, write_facts
 from reactune.keyring import Keyring, aliases
 from reactune.privacy import Key, user_key
@@ -88,21 +88,8 @@ def rows_of(user, count=6, *, first=0):
 
 
 def take_in(config, rows, *, key=KEY, old_keys=()):
-    """Read rows into the store as `reactune ingest` does; the file itself goes again."""
-    file = config.folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    engine = open_store(config.store_url)
-    counts = ingest(
-        engine,
-        [file],
-        settings=config.ingest,
-        key=key,
-        old_keys=old_keys,
-        rejects=config.folder / "rejects.jsonl",
-    )
-    engine.dispose()
-    file.unlink()
-    return counts
+    """`read_rows` under the key of today, or of another day."""
+    return read_rows(config, rows, key=key, old_keys=old_keys)
 
 
 def populate(config, *, runs=None):

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dataset_fixtures import SMALL, START, WORDS
 from reactune.config import DatasetConfig, ModelConfig, PrivacyConfig, PromptConfig
 from reactune.data.dataset import build
 from reactune.data.deidentify import clean, clean_schema
@@ -36,24 +37,8 @@ from reactune.model import base_model
 from reactune.prompt import load_chat
 from reactune.records import Counts
 
-START = datetime(2026, 3, 1, tzinfo=UTC)
-SMALL = DatasetConfig(min_positives=1, min_negatives=1, min_new=0)
 WRITTEN = {"README.md", "reactions.svg", "refused.svg", "refused.parquet"}  # also while it waits
 UPWORTHY = Path(__file__).parents[2] / "shared/data/upworthy/tip_scores.jsonl.gz"
-WORDS = [
-    "walk",
-    "drink",
-    "call",
-    "rest",
-    "read",
-    "write",
-    "tidy",
-    "plan",
-    "stretch",
-    "breathe",
-    "sing",
-    "cook",
-]
 
 
 def example(tip_id, tip="Take a walk.", *, label=True, user="u1", context="c1", kind="focus", at=0):

@@ -6,7 +6,7 @@ import pickle
 import random
 import signal
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reactune.config import DataConfig, DatasetConfig, ModelConfig, PrivacyConfig, PromptConfig
+from dataset_fixtures import SMALL, START, WORDS
+from reactune.config import DataConfig, ModelConfig, PrivacyConfig, PromptConfig
 from reactune.data.dataset import build
 from reactune.data.extraction import FILES, extract
 from reactune.data.labelled import read_batches
@@ -25,22 +26,6 @@ from reactune.model import base_model
 from reactune.prompt import load_chat
 
 PRIVACY = PrivacyConfig(min_users_per_value=3, rare_keys=("user_settings.city",))
-SMALL = DatasetConfig(min_positives=1, min_negatives=1, min_new=0)
-START = datetime(2026, 3, 1, tzinfo=UTC)
-WORDS = [
-    "walk",
-    "drink",
-    "call",
-    "rest",
-    "read",
-    "write",
-    "tidy",
-    "plan",
-    "stretch",
-    "breathe",
-    "sing",
-    "cook",
-]
 
 
 @pytest.fixture(scope="session")
