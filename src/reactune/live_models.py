@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from reactune.errors import CanaryError, ConfigError, DataError, ReleaseError
+from reactune.errors import AwayError, CanaryError, ConfigError, DataError, ReleaseError
 from reactune.records import ModelVersion, Rollout, Runtime
 from reactune.run_root import HERE, RunRoot, as_placed, fetch_release
 from reactune.store import all_model_versions, current_rollout
@@ -221,7 +221,7 @@ def read_live(
             rollout = current_rollout(connection)
             found = [as_placed(root, model) for model in all_model_versions(connection)]
     except sa.exc.SQLAlchemyError as error:
-        raise DataError(
+        raise AwayError(
             f"what is live cannot be read ({type(error).__name__}); see to the database"
         ) from error
     if rollout is None:

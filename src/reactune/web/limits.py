@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reactune.errors import CanaryError, DataError, PrivacyError, ReactuneError
+from reactune.errors import AwayError, CanaryError, DataError, PrivacyError, ReactuneError
 from reactune.recorder import BusyError
 from reactune.serving import UnknownTipError
 
@@ -99,9 +99,13 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     path = request.url.path
     if isinstance(error, BusyError | FullError):
         return refusal(503, str(error), AGAIN, path=path)
-    cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
-    if isinstance(cause, sa.exc.SQLAlchemyError):
-        log.error("%s: %s", type(cause).__name__, error if error is not cause else "no connection")
+    if isinstance(error, AwayError | sa.exc.SQLAlchemyError):
+        # What SQLAlchemy says may quote a value; ours does not.
+        cause: BaseException = error
+        said = "no connection"
+        if isinstance(error, AwayError):
+            cause, said = error.__cause__ or error, str(error)
+        log.error("%s: %s", type(cause).__name__, said)
         reason = "the database does not answer; try again in a moment"
         return refusal(503, reason, AGAIN, path=path)
     if isinstance(error, UnknownTipError):
