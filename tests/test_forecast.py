@@ -142,7 +142,7 @@ def seen(progress, units=400):
 
 
 def test_the_forecast_of_an_open_rollout_is_what_is_left_at_its_pace_along_the_ramp():
-    told = dates_of(CanaryConfig(), OPENED, seen(0.02), per_day=200, now=NOW)
+    told = dates_of(CanaryConfig(), OPENED, seen(0.02), per_day=200, days=2, now=NOW)
     # Left: 98 % of 20,000 x 0.0475 = 931: 200 units at 5 % give 9.5, at 10 % 18, at 25 % 37.5,
     # and (931 - 65) / 0.25 = 3,464 at 50 %: 4,064 units, 21 days.
     assert told.startswith("2% of what was planned is known after 400 units; a verdict likely by ")
@@ -150,7 +150,7 @@ def test_the_forecast_of_an_open_rollout_is_what_is_left_at_its_pace_along_the_r
 
 
 def test_no_verdict_is_promised_before_the_fewest_days():
-    told = dates_of(CanaryConfig(min_days=30), OPENED, seen(0.9), per_day=20_000, now=NOW)
+    told = dates_of(CanaryConfig(min_days=30), OPENED, seen(0.9), per_day=20_000, days=2, now=NOW)
     assert told.endswith("a verdict by 2026-04-07 at the latest, at 20,000 units a day")
 
 

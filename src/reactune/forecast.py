@@ -10,6 +10,7 @@ from math import ceil
 
 from reactune import live
 from reactune.canary.compare import Comparison, compare
+from reactune.canary.course import age_days
 from reactune.canary.outcomes import read_outcomes
 from reactune.canary.planning import (
     Plan,
@@ -149,21 +150,31 @@ def look_ahead(config: Config, rollout: Rollout, *, now: datetime) -> str:
             now=now,
         )
     seen = compare(outcomes, settings=config.canary, planned_units=rollout.planned_units)
-    days = (now - rollout.opened_at) / timedelta(days=1)
+    days = age_days(outcomes, now=now)
     if not seen.units or days <= 0:
         return "no tip of it counts yet"
-    return dates_of(config.canary, rollout, seen, per_day=seen.units / max(days, 0.25), now=now)
+    per_day = seen.units / max(days, 0.25)
+    return dates_of(config.canary, rollout, seen, per_day=per_day, days=days, now=now)
 
 
 def dates_of(
-    settings: CanaryConfig, rollout: Rollout, seen: Comparison, *, per_day: float, now: datetime
+    settings: CanaryConfig,
+    rollout: Rollout,
+    seen: Comparison,
+    *,
+    per_day: float,
+    days: float,
+    now: datetime,
 ) -> str:
-    """The days of the likely and of the last possible verdict, if units come at this pace."""
+    """The days of the likely and of the last possible verdict, if units come at this pace.
+
+    `days` have passed since the first tip was drawn by lot.
+    """
     first = min(seen.units_at_share)
     planned = rollout.planned_units * first * (1 - first)
     steps = ramp_of(settings, share=rollout.share)
     likely = median_end(settings.alpha, needed_drift(settings.alpha, POWER))
-    earliest = rollout.opened_at + timedelta(days=settings.min_days)
+    earliest = now + timedelta(days=settings.min_days - days)
     dates = []
     for part in (likely, 1.0):
         left = max(part - seen.progress, 0.0) * planned
