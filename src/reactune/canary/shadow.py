@@ -14,7 +14,9 @@ from reactune.store import silent_answers
 
 @dataclass(frozen=True)
 class Silence:
-    """How many silent answers there are, and what was wrong with some: one of the first three faults at most.
+    """How many silent answers there are, and what was wrong with some.
+
+    Each has one of the first three faults at most.
 
     `failed` gave no text, `refused` one that the guard does not let pass, `slow` a good one after
     more than `slow_ms`. `misread` are those for which the model server counted other prompt
