@@ -19,14 +19,17 @@ OPTED_OUT, ERASED = "opted out", "erased"
 MAX_CACHED = 100_000
 
 
-def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) -> Admits:
-    """The test for `read_scores`; whom it turns down is counted in `left_out`, by reason."""
+def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) -> Admits | None:
+    """The test for `read_scores`, or None where nobody refuses.
+
+    Whom it turns down is counted in `left_out`, by reason.
+    """
+    if not refusals.standings:
+        return None
     is_raw = RAW_ID in source.columns
     standing_of = lru_cache(MAX_CACHED)(refusals.of_id if is_raw else refusals.of_user_key)
 
     def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
-        if not refusals.standings:
-            return [True] * len(ids)
         return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
 
     def _admits(user: str | None, created_at: datetime | None) -> bool:
