@@ -172,14 +172,17 @@ def test_a_holdback_tells_what_became_of_the_gain(tmp_path):
     kept = review.review(config, now=now).rollout
     assert (kept.champion, kept.challenger, kept.phase, kept.share) == (2, 1, "holdback", 0.1)
     assert "at 10% (holdback since" in "\n".join(status(config, now=now))
-    now = expose(config, 400, champion=0.5, challenger=0.4)
-    found = review.review(config, now=now)
+    now = expose(config, 60, champion=0.5, challenger=0.5)
+    review.review(config, now=now)
     with live.database(config) as engine, engine.connect() as connection:
         assert current_rollout(connection).share == 0.1  # it does not grow
+    now = expose(config, 2_000, champion=0.7, challenger=0.3, first=60)
+    found = review.review(config, now=now)
     gain = -100 * found.comparison.estimate
     assert "version 2 was promoted at +" in found.line
     assert f"and stands at {gain:+.1f}" in found.line
-    assert 0 < gain < 30
+    # Who is kept back is drawn anew: some 200 people, and 40 points give or take 3.4.
+    assert 20 < gain < 60
 
 
 def test_a_new_challenger_ends_a_holdback(engine):
