@@ -1,5 +1,6 @@
 import random
-from contextlib import contextmanager
+import sqlite3
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -172,6 +173,17 @@ def test_who_refuses_last_is_left_out_whole_and_who_returns_keeps_the_refused_ro
     )
     with scores_at(store_url) as table:
         assert set(labels_in(read(table))) == {"back-1", "never"}
+
+
+def test_who_refused_is_found_without_reading_every_row(tmp_path):
+    url = f"sqlite:///{tmp_path / 'scores.db'}"
+    fill(url, [row("a"), row("b", user="bob", training_allowed=False)])
+    sql = label_sql(STORE, LABELS, url=url)
+    with closing(sqlite3.connect(tmp_path / "scores.db")) as base:
+        steps = [step for *_, step in base.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert sum("ix_tip_scores_refusals" in step for step in steps) == 1
+    whole = [step for step in steps if step.startswith("SCAN t0") and "INDEX" not in step]
+    assert len(whole) == 1
 
 
 def test_rows_come_in_batches_no_larger_than_asked(store_url):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0004_shadow"
+SCHEMA = "0005_refusals"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -67,6 +67,12 @@ tip_scores = sa.Table(
     sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),
     sa.Index("ix_tip_scores_rollout_id_shown_at", "rollout_id", "shown_at"),
+    sa.Index(
+        "ix_tip_scores_refusals",
+        "user_key",
+        sqlite_where=sa.text("NOT training_allowed"),
+        postgresql_where=sa.text("NOT training_allowed"),
+    ),
 )
 
 model_versions = sa.Table(

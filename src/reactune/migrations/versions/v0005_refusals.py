@@ -1,0 +1,19 @@
+"""Finding who refused to be learned from, without reading every row."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005_refusals"
+down_revision = "0004_shadow"
+
+
+def upgrade() -> None:
+    """Make the index."""
+    refusals = sa.text("NOT training_allowed")
+    op.create_index(
+        "ix_tip_scores_refusals",
+        "tip_scores",
+        ["user_key"],
+        postgresql_where=refusals,
+        sqlite_where=refusals,
+    )
