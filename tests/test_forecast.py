@@ -126,6 +126,19 @@ def test_the_table_says_for_each_way_what_its_plan_says():
     assert [name for name, *_ in bars_of(options)] == names
 
 
+def test_a_plan_that_the_settings_would_cut_short_says_so():
+    traffic = Traffic(0.0, 1.0, 0.2, 0.0, 0.0)
+    options = plan_options(CanaryConfig(), traffic, 0.025)
+    longest = options[0].plan.units
+    assert longest > CanaryConfig().max_units > options[1].plan.units > options[-1].plan.units
+    warning = plan_lines(options, traffic, 0.025, settings=CanaryConfig())[-1]
+    assert warning.startswith("canary.max_units = 50,000 would end")
+    assert "(5% throughout)" in warning
+    assert f"at least {longest:,}" in warning
+    long_enough = CanaryConfig(max_units=longest)
+    assert "max_units" not in plan_lines(options, traffic, 0.025, settings=long_enough)[-1]
+
+
 OPENED = Rollout(
     rollout_id="r1", champion=1, challenger=2, phase="canary", share=0.05, salt="s",
     unit="user_day", planned_units=20_000, opened_at=ago(days=2), share_since=ago(days=2),

@@ -123,6 +123,13 @@ def plan_lines(
         f"set canary.planned_units = {ramp.planned_units}; no promotion before "
         f"{settings.min_days:g} days",
     ]
+    if cut := [each for each in options if each.plan.units > settings.max_units]:
+        longest_plan = max(each.plan.units for each in cut)
+        lines.append(
+            f"canary.max_units = {settings.max_units:,} would end some of these before their most "
+            f"({'; '.join(each.name for each in cut)}): set it to at least {longest_plan:,}, or "
+            "look for a larger lift"
+        )
     return lines
 
 
