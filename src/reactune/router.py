@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from reactune.canary.routing import (
     bucket_after,
@@ -30,13 +30,12 @@ from reactune.records import Arm, Rollout
 REFRESH_SECONDS = 0.4  # so that a stop is seen everywhere in under a second
 STALE_SECONDS = 60.0
 HTTP_SECONDS = 5.0
-KNOWN = 20_000  # users of a day whose unit and bucket are kept
+KNOWN = 20_000  # users of a day whose unit and bucket are kept, at least
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Which version answers one tip, and what its exposure must say.
 
     `rollout_id` is None where the rollout could not be read for too long: the champion answers
@@ -51,7 +50,7 @@ class Decision:
 
     def exposure(self) -> dict[str, Any]:
         """The columns of `tip_scores` that record this decision, as `ingest` takes them."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return self._asdict()
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,13 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Known:
-    """Units and buckets of one day and salt, of users who came already."""
+    """Units and buckets of one day and salt, of users who came already; `before` came earlier."""
 
     day: int
     name: str
     salt_hash: int
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
+    before: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 class Router:
@@ -199,13 +199,19 @@ class Router:
         """Unit and bucket of a user on this UTC day; whoever comes again is looked up."""
         day = int(time.time() // 86_400)
         known = self._known
-        if known.day != day or known.salt_hash != plan.salt_hash or len(known.places) >= KNOWN:
+        if known.day != day or known.salt_hash != plan.salt_hash:
             name = day_of(datetime.fromtimestamp(day * 86_400, UTC))
             known = self._known = _Known(day, name, plan.salt_hash)
+        elif len(known.places) >= KNOWN:
+            # Whoever comes again soon is still known.
+            known = self._known = _Known(day, known.name, plan.salt_hash, before=known.places)
         place = known.places.get(user_id)
         if place is None:
-            unit = user_on(user_key(self._key, user_id), known.name)
-            place = known.places[user_id] = (unit, bucket_after(plan.salt_hash, unit))
+            place = known.before.get(user_id)
+            if place is None:
+                unit = user_on(user_key(self._key, user_id), known.name)
+                place = (unit, bucket_after(plan.salt_hash, unit))
+            known.places[user_id] = place
         return place
 
     def _keep_fresh(self) -> None:

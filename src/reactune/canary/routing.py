@@ -22,9 +22,14 @@ def fnv1a32(text: str, *, start: int = _FNV_OFFSET) -> int:
         units: Sequence[int] = text.encode("ascii")
     else:
         units = memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H")
-    value = start
-    for unit in units:
+    value, odd = start, len(units) % 4
+    for unit in units[:odd]:
         value = ((value ^ unit) * _FNV_PRIME) & 0xFFFFFFFF
+    # Only the lowest 32 bits go on to the next step, so they may as well be cut every fourth.
+    four = iter(units[odd:])
+    for a, b, c, d in zip(four, four, four, four, strict=True):
+        value = ((value ^ a) * _FNV_PRIME ^ b) * _FNV_PRIME
+        value = (((value ^ c) * _FNV_PRIME ^ d) * _FNV_PRIME) & 0xFFFFFFFF
     return value
 
 
