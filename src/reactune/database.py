@@ -136,16 +136,22 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         ) from error
 
 
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_SHARE_LOCK = sa.select(
+    sa.func.pg_advisory_xact_lock_shared(sa.bindparam("number", type_=sa.BigInteger))
+)
+
+
 def lock(connection: sa.Connection, number: int) -> None:
     """Keep others out until the transaction ends; on SQLite `writing` has done so already."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+        connection.execute(_LOCK, {"number": number})
 
 
 def share_lock(connection: sa.Connection, number: int) -> None:
     """As `lock`, but only those who `lock` are kept out, not those who share."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(number)))
+        connection.execute(_SHARE_LOCK, {"number": number})
 
 
 def inserting(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:

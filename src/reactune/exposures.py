@@ -7,6 +7,7 @@ many together, is left to `recorder.py`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -106,13 +107,10 @@ def reconcile(connection: sa.Connection, tip_ids: Sequence[str] | None = None) -
 
     A reaction that the tip got meanwhile is the later one, and stays.
     """
-    early, tip = early_reactions.c, tip_scores.c
-    there: sa.ColumnElement[bool] = sa.select(tip.tip_id).where(tip.tip_id == early.tip_id).exists()
-    if tip_ids is not None:
-        there = sa.and_(there, early.tip_id.in_(tip_ids))
-    rows = connection.execute(
-        sa.delete(early_reactions).where(there).returning(*early_reactions.c)
-    ).mappings()
+    if tip_ids is None:
+        rows = connection.execute(_TAKE_ALL).mappings()
+    else:
+        rows = connection.execute(_TAKE_THEIRS, {"tip_ids": tip_ids}).mappings()
     found = [{f"e_{name}": value for name, value in row.items()} for row in rows]
     if found:
         connection.execute(_from_early(), found)
@@ -129,7 +127,7 @@ def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     """Those of people who refuse training have a column more."""
     for flagged in (False, True):
         if some := [row for row in rows if ("training_allowed" in row) is flagged]:
-            connection.execute(tip_scores.insert(), some)
+            connection.execute(_INSERT, some)
 
 
 def _insert_silent(connection: sa.Connection, facts: Sequence[Silent]) -> set[str]:
@@ -147,8 +145,7 @@ def _insert_silent(connection: sa.Connection, facts: Sequence[Silent]) -> set[st
 def _known(connection: sa.Connection, tip_ids: set[str]) -> set[str]:
     if not tip_ids:
         return set()
-    query = sa.select(tip_scores.c.tip_id).where(tip_scores.c.tip_id.in_(tip_ids))
-    return set(connection.execute(query).scalars())
+    return set(connection.execute(_THERE, {"tip_ids": list(tip_ids)}).scalars())
 
 
 def _make_room(connection: sa.Connection, facts: Sequence[Shown | Reacted]) -> None:
@@ -173,6 +170,7 @@ def _write(connection: sa.Connection, table: sa.Table, facts: Sequence[Shown | R
         connection.execute(_react(table), reacted)
 
 
+@cache
 def _show(table: sa.Table) -> sa.Update:
     """Of several times shown the first stands; a clock that went back gives none before the tip."""
     now = sa.bindparam("now", type_=UtcTime)
@@ -183,6 +181,7 @@ def _show(table: sa.Table) -> sa.Update:
     return table.update().where(here).values(shown_at=sa.func.coalesce(table.c.shown_at, at))
 
 
+@cache
 def _react(table: sa.Table) -> sa.Update:
     """A later reaction rewrites the former; the same one again changes nothing."""
     did, dwell = sa.bindparam("did", type_=sa.Text), sa.bindparam("dwell", type_=sa.Integer)
@@ -193,6 +192,7 @@ def _react(table: sa.Table) -> sa.Update:
     return table.update().where(here).values(reaction=did, dwell_ms=dwell, reacted_at=at)
 
 
+@cache
 def _from_early() -> sa.Update:
     row = tip_scores.c
     values = {
@@ -205,3 +205,15 @@ def _from_early() -> sa.Update:
     shown = sa.func.coalesce(row.shown_at, sa.bindparam("e_shown_at", type_=row.shown_at.type))
     here = row.tip_id == sa.bindparam("e_tip_id")
     return tip_scores.update().where(here).values(shown_at=shown, **values)
+
+
+# Executed for every tip and reaction, so they are put together once.
+_TIP_IDS: sa.BindParameter[str] = sa.bindparam("tip_ids", expanding=True)
+_INSERT = tip_scores.insert()
+_THERE = sa.select(tip_scores.c.tip_id).where(tip_scores.c.tip_id.in_(_TIP_IDS))
+_TAKE_ALL = (
+    sa.delete(early_reactions)
+    .where(sa.exists().where(tip_scores.c.tip_id == early_reactions.c.tip_id))
+    .returning(*early_reactions.c)
+)
+_TAKE_THEIRS = _TAKE_ALL.where(early_reactions.c.tip_id.in_(_TIP_IDS))

@@ -3,7 +3,7 @@
 Every call is part of a transaction of the caller's. How somebody is forgotten is `journal.py`'s.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,7 +15,7 @@ from reactune.database import PEOPLE_LOCK, inserting, lock, share_lock, writing
 from reactune.keyring import Alias, Keyring, aliases, marks_of
 from reactune.prints import print_of
 from reactune.privacy import Key
-from reactune.schema import consents, erased_prints, tip_scores, tombstones
+from reactune.schema import UtcTime, consents, erased_prints, tip_scores, tombstones
 
 Aliases = tuple[Alias, ...]
 """What one person is called, under the current key first."""
@@ -125,12 +125,16 @@ def find_erased(
 ) -> set[str]:
     """Which of these tips were erased."""
     prints = {print_of(key, tip_id): tip_id for tip_id in tip_ids for key in keys}
-    column = erased_prints.c.print
     return {
         prints[found]
         for some in chunks(prints)
-        for found in connection.execute(sa.select(column).where(column.in_(some))).scalars()
+        for found in connection.execute(_ERASED, {"prints": some}).scalars()
     }
+
+
+_ERASED = sa.select(erased_prints.c.print).where(
+    erased_prints.c.print.in_(sa.bindparam("prints", expanding=True))
+)
 
 
 def refusals(connection: sa.Connection, keyring: Keyring) -> Refusals:
@@ -172,23 +176,40 @@ def _decide(engine: sa.Engine, names: Sequence[Alias], *, allowed: bool, now: da
 
 def _standings(connection: sa.Connection, marks: Collection[str] | None) -> dict[str, Standing]:
     """What stands under these marks; under all, if none are named."""
+    if marks is None:
+        return _read_standings(connection.execute(_all_said()))
     found: dict[str, Standing] = {}
-    for table in (consents, tombstones):
-        for row in _rows_of(connection, table, marks):
-            values = {name: row[name] for name in row if name not in ("mark", "key_id")}
-            was = found.get(row["mark"], Standing())
-            found[row["mark"]] = Standing(**{**was.__dict__, **values})
+    for some in chunks(marks):
+        found |= _read_standings(connection.execute(_SAID_OF_MARKS, {"marks": some}))
     return found
 
 
-def _rows_of(
-    connection: sa.Connection, table: sa.Table, marks: Collection[str] | None
-) -> Iterator[sa.RowMapping]:
-    if marks is None:
-        yield from connection.execute(sa.select(table)).mappings()
-        return
-    for some in chunks(marks):
-        yield from connection.execute(sa.select(table).where(table.c.mark.in_(some))).mappings()
+def _read_standings(rows: Iterable[Any]) -> dict[str, Standing]:
+    """One standing of the rows of both tables that are of one mark."""
+    found: dict[str, Standing] = {}
+    for mark, allowed, decided_at, erased_at in rows:
+        was = found.get(mark, Standing())
+        if decided_at is not None:
+            found[mark] = Standing(allowed, decided_at, was.erased_at)
+        else:
+            found[mark] = Standing(was.training_allowed, was.decided_at, erased_at)
+    return found
+
+
+def _all_said(*conditions: Callable[[sa.Table], sa.ColumnElement[bool]]) -> sa.CompoundSelect[Any]:
+    """Mark, training_allowed, decided_at and erased_at: what a row does not know is NULL."""
+    decided, erased = consents.c, tombstones.c
+    nothing, never = sa.cast(sa.null(), sa.Boolean), sa.cast(sa.null(), UtcTime)
+    decisions = sa.select(decided.mark, decided.training_allowed, decided.decided_at, never)
+    deaths = sa.select(erased.mark, nothing, never, erased.erased_at)
+    return sa.union_all(
+        decisions.where(*(each(consents) for each in conditions)),
+        deaths.where(*(each(tombstones) for each in conditions)),
+    )
+
+
+# Asked of every tip that is given, so it is put together once.
+_SAID_OF_MARKS = _all_said(lambda table: table.c.mark.in_(sa.bindparam("marks", expanding=True)))
 
 
 def _carry_over(

@@ -72,6 +72,8 @@ class Recorder:
             sqlalchemy.exc.IntegrityError: a tip of that id was given before.
         """
         done = asyncio.wrap_future(self.record(fact))
+        if within is None:
+            return await done
         await asyncio.wait({done}, timeout=within)
         if not done.done():
             raise AwayError("the database has not answered yet; see to it")

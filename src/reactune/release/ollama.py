@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import httpx
 import ollama
 
 from reactune.config import ServeConfig
 from reactune.errors import ReleaseError
 from reactune.records import Completion, ModelVersion, Sampling
+from reactune.release.asking import Asking
 from reactune.release.limits import context_tokens, read_prompt_file, stop_text
 
 UPLOAD_SECONDS = 3600.0
@@ -29,12 +31,12 @@ class Ollama:
     settings: ServeConfig
     client: ollama.Client = field(init=False)
     loader: ollama.Client = field(init=False)
-    awaited: ollama.AsyncClient = field(init=False)
+    awaited: Asking = field(init=False)
 
     def __post_init__(self) -> None:
         url = self.settings.ollama_url
         self.client = ollama.Client(host=url, timeout=self.settings.timeout_seconds)
-        self.awaited = ollama.AsyncClient(host=url, timeout=self.settings.timeout_seconds)
+        self.awaited = Asking(url, timeout_seconds=self.settings.timeout_seconds)
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
 
     def publish(self, model: ModelVersion) -> None:
@@ -89,8 +91,15 @@ class Ollama:
         request = self._request_of(model, prompt, sampling)
         started = time.monotonic()
         with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):
-            answer = await self.awaited.generate(**request)
+            status, told = await self.awaited.post("/api/generate", request)
+            if status != httpx.codes.OK:
+                raise ollama.ResponseError(told.decode(errors="replace"), status)
+            answer = ollama.GenerateResponse.model_validate_json(told)
             return completion_of(answer, request, seconds=time.monotonic() - started)
+
+    async def end_writing(self) -> None:
+        """Close the connections of `write`, in its event loop."""
+        await self.awaited.close()
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int:
         """How many tokens the server's own template makes of a user message.
@@ -229,16 +238,22 @@ class Ollama:
                 f"Ollama at {url} refused to {action}: {str(error.error)[:300]} "
                 f"(status {error.status_code}); publish the version again, or see its log"
             ) from error
-        except httpx.TimeoutException as error:
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise ReleaseError(
                 f"Ollama at {url} did not {action} within {limit:g} s; see [serve] timeout_seconds"
             ) from error
-        except (OSError, httpx.TransportError) as error:
+        except (OSError, httpx.TransportError, aiohttp.ClientConnectionError) as error:
             raise ReleaseError(
                 f"cannot {action} on Ollama at {url} ({error or type(error).__name__}); is "
                 "`ollama serve` running there? See [serve] ollama_url"
             ) from error
-        except (httpx.InvalidURL, ValueError, TypeError, AttributeError) as error:
+        except (
+            httpx.InvalidURL,
+            aiohttp.ClientError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise ReleaseError(
                 f"Ollama at {url} did not {action}: its answer makes no sense ({error}); does "
                 "[serve] ollama_url lead to an Ollama?"

@@ -50,6 +50,8 @@ def create_app(service: Service) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ring.kept_fresh(), tending(service):
             yield
+        if end := getattr(service.runtime, "end_writing", None):
+            await end()
 
     app = FastAPI(
         title="reactune",

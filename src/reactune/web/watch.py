@@ -6,7 +6,7 @@ Where the figures go is up to whoever reads `/metrics` and the log.
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -65,7 +65,7 @@ class Watch:
     """Counts, times and logs every request by its route, and makes a span of it."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+        self.app, self.metrics, self.span = app, metrics, spans()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and note how it went."""
@@ -81,7 +81,7 @@ class Watch:
             await send(message)
 
         try:
-            with span(scope["method"]) as current:
+            with self.span(scope["method"]) as current:
                 await self.app(scope, receive, note)
                 if current is not None:
                     current.update_name(f"{scope['method']} {_route(scope)}")
@@ -106,25 +106,23 @@ class JsonLines(logging.Formatter):
         return json.dumps({**line, "message": record.getMessage(), **getattr(record, "told", {})})
 
 
-def span(name: str) -> AbstractContextManager[Any]:
-    """A span of OpenTelemetry where its API is installed; what is done with it is set up there."""
-    if _TRACER is None:
-        return nullcontext()
-    current: AbstractContextManager[Any] = _TRACER.start_as_current_span(name)
-    return current
-
-
-def _tracer() -> Any:
+def spans() -> Callable[[str], AbstractContextManager[Any]]:
+    """What opens a span of OpenTelemetry, where somebody has set up what is done with spans."""
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.trace") is None:
-        return None
+        return _no_span
     from opentelemetry import trace
 
-    return trace.get_tracer("reactune")
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return _no_span  # nobody has: spans would go nowhere
+    begin: Callable[[str], AbstractContextManager[Any]]
+    begin = trace.get_tracer("reactune").start_as_current_span
+    return begin
+
+
+def _no_span(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _route(scope: Scope) -> str:
     # The path as it was declared: ids and whatever somebody tries stay out of the figures.
     return getattr(scope.get("route"), "path", "unknown")
-
-
-_TRACER = _tracer()
