@@ -9,7 +9,7 @@ import pytest
 
 from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START, write_tip
 from reactune.config import LabelConfig, SourceConfig
-from reactune.data.consent import admission, without
+from reactune.data.consent import admission, after_consent
 from reactune.data.engines import open_scores
 from reactune.data.scores import read_scores
 from reactune.database import create_store, reading, writing
@@ -96,9 +96,11 @@ def test_raw_ids_are_known_by_what_was_noted_under_an_older_key(engine, tmp_path
 
 
 def test_who_is_left_out_is_counted_with_the_labels():
-    labelled = Counts(10, 7, {"opted out": 1, "no evidence": 2})
-    now = without(labelled, Counter({"opted out": 2, "erased": 1}))
+    evidence = Counts(10, 8, {"no evidence": 2})
+    now = after_consent(evidence, Counter({"opted out": 2, "erased": 1}), read=4)
     assert now == Counts(10, 4, {"opted out": 3, "no evidence": 2, "erased": 1})
+    everybody = after_consent(evidence, Counter(), read=8)
+    assert everybody == Counts(10, 8, {"no evidence": 2, "opted out": 0})
 
 
 def test_an_engine_that_quotes_a_value_is_not_quoted(tmp_path):

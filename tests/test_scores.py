@@ -1,5 +1,6 @@
 import random
 import sqlite3
+from collections import Counter
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from reactune.config import LabelConfig, SourceConfig
+from reactune.data.consent import after_consent
 from reactune.data.engines import open_scores
 from reactune.data.scores import (
     DayCount,
@@ -23,6 +25,7 @@ from reactune.data.scores import (
 from reactune.database import create_store, writing
 from reactune.errors import ConfigError, DataError, PrivacyError
 from reactune.privacy import Key, user_key
+from reactune.records import Counts
 from reactune.store import upsert_scores
 
 # Ibis 12 calls DuckDB 2 by names that will go.
@@ -120,7 +123,8 @@ def test_labels_are_those_of_the_rule_in_every_engine(store_url, tmp_path):
     fill(store_url, rows)
     with scores_at(store_url) as table:
         assert labels_in(read(table)) == expected
-        counts = label_counts(table, LABELS)
+        evidence = label_counts(table, LABELS)
+    counts = after_consent(evidence, Counter(), read=len(expected))
     assert (counts.came_in, counts.went_out) == (len(rows), len(expected))
     assert sum(counts.refused.values()) == len(rows) - len(expected)
     assert all(counts.refused.values())
@@ -132,7 +136,7 @@ def test_labels_are_those_of_the_rule_in_every_engine(store_url, tmp_path):
         source = SourceConfig(url=url)
         with scores_at(store_url, source) as table:
             assert labels_in(read(table, source)) == expected
-            assert label_counts(table, LABELS) == counts
+            assert label_counts(table, LABELS) == evidence
 
 
 def test_the_printed_query_finds_the_same_tips_when_run_by_hand(store_url):
@@ -191,6 +195,16 @@ def test_rows_come_in_batches_no_larger_than_asked(store_url):
     with scores_at(store_url) as table:
         batches = list(read_scores(table, LABELS, source=STORE, key=KEY, batch_rows=10))
     assert sorted(batch.num_rows for batch in batches) == [5, 10, 10]
+
+
+def test_what_comes_in_meanwhile_is_neither_counted_nor_read(store_url):
+    fill(store_url, [row("a"), row("b", training_allowed=False, user="bob")])
+    with scores_at(store_url) as table:
+        assert label_counts(table, LABELS) == Counts(2, 2, label_counts(table, LABELS).refused)
+        fill(store_url, [row("c")])
+        assert set(labels_in(read(table))) == {"a"}
+    with scores_at(store_url) as table:
+        assert set(labels_in(read(table))) == {"a", "c"}
 
 
 def test_an_empty_store_has_no_labels(store_url):

@@ -1,6 +1,7 @@
 """`[source]`: where reactions may lie, which of them count, and the query that looks for them."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -14,6 +15,7 @@ from reactune.cli.entry import commands
 from reactune.cli.session import Session
 from reactune.config import LabelConfig, SourceConfig
 from reactune.data.conditions import condition
+from reactune.data.consent import after_consent
 from reactune.data.engines import backends, dialect_of, open_scores
 from reactune.data.scores import label_counts, label_sql, read_scores
 from reactune.database import create_store, writing
@@ -34,7 +36,7 @@ def read(source, store_url="sqlite:///none.db", folder=Path("/nowhere")):
     with open_scores(source, store_url=store_url, folder=folder) as scores:
         batches = read_scores(scores, LABELS, source=source, key=KEY)
         found = labels_in([each for batch in batches for each in batch.to_pylist()])
-        return found, label_counts(scores, LABELS)
+        return found, after_consent(label_counts(scores, LABELS), Counter(), read=len(found))
 
 
 def with_apps(rows):

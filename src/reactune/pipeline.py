@@ -83,14 +83,14 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     left_out: Counter[str] = Counter()
     admits = consent.admission(live.refusals(config, keyring), config.source, left_out)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as scores:
-        labelled = label_counts(scores, config.labels)
+        evidence = label_counts(scores, config.labels)
         batches = read_scores(
             scores, config.labels, source=config.source, key=keyring.current, admits=admits
         )
         extracted = extraction.extract(
             batches, chat=chat, privacy=config.privacy, settings=config.data, folder=folder
         )
-    labelled = consent.without(labelled, left_out)
+    labelled = consent.after_consent(evidence, left_out, read=extracted.counts.came_in)
     refused = {**labelled.refused, **extracted.counts.refused}
     counts = Counts(labelled.came_in, extracted.counts.went_out, refused)
     return StageResult(

@@ -5,7 +5,6 @@ What people decided is `people.py`'s; which rows are evidence is `scores.py`'s.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -44,9 +43,11 @@ def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) 
     return admits
 
 
-def without(labelled: Counts, left_out: Counter[str]) -> Counts:
-    """The counts of the labels after these rows were left out, too."""
-    refused = {**labelled.refused}
-    for reason, count in left_out.items():
-        refused[reason] = refused.get(reason, 0) + count
-    return replace(labelled, went_out=labelled.went_out - left_out.total(), refused=refused)
+def after_consent(evidence: Counts, left_out: Counter[str], *, read: int) -> Counts:
+    """The counts of the labels, of which so many rows were read and not left out.
+
+    What the source's own query kept back has opted out, too.
+    """
+    kept_back = max(0, evidence.went_out - left_out.total() - read)
+    theirs = {**left_out, OPTED_OUT: kept_back + left_out[OPTED_OUT]}
+    return Counts(evidence.came_in, read, {**evidence.refused, **theirs})

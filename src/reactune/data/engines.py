@@ -6,13 +6,14 @@ What is asked of the table is `scores.py`'s, how the answer comes here `streams.
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reactune.config import SourceConfig, absolute_sqlite_url
 from reactune.data.conditions import rows_that_meet
+from reactune.data.streams import Answers
 from reactune.errors import ConfigError, DataError
 from reactune.run_root import refusals
 
@@ -47,8 +48,15 @@ class Scores:
     chosen: "Table"
 
 
+@dataclass(frozen=True)
+class OpenScores(Scores):
+    """The same where the engine is connected and answers."""
+
+    answers: Answers
+
+
 @contextmanager
-def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterator[Scores]:
+def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterator[OpenScores]:
     """The table of `[source]`, or of the store, under our column names; closed at the end.
 
     Relative paths of SQLite, DuckDB and Parquet URLs start from `folder`.
@@ -68,7 +76,9 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
     except (IbisError, *refusals(), *_driver_errors()) as error:
         raise _unreadable(source.table, url, error) from error
     try:
-        yield scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
+        found = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
+        with closing(Answers(backend)) as answers:
+            yield OpenScores(found.table, found.chosen, answers)
     except _driver_errors() as error:
         # Lost while it was read.
         raise _unreadable(source.table, url, error) from error

@@ -12,8 +12,15 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from reactune.config import LabelConfig, SourceConfig
-from reactune.data.engines import RAW_ID, Scores, backends, dialect_of, unbound_scores
-from reactune.data.streams import in_utc, rows, stream
+from reactune.data.engines import (
+    RAW_ID,
+    OpenScores,
+    Scores,
+    backends,
+    dialect_of,
+    unbound_scores,
+)
+from reactune.data.streams import in_utc
 from reactune.errors import ConfigError, PrivacyError
 from reactune.privacy import Key, user_key
 from reactune.records import Counts
@@ -57,12 +64,13 @@ def label(scores: Scores, labels: LabelConfig) -> "Table":
     that are neither a positive nor a negative, rows with `training_allowed` false, and every row
     of a user whose newest row says so, whether `[source] where` keeps that one or not.
     """
-    kept = scores.chosen.filter(list(_rules(scores, labels).values()))
+    # Who may be learned from comes last, so that only evidence is looked up.
+    kept = scores.chosen.filter([*_evidence(scores, labels).values(), _is_allowed(scores)])
     return kept.mutate(label=_is_positive(kept, labels))
 
 
 def read_scores(
-    scores: Scores,
+    scores: OpenScores,
     labels: LabelConfig,
     *,
     source: SourceConfig,
@@ -82,7 +90,7 @@ def read_scores(
     import pyarrow as pa
 
     chosen = label(scores, labels).select(LABELLED)
-    for batch in stream(chosen, batch_rows=batch_rows):
+    for batch in scores.answers.batches(chosen, batch_rows=batch_rows):
         columns = {name: batch.column(name) for name in LABELLED}
         ids = batch.column("user_key")
         columns["user_key"] = _user_keys(ids, source=source, key=key)
@@ -94,21 +102,26 @@ def read_scores(
         yield rows
 
 
-def label_counts(scores: Scores, labels: LabelConfig) -> Counts:
-    """How many rows `label` keeps, and how many it leaves out for which first reason."""
+def label_counts(scores: OpenScores, labels: LabelConfig) -> Counts:
+    """How many rows are evidence, and how many are not for which first reason.
+
+    Of those, `label` leaves out whom has opted out: asked again here, an engine would read the
+    table a second time on one core. How many these are is seen when the rows are read.
+    """
     table = scores.chosen
-    rules = _rules(scores, labels)
+    rules = _evidence(scores, labels)
     left = {"rows": table.count()}
     kept = None
     for number, rule in enumerate(rules.values()):
         kept = rule if kept is None else kept & rule
         left[f"after_{number}"] = table.count(where=kept)
-    counts = _whole_numbers(table.aggregate(**left))
+    counts = _whole_numbers(scores, table.aggregate(**left))
     lost = [before - after for before, after in pairwise(counts)]
     refused = dict(zip(rules, lost, strict=True))
     came_in = counts[0]
     if scores.chosen is not scores.table:
-        (came_in,) = _whole_numbers(scores.table.aggregate(rows=scores.table.count()))
+        whole = scores.table.aggregate(rows=scores.table.count())
+        (came_in,) = _whole_numbers(scores, whole)
         refused = {"outside [source] where": came_in - counts[0], **refused}
     return Counts(came_in, counts[-1], refused)
 
@@ -132,7 +145,7 @@ def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: s
     return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
 
 
-def daily_counts(scores: Scores, labels: LabelConfig) -> list[DayCount]:
+def daily_counts(scores: OpenScores, labels: LabelConfig) -> list[DayCount]:
     """Positives and negatives by the UTC day on which the tip was made; empty days are absent."""
     labelled = label(scores, labels)
     created = labelled.created_at
@@ -145,7 +158,7 @@ def daily_counts(scores: Scores, labels: LabelConfig) -> list[DayCount]:
             positives=int(str(row["positives"])),
             negatives=int(str(row["tips"])) - int(str(row["positives"])),
         )
-        for row in rows(days.order_by("day"))
+        for row in scores.answers.rows(days.order_by("day"))
     ]
 
 
@@ -182,8 +195,8 @@ def forecast(
     return today + timedelta(days=max(waits))
 
 
-def _whole_numbers(expression: "Table") -> list[int]:
-    (result,) = rows(expression)
+def _whole_numbers(scores: OpenScores, expression: "Table") -> list[int]:
+    (result,) = scores.answers.rows(expression)
     return [int(str(number)) for number in result.values()]
 
 
@@ -192,11 +205,21 @@ def _is_positive(table: "Table", labels: LabelConfig) -> "BooleanValue":
     return (table.reaction == "done") & table.dwell_ms.between(low, high)
 
 
-def _rules(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
-    """What a row must be to count, by the reason for which it is left out if it is not."""
-    table, everything = scores.chosen, scores.table
+def _evidence(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
+    """What a row must be to say something, by the reason for which it is left out if it is not."""
+    table = scores.chosen
     quick = (table.dwell_ms >= 0) & (table.dwell_ms < labels.negative_dwell_below_ms)
     is_negative = (table.reaction == "dismiss") & quick
+    return {
+        "from another source": table.source == labels.source,
+        "never shown": table.shown_at.notnull(),
+        "no evidence": _is_positive(table, labels) | is_negative,
+    }
+
+
+def _is_allowed(scores: Scores) -> "BooleanValue":
+    """Whether a row may be learned from, and its user did not opt out."""
+    table, everything = scores.chosen, scores.table
     # Looked at are only users who refused once: few, so the rest costs no sorting.
     refusing = everything.filter(~everything.training_allowed).user_key
     theirs = everything.filter(everything.user_key.isin(refusing))
@@ -206,13 +229,7 @@ def _rules(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
     )
     # NOT IN a list that holds NULL is never true.
     opted_out = said.filter(said.newest_refusal >= said.newest, said.user_key.notnull()).user_key
-    return {
-        "from another source": table.source == labels.source,
-        "never shown": table.shown_at.notnull(),
-        "no evidence": _is_positive(table, labels) | is_negative,
-        # Last, so that only evidence is looked up.
-        "opted out": table.training_allowed & table.user_key.notin(opted_out),
-    }
+    return table.training_allowed & table.user_key.notin(opted_out)
 
 
 def _user_keys(values: "pa.Array", *, source: SourceConfig, key: Key) -> "pa.Array":

@@ -5,43 +5,74 @@ What is asked is others' business.
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from reactune.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from ibis import BaseBackend
     from ibis.expr.types import Table
 
 
-def stream(expression: "Table", *, batch_rows: int) -> "Iterator[pa.RecordBatch]":
-    """The result in batches of at most `batch_rows`; SQLite's times come as their text.
+class Answers:
+    """What one engine answers to queries; SQLite and PostgreSQL answer all as of one moment."""
 
-    No engine's result is ever held whole.
-    """
-    import ibis
+    def __init__(self, backend: "BaseBackend") -> None:
+        self._backend = backend
+        self._opened = ExitStack()
+        if backend.name == "sqlite":
+            backend.raw_sql("BEGIN")
 
-    backend = ibis.get_backend(expression)
-    sql = backend.compile(expression)
-    match backend.name:
-        case "sqlite":
-            # Ibis reads the whole answer into pandas first; the cursor need not.
-            yield from _sqlite_batches(backend.raw_sql(sql), expression.schema(), batch_rows)
-        case "duckdb":
-            # Ibis 12 asks DuckDB 2 for batches by a name that is gone.
-            yield from backend.con.sql(sql).to_arrow_reader(batch_rows)
-        case "postgres":
-            # Ibis makes each batch of Python tuples; PostgreSQL's COPY takes a third of the time.
-            yield from _postgres_batches(backend.con, sql, batch_rows)
-        case _:
-            yield from expression.to_pyarrow_batches(chunk_size=batch_rows)
+    def batches(self, expression: "Table", *, batch_rows: int) -> "Iterator[pa.RecordBatch]":
+        """The result in batches of at most `batch_rows`; SQLite's times come as their text.
 
+        No engine's result is ever held whole.
+        """
+        sql = self._backend.compile(expression)
+        match self._backend.name:
+            case "sqlite":
+                # Ibis reads the whole answer into pandas first; the cursor need not.
+                yield from _sqlite_batches(
+                    self._backend.raw_sql(sql), expression.schema(), batch_rows
+                )
+            case "duckdb":
+                # Ibis 12 asks DuckDB 2 for batches by a name that is gone.
+                yield from self._backend.con.sql(sql).to_arrow_reader(batch_rows)
+            case "postgres":
+                # Ibis makes each batch of Python tuples; COPY takes a third of the time.
+                with self._copying.cursor() as cursor:
+                    cursor.execute(sql)
+                    for batch in cursor.fetch_record_batch():
+                        for start in range(0, batch.num_rows, batch_rows):
+                            yield batch.slice(start, batch_rows)
+            case _:
+                yield from expression.to_pyarrow_batches(chunk_size=batch_rows)
 
-def rows(expression: "Table") -> list[dict[str, object]]:
-    """A small result, whole."""
-    return [row for batch in stream(expression, batch_rows=10_000) for row in batch.to_pylist()]
+    def rows(self, expression: "Table") -> list[dict[str, object]]:
+        """A small result, whole."""
+        batches = self.batches(expression, batch_rows=10_000)
+        return [row for batch in batches for row in batch.to_pylist()]
+
+    def close(self) -> None:
+        """Let go of what was opened here."""
+        self._opened.close()
+
+    @cached_property
+    def _copying(self) -> Any:
+        """A connection that copies out; to open one takes longer than to count a table's rows."""
+        from adbc_driver_postgresql import dbapi
+        from psycopg.conninfo import make_conninfo
+
+        asked = self._backend.con.info
+        place = make_conninfo(asked.dsn, password=asked.password or None)
+        connection = self._opened.enter_context(dbapi.connect(place))
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        return connection
 
 
 def in_utc(times: "pa.Array") -> "pa.Array":
@@ -97,15 +128,3 @@ def _sqlite_array(values: tuple[Any, ...], kind: object) -> "pa.Array":
         return pa.array(values, pa.string())
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.array([None if v is None else str(v) for v in values], pa.string())
-
-
-def _postgres_batches(connection: Any, sql: str, batch_rows: int) -> "Iterator[pa.RecordBatch]":
-    from adbc_driver_postgresql import dbapi
-    from psycopg.conninfo import make_conninfo
-
-    place = make_conninfo(connection.info.dsn, password=connection.info.password or None)
-    with dbapi.connect(place) as reading, reading.cursor() as cursor:
-        cursor.execute(sql)
-        for batch in cursor.fetch_record_batch():
-            for start in range(0, batch.num_rows, batch_rows):
-                yield batch.slice(start, batch_rows)
