@@ -64,12 +64,13 @@ def timed(
 ) -> dict[str, np.ndarray]:
     """Microseconds of every decision; by turns, so that a busy machine hits all alike."""
     times: dict[str, list[int]] = {name: [] for name in deciders}
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for name, decide in deciders.items():
             for user in users:
                 started = time.perf_counter_ns()
                 decide(user)
-                times[name].append(time.perf_counter_ns() - started)
+                if number:  # after the first round its users are known
+                    times[name].append(time.perf_counter_ns() - started)
     return {name: np.array(taken) / 1_000 for name, taken in times.items()}
 
 
