@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "created_at": "timestamp('UTC')",
 }
 OPTIONAL = ("training_allowed", "shown_at", "reacted_at")
+READ_MEMORY = "512MB"  # of a file's blocks; DuckDB would keep as many as fit 80 % of the machine
 RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
 
 
@@ -177,7 +178,8 @@ def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
 
     scheme, rest = _scheme(url), url.partition("://")[2]
     if scheme == "duckdb":
-        backend = ibis.duckdb.connect(_existing(folder / rest), read_only=True)
+        file = _existing(folder / rest)
+        backend = ibis.duckdb.connect(file, read_only=True, memory_limit=READ_MEMORY)
     elif scheme == "sqlite":
         absolute = absolute_sqlite_url(f"sqlite://{rest}", folder)
         backend = ibis.sqlite.connect(_existing(Path(absolute.removeprefix("sqlite:///"))))
@@ -194,7 +196,7 @@ def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Tabl
     """A file or a folder of Parquet files, here or where fsspec reaches, read by DuckDB."""
     import ibis
 
-    backend = ibis.duckdb.connect()
+    backend = ibis.duckdb.connect(memory_limit=READ_MEMORY)
     if _scheme(url) == "parquet":
         path = (folder / url.partition("://")[2]).absolute()
         place, is_folder = str(path), path.is_dir()
