@@ -25,10 +25,14 @@ KEEP_EARLY = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Given:
-    """A tip, as a row of `tip_scores`, and what its user is called."""
+    """A tip, as a row of `tip_scores`, and what its user is called.
+
+    `awaited` unless nobody knew the tip's id before: then no reaction can wait for it.
+    """
 
     row: Mapping[str, Any]
     names: Aliases = field(default=(), repr=False)
+    awaited: bool = True
 
     @property
     def tip_id(self) -> str:
@@ -92,9 +96,9 @@ def write_facts(
     if early:
         _make_room(connection, early)
         _write(connection, early_reactions, early)
-    if given:
-        reconcile(connection, [row["tip_id"] for row in given])
     stored = {row["tip_id"] for row in given} | silent | known
+    if awaited := [f.tip_id for f in facts if isinstance(f, Given) and f.awaited]:
+        reconcile(connection, awaited)
     kept = {fact.tip_id for fact in early}
     return [
         "recorded" if tip_id in stored else "kept" if tip_id in kept else "erased"

@@ -265,7 +265,11 @@ def _fit(chat: Chat, parts: Mapping[str, CleanPart]) -> dict[str, CleanPart]:
     named = [key for key in chat.settings.cut_order if key in kept]
     order = [key for key in kept if key not in named] + named
     while order:
-        over = len(_encode(chat, input_of(kept, chat.settings))) - chat.settings.max_context_tokens
+        text, limit = input_of(kept, chat.settings), chat.settings.max_context_tokens
+        # No tokenizer makes more than one token of an ASCII character, but for one at the start.
+        if text.isascii() and len(text) < limit:
+            break
+        over = len(_encode(chat, text)) - limit
         if over <= 0:
             break
         shorter = shorten(kept[order[0]], over, tokenizer=chat.tokenizer)

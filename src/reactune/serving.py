@@ -116,7 +116,7 @@ async def give_tip(service: Service, asked: Asked) -> Tip:
         "answer_ms": round(1000 * (time.perf_counter() - started)),
     }
     try:
-        recorded = await _is_recorded(service, Given(exposure, names))
+        recorded = await _is_recorded(service, Given(exposure, names, awaited=bool(asked.tip_id)))
     except sa.exc.IntegrityError:
         # The same request came twice at once, and the other was faster.
         if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):

@@ -4,6 +4,8 @@ aiohttp, and not httpx as elsewhere: docs/decisions/0035.
 """
 
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -27,8 +29,10 @@ class Asking:
         if self._session is None:
             # How many ask at once is limited where tips are asked for.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+            # Of the environment the proxy is asked, and once: aiohttp's own `trust_env` would
+            # also look for a netrc file in another thread, for every request.
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, trust_env=True
+                connector=connector, timeout=self._timeout, proxy=_proxy_of(self._url)
             )
         async with self._session.post(self._url + path, json=body) as answer:
             return answer.status, await answer.read()
@@ -38,3 +42,11 @@ class Asking:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a URL (`HTTP_PROXY`, `NO_PROXY`, ...)."""
+    place = urlsplit(url)
+    if proxy_bypass(place.hostname or ""):
+        return None
+    return getproxies().get(place.scheme)

@@ -3,6 +3,8 @@
 Leaves the telling to the module of each server.
 """
 
+from functools import lru_cache
+
 from pydantic import ValidationError
 
 from reactune.config import PromptConfig, ServeConfig
@@ -19,13 +21,7 @@ def context_tokens(model: ModelVersion, settings: ServeConfig) -> int:
     Raises:
         ReleaseError: the version's prompt folder is missing or broken.
     """
-    try:
-        prompt = PromptConfig.model_validate_json(read_prompt_file(model, "prompt.json"))
-    except ValidationError as error:
-        raise ReleaseError(
-            f"{model.prompt_folder / 'prompt.json'} of {model.name} is broken; export it again"
-        ) from error
-    needed = FRAME_TOKENS + prompt.max_context_tokens + settings.max_tokens
+    needed = FRAME_TOKENS + _context_limit(model) + settings.max_tokens
     return -(-needed // STEP) * STEP
 
 
@@ -51,3 +47,15 @@ def read_prompt_file(model: ModelVersion, name: str) -> str:
         raise ReleaseError(
             f"{file} of {model.name} cannot be read ({type(error).__name__}); export it again"
         ) from error
+
+
+@lru_cache
+def _context_limit(model: ModelVersion) -> int:
+    # Asked for every tip; the folder of a version does not change.
+    try:
+        prompt = PromptConfig.model_validate_json(read_prompt_file(model, "prompt.json"))
+    except ValidationError as error:
+        raise ReleaseError(
+            f"{model.prompt_folder / 'prompt.json'} of {model.name} is broken; export it again"
+        ) from error
+    return prompt.max_context_tokens
