@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from arrivals import arrivals
+
 
 @dataclass
 class Answers:
@@ -21,6 +23,13 @@ class Answers:
     statuses: list[int] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     wall_seconds: float = 0.0
+
+    def add(self, more: "Answers") -> None:
+        """Take those of a later turn in."""
+        self.seconds += more.seconds
+        self.statuses += more.statuses
+        self.bodies += more.bodies
+        self.wall_seconds += more.wall_seconds
 
     @property
     def per_second(self) -> float:
@@ -78,9 +87,15 @@ async def flood(
 
 
 async def at_rate(
-    address: str, request: Request, *, rate: float, seconds: float, headers: str = ""
+    address: str,
+    request: Request,
+    *,
+    rate: float,
+    seconds: float,
+    seed: int = 0,
+    headers: str = "",
 ) -> Answers:
-    """Requests at a fixed rate, whether or not those before are answered."""
+    """Requests at random times, so many a second, whether or not those before are answered."""
     answers, idle, tasks = Answers(), [], []
     begin = time.perf_counter()
 
@@ -90,8 +105,8 @@ async def at_rate(
         idle.append(connection)
         _note(answers, due, status, body)
 
-    for number in range(round(rate * seconds)):
-        due = begin + number / rate
+    for number, at in enumerate(arrivals(rate, seconds, seed=seed)):
+        due = begin + at
         wait = due - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)

@@ -3,9 +3,10 @@
     python bench/service.py --litellm LITELLM_ENV/bin/litellm --tensorzero TENSORZERO_ENV/bin/python
 
 The model server is a stub that answers after a fixed delay. Ours records every tip, on SQLite and
-on PostgreSQL; the LiteLLM proxy stands beside it in the same run on the same cores, with its
-logging off, because that needs downloads, and so does TensorZero's embedded gateway, which is a
-library in the load generator's process. All are asked at half of LiteLLM's saturation.
+on PostgreSQL; the LiteLLM proxy stands beside it on the same cores, with its logging off, because
+that needs downloads, and so does TensorZero's embedded gateway, which is a library in the load
+generator's process. All are asked at half of LiteLLM's saturation, at the same random times and
+in turns, so that a machine that others use hits them alike; reactions come last.
 """
 
 import argparse
@@ -20,9 +21,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -47,45 +50,110 @@ GOAL_SHARE, GOAL_REACTIONS = 1 / 3, 1_500
 START_SECONDS = 180
 
 
+class Place(NamedTuple):
+    """Where a request goes, and what it carries."""
+
+    address: str
+    headers: str = ""
+
+    def ask(self, rate: float, seconds: float, *, seed: int) -> Answers:
+        """Requests at random times, so many a second, whoever answers late."""
+        request = chat_request(USERS)
+        return asyncio.run(
+            at_rate(
+                self.address,
+                request,
+                rate=rate,
+                seconds=seconds,
+                seed=seed,
+                headers=self.headers,
+            )
+        )
+
+    def press(self, connections: int, seconds: float) -> Answers:
+        """As many requests as are answered."""
+        request = chat_request(USERS)
+        return asyncio.run(
+            flood(
+                self.address, request,
+                connections=connections, seconds=seconds, headers=self.headers,
+            )
+        )  # fmt: skip
+
+
+class Ours(NamedTuple):
+    """Our service on one database."""
+
+    place: Place
+    engine: sa.Engine
+
+
 def main() -> None:
-    """Measure all, one after the other; print ours beside theirs, and keep the figures."""
+    """Measure all by turns; print ours beside theirs, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--litellm", type=Path, help="the program of LiteLLM's own environment")
     parser.add_argument("--tensorzero", type=Path, help="the Python of TensorZero's environment")
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each turn")
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rate", type=float, help="requests a second, where there is no LiteLLM")
     options = parser.parse_args()
     if options.litellm is None and options.rate is None:
         parser.error("give --litellm, or a --rate to measure ours alone at")
-    figures: dict[str, object] = {
+    figures: dict[str, Any] = {
         "load before": psutil.getloadavg()[0], "seconds": options.seconds,
-        "delay_ms": options.delay_ms, "litellm logging": "off",
+        "turns": options.turns, "delay_ms": options.delay_ms, "litellm logging": "off",
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        folder, model = Path(name), free_port()
+    with ExitStack() as stack:
+        folder, model = Path(stack.enter_context(tempfile.TemporaryDirectory())), free_port()
         stub = [sys.executable, str(Path(__file__).parent / "model_stub.py"), "--port", str(model)]
         stub += ["--delay-ms", str(options.delay_ms)]
-        with running(stub, f"http://127.0.0.1:{model}/api/tags", folder):
-            rate = options.rate or 0.0
-            if options.litellm is not None:
-                rate = measure_litellm(options, folder, model, figures)
-            measure_stub(options, model, rate, figures)
-            if options.tensorzero is not None:
-                measure_tensorzero(options, model, rate, figures)
-            with store_urls(folder) as urls:
-                for kind, url in urls.items():
-                    measure_ours(kind, url, options, folder / kind, model, rate, figures)
-    figures["load after"] = psutil.getloadavg()[0]
+        stack.enter_context(running(stub, f"http://127.0.0.1:{model}/api/tags", folder))
+        places = {"stub alone": Place(f"http://127.0.0.1:{model}")}
+        rate = options.rate or 0.0
+        if options.litellm is not None:
+            proxy = stack.enter_context(litellm(options.litellm, folder, model))
+            proxy.press(8, 3.0)
+            figures["litellm saturation"] = proxy.press(options.connections, 15.0).per_second
+            rate = figures["litellm saturation"] / 2
+            places["LiteLLM"] = proxy
+            print(f"LiteLLM's saturation: {2 * rate:.0f} a second; asked at {rate:.0f}")
+        ours: dict[str, Ours] = {}
+        for kind, url in stack.enter_context(store_urls(folder)).items():
+            (folder / kind).mkdir()
+            ours[kind] = stack.enter_context(serving(url, folder / kind, model))
+            ours[kind].place.press(8, 3.0)
+            places[f"ours, {kind}"] = ours[kind].place
+        there = {kind: {tip_id for tip_id, *_ in rows(our.engine)} for kind, our in ours.items()}
+        found = by_turns(places, rate, options, model)
+        for name, answers in found.items():
+            figures[name] = told(name, answers, options)
+        for kind, our in ours.items():
+            name = f"ours, {kind}"
+            figures[name] |= recorded(our, found[name], there[kind], options)
+            judge(name, figures)
     print(f"load of the machine: {figures['load before']:.1f} before, on {os.cpu_count()} cores")
     print(f"kept in {record('service', figures, packages=('fastapi', 'uvicorn')).name}")
 
 
-def measure_litellm(
-    options: argparse.Namespace, folder: Path, model: int, figures: dict[str, object]
-) -> float:
-    """Saturation of the proxy, and its latency at half of that; the half."""
+def by_turns(
+    places: dict[str, Place], rate: float, options: argparse.Namespace, model: int
+) -> dict[str, Answers]:
+    """Everybody's answers at one rate; TensorZero's gateway takes its turns, too."""
+    found = {name: Answers() for name in places}
+    for turn in range(options.turns):
+        for name, place in places.items():
+            found[name].add(place.ask(rate, options.seconds, seed=turn))
+        if options.tensorzero is not None:
+            theirs = through_tensorzero(options, model, rate, seed=turn)
+            found.setdefault("TensorZero", Answers()).add(theirs)
+    return found
+
+
+@contextlib.contextmanager
+def litellm(program: Path, folder: Path, model: int) -> Iterator[Place]:
+    """The proxy in front of the stub, once it answers."""
     port, settings = free_port(), folder / "litellm.yaml"
     parameters = {
         "model": "openai/stub",
@@ -96,84 +164,53 @@ def measure_litellm(
     settings.write_text(
         json.dumps({"model_list": listed, "litellm_settings": {"telemetry": False}})
     )
-    command = [str(options.litellm), "--config", str(settings), "--port", str(port)]
+    command = [str(program), "--config", str(settings), "--port", str(port)]
     address, key = f"http://127.0.0.1:{port}", f"sk-{secrets.token_hex(32)}"
     command += ["--host", "127.0.0.1"]
     with running(command, f"{address}/health/liveliness", folder, LITELLM_MASTER_KEY=key):
-        request, sent = chat_request(USERS), {"headers": bearer(key)}
-        count, seconds = options.connections, options.seconds
-        asyncio.run(flood(address, request, connections=8, seconds=3, **sent))
-        full = asyncio.run(flood(address, request, connections=count, seconds=seconds, **sent))
-        rate = full.per_second / 2
-        half = asyncio.run(at_rate(address, request, rate=rate, seconds=seconds, **sent))
-    figures["litellm"] = {"saturation": full.per_second, **told("LiteLLM", half, options)}
-    print(f"LiteLLM's saturation: {full.per_second:.0f} a second; asked at {rate:.0f}")
-    return rate
+        yield Place(address, bearer(key))
 
 
-def measure_stub(
-    options: argparse.Namespace, model: int, rate: float, figures: dict[str, object]
-) -> None:
-    """The model server alone: what load generator and machine add by themselves."""
-    request = chat_request(USERS)
-    address = f"http://127.0.0.1:{model}"
-    figures["stub alone"] = told(
-        "stub alone",
-        asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds)),
-        options,
-    )
-
-
-def measure_tensorzero(
-    options: argparse.Namespace, model: int, rate: float, figures: dict[str, object]
-) -> None:
+def through_tensorzero(
+    options: argparse.Namespace, model: int, rate: float, *, seed: int
+) -> Answers:
     """The same rate through a gateway that is a library and writes nothing down."""
     peer = [str(options.tensorzero), str(Path(__file__).parent / "tensorzero_peer.py")]
     peer += ["--address", f"http://127.0.0.1:{model}"]
-    peer += ["--rate", str(rate), "--seconds", str(options.seconds)]
+    peer += ["--rate", str(rate), "--seconds", str(options.seconds), "--seed", str(seed)]
     output = subprocess.run(peer, check=True, capture_output=True, text=True).stdout
     seconds = json.loads(output.splitlines()[-1])
-    answers = Answers(seconds, [200] * len(seconds), wall_seconds=options.seconds)
-    figures["tensorzero"] = told("TensorZero", answers, options)
+    return Answers(seconds, [200] * len(seconds), wall_seconds=options.seconds)
 
 
-def measure_ours(
-    kind: str,
-    url: str,
-    options: argparse.Namespace,
-    folder: Path,
-    model: int,
-    rate: float,
-    figures: dict[str, object],
-) -> None:
-    """Latency at the same rate, then reactions; and whether every row is there once."""
-    folder.mkdir()
-    with serving(url, folder, model) as (engine, address, key):
-        request, sent = chat_request(USERS), {"headers": bearer(key)}
-        asyncio.run(flood(address, request, connections=8, seconds=3, **sent))
-        count = len(rows(engine))
-        half = asyncio.run(at_rate(address, request, rate=rate, seconds=options.seconds, **sent))
-        given = [json.loads(body)["id"] for body in half.bodies]
-        kept = rows(engine)
-        reacted = asyncio.run(react(address, key, given, options))
-        after = rows(engine)
-        engine.dispose()
-    told_ids = [tip_id for tip_id, *_ in kept]
-    doubles = sum(number > 1 for number in Counter(told_ids).values())
-    lost = len(set(given) - set(told_ids))
-    unrecorded = sum(tip_id in set(given) and reaction is None for tip_id, reaction, _ in after)
-    found = {
-        **told(f"ours, {kind}", half, options), "lost": lost, "double": doubles,
-        "surplus": len(kept) - count - len(given), "reactions_per_second": reacted.per_second,
-        "tips without reaction": unrecorded,
-        "reactions refused": sum(not 200 <= s < 300 for s in reacted.statuses),
-    }  # fmt: skip
-    figures[kind] = found
-    print(f"  rows lost {lost}, double {doubles}; {reacted.per_second:,.0f} reactions a second "
-          f"on disk (goal {GOAL_REACTIONS:,})")  # fmt: skip
-    theirs = figures.get("litellm")
-    if isinstance(theirs, dict):
-        share = found["added_p99_ms"] / theirs["added_p99_ms"]
+def recorded(
+    ours: Ours, answers: Answers, before: set[str], options: argparse.Namespace
+) -> dict[str, float]:
+    """Whether every tip is there once; then reactions, and whether every tip has one."""
+    given = [json.loads(body)["id"] for body in answers.bodies]
+    kept = [tip_id for tip_id, *_ in rows(ours.engine)]
+    reacted = asyncio.run(react(ours.place, given, options))
+    after = rows(ours.engine)
+    return {
+        "lost": len(set(given) - set(kept)),
+        "double": sum(number > 1 for number in Counter(kept).values()),
+        "surplus": len(set(kept) - before - set(given)),
+        "reactions_per_second": reacted.per_second,
+        "tips without reaction": sum(
+            tip_id in set(given) and reaction is None for tip_id, reaction, _ in after
+        ),
+        "reactions refused": sum(not 200 <= status < 300 for status in reacted.statuses),
+    }
+
+
+def judge(name: str, figures: dict[str, Any]) -> None:
+    """Print what became of the goals."""
+    found = figures[name]
+    print(f"{name:<16} lost {found['lost']}, double {found['double']} rows; "
+          f"{found['reactions_per_second']:,.0f} reactions a second on disk "
+          f"(goal {GOAL_REACTIONS:,})")  # fmt: skip
+    if "LiteLLM" in figures:
+        share = found["added_p99_ms"] / figures["LiteLLM"]["added_p99_ms"]
         met = "met" if share <= GOAL_SHARE else "missed"
         print(f"  added latency at p99: {share:.2f} of LiteLLM's; goal of a third {met}")
 
@@ -183,15 +220,17 @@ def bearer(key: str) -> str:
     return f"authorization: Bearer {key}\r\n"
 
 
-async def react(address: str, key: str, tip_ids: list[str], options: argparse.Namespace) -> Answers:
+async def react(place: Place, tip_ids: list[str], options: argparse.Namespace) -> Answers:
     """Reactions to the tips, one after the other and again, as fast as they are recorded."""
 
     def request(number: int) -> tuple[str, bytes]:
         body = {"tip_id": tip_ids[number % len(tip_ids)], "reaction": "done", "dwell_ms": number}
         return "/v1/reactions", json.dumps(body).encode()
 
-    count, seconds = options.connections, options.seconds
-    return await flood(address, request, connections=count, seconds=seconds, headers=bearer(key))
+    return await flood(
+        place.address, request,
+        connections=options.connections, seconds=15.0, headers=place.headers,
+    )  # fmt: skip
 
 
 def told(name: str, answers: Answers, options: argparse.Namespace) -> dict[str, float]:
@@ -226,7 +265,7 @@ def store_urls(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str, str]]:
+def serving(url: str, folder: Path, model: int) -> Iterator[Ours]:
     """`reactune serve` with a challenger at 5 %, in front of the stub."""
     prompts, base = folder / "prompt", base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
@@ -243,7 +282,8 @@ def serving(url: str, folder: Path, model: int) -> Iterator[tuple[sa.Engine, str
     program = "from reactune.cli import main; main()"
     command = [sys.executable, "-c", program, "--config", str(settings), "serve"]
     with running(command, f"http://127.0.0.1:{port}/readyz", folder):
-        yield engine, f"http://127.0.0.1:{port}", key
+        yield Ours(Place(f"http://127.0.0.1:{port}", bearer(key)), engine)
+    engine.dispose()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""TensorZero's embedded gateway at a fixed rate: seconds from due to done, as a JSON list.
+"""TensorZero's embedded gateway at some rate: seconds from due to done, as a JSON list.
 
 Run by `bench/service.py --tensorzero` in an environment that has `tensorzero`. It is a library in
 the caller's process, with observability off, because that needs ClickHouse: it writes nothing down.
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from tensorzero import AsyncTensorZeroGateway
+
+from arrivals import arrivals
 
 SETTINGS = """
 [gateway]
@@ -36,8 +38,8 @@ model = "stub"
 QUESTION = "What shall I do about my essay this morning?"
 
 
-async def measure(address: str, *, rate: float, seconds: float) -> list[float]:
-    """Ask at the rate, whether or not those before are answered."""
+async def measure(address: str, *, rate: float, seconds: float, seed: int) -> list[float]:
+    """Ask at random times, so many a second, whether or not those before are answered."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "tensorzero.toml"
         settings.write_text(SETTINGS.format(address=address))
@@ -53,8 +55,8 @@ async def measure(address: str, *, rate: float, seconds: float) -> list[float]:
         await one(time.perf_counter())
     found.clear()
     begin, tasks = time.perf_counter(), []
-    for number in range(round(rate * seconds)):
-        due = begin + number / rate
+    for at in arrivals(rate, seconds, seed=seed):
+        due = begin + at
         wait = due - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
@@ -68,6 +70,9 @@ if __name__ == "__main__":
     parser.add_argument("--address", required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
-    told = asyncio.run(measure(options.address, rate=options.rate, seconds=options.seconds))
+    told = asyncio.run(
+        measure(options.address, rate=options.rate, seconds=options.seconds, seed=options.seed)
+    )
     print(json.dumps(told))
