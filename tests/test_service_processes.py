@@ -145,6 +145,13 @@ def check_nothing_acknowledged_is_lost(engine, load):
     assert {tip_id: rows[tip_id]["dwell_ms"] for tip_id in load.reacted} == load.reacted
 
 
+def tips_counted(address):
+    closing = {"connection": "close"}
+    figures = httpx.get(f"{address}/metrics", trust_env=False, headers=closing).text
+    lines = [line for line in figures.splitlines() if line.startswith("reactune_tips_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
 def waits_until(is_true):
     deadline = time.monotonic() + 60
     while not is_true():
@@ -191,6 +198,9 @@ def test_a_worker_that_is_killed_is_begun_anew_and_loses_nothing(
         waits_until(lambda: len(supervisor.children()) == 2 and victim not in supervisor.children())
         load.end()
         check_nothing_acknowledged_is_lost(engine, load)
+        # Whoever is asked tells of all, also of the one that is no more.
+        for _ in range(4):
+            assert tips_counted(address) >= len(load.given)
 
 
 @pytest.mark.slow

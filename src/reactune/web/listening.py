@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client.multiprocess import mark_process_dead
 
 from reactune.config import Config, ServeConfig
 from reactune.errors import ConfigError
@@ -28,7 +30,7 @@ from reactune.run_root import fetch_release, run_root
 from reactune.service import close_service, open_service
 from reactune.store import open_store
 from reactune.web.api import create_app
-from reactune.web.watch import JsonLines
+from reactune.web.watch import SHARED_FIGURES, JsonLines
 
 LAST_SECONDS = 10  # what requests under way get to finish in when the process is asked to end
 BACKLOG = 2_048
@@ -144,29 +146,32 @@ def _listening_socket(settings: ServeConfig) -> socket.socket:
 def _supervise(shared: socket.socket, count: int) -> None:
     """Keep so many workers alive until this process is asked to end; they end with it."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    workers = [_begin(shared) for _ in range(count)]
-    try:
-        while True:
-            time.sleep(AGAIN_SECONDS)
-            for place, worker in enumerate(workers):
-                if worker.poll() is not None:
-                    code = worker.returncode
-                    log.error("worker %d ended with %s; begun anew", worker.pid, code)
-                    workers[place] = _begin(shared)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM)
-        for worker in workers:
-            worker.wait(2 * LAST_SECONDS)
+    with TemporaryDirectory(prefix="reactune-figures-") as figures:
+        workers = [_begin(shared, figures) for _ in range(count)]
+        try:
+            while True:
+                time.sleep(AGAIN_SECONDS)
+                for place, worker in enumerate(workers):
+                    if worker.poll() is not None:
+                        code = worker.returncode
+                        log.error("worker %d ended with %s; begun anew", worker.pid, code)
+                        mark_process_dead(worker.pid, figures)  # type: ignore[no-untyped-call]
+                        workers[place] = _begin(shared, figures)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for worker in workers:
+                worker.send_signal(signal.SIGTERM)
+            for worker in workers:
+                worker.wait(2 * LAST_SECONDS)
 
 
-def _begin(shared: socket.socket) -> subprocess.Popen[bytes]:
+def _begin(shared: socket.socket, figures: str) -> subprocess.Popen[bytes]:
     # The same command again; the child listens where we do, and dies with us.
     program = "from reactune.cli import main; main()"
     command = [sys.executable, "-c", program, *sys.argv[1:]]
-    environment = {**child_environment(), SOCKET: str(shared.fileno())}
+    theirs = {SOCKET: str(shared.fileno()), SHARED_FIGURES: figures}
+    environment = {**child_environment(), **theirs}
     return subprocess.Popen(command, env=environment, pass_fds=[shared.fileno()])
 
 

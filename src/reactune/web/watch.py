@@ -5,6 +5,7 @@ Where the figures go is up to whoever reads `/metrics` and the log.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,19 +14,24 @@ from importlib.util import find_spec
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reactune.service import Service
 
+SHARED_FIGURES = (
+    "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name: where workers keep theirs
+)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 log = logging.getLogger("reactune.requests")
 
 
 class Metrics:
-    """The service's figures, in Prometheus' text form; one registry an app."""
+    """The service's figures, in Prometheus' text form: those of all workers together."""
 
     def __init__(self, service: Service) -> None:
+        self.service = service
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "reactune_requests", "Requests by path and status.", ("path", "status"),
@@ -43,10 +49,14 @@ class Metrics:
             "reactune_guard_verdicts", "The guard's verdicts on texts.", ("verdict",),
             registry=self.registry,
         )  # fmt: skip
-        waiting = Gauge("reactune_waiting_facts", "Not on disk yet.", registry=self.registry)
-        waiting.set_function(lambda: service.recorder.waiting)
-        share = Gauge("reactune_challenger_share", "The challenger's.", registry=self.registry)
-        share.set_function(lambda: service.live.latest.share if service.live.latest else 0.0)
+        self.waiting = Gauge(
+            "reactune_waiting_facts", "Not on disk yet.",
+            registry=self.registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.share = Gauge(
+            "reactune_challenger_share", "The challenger's.",
+            registry=self.registry, multiprocess_mode="livemostrecent",
+        )  # fmt: skip
         service.listeners.append(self.count)
 
     def count(self, exposure: Mapping[str, Any]) -> None:
@@ -56,9 +66,25 @@ class Metrics:
         for verdict in exposure["guard"].split(","):
             self.guarded.labels(verdict).inc()
 
+    def note(self, path: str, status: int, seconds: float) -> None:
+        """Count a request, and say how this process stands after it."""
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
+        self._stand()
+
     def text(self) -> bytes:
         """All figures now."""
-        return generate_latest(self.registry)
+        self._stand()
+        registry = self.registry
+        if SHARED_FIGURES in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def _stand(self) -> None:
+        latest = self.service.live.latest
+        self.waiting.set(self.service.recorder.waiting)
+        self.share.set(latest.share if latest else 0.0)
 
 
 class Watch:
@@ -88,8 +114,7 @@ class Watch:
                     current.set_attribute("http.response.status_code", status)
         finally:
             seconds, path = time.perf_counter() - started, _route(scope)
-            self.metrics.requests.labels(path, status).inc()
-            self.metrics.seconds.labels(path).observe(seconds)
+            self.metrics.note(path, status, seconds)
             if log.isEnabledFor(logging.INFO):
                 told = {"path": path, "method": scope["method"], "status": status}
                 key = scope.get("reactune_key", "")
