@@ -5,6 +5,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from reactune.cli import main
 from reactune.config import ServeConfig
@@ -185,6 +189,30 @@ def test_figures_and_log_lines_tell_routes_and_arms_but_no_content(served, caplo
     assert (told[0]["status"], told[0]["method"], told[0]["key"]) == (200, "POST", "")
     for private in ("u-7-raw", "secret plan", tip_id, "Champion's tip"):
         assert private not in figures + json.dumps(lines)
+
+
+def test_a_request_is_a_span_by_its_route_where_somebody_set_up_what_becomes_of_spans(
+    served, monkeypatch
+):
+    seen = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(seen))
+    # The API takes a provider once in a process, so it is not told of this one.
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    client = served()
+    said = {**TIP, "user": "u-7-raw", "context": {"free_text": "my secret plan"}}
+    tip_id = client.post("/v1/tips", json=said).json()["tip_id"]
+    client.post(f"/v1/tips/{tip_id}/shown")
+    assert client.post("/v1/tips", json={**said, "user": 7}).status_code == 422
+    spans = seen.get_finished_spans()
+    assert [(each.name, each.attributes["http.response.status_code"]) for each in spans] == [
+        ("POST /v1/tips", 200),
+        ("POST /v1/tips/{tip_id}/shown", 204),
+        ("POST /v1/tips", 422),
+    ]
+    told = " ".join(each.to_json() for each in spans)
+    assert not any(private in told for private in ("u-7-raw", "secret plan", tip_id))
 
 
 def test_when_too_many_wait_for_tips_the_rest_is_told_to_come_back(served):

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from anyio import to_thread
 from fastapi import FastAPI, Header
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -37,6 +38,15 @@ from reactune.web.chat import KIND_HEADER, USER_HEADER, ChatRequest, chat_answer
 from reactune.web.limits import BodyLimit, Places, answer_error, answer_http, answer_invalid
 from reactune.web.watch import Metrics, Watch
 
+# FastAPI's own spans and logs hold paths and bodies with ids and texts in them:
+# spans without are `watch.py`'s.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+}
+
 
 def create_app(service: Service) -> FastAPI:
     """The API over an open service; closing the service is left to whoever opened it.
@@ -59,6 +69,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=NO_TELEMETRY,
     )
     # The last one added sees a request first.
     app.add_middleware(BodyLimit)
