@@ -50,9 +50,10 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class OpenScores(Scores):
-    """The same where the engine is connected and answers."""
+class OpenScores:
+    """The same where the engine is connected, and what answers questions about it."""
 
+    scores: Scores
     answers: Answers
 
 
@@ -79,7 +80,7 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
     try:
         found = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
         with closing(Answers(backend)) as answers:
-            yield OpenScores(found.table, found.chosen, answers)
+            yield OpenScores(found, answers)
     except _driver_errors() as error:
         # Lost while it was read.
         raise _unreadable(source.table, url, error) from error

@@ -70,7 +70,7 @@ def label(scores: Scores, labels: LabelConfig) -> "Table":
 
 
 def read_scores(
-    scores: OpenScores,
+    opened: OpenScores,
     labels: LabelConfig,
     *,
     source: SourceConfig,
@@ -89,8 +89,8 @@ def read_scores(
     """
     import pyarrow as pa
 
-    chosen = label(scores, labels).select(LABELLED)
-    for batch in scores.answers.batches(chosen, batch_rows=batch_rows):
+    chosen = label(opened.scores, labels).select(LABELLED)
+    for batch in opened.answers.batches(chosen, batch_rows=batch_rows):
         columns = {name: batch.column(name) for name in LABELLED}
         ids = batch.column("user_key")
         columns["user_key"] = _user_keys(ids, source=source, key=key)
@@ -102,26 +102,26 @@ def read_scores(
         yield rows
 
 
-def label_counts(scores: OpenScores, labels: LabelConfig) -> Counts:
+def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
     Of those, `label` leaves out whom has opted out: asked again here, an engine would read the
     table a second time on one core. How many these are is seen when the rows are read.
     """
-    table = scores.chosen
+    scores, table = opened.scores, opened.scores.chosen
     rules = _evidence(scores, labels)
     left = {"rows": table.count()}
     kept = None
     for number, rule in enumerate(rules.values()):
         kept = rule if kept is None else kept & rule
         left[f"after_{number}"] = table.count(where=kept)
-    counts = _whole_numbers(scores, table.aggregate(**left))
+    counts = _whole_numbers(opened, table.aggregate(**left))
     lost = [before - after for before, after in pairwise(counts)]
     refused = dict(zip(rules, lost, strict=True))
     came_in = counts[0]
     if scores.chosen is not scores.table:
         whole = scores.table.aggregate(rows=scores.table.count())
-        (came_in,) = _whole_numbers(scores, whole)
+        (came_in,) = _whole_numbers(opened, whole)
         refused = {"outside [source] where": came_in - counts[0], **refused}
     return Counts(came_in, counts[-1], refused)
 
@@ -145,9 +145,9 @@ def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: s
     return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
 
 
-def daily_counts(scores: OpenScores, labels: LabelConfig) -> list[DayCount]:
+def daily_counts(opened: OpenScores, labels: LabelConfig) -> list[DayCount]:
     """Positives and negatives by the UTC day on which the tip was made; empty days are absent."""
-    labelled = label(scores, labels)
+    labelled = label(opened.scores, labels)
     created = labelled.created_at
     moment = created if created.type().is_timestamp() else created.cast("timestamp")
     dated = labelled.mutate(day=moment.date().cast("string"))
@@ -158,7 +158,7 @@ def daily_counts(scores: OpenScores, labels: LabelConfig) -> list[DayCount]:
             positives=int(str(row["positives"])),
             negatives=int(str(row["tips"])) - int(str(row["positives"])),
         )
-        for row in scores.answers.rows(days.order_by("day"))
+        for row in opened.answers.rows(days.order_by("day"))
     ]
 
 
@@ -195,8 +195,8 @@ def forecast(
     return today + timedelta(days=max(waits))
 
 
-def _whole_numbers(scores: OpenScores, expression: "Table") -> list[int]:
-    (result,) = scores.answers.rows(expression)
+def _whole_numbers(opened: OpenScores, expression: "Table") -> list[int]:
+    (result,) = opened.answers.rows(expression)
     return [int(str(number)) for number in result.values()]
 
 
