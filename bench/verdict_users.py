@@ -1,0 +1,153 @@
+"""False verdicts under `unit = "user"`, read every day while people keep coming back.
+
+A person belongs to one arm for good, and each look reads all that they did so far: a unit is never
+whole. Both arms are the same model in one half of the worlds; in the other the challenger has the
+planned lift. Ours is `reactune.canary`, once with what people did before the rollout (as
+`unit = "user"` demands) and once without; a t test and GrowthBook's sequential test read the same
+estimate with what people did before.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import verdict_peers as peers
+from reactune.canary.evidence import effect, foreseen_differences
+from reactune.config import CanaryConfig
+from record import record
+from verdict import clopper_pearson
+
+SETTINGS = CanaryConfig(unit="user")
+LIKENESS, PAST = 0.2, 20.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """So many people of lasting tastes over so many days; who came once comes again by chance."""
+
+    name: str
+    share: float
+    persons: int
+    rate: float = 0.25
+    lift: float = 0.025
+    days: int = 28
+    active: float = 0.4
+    tips: float = 3.0
+
+
+@dataclass(frozen=True)
+class World:
+    """Sums of each person after each day, in the order in which they came first.
+
+    `tips` and `positives` have the shape (days, persons), the rest one entry a person.
+    """
+
+    came: np.ndarray
+    challenger: np.ndarray
+    tips: np.ndarray
+    positives: np.ndarray
+    past_tips: np.ndarray
+    past_positives: np.ndarray
+
+
+SCENES = (
+    Scene("half to each", share=0.5, persons=2_000),
+    Scene("5 % throughout", share=0.05, persons=8_000, lift=0.035),
+)
+
+
+def draw(scene: Scene, lift: float, rng: np.random.Generator) -> World:
+    """A world: people come first on any day, and from then on again on some of the days."""
+    strength = (1 - LIKENESS) / LIKENESS
+    persons, days = scene.persons, scene.days
+    taste = rng.beta(scene.rate * strength, (1 - scene.rate) * strength, size=persons)
+    came = np.sort(rng.integers(0, days, size=persons))
+    challenger = rng.random(persons) < scene.share
+    day = np.arange(days)[:, np.newaxis]
+    is_there = (day == came) | ((day > came) & (rng.random((days, persons)) < scene.active))
+    tips = is_there * (1 + rng.poisson(scene.tips - 1, (days, persons)))
+    positives = rng.binomial(tips, np.clip(taste + lift * challenger, 0, 1))
+    past_tips = rng.poisson(PAST, size=persons)
+    return World(
+        came=came,
+        challenger=challenger,
+        tips=tips.cumsum(axis=0),
+        positives=positives.cumsum(axis=0),
+        past_tips=past_tips,
+        past_positives=rng.binomial(past_tips, taste),
+    )
+
+
+def read(scene: Scene, world: World) -> dict[str, int]:
+    """By rule the day of the first verdict, negative for a worse challenger; 0 for none."""
+    planned = scene.persons * scene.share * (1 - scene.share)
+    without = replace(
+        world,
+        past_tips=np.zeros_like(world.past_tips),
+        past_positives=np.zeros_like(world.past_positives),
+    )
+    verdicts = dict.fromkeys(("reactune", "reactune, without the past", *PEERS), 0)
+    for day in range(scene.days):
+        for name, seen in (("reactune", world), ("reactune, without the past", without)):
+            there = seen.came <= day
+            found, ready = foreseen_differences(
+                seen.tips[day, there],
+                seen.positives[day, there],
+                seen.challenger[there],
+                np.full(int(there.sum()), scene.share),
+                earlier_tips=seen.past_tips[there],
+                earlier_positives=seen.past_positives[there],
+                settings=SETTINGS,
+            )
+            ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
+            if not verdicts[name]:
+                side = int(ours.low[-1] > 0) - int(ours.high[-1] < 0)
+                verdicts[name] = side * (day + 1)
+            if name == "reactune" and ready[-1]:
+                z = found.estimate[-1] / found.error[-1]
+                for peer, rule in PEERS.items():
+                    if not verdicts[peer] and rule(z, float(there.sum())):
+                        verdicts[peer] = int(np.sign(z)) * (day + 1)
+    return verdicts
+
+
+PEERS = {
+    "GrowthBook sequential, default": lambda z, n: bool(peers.growthbook(z, n, tuned_at=5_000)),
+    "t test, read every day": lambda z, n: bool(peers.naive(z)),
+}
+
+
+def main() -> None:
+    """Run both scenes, print their tables, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, default=1_000, help="of each sort")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    kept: dict[str, object] = {"worlds": options.worlds, "seed": options.seed}
+    for number, scene in enumerate(SCENES):
+        started, rng = time.perf_counter(), np.random.default_rng([options.seed, number])
+        days = {}
+        for sort, lift in (("same", 0.0), ("lifted", scene.lift)):
+            found = [read(scene, draw(scene, lift, rng)) for _ in range(options.worlds)]
+            days[sort] = {name: np.array([each[name] for each in found]) for name in found[0]}
+        seconds = time.perf_counter() - started
+        print(f"{scene.name}: {options.worlds:,} worlds of each sort, {scene.persons:,} people, "
+              f"{scene.days} looks, {seconds:.0f} s", flush=True)  # fmt: skip
+        rows = {}
+        for name, same in days["same"].items():
+            false, power = int((same != 0).sum()), float((days["lifted"][name] > 0).mean())
+            low, high = clopper_pearson(false, options.worlds)
+            print(f"  {name:<32} false verdicts {false / options.worlds:6.1%} "
+                  f"({low:.1%} to {high:.1%}), promoted with the lift {power:.0%}")  # fmt: skip
+            rows[name] = {
+                "false": false / options.worlds, "false_low": low, "false_high": high,
+                "power": power,
+            }  # fmt: skip
+        kept[scene.name] = rows
+    print(f"kept in {record('verdict_users', kept, packages=('numpy', 'scipy')).name}")
+
+
+if __name__ == "__main__":
+    main()
