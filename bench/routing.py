@@ -2,8 +2,10 @@
 
 Ours is the whole of `Router.decide`: hash the user id with the key, name the unit of the day, draw
 the arm, build the exposure; its thread reads the rollout from a real SQLite store meanwhile.
-GrowthBook's is `run` of an experiment with the same shares for the same ids; the plain hash is
-SHA-256 of salt and id modulo 10,000, which neither hides the id nor names unit or exposure.
+A user is met for the first time on a day, or again; "four a day" is every user's first decision
+and three more. GrowthBook's is `run` of an experiment with the same shares for the same ids; the
+plain hash is SHA-256 of salt and id modulo 10,000, which neither hides the id nor names unit or
+exposure.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,7 @@ def main() -> None:
             deciders: dict[str, Callable[[str], object]] = {
                 "reactune, user known": router.decide,
                 "reactune, new user": newcomers(router),
+                "reactune, four a day": newcomers(router, decisions=4),
                 "growthbook": growthbook,
                 "plain hash": plain_hash,
             }
@@ -74,10 +78,14 @@ def timed(
     return {name: np.array(taken) / 1_000 for name, taken in times.items()}
 
 
-def newcomers(router: Router) -> Callable[[str], object]:
-    """Decisions for users that the router has not seen before."""
-    number = iter(range(10**9))
-    return lambda user: router.decide(f"{next(number)}{user}")
+def newcomers(router: Router, *, decisions: int = 1) -> Callable[[str], object]:
+    """Decisions for users that the router has not seen before, so many for each of them."""
+    number = count()
+
+    def decide(user: str) -> object:
+        return router.decide(f"user-{decisions}-{next(number) // decisions}@example.org")
+
+    return decide
 
 
 def growthbook(user: str) -> object:
