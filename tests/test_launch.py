@@ -27,7 +27,7 @@ def losses(folder, tiny, rows, method, **changes):
 @pytest.mark.parametrize(
     ("launcher", "method"),
     [
-        ("torchrun", "sft"),
+        pytest.param("torchrun", "sft", marks=pytest.mark.slow),
         pytest.param("accelerate", "sft", marks=pytest.mark.slow),
         pytest.param("torchrun", "kto", marks=pytest.mark.slow),
         pytest.param("torchrun", "dpo", marks=pytest.mark.slow),
