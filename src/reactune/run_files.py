@@ -161,7 +161,7 @@ def amend(root: RunRoot, run: Path, notes: Sequence[Note]) -> None:
     for stage, manifest in stated_manifests(run).items():
         amended = _amended(manifest, now, notes)
         if amended != manifest:
-            write_manifest(run / stage, replace(amended, kept_at=""))
+            write_manifest(run / stage, amended)
             push(root, run / stage, [MANIFEST])
     note_in_run(root, run, notes)
 

@@ -78,7 +78,12 @@ def push(root: RunRoot, folder: Path, names: Iterable[str]) -> None:
     place = folder.relative_to(root.folder).as_posix()
     with reach(root) as (files, top):
         for name in names:
-            files.put_file(str(folder / name), f"{top}/{place}/{name}")
+            there = f"{top}/{place}/{name}"
+            if name.endswith("manifest.json"):
+                text = (folder / name).read_text(encoding="utf-8")
+                files.pipe_file(there, _with_place(text, "").encode())
+            else:
+                files.put_file(str(folder / name), there)
 
 
 def fetch(root: RunRoot, run_id: str, stage: str, *, under: str = "") -> None:
@@ -245,10 +250,14 @@ def _kept_elsewhere(text: str, url: str) -> str:
     """A manifest with the place where its outputs are kept; other texts as they are."""
     if not url.endswith("/manifest.json"):
         return text
+    return _with_place(text, url.rpartition("/")[0])
+
+
+def _with_place(manifest: str, kept_at: str) -> str:
     try:
-        return json.dumps({**json.loads(text), "kept_at": url.rpartition("/")[0]}, indent=2)
+        return json.dumps({**json.loads(manifest), "kept_at": kept_at}, indent=2)
     except (ValueError, TypeError):
-        return text  # half written, so no manifest
+        return manifest  # half written, so no manifest
 
 
 def _fetch_file(root: RunRoot, place: str, name: str, digest: str) -> None:
