@@ -79,7 +79,7 @@ def push(root: RunRoot, folder: Path, names: Iterable[str]) -> None:
     with reach(root) as (files, top):
         for name in names:
             there = f"{top}/{place}/{name}"
-            if name.endswith("manifest.json"):
+            if name == "manifest.json":
                 text = (folder / name).read_text(encoding="utf-8")
                 files.pipe_file(there, _with_place(text, "").encode())
             else:
