@@ -61,8 +61,11 @@ def serve_all(config: Config) -> None:
         )
     open_store(config.store_url).dispose()
     load_keyring(config.privacy, os.environ)
-    with _listening_socket(config.serve) as shared:
-        _supervise(shared, config.serve.workers)
+    with (
+        _listening_socket(config.serve) as shared,
+        TemporaryDirectory(prefix="reactune-figures-") as figures,
+    ):
+        _supervise(shared, figures, config.serve.workers)
 
 
 def serve(
@@ -143,27 +146,26 @@ def _listening_socket(settings: ServeConfig) -> socket.socket:
     return shared
 
 
-def _supervise(shared: socket.socket, count: int) -> None:
+def _supervise(shared: socket.socket, figures: str, count: int) -> None:
     """Keep so many workers alive until this process is asked to end; they end with it."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with TemporaryDirectory(prefix="reactune-figures-") as figures:
-        workers = [_begin(shared, figures) for _ in range(count)]
-        try:
-            while True:
-                time.sleep(AGAIN_SECONDS)
-                for place, worker in enumerate(workers):
-                    if worker.poll() is not None:
-                        code = worker.returncode
-                        log.error("worker %d ended with %s; begun anew", worker.pid, code)
-                        mark_process_dead(worker.pid, figures)  # type: ignore[no-untyped-call]
-                        workers[place] = _begin(shared, figures)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            for worker in workers:
-                worker.send_signal(signal.SIGTERM)
-            for worker in workers:
-                worker.wait(2 * LAST_SECONDS)
+    workers = [_begin(shared, figures) for _ in range(count)]
+    try:
+        while True:
+            time.sleep(AGAIN_SECONDS)
+            for place, worker in enumerate(workers):
+                if worker.poll() is not None:
+                    code = worker.returncode
+                    log.error("worker %d ended with %s; begun anew", worker.pid, code)
+                    mark_process_dead(worker.pid, figures)  # type: ignore[no-untyped-call]
+                    workers[place] = _begin(shared, figures)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        for worker in workers:
+            worker.wait(2 * LAST_SECONDS)
 
 
 def _begin(shared: socket.socket, figures: str) -> subprocess.Popen[bytes]:

@@ -19,9 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reactune.service import Service
 
-SHARED_FIGURES = (
-    "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name: where workers keep theirs
-)
+# prometheus_client's own name of the folder where workers keep their figures.
+SHARED_FIGURES = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 log = logging.getLogger("reactune.requests")
