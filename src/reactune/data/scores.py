@@ -20,7 +20,7 @@ from reactune.data.engines import (
     dialect_of,
     unbound_scores,
 )
-from reactune.data.streams import in_utc
+from reactune.data.streams import Answers, in_utc
 from reactune.errors import ConfigError, PrivacyError
 from reactune.privacy import Key, user_key
 from reactune.records import Counts
@@ -105,8 +105,9 @@ def read_scores(
 def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
-    Of those, `label` leaves out whom has opted out: asked again here, an engine would read the
-    table a second time on one core. How many these are is seen when the rows are read.
+    Of the evidence, `label` leaves out the rows of those who opted out. To ask for them here, too,
+    an engine would read the table a second time on one core; how many they are is seen when the
+    rows are read.
     """
     scores, table = opened.scores, opened.scores.chosen
     rules = _evidence(scores, labels)
@@ -115,13 +116,13 @@ def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     for number, rule in enumerate(rules.values()):
         kept = rule if kept is None else kept & rule
         left[f"after_{number}"] = table.count(where=kept)
-    counts = _whole_numbers(opened, table.aggregate(**left))
+    counts = _whole_numbers(opened.answers, table.aggregate(**left))
     lost = [before - after for before, after in pairwise(counts)]
     refused = dict(zip(rules, lost, strict=True))
     came_in = counts[0]
     if scores.chosen is not scores.table:
         whole = scores.table.aggregate(rows=scores.table.count())
-        (came_in,) = _whole_numbers(opened, whole)
+        (came_in,) = _whole_numbers(opened.answers, whole)
         refused = {"outside [source] where": came_in - counts[0], **refused}
     return Counts(came_in, counts[-1], refused)
 
@@ -195,8 +196,8 @@ def forecast(
     return today + timedelta(days=max(waits))
 
 
-def _whole_numbers(opened: OpenScores, expression: "Table") -> list[int]:
-    (result,) = opened.answers.rows(expression)
+def _whole_numbers(answers: Answers, expression: "Table") -> list[int]:
+    (result,) = answers.rows(expression)
     return [int(str(number)) for number in result.values()]
 
 
