@@ -1,6 +1,8 @@
-"""When requests come of many people who know nothing of each other: a Poisson process."""
+"""Requests of many people who know nothing of each other: they come as a Poisson process."""
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 
 
@@ -12,3 +14,21 @@ def arrivals(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
     draw, at = Random(seed), 0.0
     while (at := at + draw.expovariate(rate)) < seconds:
         yield at
+
+
+async def send(
+    one: Callable[[int, float], Awaitable[None]], *, rate: float, seconds: float, seed: int
+) -> float:
+    """Begin `one` at every arrival, with its number and when it was due, whoever is not done yet.
+
+    Returns the seconds until all are done.
+    """
+    begin, tasks = time.perf_counter(), []
+    for number, at in enumerate(arrivals(rate, seconds, seed=seed)):
+        due = begin + at
+        wait = due - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.ensure_future(one(number, due)))
+    await asyncio.gather(*tasks)
+    return time.perf_counter() - begin

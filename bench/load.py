@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from arrivals import arrivals
+from arrivals import send
 
 
 @dataclass
@@ -96,8 +96,8 @@ async def at_rate(
     headers: str = "",
 ) -> Answers:
     """Requests at random times, so many a second, whether or not those before are answered."""
-    answers, idle, tasks = Answers(), [], []
-    begin = time.perf_counter()
+    answers = Answers()
+    idle: list[Connection] = []
 
     async def one(number: int, due: float) -> None:
         connection = idle.pop() if idle else Connection(address)
@@ -105,14 +105,7 @@ async def at_rate(
         idle.append(connection)
         _note(answers, due, status, body)
 
-    for number, at in enumerate(arrivals(rate, seconds, seed=seed)):
-        due = begin + at
-        wait = due - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(number, due)))
-    await asyncio.gather(*tasks)
-    answers.wall_seconds = time.perf_counter() - begin
+    answers.wall_seconds = await send(one, rate=rate, seconds=seconds, seed=seed)
     return answers
 
 

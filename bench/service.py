@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,10 @@ from serving_fixtures import set_challenger, set_champion, version
 
 USERS = [f"user-{number}" for number in range(500)]
 GOAL_SHARE, GOAL_REACTIONS = 1 / 3, 1_500
-START_SECONDS = 180
+START_SECONDS, FLOOD_SECONDS = 180, 15.0
+
+Ask = Callable[[float, float, int], Answers]
+"""Of a rate, seconds and a seed: the answers to requests at the random times of that seed."""
 
 
 class Place(NamedTuple):
@@ -56,7 +60,7 @@ class Place(NamedTuple):
     address: str
     headers: str = ""
 
-    def ask(self, rate: float, seconds: float, *, seed: int) -> Answers:
+    def ask(self, rate: float, seconds: float, seed: int) -> Answers:
         """Requests at random times, so many a second, whoever answers late."""
         request = chat_request(USERS)
         return asyncio.run(
@@ -110,23 +114,25 @@ def main() -> None:
         stub = [sys.executable, str(Path(__file__).parent / "model_stub.py"), "--port", str(model)]
         stub += ["--delay-ms", str(options.delay_ms)]
         stack.enter_context(running(stub, f"http://127.0.0.1:{model}/api/tags", folder))
-        places = {"stub alone": Place(f"http://127.0.0.1:{model}")}
+        asks: dict[str, Ask] = {"stub alone": Place(f"http://127.0.0.1:{model}").ask}
         rate = options.rate or 0.0
         if options.litellm is not None:
             proxy = stack.enter_context(litellm(options.litellm, folder, model))
             proxy.press(8, 3.0)
-            figures["litellm saturation"] = proxy.press(options.connections, 15.0).per_second
-            rate = figures["litellm saturation"] / 2
-            places["LiteLLM"] = proxy
-            print(f"LiteLLM's saturation: {2 * rate:.0f} a second; asked at {rate:.0f}")
+            full = proxy.press(options.connections, FLOOD_SECONDS).per_second
+            figures["litellm saturation"], rate = full, full / 2
+            asks["LiteLLM"] = proxy.ask
+            print(f"LiteLLM's saturation: {full:.0f} a second; asked at {rate:.0f}")
+        if options.tensorzero is not None:
+            asks["TensorZero"] = partial(through_tensorzero, options.tensorzero, model)
         ours: dict[str, Ours] = {}
         for kind, url in stack.enter_context(store_urls(folder)).items():
             (folder / kind).mkdir()
             ours[kind] = stack.enter_context(serving(url, folder / kind, model))
             ours[kind].place.press(8, 3.0)
-            places[f"ours, {kind}"] = ours[kind].place
+            asks[f"ours, {kind}"] = ours[kind].place.ask
         there = {kind: {tip_id for tip_id, *_ in rows(our.engine)} for kind, our in ours.items()}
-        found = by_turns(places, rate, options, model)
+        found = by_turns(asks, rate, options)
         for name, answers in found.items():
             figures[name] = told(name, answers, options)
         for kind, our in ours.items():
@@ -137,17 +143,12 @@ def main() -> None:
     print(f"kept in {record('service', figures, packages=('fastapi', 'uvicorn')).name}")
 
 
-def by_turns(
-    places: dict[str, Place], rate: float, options: argparse.Namespace, model: int
-) -> dict[str, Answers]:
-    """Everybody's answers at one rate; TensorZero's gateway takes its turns, too."""
-    found = {name: Answers() for name in places}
+def by_turns(asks: dict[str, Ask], rate: float, options: argparse.Namespace) -> dict[str, Answers]:
+    """Everybody's answers at one rate."""
+    found = {name: Answers() for name in asks}
     for turn in range(options.turns):
-        for name, place in places.items():
-            found[name].add(place.ask(rate, options.seconds, seed=turn))
-        if options.tensorzero is not None:
-            theirs = through_tensorzero(options, model, rate, seed=turn)
-            found.setdefault("TensorZero", Answers()).add(theirs)
+        for name, ask in asks.items():
+            found[name].add(ask(rate, options.seconds, turn))
     return found
 
 
@@ -171,16 +172,14 @@ def litellm(program: Path, folder: Path, model: int) -> Iterator[Place]:
         yield Place(address, bearer(key))
 
 
-def through_tensorzero(
-    options: argparse.Namespace, model: int, rate: float, *, seed: int
-) -> Answers:
+def through_tensorzero(python: Path, model: int, rate: float, seconds: float, seed: int) -> Answers:
     """The same rate through a gateway that is a library and writes nothing down."""
-    peer = [str(options.tensorzero), str(Path(__file__).parent / "tensorzero_peer.py")]
+    peer = [str(python), str(Path(__file__).parent / "tensorzero_peer.py")]
     peer += ["--address", f"http://127.0.0.1:{model}"]
-    peer += ["--rate", str(rate), "--seconds", str(options.seconds), "--seed", str(seed)]
+    peer += ["--rate", str(rate), "--seconds", str(seconds), "--seed", str(seed)]
     output = subprocess.run(peer, check=True, capture_output=True, text=True).stdout
-    seconds = json.loads(output.splitlines()[-1])
-    return Answers(seconds, [200] * len(seconds), wall_seconds=options.seconds)
+    taken = json.loads(output.splitlines()[-1])
+    return Answers(taken, [200] * len(taken), wall_seconds=seconds)
 
 
 def recorded(
@@ -188,16 +187,16 @@ def recorded(
 ) -> dict[str, float]:
     """Whether every tip is there once; then reactions, and whether every tip has one."""
     given = [json.loads(body)["id"] for body in answers.bodies]
-    kept = [tip_id for tip_id, *_ in rows(ours.engine)]
+    theirs, kept = set(given), [tip_id for tip_id, *_ in rows(ours.engine)]
     reacted = asyncio.run(react(ours.place, given, options))
     after = rows(ours.engine)
     return {
-        "lost": len(set(given) - set(kept)),
+        "lost": len(theirs - set(kept)),
         "double": sum(number > 1 for number in Counter(kept).values()),
-        "surplus": len(set(kept) - before - set(given)),
+        "surplus": len(set(kept) - before - theirs),
         "reactions_per_second": reacted.per_second,
         "tips without reaction": sum(
-            tip_id in set(given) and reaction is None for tip_id, reaction, _ in after
+            tip_id in theirs and reaction is None for tip_id, reaction, _ in after
         ),
         "reactions refused": sum(not 200 <= status < 300 for status in reacted.statuses),
     }
@@ -229,7 +228,7 @@ async def react(place: Place, tip_ids: list[str], options: argparse.Namespace) -
 
     return await flood(
         place.address, request,
-        connections=options.connections, seconds=15.0, headers=place.headers,
+        connections=options.connections, seconds=FLOOD_SECONDS, headers=place.headers,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tensorzero import AsyncTensorZeroGateway
 
-from arrivals import arrivals
+from arrivals import send
 
 SETTINGS = """
 [gateway]
@@ -47,21 +47,14 @@ async def measure(address: str, *, rate: float, seconds: float, seed: int) -> li
     found: list[float] = []
     messages = {"messages": [{"role": "user", "content": QUESTION}]}
 
-    async def one(due: float) -> None:
+    async def one(number: int, due: float) -> None:
         await gateway.inference(function_name="tip", input=messages)
         found.append(time.perf_counter() - due)
 
-    for _ in range(20):
-        await one(time.perf_counter())
+    for number in range(20):
+        await one(number, time.perf_counter())
     found.clear()
-    begin, tasks = time.perf_counter(), []
-    for at in arrivals(rate, seconds, seed=seed):
-        due = begin + at
-        wait = due - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(due)))
-    await asyncio.gather(*tasks)
+    await send(one, rate=rate, seconds=seconds, seed=seed)
     return found
 
 
