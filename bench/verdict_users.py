@@ -80,43 +80,43 @@ def draw(scene: Scene, lift: float, rng: np.random.Generator) -> World:
     )
 
 
-def read(scene: Scene, world: World) -> dict[str, int]:
-    """By rule the day of the first verdict, negative for a worse challenger; 0 for none."""
-    planned = scene.persons * scene.share * (1 - scene.share)
-    without = replace(
-        world,
-        past_tips=np.zeros_like(world.past_tips),
-        past_positives=np.zeros_like(world.past_positives),
-    )
-    verdicts = dict.fromkeys(("reactune", "reactune, without the past", *PEERS), 0)
-    for day in range(scene.days):
-        for name, seen in (("reactune", world), ("reactune, without the past", without)):
-            there = seen.came <= day
-            found, ready = foreseen_differences(
-                seen.tips[day, there],
-                seen.positives[day, there],
-                seen.challenger[there],
-                np.full(int(there.sum()), scene.share),
-                earlier_tips=seen.past_tips[there],
-                earlier_positives=seen.past_positives[there],
-                settings=SETTINGS,
-            )
-            ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
-            if not verdicts[name]:
-                side = int(ours.low[-1] > 0) - int(ours.high[-1] < 0)
-                verdicts[name] = side * (day + 1)
-            if name == "reactune" and ready[-1]:
-                z = found.estimate[-1] / found.error[-1]
-                for peer, rule in PEERS.items():
-                    if not verdicts[peer] and rule(z, float(there.sum())):
-                        verdicts[peer] = int(np.sign(z)) * (day + 1)
-    return verdicts
-
-
 PEERS = {
     "GrowthBook sequential, default": lambda z, n: bool(peers.growthbook(z, n, tuned_at=5_000)),
     "t test, read every day": lambda z, n: bool(peers.naive(z)),
 }
+
+
+def look(scene: Scene, world: World, day: int) -> tuple[int, float, int]:
+    """What ours says after a day (1 better, -1 worse, 0 nothing), z where it reads one, units."""
+    there = world.came <= day
+    found, ready = foreseen_differences(
+        world.tips[day, there],
+        world.positives[day, there],
+        world.challenger[there],
+        np.full(int(there.sum()), scene.share),
+        earlier_tips=world.past_tips[there],
+        earlier_positives=world.past_positives[there],
+        settings=SETTINGS,
+    )
+    planned = scene.persons * scene.share * (1 - scene.share)
+    ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
+    side = int(ours.low[-1] > 0) - int(ours.high[-1] < 0)
+    z = float(found.estimate[-1] / found.error[-1]) if ready[-1] else 0.0
+    return side, z, int(there.sum())
+
+
+def read(scene: Scene, world: World) -> dict[str, int]:
+    """By rule the day of the first verdict, negative for a worse challenger; 0 for none."""
+    nothing = np.zeros_like(world.past_tips)
+    without = replace(world, past_tips=nothing, past_positives=nothing)
+    verdicts: dict[str, int] = {}
+    for day in range(scene.days):
+        side, z, units = look(scene, world, day)
+        said = {"reactune": side, "reactune, without the past": look(scene, without, day)[0]}
+        said |= {name: int(np.sign(z)) * rule(z, units) for name, rule in PEERS.items()}
+        for name, verdict in said.items():
+            verdicts[name] = verdicts.get(name) or verdict * (day + 1)
+    return verdicts
 
 
 def main() -> None:
