@@ -27,6 +27,7 @@ from people_fixtures import (
 )
 from reactune import erasing, journal, live, paperwork
 from reactune.canary.outcomes import read_outcomes
+from reactune.canary.routing import unit_key
 from reactune.cli import main
 from reactune.config import CanaryConfig, LabelConfig
 from reactune.data.erasure import Targets, rows_to_go, take_out
@@ -99,7 +100,7 @@ def exposures(user, arms, *, first=0):
             "tip_content": f"A tip for {user}",
             "arm": arm,
             "rollout_id": "r",
-            "unit_key": f"{name.user_key}:{at:%Y-%m-%d}",
+            "unit_key": unit_key("user_day", tip_id="", user_key=name.user_key, at=at),
             "propensity": 0.5,
             "sampling_json": '{"seed":7}',
             "created_at": at,

@@ -19,6 +19,7 @@ from reactune.canary.routing import (
     route,
     unit_key,
 )
+from reactune.privacy import Key, user_key
 
 CASES = Path(__file__).parents[2] / "shared/data/routing/growthbook_cases.json"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -168,3 +169,9 @@ def test_a_user_as_unit_stays_on_one_arm_for_good():
         unit_key("user", tip_id=str(n), user_key="u", at=NOON + timedelta(days=n)) for n in range(9)
     }
     assert keys == {"u"}
+
+
+def test_a_unit_names_its_user_by_sixteen_digits():
+    person = user_key(Key(b"k" * 32), "ann@example.org")
+    assert unit_key("user_day", tip_id="t", user_key=person, at=NOON) == f"{person[:16]}:2026-03-01"
+    assert unit_key("user", tip_id="t", user_key=person, at=NOON) == person[:16]

@@ -12,6 +12,7 @@ from reactune.config import PrivacyConfig
 from reactune.errors import PrivacyError
 
 MIN_KEY_CHARS = 32
+SHORT_KEY_DIGITS = 16  # 64 bits: ten million people have two alike with a chance of 3 in a million
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,8 @@ def load_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> Key:
 def user_key(key: Key, user_id: str) -> str:
     """HMAC-SHA256 of the user id, 64 hexadecimal digits: equal ids give equal keys."""
     return hmac.digest(key.secret, user_id.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+def short_key(user_key: str) -> str:
+    """The first 16 digits of a `user_key`: enough to tell people apart, and a quarter to hash."""
+    return user_key[:SHORT_KEY_DIGITS]

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from reactune.prints import find_prints, print_of
-from reactune.privacy import Key
+from reactune.privacy import Key, short_key
 
 ID, HASH, TEXT, TIP = "the id", "a hash of the id", "text that was erased", "a tip that was erased"
 CHUNK_BYTES, OVERLAP = 2**23, 2**12
@@ -67,7 +67,7 @@ def find_in_bytes(sought: Sought, data: bytes) -> Found:
 
 
 def find_ids(sought: Sought, data: bytes) -> Found:
-    """The ids and their hashes; a short id only as a word of a text."""
+    """The ids and their hashes, whole or short; a short id only as a word of a text."""
     kinds = set()
     if b"\0" in data:
         long_ones = (each for each in sought.spellings if len(each) >= MIN_BINARY_BYTES)
@@ -75,7 +75,7 @@ def find_ids(sought: Sought, data: bytes) -> Found:
             kinds.add(ID)
     elif sought.words.search(data):
         kinds.add(ID)
-    if any(each.encode() in data for each in sought.user_keys):
+    if any(short_key(each).encode() in data for each in sought.user_keys):
         kinds.add(HASH)
     return Found(frozenset(kinds))
 

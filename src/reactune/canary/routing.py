@@ -6,6 +6,7 @@ What is live, and at what share, is for `rollout.py`; exposures are written by t
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from reactune.privacy import short_key
 from reactune.records import Arm, Unit
 
 BUCKETS = 10_000
@@ -22,14 +23,9 @@ def fnv1a32(text: str, *, start: int = _FNV_OFFSET) -> int:
         units: Sequence[int] = text.encode("ascii")
     else:
         units = memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H")
-    value, odd = start, len(units) % 4
-    for unit in units[:odd]:
+    value = start
+    for unit in units:
         value = ((value ^ unit) * _FNV_PRIME) & 0xFFFFFFFF
-    # Only the lowest 32 bits go on to the next step, so they may as well be cut every fourth.
-    four = iter(units[odd:])
-    for a, b, c, d in zip(four, four, four, four, strict=True):
-        value = ((value ^ a) * _FNV_PRIME ^ b) * _FNV_PRIME
-        value = (((value ^ c) * _FNV_PRIME ^ d) * _FNV_PRIME) & 0xFFFFFFFF
     return value
 
 
@@ -88,13 +84,15 @@ def propensity(arm: Arm, share: float) -> float:
 def unit_key(unit: Unit, *, tip_id: str, user_key: str, at: datetime) -> str:
     """What is routed as one: the tip itself, all tips of a user on one UTC day, or all of a user.
 
+    People are named by `short_key`, since the hash that draws arms reads every digit.
+
     With `user_day` a user may meet both models, on different days; with `user` the difference
     between people stands in every comparison, so it wants CUPED.
     """
     if unit == "tip":
         return tip_id
     if unit == "user":
-        return user_key
+        return short_key(user_key)
     return user_on(user_key, day_of(at))
 
 
@@ -105,7 +103,7 @@ def day_of(at: datetime) -> str:
 
 def user_on(user_key: str, day: str) -> str:
     """The unit of a user on a day that `day_of` named."""
-    return f"{user_key}:{day}"
+    return f"{short_key(user_key)}:{day}"
 
 
 def challenger_buckets(share: float) -> int:
