@@ -47,7 +47,7 @@ def read_jsonl(path):
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".ndjson.gz"])
 def test_texts_at_any_depth_of_jsonl_get_placeholders_that_agree_within_a_row(tmp_path, ending):
     file, out = write_jsonl(tmp_path / f"a{ending}", ROWS), tmp_path / f"b{ending}"
     code, stdout, stderr = run("deidentify", file, "--out", out)

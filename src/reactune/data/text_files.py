@@ -285,6 +285,7 @@ FORMS = {
     ".jsonl": _Form(_read_jsonl, _write_jsonl),
     ".jsonl.gz": _Form(_read_jsonl, _write_jsonl),
     ".ndjson": _Form(_read_jsonl, _write_jsonl),
+    ".ndjson.gz": _Form(_read_jsonl, _write_jsonl),
     ".csv": _Form(_read_csv, _write_csv),
     ".csv.gz": _Form(_read_csv, _write_csv),
     ".parquet": _Form(_read_parquet, _write_parquet),
