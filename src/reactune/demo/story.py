@@ -84,24 +84,16 @@ def run_demo(
     Raises:
         ReactuneError: whatever a stage cannot do; ConfigError for an audience that cannot be made.
     """
-    config = set_up(unused(folder), seed=seed)
-    say(f"demo in   {config.folder}")
-
-    def make_people() -> Audience:
-        return load_audience(audience or TOWN, seed=seed, tastes=tastes)
-
-    people = make_people()
-    say("exporting the base model: it is version 1 and the first champion")
-    live.ensure_champion(config)
+    make_people = partial(load_audience, audience or TOWN, seed=seed, tastes=tastes)
     told: list[Told] = []
     past: list[Served] = []
     day = 0
-    with serving_people(config, people, seed=seed, say=say) as stage:
+    with serving_people(folder, make_people(), seed=seed, say=say) as stage:
         for number in range(1, cycles + 1):
             say(f"round {number} of {cycles}")
             one, day = go_round(stage, day, past)
             told.append(one)
-        report = tell(config, told, make_people, now=midnight_after(stage, day - 1))
+        report = tell(stage.config, told, make_people, now=midnight_after(stage, day - 1))
     say(f"report    {report}")
     return report
 
@@ -114,16 +106,11 @@ def play_history(folder: Path, *, seed: int, tastes: str, audience: str | None, 
     Raises:
         ReactuneError: as `run_demo`.
     """
-    config = set_up(unused(folder), seed=seed)
     people = load_audience(audience or TOWN, seed=seed, tastes=tastes)
-    live.ensure_champion(config)
-    with serving_people(config, people, seed=seed, say=say) as stage:
-        for day in range(MAX_HISTORY_DAYS):
-            live_through(stage, day)
-            if is_worth_a_run(config):
-                say(f"reactions of {day + 1} days in {config.folder}")
-                return config.folder
-    raise CanaryError(f"{MAX_HISTORY_DAYS} days brought too few reactions to learn from")
+    with serving_people(folder, people, seed=seed, say=say) as stage:
+        day = next(days_worth_a_run(stage, 0, []))
+        say(f"reactions of {day + 1} days in {stage.config.folder}")
+        return stage.config.folder
 
 
 def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
@@ -146,13 +133,25 @@ def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
 
 def until_trained(stage: Stage, day: int, past: list[Served]) -> tuple[int, Manifest, Path]:
     """Let days pass until a run does not wait; the next day, how the run ended, its folder."""
+    days = days_worth_a_run(stage, day, past)
+    while True:
+        today = next(days)
+        manifest = pipeline.run(stage.config, say=stage.say)
+        if manifest.outcome != "waiting":
+            stage.service.live.refresh()
+            return today + 1, manifest, all_runs(stage.config.run_root)[-1]
+
+
+def days_worth_a_run(stage: Stage, day: int, past: list[Served]) -> Iterator[int]:
+    """Let days pass, and give each on which there is enough to learn from.
+
+    Raises:
+        CanaryError: the last of them has passed.
+    """
     for today in range(day, day + MAX_HISTORY_DAYS):
         past += live_through(stage, today)
         if is_worth_a_run(stage.config):
-            manifest = pipeline.run(stage.config, say=stage.say)
-            if manifest.outcome != "waiting":
-                stage.service.live.refresh()
-                return today + 1, manifest, all_runs(stage.config.run_root)[-1]
+            yield today
     raise CanaryError(f"{MAX_HISTORY_DAYS} days brought too few reactions to learn from")
 
 
@@ -256,8 +255,15 @@ def midnight_after(stage: Stage, day: int) -> datetime:
 
 
 @contextmanager
-def serving_people(config: Config, people: Audience, *, seed: int, say: Say) -> Iterator[Stage]:
-    """The service of an app, on the audience's clock; the base model's tips come from the pool."""
+def serving_people(folder: Path, people: Audience, *, seed: int, say: Say) -> Iterator[Stage]:
+    """The service of an app, on the audience's clock; the base model's tips come from the pool.
+
+    Everything is in this folder, or in one beside it where it holds something else.
+    """
+    config = set_up(unused(folder), seed=seed)
+    say(f"demo in   {config.folder}")
+    say("exporting the base model: it is version 1 and the first champion")
+    live.ensure_champion(config)
     clock = Clock()
     runtime = PooledRuntime(connect(config.serve), read_pool())
     with live.database(config) as engine:
