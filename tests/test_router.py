@@ -143,7 +143,7 @@ def test_a_user_who_comes_again_is_decided_as_the_first_time(engine, store_url):
     with Router.from_store(store_url, key=KEY) as router:
         for number in range(100):
             first = router.decide(f"{number}")
-            unit = f"{user_key(KEY, f'{number}')[:16]}:{time.strftime('%Y-%m-%d', time.gmtime())}"
+            unit = f"{time.strftime('%Y-%m-%d', time.gmtime())}:{user_key(KEY, f'{number}')[:16]}"
             assert router.decide(f"{number}") == first
             assert first.unit_key == unit
             assert first.arm == route(unit, salt="salt of the test", share=0.5)

@@ -115,12 +115,12 @@ def test_a_user_stays_on_the_same_arm_all_utc_day():
     keys = {
         unit_key("user_day", tip_id=t, user_key="u", at=at) for t, at in (("1", early), ("2", late))
     }
-    assert keys == {"u:2026-03-01"}
+    assert keys == {"2026-03-01:u"}
 
 
 def test_a_new_day_is_a_new_unit_and_a_tip_is_its_own():
     tomorrow = NOON + timedelta(days=1)
-    assert unit_key("user_day", tip_id="t", user_key="u", at=tomorrow) == "u:2026-03-02"
+    assert unit_key("user_day", tip_id="t", user_key="u", at=tomorrow) == "2026-03-02:u"
     assert unit_key("tip", tip_id="t", user_key="u", at=NOON) == "t"
 
 
@@ -173,5 +173,5 @@ def test_a_user_as_unit_stays_on_one_arm_for_good():
 
 def test_a_unit_names_its_user_by_sixteen_digits():
     person = user_key(Key(b"k" * 32), "ann@example.org")
-    assert unit_key("user_day", tip_id="t", user_key=person, at=NOON) == f"{person[:16]}:2026-03-01"
+    assert unit_key("user_day", tip_id="t", user_key=person, at=NOON) == f"2026-03-01:{person[:16]}"
     assert unit_key("user", tip_id="t", user_key=person, at=NOON) == person[:16]

@@ -99,7 +99,7 @@ def test_without_a_challenger_the_champion_answers_everybody_and_the_row_says_it
         "model_version": 1,
         "arm": "champion",
         "rollout_id": live.rollout_id,
-        "unit_key": f"{person[:16]}:2026-03-04",
+        "unit_key": f"2026-03-04:{person[:16]}",
         "propensity": 1.0,
         "fallback": None,
         "created_at": NOON,
@@ -120,7 +120,7 @@ def test_arms_and_propensities_are_those_of_the_routing(engine, service):
     rows = rows_of(engine)
     assert len(rows) == 60
     for row in rows:
-        assert row["unit_key"] == f"{row['user_key'][:16]}:2026-03-04"
+        assert row["unit_key"] == f"2026-03-04:{row['user_key'][:16]}"
         assert row["arm"] == route(row["unit_key"], salt="salt of the test", share=0.3)
         assert row["propensity"] == pytest.approx({"challenger": 0.3, "champion": 0.7}[row["arm"]])
         assert row["model_version"] == {"challenger": 2, "champion": 1}[row["arm"]]

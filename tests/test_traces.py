@@ -89,7 +89,7 @@ def test_after_an_erasure_nothing_is_found_and_all_places_are_named(erased):
         (f"runs/{RUN}/evaluate/.gate.json.4711", HASH.encode(), "a hash"),
         (f"runs/{RUN}/notes.txt.gz", gzip.compress(b"x" * 9_000_000 + TEXT.encode()), "text"),
         ("runs/reviews/20260302-080000-0000/compare/look.json", TEXT.encode(), "text"),
-        ("runs/trial/units.csv", f"{HASH[:16]}:2026-03-02,champion".encode(), "a hash"),
+        ("runs/trial/units.csv", f"2026-03-02:{HASH[:16]},champion".encode(), "a hash"),
         ("cache/tokens.bin", b"\0" * 100 + HASH.encode(), "a hash"),
         ("mlflow-artifacts/1/x/artifacts/dataset.md", TEXT.encode(), "text"),
     ],

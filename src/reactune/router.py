@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
@@ -24,7 +24,7 @@ from reactune.canary.routing import (
 )
 from reactune.config import PrivacyConfig
 from reactune.errors import CanaryError, DataError
-from reactune.privacy import Key, load_key, user_key
+from reactune.privacy import Key, load_key, short_key, user_key
 from reactune.records import Arm, Rollout
 
 REFRESH_SECONDS = 0.4  # so that a stop is seen everywhere in under a second
@@ -66,11 +66,15 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Known:
-    """Units and buckets of one day and salt, of users who came already; `before` came earlier."""
+    """Units and buckets of one day and salt, of users who came already; `before` came earlier.
+
+    All units of a day begin alike: with `start`, whose hash after the salt is `start_hash`.
+    """
 
     day: int
-    name: str
     salt_hash: int
+    start: str = ""
+    start_hash: int = 0
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
     before: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -97,7 +101,7 @@ class Router:
         except (CanaryError, DataError):
             close()
             raise
-        self._known = _Known(0, "", 0)
+        self._known = _Known(0, 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="reactune-route")
         self._thread.start()
@@ -200,17 +204,18 @@ class Router:
         day = int(time.time() // 86_400)
         known = self._known
         if known.day != day or known.salt_hash != plan.salt_hash:
-            name = day_of(datetime.fromtimestamp(day * 86_400, UTC))
-            known = self._known = _Known(day, name, plan.salt_hash)
+            start = user_on("", day_of(datetime.fromtimestamp(day * 86_400, UTC)))
+            start_hash = fnv1a32(start, start=plan.salt_hash)
+            known = self._known = _Known(day, plan.salt_hash, start, start_hash)
         elif len(known.places) >= KNOWN:
             # Whoever comes again soon is still known.
-            known = self._known = _Known(day, known.name, plan.salt_hash, before=known.places)
+            known = self._known = replace(known, places={}, before=known.places)
         place = known.places.get(user_id)
         if place is None:
             place = known.before.get(user_id)
             if place is None:
-                unit = user_on(user_key(self._key, user_id), known.name)
-                place = (unit, bucket_after(plan.salt_hash, unit))
+                person = short_key(user_key(self._key, user_id))
+                place = (known.start + person, bucket_after(known.start_hash, person))
             known.places[user_id] = place
         return place
 

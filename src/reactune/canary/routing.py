@@ -102,8 +102,8 @@ def day_of(at: datetime) -> str:
 
 
 def user_on(user_key: str, day: str) -> str:
-    """The unit of a user on a day that `day_of` named."""
-    return f"{short_key(user_key)}:{day}"
+    """The unit of a user on a day that `day_of` named; the day first, to hash it once for all."""
+    return f"{day}:{short_key(user_key)}"
 
 
 def challenger_buckets(share: float) -> int:
