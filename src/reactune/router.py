@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, Self
 from reactune.canary.routing import (
     bucket_after,
     challenger_buckets,
-    day_of,
+    day_start,
     fnv1a32,
     propensity,
     unit_key,
-    user_on,
 )
 from reactune.config import PrivacyConfig
 from reactune.errors import CanaryError, DataError
@@ -204,7 +203,7 @@ class Router:
         day = int(time.time() // 86_400)
         known = self._known
         if known.day != day or known.salt_hash != plan.salt_hash:
-            start = user_on("", day_of(datetime.fromtimestamp(day * 86_400, UTC)))
+            start = day_start(datetime.fromtimestamp(day * 86_400, UTC))
             start_hash = fnv1a32(start, start=plan.salt_hash)
             known = self._known = _Known(day, plan.salt_hash, start, start_hash)
         elif len(known.places) >= KNOWN:

@@ -91,19 +91,13 @@ def unit_key(unit: Unit, *, tip_id: str, user_key: str, at: datetime) -> str:
     """
     if unit == "tip":
         return tip_id
-    if unit == "user":
-        return short_key(user_key)
-    return user_on(user_key, day_of(at))
+    person = short_key(user_key)
+    return person if unit == "user" else day_start(at) + person
 
 
-def day_of(at: datetime) -> str:
-    """The UTC day, as units name it."""
-    return f"{at.astimezone(UTC):%Y-%m-%d}"
-
-
-def user_on(user_key: str, day: str) -> str:
-    """The unit of a user on a day that `day_of` named; the day first, to hash it once for all."""
-    return f"{day}:{short_key(user_key)}"
+def day_start(at: datetime) -> str:
+    """What all units of a UTC day begin with, so that it can be hashed once for all of them."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}:"
 
 
 def challenger_buckets(share: float) -> int:

@@ -258,7 +258,8 @@ def midnight_after(stage: Stage, day: int) -> datetime:
 def serving_people(folder: Path, people: Audience, *, seed: int, say: Say) -> Iterator[Stage]:
     """The service of an app, on the audience's clock; the base model's tips come from the pool.
 
-    Everything is in this folder, or in one beside it where it holds something else.
+    The base model is the champion. All is kept in the folder, or in one beside it where a demo was
+    played in it before.
     """
     config = set_up(unused(folder), seed=seed)
     say(f"demo in   {config.folder}")
