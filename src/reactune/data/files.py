@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 PARQUET_ROWS = 1_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".ndjson": "jsonl",
+    ".ndjson.gz": "jsonl",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".parquet": "parquet",
+}
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -88,12 +97,21 @@ def parse_json(text: str) -> Any:
         raise Refused("not valid JSON") from error
 
 
-def _reader_of(path: Path) -> Callable[[Path, Mapping[str, str], int], Iterator[Line]]:
+def ending_of(path: Path) -> str:
+    """The ending of the file's name, one of `ENDINGS`, which says what kind of file it is.
+
+    Raises:
+        DataError: it has none of them.
+    """
     name = path.name.lower()
-    for ending, reader in READERS.items():
+    for ending in ENDINGS:
         if name.endswith(ending):
-            return reader
-    raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(READERS)}")
+            return ending
+    raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(ENDINGS)}")
+
+
+def _reader_of(path: Path) -> Callable[[Path, Mapping[str, str], int], Iterator[Line]]:
+    return READERS[ENDINGS[ending_of(path)]]
 
 
 def _read_jsonl(path: Path, names: Mapping[str, str], max_bytes: int) -> Iterator[Line]:
@@ -268,12 +286,4 @@ def _finite(text: str) -> float:
 
 
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-READERS = {
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".ndjson.gz": _read_jsonl,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
-}
+READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from reactune.data.files import ENDINGS, ending_of
 from reactune.detect.spans import Text, labelled
 from reactune.errors import DataError
 
@@ -62,7 +63,7 @@ def writing(path: Path, like: Path) -> Iterator[Write]:
         DataError: the names say different kinds of files, or the file cannot be written.
     """
     form = _form_of(like)
-    if form is not _form_of(path):
+    if ending_of(path) != ending_of(like):
         raise DataError(f"{path}: must be of the same kind as {like}; give it the same ending")
     partial = path.with_name(f".{path.name}.partial{''.join(path.suffixes)}")
     try:
@@ -122,11 +123,7 @@ class _Form:
 
 
 def _form_of(path: Path) -> _Form:
-    name = path.name.lower()
-    for ending, form in FORMS.items():
-        if name.endswith(ending):
-            return form
-    raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(FORMS)}")
+    return FORMS[ENDINGS[ending_of(path)]]
 
 
 def _open(path: Path, mode: str, **options: Any) -> TextIO:
@@ -282,11 +279,7 @@ def _write_parquet(path: Path, like: Path) -> Iterator[Write]:
 
 
 FORMS = {
-    ".jsonl": _Form(_read_jsonl, _write_jsonl),
-    ".jsonl.gz": _Form(_read_jsonl, _write_jsonl),
-    ".ndjson": _Form(_read_jsonl, _write_jsonl),
-    ".ndjson.gz": _Form(_read_jsonl, _write_jsonl),
-    ".csv": _Form(_read_csv, _write_csv),
-    ".csv.gz": _Form(_read_csv, _write_csv),
-    ".parquet": _Form(_read_parquet, _write_parquet),
+    "jsonl": _Form(_read_jsonl, _write_jsonl),
+    "csv": _Form(_read_csv, _write_csv),
+    "parquet": _Form(_read_parquet, _write_parquet),
 }
