@@ -44,10 +44,11 @@ test: setup airflow-env ## all tests but the slow ones (10 minutes)
 test-all: setup airflow-env ## every test
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-lint: setup ## style, format and types
+lint: setup ## style, format, types, and which package may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check src tests scripts bench dags
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup ## list the benchmarks; make bench NAME=routing runs bench/routing.py
 	@if [ -n "$(NAME)" ]; then $(BIN)/python bench/$(NAME).py $(ARGS); else \

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reactune.config import (
+from reactune.config.sections import (
     DataConfig,
     DatasetConfig,
     LabelConfig,
@@ -37,15 +37,15 @@ from reactune.config import (
     PromptConfig,
     SourceConfig,
 )
-from reactune.data import dataset, extraction
-from reactune.data.consent import after_consent
-from reactune.data.engines import open_scores
+from reactune.data.dataset import build
+from reactune.data.deidentify import batches as extraction
 from reactune.data.labelled import read_batches
-from reactune.data.scores import LABELLED, label_counts, read_scores
-from reactune.database import create_store
-from reactune.model import base_model
-from reactune.privacy import Key
-from reactune.prompt import load_chat
+from reactune.data.labels.scores import LABELLED, after_consent, label_counts, read_scores
+from reactune.data.labels.sources import open_scores
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat
+from reactune.privacy.hashing import Key
+from reactune.store.database import create_store
 from record import record
 
 KEY = Key(b"a key of more than 32 characters, for a benchmark")
@@ -257,7 +257,7 @@ def remember(rows: int, memory_gb: float) -> dict[str, Any]:
             )
         told |= {"extract cpu s": _since(started), "extract peak MB": _peak_mb()}
         started = time.process_time()
-        built = dataset.build(
+        built = build.build(
             read_batches(folder / extraction.FILES[0]),
             DatasetConfig(),
             folder=folder / "dataset",

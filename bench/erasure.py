@@ -17,13 +17,12 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from reactune import erasing
-from reactune.config import Config, load
-from reactune.database import create_store, writing
-from reactune.keyring import Keyring
-from reactune.privacy import Key, user_key
-from reactune.store import upsert_scores
-from reactune.traces import verify
+from reactune.config.settings import Config, load
+from reactune.erasure import erase as erasing
+from reactune.erasure.verify import verify
+from reactune.privacy.hashing import Key, Keyring, user_key
+from reactune.store.database import create_store, writing
+from reactune.store.queries import upsert_scores
 from record import record
 
 KEY = Key(b"the key of a benchmark, 32 chars")

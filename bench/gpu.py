@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from reactune.config import ModelConfig, TrainConfig
+from reactune.config.sections import ModelConfig, TrainConfig
 from reactune.errors import TrainingError
-from reactune.model import base_model
-from reactune.scoring import best_dtype
+from reactune.model.files import base_model
+from reactune.model.logprobs import best_dtype
 from reactune.train.backends import BACKENDS, has_gpu, usable_methods
 from reactune.train.job import Job
 from reactune.train.trainer import Trained, plan_job, read_progress, train

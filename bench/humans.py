@@ -15,11 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from reactune.config import DatasetConfig, LabelConfig
-from reactune.data.humans import without_bursts, without_constant_dwell, without_steering
-from reactune.data.judged import clean_schema
-from reactune.data.rules import keep_only, load
-from reactune.data.workspace import workspace
+from reactune.config.sections import DatasetConfig, LabelConfig
+from reactune.data.dataset.rules import (
+    keep_only,
+    load,
+    without_bursts,
+    without_constant_dwell,
+    without_steering,
+)
+from reactune.data.labelled import clean_schema, workspace
 from reactune.demo.audience import FIRST_DAY, Town
 from reactune.demo.pool import read_pool
 from record import record

@@ -15,12 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from reactune.config import ModelConfig, PrivacyConfig, PromptConfig
-from reactune.detect.detectors import open_detector
-from reactune.detect.spacy_model import folder_of
-from reactune.model import base_model
-from reactune.prompt import assemble, load_chat
-from reactune.sections import KINDS
+from reactune.config.sections import KINDS, ModelConfig, PrivacyConfig, PromptConfig
+from reactune.model.files import base_model
+from reactune.model.prompt import assemble, load_chat
+from reactune.pii.detectors import folder_of, open_detector
 from record import record
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pii"

@@ -16,10 +16,10 @@ from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from reactune.config import load
-from reactune.data.exports import pairs as training_pairs
-from reactune.data.exports import read_examples
-from reactune.pairs import Pair, evaluate_pairs, read_pairs
+from reactune.config.settings import load
+from reactune.data.dataset.exports import pairs as training_pairs
+from reactune.data.dataset.exports import read_examples
+from reactune.evaluate.pairs import Pair, evaluate_pairs, read_pairs
 from record import record
 
 MARKS = ("?", "!", ":", ",", ".", "'", '"', "#", "$")

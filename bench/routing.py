@@ -23,10 +23,11 @@ from growthbook import Experiment, GrowthBook
 
 from reactune import Router
 from reactune.canary import rollout
-from reactune.config import CanaryConfig
-from reactune.privacy import Key
+from reactune.config.sections import CanaryConfig
+from reactune.privacy.hashing import Key
 from reactune.records import ModelVersion
-from reactune.store import add_model_version, create_store, writing
+from reactune.store.database import create_store, writing
+from reactune.store.queries import add_model_version
 from record import record
 
 GOAL_MICROSECONDS = 20.0

@@ -34,12 +34,12 @@ import psutil
 import sqlalchemy as sa
 
 from load import Answers, at_rate, chat_request, flood
-from reactune.config import ModelConfig, PromptConfig
-from reactune.keys import make_key
-from reactune.model import base_model
-from reactune.prompt import load_chat
-from reactune.prompt_folder import write_prompt_folder
-from reactune.store import create_store, tip_scores
+from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat, write_prompt_folder
+from reactune.service.api_keys import make_key
+from reactune.store.database import create_store
+from reactune.store.schema import tip_scores
 from record import record
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from reactune.config import ExportConfig, ModelConfig, PromptConfig, ServeConfig
-from reactune.model import base_model
+from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, ServeConfig
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat, render
 from reactune.process import SPINS
-from reactune.prompt import load_chat, render
 from reactune.records import ModelVersion, Sampling
-from reactune.release.bundle import export_release
+from reactune.release.gguf import export_release
 from reactune.release.runtimes import connect
 from record import record
 

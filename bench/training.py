@@ -17,14 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reactune.config import ModelConfig, PromptConfig, TrainConfig
+from reactune.config.sections import ModelConfig, PromptConfig, TrainConfig
 from reactune.demo.pool import read_pool
-from reactune.model import base_model
-from reactune.pairs import pair_rows, read_pairs
-from reactune.prompt import Chat, assemble, completion_ids, load_chat
-from reactune.scoring import best_dtype
-from reactune.train.job import Job, JobMethod, read_rows, write_job
-from reactune.train.order import tokens_of
+from reactune.evaluate.pairs import pair_rows, read_pairs
+from reactune.model.files import base_model
+from reactune.model.logprobs import best_dtype
+from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
+from reactune.train.job import Job, JobMethod, read_rows, tokens_of, write_job
 from reactune.train.trainer import plan_job, read_progress, run_trainer
 from record import record
 

@@ -16,7 +16,9 @@ import numpy as np
 from scipy.stats import beta
 
 import verdict_peers as peers
-from reactune.canary.evidence import (
+from reactune.canary.guardrails import PARTS
+from reactune.canary.power import needed_drift
+from reactune.canary.sequential import (
     HARM,
     Difference,
     effect,
@@ -24,9 +26,7 @@ from reactune.canary.evidence import (
     harm_evidence,
     mismatch_evidence,
 )
-from reactune.canary.guardrails import PARTS
-from reactune.canary.planning import needed_drift
-from reactune.config import CanaryConfig
+from reactune.config.sections import CanaryConfig
 from record import record
 from verdict_worlds import SCENES, Scene, Worlds, draw
 

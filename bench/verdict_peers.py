@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from reactune.canary.bounds import kappa, multiplier
+from reactune.canary.sequential import kappa, multiplier
 
 Floats = np.ndarray
 ALPHA = 0.05

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import verdict_peers as peers
-from reactune.canary.evidence import effect, foreseen_differences
-from reactune.config import CanaryConfig
+from reactune.canary.sequential import effect, foreseen_differences
+from reactune.config.sections import CanaryConfig
 from record import record
 from verdict import clopper_pearson
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from reactune.cli.entry import commands
+from reactune.cli import commands
 from reactune.cli.session import Session
-from reactune.template import described, sections
+from reactune.config.settings import described, sections
 
 DOCS = Path(__file__).parent.parent / "docs"
 WRITTEN = "<!-- Written by scripts/document.py (`make docs`); do not edit. -->\n"

@@ -18,9 +18,9 @@ from types import ModuleType
 
 from tagger_words import COMPANY_WORDS, DEMONYMS, STREET_WORDS, TITLES
 
-from reactune.config import ModelConfig
-from reactune.detect.words import LEXICON
-from reactune.model import base_model
+from reactune.config.sections import ModelConfig
+from reactune.model.files import base_model
+from reactune.pii.tagger import LEXICON
 
 LETTERS = re.compile(r"[^\W\d_]{2,}")
 COMMON_SURNAMES = 6_000

@@ -8,7 +8,7 @@ from functools import cache
 from faker import Faker
 from tagger_words import DEMONYMS, FORMS, PLAIN, REPORTS, SMALL_TALK, TASKS, TITLES, words_in
 
-from reactune.detect.words import lexicon
+from reactune.pii.tagger import lexicon
 
 Marked = tuple[str, list[tuple[int, int, str]]]  # text, and (start, end, kind) in it
 

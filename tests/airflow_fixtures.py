@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from loop_fixtures import SECRET
+from places import REPOSITORY
 from server_fixtures import free_port
 
-REPOSITORY = Path(__file__).parent.parent
 DAGS = REPOSITORY / "dags"
 NEVER = "0 0 29 2 *"
 PYTHON = Path(

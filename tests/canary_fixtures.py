@@ -5,9 +5,9 @@ from datetime import datetime
 
 import numpy as np
 
-from reactune.canary.evidence import effect, foreseen_differences
 from reactune.canary.outcomes import Outcomes
-from reactune.config import CanaryConfig
+from reactune.canary.sequential import effect, foreseen_differences
+from reactune.config.sections import CanaryConfig
 
 COUNTS = (
     "tips", "positives", "quick_dismissals", "snoozes", "slow", "repeats", "fallbacks",

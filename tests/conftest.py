@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reactune.store import create_store
+from reactune.store.database import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
 
-pytest_plugins = ("s3_fixtures", "serving_fixtures", "tiny_model")
+pytest_plugins = ("ollama_fixtures", "s3_fixtures", "serving_fixtures", "tiny_model")
 
 
 @pytest.fixture

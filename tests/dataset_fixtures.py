@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from reactune.config import DatasetConfig
+from reactune.config.sections import DatasetConfig
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SMALL = DatasetConfig(min_positives=1, min_negatives=1, min_new=0)

@@ -16,14 +16,14 @@ from pathlib import Path
 from unittest import mock
 
 from gguf_fixtures import write_tiny_gguf
-from reactune import live, pipeline
+from reactune import deployment, pipeline
 from reactune.canary.routing import propensity, route, unit_key
-from reactune.config import load
+from reactune.config.settings import load
 from reactune.data.ingest import ingest
-from reactune.database import create_store, opened_store
 from reactune.demo.audience import Response, Visit
-from reactune.privacy import Key, user_key
-from reactune.store import upsert_scores, writing
+from reactune.privacy.hashing import Key, user_key
+from reactune.store.database import create_store, opened_store, writing
+from reactune.store.queries import upsert_scores
 
 SECRET = "a key for tests that nobody else has"
 KEY = Key(SECRET.encode())
@@ -202,7 +202,7 @@ def expose(config, units, *, champion, challenger, first=0):
 
     People are routed as the service does it, and the moment after which all count is returned.
     """
-    opened = live.current(config)
+    opened = deployment.current(config)
     at = opened.opened_at + timedelta(minutes=first)
     rows = []
     for number in range(first, first + units):

@@ -15,19 +15,24 @@ from pathlib import Path
 import pyarrow as pa
 
 from loop_fixtures import read_rows
-from reactune.config import load
-from reactune.data import dataset
-from reactune.data.deidentify import clean_schema
-from reactune.data.judged import refused_schema
-from reactune.data.labelled import LABELLED, REFUSED, read_batches, write_batches, write_refused
-from reactune.data.workspace import workspace
-from reactune.database import create_store
-from reactune.exposures import Given, write_facts
-from reactune.keyring import Keyring, aliases
-from reactune.privacy import Key, user_key
+from reactune.config.settings import load
+from reactune.data.dataset import build
+from reactune.data.labelled import (
+    LABELLED,
+    REFUSED,
+    clean_schema,
+    read_batches,
+    refused_schema,
+    workspace,
+    write_batches,
+    write_refused,
+)
+from reactune.privacy.hashing import Key, Keyring, aliases, user_key
 from reactune.records import STAGES
-from reactune.run_root import pull, push, run_root
-from reactune.runs import StageResult, new_run, run_stage
+from reactune.runs.folders import StageResult, new_run, run_stage
+from reactune.runs.remote import pull, push, run_root
+from reactune.service.events import Given, write_facts
+from reactune.store.database import create_store
 
 KEY, OLD_KEY = Key(b"the key of today, 32 characters.."), Key(b"the key of last year, 32 chars...")
 RING = Keyring(KEY)
@@ -180,7 +185,7 @@ def _extract(folder, labelled):
 
 def _dataset(config, run, folder):
     batches = read_batches(run / "extract/labelled.parquet")
-    result = dataset.build(batches, config.dataset, folder=folder)
+    result = build.build(batches, config.dataset, folder=folder)
     assert result.waiting is None, result.waiting
     return StageResult("built", result.files, counts={"fingerprint": result.fingerprint})
 

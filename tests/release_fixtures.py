@@ -7,10 +7,9 @@ import gguf
 from tokenizers import Tokenizer
 
 from gguf_fixtures import write_tiny_gguf
-from reactune.config import ModelConfig, PromptConfig
-from reactune.model import base_model
-from reactune.prompt import load_chat
-from reactune.prompt_folder import write_prompt_folder
+from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat, write_prompt_folder
 from reactune.records import ModelVersion, Sampling, sha256_of
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=24, seed=1)

@@ -11,14 +11,16 @@ import uvicorn
 
 from reactune.canary import rollout
 from reactune.canary.routing import route, unit_key
-from reactune.config import CanaryConfig, ModelConfig, PromptConfig, ServeConfig
+from reactune.config.sections import CanaryConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
-from reactune.model import base_model
-from reactune.privacy import Key, user_key
-from reactune.prompt import load_chat
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat
+from reactune.privacy.hashing import Key, user_key
 from reactune.records import Completion, ModelVersion
-from reactune.serving import open_service
-from reactune.store import add_model_version, tip_scores, writing
+from reactune.service.state import open_service
+from reactune.store.database import writing
+from reactune.store.queries import add_model_version
+from reactune.store.schema import tip_scores
 from server_fixtures import free_port
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)

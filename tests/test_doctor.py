@@ -8,18 +8,18 @@ import venv
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 
-from reactune import doctor, footprint
-from reactune.config import load
-from reactune.database import create_store
-from reactune.schema import tip_scores
+from places import REPOSITORY
+from reactune import doctor
+from reactune.config.settings import load
+from reactune.model import files
+from reactune.store.database import create_store
+from reactune.store.schema import tip_scores
 
-REPOSITORY = Path(__file__).parent.parent
 KEY = "0123456789abcdef0123456789abcdef"
 
 
@@ -187,14 +187,14 @@ def test_the_weights_of_a_known_model_are_counted_right(config):
 
 
 def test_memory_within_a_container_is_that_of_its_limit(monkeypatch, tmp_path):
-    monkeypatch.setattr(footprint, "CGROUP", tmp_path)
+    monkeypatch.setattr(files, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
-    unlimited = footprint.available_memory()
+    unlimited = files.available_memory()
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("600000\n")
     (tmp_path / "memory.stat").write_text("anon 350000\ninactive_file 250000\n")
     assert unlimited > 1_000_000
-    assert footprint.available_memory() == 650_000
+    assert files.available_memory() == 650_000
 
 
 def test_a_package_of_another_version_is_missing_with_the_one_found(monkeypatch):

@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from loop_fixtures import SECRET, copy_of_trained, install, reactions, take_in, trained
-from reactune import live, pipeline, review
+from reactune import deployment, pipeline, review
 from reactune.cli import main
 from reactune.errors import DataError, PrivacyError
 from reactune.records import STAGES, sha256_of
 from reactune.release import registry
-from reactune.runs import all_runs, ending, manifests
+from reactune.runs.folders import all_runs, ending, manifests
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
 
@@ -74,10 +74,10 @@ def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
 
 
 def test_a_run_ends_with_the_base_as_champion_and_its_model_at_five_percent(went_through):
-    rollout = live.current(went_through)
+    rollout = deployment.current(went_through)
     assert (rollout.champion, rollout.challenger) == (1, 2)
     assert (rollout.phase, rollout.share) == ("canary", 0.05)
-    base, tuned = live.versions(went_through)
+    base, tuned = deployment.versions(went_through)
     assert (base.version, base.run_id, base.adapter) == (1, "base", None)
     assert (tuned.version, tuned.run_id) == (2, all_runs(went_through.run_root)[0].name)
     assert sha256_of(tuned.gguf) == tuned.sha256 != base.sha256
@@ -138,7 +138,7 @@ def test_a_finished_run_that_is_named_again_does_nothing(went_through):
     assert manifest.stage == "deploy"
     assert all(line.endswith("(done before)") for line in said[1:])
     assert written_manifests(folder) == before
-    assert len(live.versions(went_through)) == 2
+    assert len(deployment.versions(went_through)) == 2
 
 
 def test_a_run_waits_while_a_challenger_is_on_trial(went_through):
@@ -171,8 +171,8 @@ def test_after_a_rollback_a_run_waits_for_new_examples_and_then_trains_on_all(tm
     assert all("not done: the run ended at evaluate: " in line for line in later)
     assert not (last / "export").exists()
     assert len(mlflow_versions(config)) == 2
-    assert [model.version for model in live.versions(config)] == [1, 2]
-    assert live.current(config).challenger is None
+    assert [model.version for model in deployment.versions(config)] == [1, 2]
+    assert deployment.current(config).challenger is None
 
 
 def test_too_few_rows_are_an_end_and_no_error(tmp_path, monkeypatch, capsys):
@@ -182,7 +182,7 @@ def test_too_few_rows_are_an_end_and_no_error(tmp_path, monkeypatch, capsys):
     assert (manifest.stage, manifest.outcome) == ("dataset", "waiting")
     assert manifest.summary == "waiting: 12 of 40 positives, 12 of 40 negatives"
     assert len(said) == 3
-    assert live.current(config) is None
+    assert deployment.current(config) is None
     monkeypatch.chdir(tmp_path)
     for arguments, code in ((["run"], 0), (["run", "--waiting-exit-code", "99"], 99)):
         with pytest.raises(SystemExit) as caught:
@@ -269,7 +269,7 @@ def finished(config, before):
     assert {stage: now[stage] for stage in before} == before
     versions = mlflow_versions(config)
     assert sorted(int(each.version) for each in versions) == [1, 2]
-    assert [model.version for model in live.versions(config)] == [1, 2]
+    assert [model.version for model in deployment.versions(config)] == [1, 2]
     assert stored(
         config, "SELECT champion, challenger, share FROM rollouts WHERE closed_at IS NULL"
     ) == [(1, 2, 0.05)]

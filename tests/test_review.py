@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from loop_fixtures import SECRET, copy_of_trained, expose, install
-from reactune import live, review
+from reactune import deployment, review
 from reactune.cli import main
 from reactune.errors import CanaryError
 from reactune.release import registry
@@ -47,12 +47,12 @@ def move_alias(config, alias, version):
 
 def test_a_challenger_that_people_like_clearly_better_becomes_champion(on_trial):
     now = expose(on_trial, 2_000, champion=0.2, challenger=0.8)
-    before = live.current(on_trial)
+    before = deployment.current(on_trial)
     found = review.review(on_trial, now=now)
     assert found.verdict == "promote"
     assert (found.rollout.champion, found.rollout.challenger) == (2, None)
     assert (found.rollout.phase, found.rollout.share) == ("idle", 0.0)
-    assert live.current(on_trial) == found.rollout
+    assert deployment.current(on_trial) == found.rollout
     assert aliases(on_trial) == {"champion": 2}
     assert "registry alias champion: 1 -> 2" in found.line
     actor, verdict, reason, numbers = decisions(on_trial)[-1]
@@ -70,10 +70,10 @@ def test_a_promotion_that_is_only_proposed_waits_for_the_command(on_trial):
     asking = on_trial.model_copy(
         update={"canary": on_trial.canary.model_copy(update={"decides": "propose"})}
     )
-    before = live.current(on_trial)
+    before = deployment.current(on_trial)
     for _ in range(2):
         found = review.review(asking, now=now)
-        assert (found.verdict, live.current(on_trial)) == ("wait", before)
+        assert (found.verdict, deployment.current(on_trial)) == ("wait", before)
         assert "promote is proposed: the challenger is better" in found.line
     actor, verdict, reason, _ = decisions(on_trial)[-1]
     assert (actor, verdict) == ("review", "wait")
@@ -91,7 +91,7 @@ def test_a_challenger_that_people_like_clearly_less_is_withdrawn(on_trial):
     assert (actor, verdict) == ("review", "roll back")
     assert reason.startswith("the challenger is worse")
     assert numbers["high"] < 0
-    assert len(live.versions(on_trial)) == 2
+    assert len(deployment.versions(on_trial)) == 2
 
 
 def test_rates_in_the_line_are_those_of_the_rows(on_trial):
@@ -107,12 +107,12 @@ def test_rates_in_the_line_are_those_of_the_rows(on_trial):
 
 
 def test_with_little_data_a_review_waits_and_changes_nothing(on_trial):
-    before = live.current(on_trial)
+    before = deployment.current(on_trial)
     now = expose(on_trial, 20, champion=0.5, challenger=0.5)
     found = review.review(on_trial, now=now)
     assert found.verdict == "wait"
     assert "too few reactions to decide (20 units)" in found.line
-    assert found.rollout == live.current(on_trial) == before
+    assert found.rollout == deployment.current(on_trial) == before
     actor, verdict, _, numbers = decisions(on_trial)[-1]
     assert (actor, verdict, numbers["units"]) == ("review", "wait", 20)
     assert numbers["low"] is numbers["high"] is None
@@ -185,7 +185,7 @@ def test_aliases_that_somebody_moved_by_hand_are_put_right(on_trial):
 def test_somebody_may_promote_by_hand(on_trial):
     found = review.promote(on_trial, now=NOW)
     assert found.line.startswith("version 2 is champion now")
-    assert live.current(on_trial).champion == 2
+    assert deployment.current(on_trial).champion == 2
     assert aliases(on_trial) == {"champion": 2}
     assert decisions(on_trial)[-1][:3] == ("hand", "promote", "by hand")
 
@@ -193,7 +193,7 @@ def test_somebody_may_promote_by_hand(on_trial):
 def test_somebody_may_roll_back_by_hand(on_trial):
     found = review.roll_back(on_trial, now=NOW)
     assert "version 1 stays champion" in found.line
-    assert live.current(on_trial).challenger is None
+    assert deployment.current(on_trial).challenger is None
     assert aliases(on_trial) == {"champion": 1}
     assert decisions(on_trial)[-1][:3] == ("hand", "roll back", "by hand")
     for act in (review.promote, review.roll_back):
@@ -246,7 +246,7 @@ def test_the_base_answers_where_nothing_does_and_nothing_is_put_on_trial_by_it(
             assert caught.value.code == 0
             assert capsys.readouterr().out == "version 1 is champion\n"
             assert aliases(config) == {"champion": 1}
-            assert live.current(config).challenger is None
+            assert deployment.current(config).challenger is None
     with pytest.raises(SystemExit) as caught:
         main(["deploy", "--base", "--version", "2"])
     assert caught.value.code == 2

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from loop_fixtures import copy_of_trained, expose
-from reactune import live, review
+from reactune import deployment, review
 from reactune.cli import main
 from reactune.errors import DataError
 from reactune.records import REVIEW_STEPS
 from reactune.release import registry
-from reactune.review_steps import run_step
+from reactune.review import run_step
 
 ID = "20261123-101500-airflow"
 LATER = datetime.now(UTC) + timedelta(days=1)  # when every window of the exposures has closed
@@ -49,7 +49,7 @@ def test_the_steps_do_what_a_whole_review_does(on_trial, tmp_path_factory):
     done, said = steps(on_trial)
     whole = review.review(other, now=LATER)
     assert done == ["compare", "decide", "promote"]
-    assert live.current(on_trial).champion == whole.rollout.champion == 2
+    assert deployment.current(on_trial).champion == whole.rollout.champion == 2
     assert aliases(on_trial) == aliases(other) == {"champion": 2}
     assert decisions(on_trial)[-1] == decisions(other)[-1]
     assert whole.line.startswith(said[1].removeprefix("decide    "))
@@ -68,24 +68,27 @@ def test_the_steps_may_be_done_by_workers_that_share_no_disk(tmp_path, s3_url):
     assert steps(two, ["decide"])[0] == ["decide"]
     assert steps(one, ["promote", "rollback"])[0] == ["promote"]
     assert steps(two)[0] == ["compare", "decide", "promote"]
-    assert live.current(two).champion == 2
+    assert deployment.current(two).champion == 2
     assert [row[:2] for row in decisions(one)].count(("review", "promote")) == 1
 
 
 def test_a_worse_challenger_is_rolled_back_by_the_step_of_that_name_alone(on_trial):
     expose(on_trial, 2_000, champion=0.8, challenger=0.2)
     assert steps(on_trial)[0] == ["compare", "decide", "rollback"]
-    assert (live.current(on_trial).champion, live.current(on_trial).challenger) == (1, None)
+    assert (deployment.current(on_trial).champion, deployment.current(on_trial).challenger) == (
+        1,
+        None,
+    )
     assert decisions(on_trial)[-1][:2] == ("review", "roll back")
 
 
 def test_waiting_gives_the_challenger_more_once_however_often_it_is_asked(on_trial):
     expose(on_trial, 60, champion=0.5, challenger=0.5)
     assert steps(on_trial)[0] == ["compare", "decide", "wait"]
-    assert live.current(on_trial).share == 0.10
+    assert deployment.current(on_trial).share == 0.10
     told = decisions(on_trial)
     assert steps(on_trial)[0] == ["compare", "decide", "wait"]
-    assert live.current(on_trial).share == 0.10
+    assert deployment.current(on_trial).share == 0.10
     assert decisions(on_trial) == told
     assert steps(on_trial, review_id="20261124-101500-airflow")[0][-1] == "wait"
     assert len(decisions(on_trial)) == len(told) + 1
@@ -95,12 +98,12 @@ def test_waiting_gives_the_challenger_more_once_however_often_it_is_asked(on_tri
 def test_killed_after_it_acted_a_step_acts_no_second_time(on_trial, rates):
     expose(on_trial, 2_000, champion=rates[0], challenger=rates[1])
     done, _ = steps(on_trial)
-    after, told = live.current(on_trial), decisions(on_trial)
+    after, told = deployment.current(on_trial), decisions(on_trial)
     manifest = on_trial.run_root / "reviews" / ID / done[-1] / "manifest.json"
     manifest.unlink()
     assert steps(on_trial)[0] == done
     assert manifest.is_file()
-    assert (live.current(on_trial), decisions(on_trial)) == (after, told)
+    assert (deployment.current(on_trial), decisions(on_trial)) == (after, told)
 
 
 def test_what_somebody_did_by_hand_after_the_comparison_stands(on_trial):
@@ -111,7 +114,7 @@ def test_what_somebody_did_by_hand_after_the_comparison_stands(on_trial):
     done, said = steps(on_trial, ("promote", "rollback", "wait"))
     assert done == ["promote"]
     assert said[0] == "promote   version 1 is champion, none is on trial"
-    assert live.current(on_trial).champion == 1
+    assert deployment.current(on_trial).champion == 1
     assert decisions(on_trial) == told
 
 

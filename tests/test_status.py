@@ -7,7 +7,7 @@ import pytest
 from loop_fixtures import SECRET, START, copy_of_trained, expose, install, reactions, take_in
 from reactune import pipeline, review
 from reactune.cli import main
-from reactune.runs import all_runs, new_run
+from reactune.runs.folders import all_runs, new_run
 from reactune.status import status
 
 TODAY = START + timedelta(hours=12)

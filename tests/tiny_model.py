@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from reactune.config import ModelConfig, PromptConfig
-from reactune.model import base_model
-from reactune.prompt import completion_ids, load_chat, rebuild
+from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.model.files import base_model
+from reactune.model.prompt import completion_ids, load_chat, rebuild
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

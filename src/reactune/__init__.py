@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reactune.client import AsyncClient as AsyncClient
-    from reactune.client import Client as Client
-    from reactune.router import Router as Router
+    from reactune.client.http import AsyncClient as AsyncClient
+    from reactune.client.http import Client as Client
+    from reactune.client.router import Router as Router
 
 __version__ = "0.1.0"
-_HOMES = {"Router": "router", "Client": "client", "AsyncClient": "client"}
+_HOMES = {"Router": "client.router", "Client": "client.http", "AsyncClient": "client.http"}
 
 
 def __getattr__(name: str) -> Any:

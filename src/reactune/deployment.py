@@ -3,10 +3,201 @@
 A run deploys its own version (`pipeline.py`); how a trial ends is told in `review.py`.
 """
 
-from datetime import datetime
+import secrets
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
-from reactune import live
-from reactune.config import Config
+import sqlalchemy as sa
+
+from reactune import __version__
+from reactune.canary import rollout as rollouts
+from reactune.config.settings import Config, deciding
+from reactune.errors import CanaryError
+from reactune.model.files import BaseModel, base_model
+from reactune.model.prompt import load_chat
+from reactune.privacy import consent
+from reactune.privacy.hashing import Keyring
+from reactune.records import ModelVersion, Rollout
+from reactune.release import registry, runtimes
+from reactune.release.gguf import export_release, read_release, write_release
+from reactune.release.registry import Record
+from reactune.runs.folders import StageResult, run_stage
+from reactune.runs.remote import as_kept, as_placed, fetch, fetch_release, run_root
+from reactune.store import queries
+from reactune.store.database import opened_store, reading, writing
+
+BASE_RUN = "base"
+BASE_SECTIONS = ("export", "prompt", "model")
+
+
+def database(config: Config) -> AbstractContextManager[sa.Engine]:
+    """The operational database, closed at the end."""
+    return opened_store(config.store_url)
+
+
+def current(config: Config) -> Rollout | None:
+    """The rollout that is live, or None before the first champion."""
+    with database(config) as engine, reading(engine) as connection:
+        return queries.current_rollout(connection)
+
+
+def versions(config: Config) -> tuple[ModelVersion, ...]:
+    """Every registered version, oldest first, with its files where they lie or will be fetched."""
+    root = run_root(config)
+    with database(config) as engine, reading(engine) as connection:
+        return tuple(as_placed(root, model) for model in queries.all_model_versions(connection))
+
+
+def version(config: Config, number: int) -> ModelVersion:
+    """One registered version.
+
+    Raises:
+        DataError: there is none of that number.
+    """
+    with database(config) as engine, reading(engine) as connection:
+        return as_placed(run_root(config), queries.model_version(connection, number))
+
+
+def champion(config: Config) -> ModelVersion | None:
+    """The version that answers by default, or None before the first."""
+    rollout = current(config)
+    return version(config, rollout.champion) if rollout else None
+
+
+def to_replace(config: Config) -> dict[int, datetime]:
+    """Versions that learned from somebody who was erased since, and by when each must go."""
+    with database(config) as engine, reading(engine) as connection:
+        return queries.versions_to_replace(connection)
+
+
+def refusals(config: Config, keyring: Keyring) -> consent.Refusals:
+    """Everybody who may not be learned from."""
+    with database(config) as engine, reading(engine) as connection:
+        return consent.refusals(connection, keyring)
+
+
+def must_retrain(config: Config) -> bool:
+    """Whether what is live, or on trial, is to be replaced whether or not people liked it."""
+    rollout = current(config)
+    return rollout is not None and not to_replace(config).keys().isdisjoint(
+        {rollout.champion, rollout.challenger}
+    )
+
+
+def ensure_champion(config: Config) -> ModelVersion:
+    """The champion; where there is none yet, the base model becomes it, exported and registered.
+
+    Raises:
+        ReleaseError: the base cannot be exported or registered.
+    """
+    found = champion(config)
+    if found is not None:
+        return found
+    base = base_model(config.model)
+    release = export_base_model(config, base)
+    model = register(config, release, Record(run_id=BASE_RUN, tags={"base_digest": base.digest}))
+    with database(config) as engine:
+        rollouts.bootstrap_champion(
+            engine, model.version, settings=config.canary, now=datetime.now(UTC)
+        )
+    repair_projections(config)
+    return model
+
+
+def export_base_model(config: Config, base: BaseModel) -> ModelVersion:
+    """The base model as a release, exported as every later version is, unless it is already.
+
+    Raises:
+        ReleaseError: it cannot be exported.
+    """
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    root = run_root(config)
+
+    def work(folder: Path) -> StageResult:
+        made = export_release(base, chat, None, folder, run_id=BASE_RUN, settings=config.export)
+        return StageResult(f"{made.quantisation} of the base model", write_release(made))
+
+    settings = deciding(config, BASE_SECTIONS)
+    run_stage(root.folder / BASE_RUN, "export", work, inputs={}, settings=settings, root=root)
+    fetch(root, BASE_RUN, "export")
+    return read_release(root.folder / BASE_RUN)
+
+
+def register(config: Config, release: ModelVersion, record: Record) -> ModelVersion:
+    """Give a release its number and name, in the registry and in the operational database.
+
+    What is in `record` is logged with it, and the release's own files and facts. Repeating it
+    for the same run finds the version that is there.
+    """
+    facts = {
+        "base_model": release.base,
+        "quantisation": release.quantisation,
+        "gguf_sha256": release.sha256,
+        "code_version": __version__,
+    }
+    files = {release.gguf: "", release.prompt_folder: release.prompt_folder.name}
+    if release.adapter is not None:
+        files[release.adapter] = "adapter"
+    number = registry.register(
+        config.registry,
+        config.tracking_uri,
+        replace(record, tags={**record.tags, **facts}, artifacts={**record.artifacts, **files}),
+        artifact_root=config.folder / "mlflow-artifacts",
+    )
+    model = replace(release, version=number, name=f"{config.registry.model_name}:v{number}")
+    with database(config) as engine, writing(engine) as connection:
+        queries.add_model_version(connection, as_kept(run_root(config), model), datetime.now(UTC))
+    return model
+
+
+def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
+    """Publish a version on the model server and let it answer the first share of tips.
+
+    Raises:
+        CanaryError: another challenger is on trial, or the version is not registered or learned
+            from somebody who was erased.
+        ReleaseError: the model server does not take it.
+    """
+    if number in to_replace(config):
+        raise CanaryError(
+            f"version {number} learned from somebody who was erased since; `reactune run` trains "
+            "one that did not"
+        )
+    model = version(config, number)
+    fetch_release(run_root(config), model)
+    with closing(runtimes.connect(config.serve)) as runtime:
+        runtime.publish(model)
+    with database(config) as engine:
+        opened = rollouts.open_rollout(
+            engine, number, settings=config.canary, salt=secrets.token_hex(8), now=now
+        )
+    repair_projections(config)
+    return opened
+
+
+def repair_projections(config: Config) -> list[str]:
+    """Make the registry's aliases and the server's tags follow what is live; say what moved."""
+    rollout = current(config)
+    if rollout is None:
+        return []
+    family = config.registry.model_name
+    moved = registry.set_aliases(
+        config.registry,
+        config.tracking_uri,
+        champion=rollout.champion,
+        challenger=rollout.challenger,
+    )
+    models = {model.version: model for model in versions(config)}
+    named = {
+        "champion": models[rollout.champion],
+        "challenger": None if rollout.challenger is None else models[rollout.challenger],
+    }
+    with closing(runtimes.connect(config.serve)) as runtime:
+        fetch = partial(fetch_release, run_root(config))
+        return moved + runtimes.point_aliases(runtime, family, named, fetch=fetch)
 
 
 def deploy(config: Config, number: int | None, *, now: datetime) -> str:
@@ -19,12 +210,12 @@ def deploy(config: Config, number: int | None, *, now: datetime) -> str:
         DataError: there is no such version.
         ReleaseError: the base cannot be exported, or the model server is away.
     """
-    champion = live.ensure_champion(config)
+    champion = ensure_champion(config)
     if number is None:
-        number = live.versions(config)[-1].version
+        number = versions(config)[-1].version
         if number == champion.version:
             return f"version {number} is champion, and there is no newer one to put on trial"
-    opened = live.open_rollout(config, number, now=now)
+    opened = open_rollout(config, number, now=now)
     return f"version {number} answers {opened.share:.0%} of the tips beside {opened.champion}"
 
 
@@ -34,4 +225,4 @@ def deploy_base(config: Config) -> str:
     Raises:
         ReleaseError: the base cannot be exported or registered, or the model server is away.
     """
-    return f"version {live.ensure_champion(config).version} is champion"
+    return f"version {ensure_champion(config).version} is champion"

@@ -17,15 +17,22 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from platformdirs import user_cache_dir
 
-from reactune.config import Config, hide_passwords
-from reactune.database import opened_store, reading
-from reactune.detect.detectors import open_detector
+from reactune.config.settings import Config, hide_passwords
 from reactune.errors import ReactuneError
-from reactune.footprint import Shape, available_memory, free_disk, memory_needed, shape_of
-from reactune.keyring import given_key_ids, load_keyring
-from reactune.model import WHEELS, locate
-from reactune.people import key_ids
-from reactune.schema import tip_scores
+from reactune.model.files import (
+    WHEELS,
+    Shape,
+    available_memory,
+    free_disk,
+    locate,
+    memory_needed,
+    shape_of,
+)
+from reactune.pii.detectors import open_detector
+from reactune.privacy.consent import key_ids
+from reactune.privacy.hashing import given_key_ids, load_keyring
+from reactune.store.database import opened_store, reading
+from reactune.store.schema import tip_scores
 from reactune.train.backends import usable_methods
 
 State = Literal["ok", "warning", "missing"]

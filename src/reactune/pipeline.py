@@ -14,18 +14,26 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reactune import live
-from reactune.config import Config, deciding
-from reactune.data import consent, dataset, extraction
-from reactune.data.engines import open_scores
-from reactune.data.exports import pairs, read_examples
+from reactune import deployment
+from reactune.config.settings import Config, deciding
+from reactune.data.dataset import build
+from reactune.data.dataset.exports import pairs, read_examples
+from reactune.data.deidentify import batches
 from reactune.data.labelled import LABELLED, read_batches
-from reactune.data.scores import label_counts, read_scores
-from reactune.erasing import finish_all
-from reactune.evaluation import best_method, gate_report, sample, validation_reports
-from reactune.keyring import load_keyring
-from reactune.model import base_model
-from reactune.paperwork import (
+from reactune.data.labels.scores import admission, after_consent, label_counts, read_scores
+from reactune.data.labels.sources import open_scores
+from reactune.erasure.erase import finish_all
+from reactune.evaluate.gate import best_method, gate_report, sample, validation_reports
+from reactune.model.files import base_model
+from reactune.model.logprobs import best_dtype
+from reactune.model.prompt import completion_ids, load_chat, rebuild
+from reactune.privacy.hashing import load_keyring
+from reactune.records import STAGES, Counts, Manifest, write_atomically
+from reactune.release import parity, runtimes
+from reactune.release.gguf import export_release, read_release, write_release
+from reactune.runs.folders import StageResult, ending, find_run, run_stage, unfinished_run
+from reactune.runs.remote import fetch_adapter, pull, run_root
+from reactune.tracking import (
     earlier_counts,
     gate_picture,
     last_trained,
@@ -33,22 +41,7 @@ from reactune.paperwork import (
     tell,
     write_training,
 )
-from reactune.progress import progress_bars
-from reactune.prompt import completion_ids, load_chat, rebuild
-from reactune.records import STAGES, Counts, Manifest, write_atomically
-from reactune.release import parity, runtimes
-from reactune.release.bundle import export_release, read_release, write_release
-from reactune.run_root import fetch_adapter, pull, run_root
-from reactune.runs import (
-    StageResult,
-    ending,
-    find_run,
-    run_stage,
-    unfinished_run,
-)
-from reactune.scoring import best_dtype
-from reactune.train.rows import rows_by_method
-from reactune.train.trainer import keep_adapter, train_methods
+from reactune.train.trainer import keep_adapter, progress_bars, rows_by_method, train_methods
 
 Say = Callable[[str], None]
 
@@ -74,28 +67,28 @@ def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
 
 def extract(config: Config, run: Path, folder: Path) -> StageResult:
     """Reactions -> labelled rows without personal data; only these leave the database."""
-    rollout = live.current(config)
+    rollout = deployment.current(config)
     if rollout is not None and rollout.phase in ("shadow", "canary", "ramp"):
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
     chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)
     keyring = load_keyring(config.privacy, os.environ)
     left_out: Counter[str] = Counter()
-    admits = consent.admission(live.refusals(config, keyring), config.source, left_out)
+    admits = admission(deployment.refusals(config, keyring), config.source, left_out)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as scores:
         evidence = label_counts(scores, config.labels)
-        batches = read_scores(
+        rows = read_scores(
             scores, config.labels, source=config.source, key=keyring.current, admits=admits
         )
-        extracted = extraction.extract(
-            batches, chat=chat, privacy=config.privacy, settings=config.data, folder=folder
+        extracted = batches.extract(
+            rows, chat=chat, privacy=config.privacy, settings=config.data, folder=folder
         )
-    labelled = consent.after_consent(evidence, left_out, read=extracted.counts.came_in)
+    labelled = after_consent(evidence, left_out, read=extracted.counts.came_in)
     refused = {**labelled.refused, **extracted.counts.refused}
     counts = Counts(labelled.came_in, extracted.counts.went_out, refused)
     return StageResult(
         summary=counts.line(),
-        outputs=extraction.FILES,
+        outputs=batches.FILES,
         counts={
             "labels": asdict(labelled),
             "de-identification": asdict(extracted.counts),
@@ -107,7 +100,7 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
 
 def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
     """Labelled rows -> examples in three parts, as Alpaca, KTO and DPO files and Parquet."""
-    result = dataset.build(
+    result = build.build(
         read_batches(run / "extract" / LABELLED),
         config.dataset,
         folder=folder,
@@ -164,7 +157,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     examples = read_examples(run / "dataset")
     adapters = {"tuned": run / "train" / "adapter"}
-    champion = live.champion(config)
+    champion = deployment.champion(config)
     if champion is not None and champion.adapter is not None:
         fetch_adapter(run_root(config), champion)
         adapters["champion"] = champion.adapter
@@ -215,8 +208,8 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
 
 def register(config: Config, run: Path, folder: Path) -> StageResult:
     """GGUF -> a version of the registered model, with everything that tells where it is from."""
-    live.ensure_champion(config)
-    model = live.register(config, read_release(run), tell(config, run))
+    deployment.ensure_champion(config)
+    model = deployment.register(config, read_release(run), tell(config, run))
     write_atomically(folder / "version.json", json.dumps({"version": model.version}))
     return StageResult(
         summary=f"version {model.version} of {config.registry.model_name}",
@@ -228,7 +221,7 @@ def register(config: Config, run: Path, folder: Path) -> StageResult:
 def deploy(config: Config, run: Path, folder: Path) -> StageResult:
     """Version -> challenger: it may answer the first share of the tips."""
     number = json.loads((run / "register" / "version.json").read_text())["version"]
-    opened = live.open_rollout(config, number, now=datetime.now(UTC))
+    opened = deployment.open_rollout(config, number, now=datetime.now(UTC))
     write_atomically(folder / "rollout.json", json.dumps(asdict(opened), default=str))
     return StageResult(
         summary=f"version {number} answers {opened.share:.0%} of tips, {opened.champion} the rest",

@@ -1,26 +1,32 @@
-"""What reactions make of the challenger: compare, decide, act, and repair what only follows.
+"""A review in steps, for a scheduler: compare, decide, then what was decided, each done once.
 
-The second half of the loop. The statistics are `canary/`'s; what is live is `live.py`'s.
+Every step has a folder and a manifest, as stages have. What it finds and does is `review.py`'s.
 """
 
+import json
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
-from reactune import live, store
+from reactune import deployment
 from reactune.canary import rollout as rollouts
-from reactune.canary.compare import Comparison, Decision, compare, decide, next_share
-from reactune.canary.course import age_days
+from reactune.canary.compare import Comparison, Decision, age_days, compare, decide, next_share
 from reactune.canary.outcomes import read_outcomes
-from reactune.canary.rollout import Holdback
-from reactune.canary.shadow import Silence, first_share, judge_silence, read_silence
-from reactune.config import CanaryConfig, Config
-from reactune.database import reading
+from reactune.canary.rollout import Holdback, Silence, first_share, judge_silence, read_silence
+from reactune.config.sections import CanaryConfig
+from reactune.config.settings import Config, deciding, without_passwords
 from reactune.errors import CanaryError
-from reactune.records import Rollout, Verdict
+from reactune.records import Manifest, Rollout, Verdict, read_manifest, write_atomically
+from reactune.runs.folders import StageResult, find_run, new_run, run_stage
+from reactune.runs.remote import RunRoot, pull, push, run_root
+from reactune.store import queries
+from reactune.store.database import reading
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def review(config: Config, *, now: datetime) -> Review:
     """
     seen = look(config, now=now)
     if seen.comparison is None:
-        repaired = live.repair_projections(config)
+        repaired = deployment.repair_projections(config)
         return Review("wait", "; ".join([seen.line(), *repaired]), seen.rollout)
     decision = judge(config, seen)
     found = act(config, seen, decision, now=now)
@@ -93,7 +99,7 @@ def look(config: Config, *, now: datetime) -> Look:
     current = _live(config)
     if current.challenger is None:
         return Look(current, None)
-    with live.database(config) as engine, reading(engine) as connection:
+    with deployment.database(config) as engine, reading(engine) as connection:
         outcomes = read_outcomes(
             connection,
             current.rollout_id,
@@ -106,7 +112,9 @@ def look(config: Config, *, now: datetime) -> Look:
             slow_ms = config.canary.slow_ms
             silence = read_silence(connection, current.rollout_id, slow_ms=slow_ms)
         if current.phase == "holdback":
-            promised = store.last_estimate(connection, current.rollout_id.removesuffix(store.AFTER))
+            promised = queries.last_estimate(
+                connection, current.rollout_id.removesuffix(queries.AFTER)
+            )
     comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
     return Look(current, comparison, age_days(outcomes, now=now), silence, promised)
 
@@ -137,9 +145,9 @@ def act(config: Config, seen: Look, decision: Decision, *, now: datetime) -> Rev
         CanaryError: nobody was on trial then, or nothing is live.
     """
     share = _share_after(config.canary, seen, decision)
-    with live.database(config) as engine:
+    with deployment.database(config) as engine:
         after = _act(engine, seen.rollout, decision, share, config.canary, now=now)
-    changes = live.repair_projections(config)
+    changes = deployment.repair_projections(config)
     if after.share != seen.rollout.share and after.challenger is not None:
         changes.insert(0, f"share {seen.rollout.share:.0%} -> {after.share:.0%}")
     return Review(decision.verdict, "; ".join(changes), after, seen.comparison)
@@ -152,7 +160,7 @@ def promote(config: Config, *, now: datetime) -> Review:
         CanaryError: there is no challenger.
     """
     current = _live(config)
-    with live.database(config) as engine:
+    with deployment.database(config) as engine:
         after = rollouts.promote(
             engine,
             current,
@@ -162,7 +170,7 @@ def promote(config: Config, *, now: datetime) -> Review:
             now=now,
             holdback=_holdback(config.canary, current),
         )
-    repaired = live.repair_projections(config)
+    repaired = deployment.repair_projections(config)
     line = f"version {after.champion} is champion now"
     return Review("promote", "; ".join([line, *repaired]), after)
 
@@ -173,11 +181,11 @@ def roll_back(config: Config, *, now: datetime) -> Review:
     Raises:
         CanaryError: there is no challenger.
     """
-    with live.database(config) as engine:
+    with deployment.database(config) as engine:
         after = rollouts.roll_back(
             engine, _live(config), actor="hand", reason="by hand", numbers={}, now=now
         )
-    repaired = live.repair_projections(config)
+    repaired = deployment.repair_projections(config)
     line = f"the challenger is withdrawn, version {after.champion} stays champion"
     return Review("roll back", "; ".join([line, *repaired]), after)
 
@@ -225,7 +233,107 @@ def _comparison_of(seen: Look) -> Comparison:
 
 
 def _live(config: Config) -> Rollout:
-    current = live.current(config)
+    current = deployment.current(config)
     if current is None:
         raise CanaryError("nothing is live yet; `reactune deploy` makes the base model champion")
     return current
+
+
+LOOK, DECISION = "compare/look.json", "decide/decision.json"
+VERDICTS: dict[str, Verdict] = {"promote": "promote", "rollback": "roll back", "wait": "wait"}
+
+
+def run_step(
+    config: Config, step: str, review_id: str, *, now: datetime, say: Callable[[str], None]
+) -> bool:
+    """Do one step of a review, unless it is done; whether there was something to do.
+
+    `compare` starts the review where there is none of this name. The other steps have nothing
+    to do where nobody was on trial, and the last three where another verdict was found.
+
+    Raises:
+        DataError: the step before it is not done, or another process is in this step.
+    """
+    root = reviews(config)
+    pull(root)
+    if step == "compare" and not (root.folder / review_id / "config.json").exists():
+        folder = new_run(root.folder, without_passwords(config), run_id=review_id)
+        push(root, folder, ["config.json"])
+    folder = find_run(root.folder, review_id)
+    why_not = None if step == "compare" else reason_to_skip(folder, step)
+    if why_not:
+        say(f"{step:9} not done: {why_not}")
+        return False
+    manifest = do(config, step, folder, now=now)
+    say(f"{step:9} {manifest.summary}")
+    return manifest.outcome == "done"
+
+
+def reviews(config: Config) -> RunRoot:
+    """Where reviews are kept: beside the runs, on this machine or at the URL."""
+    runs = run_root(config)
+    url = f"{runs.url}/reviews" if runs.url else ""
+    return replace(runs, folder=runs.folder / "reviews", url=url)
+
+
+def reason_to_skip(folder: Path, step: str) -> str | None:
+    """Why this step has nothing to do after what the steps before it found, or None."""
+    compared, decided = read_manifest(folder / "compare"), read_manifest(folder / "decide")
+    if compared and compared.outcome == "waiting":
+        return compared.summary
+    if step in VERDICTS and decided and decided.counts["verdict"] != VERDICTS[step]:
+        return decided.summary
+    return None
+
+
+def do(config: Config, step: str, folder: Path, *, now: datetime) -> Manifest:
+    """The manifest of a step that there is reason to do."""
+    work = {"compare": compare_arms, "decide": take_decision}.get(step, do_as_decided)
+    inputs = {"compare": (), "decide": (LOOK,)}.get(step, (LOOK, DECISION))
+    manifest, _ = run_stage(
+        folder,
+        step,
+        lambda own: work(config, folder, own, now),
+        inputs={name: folder / name for name in inputs},
+        settings=deciding(config, ("canary",)),
+        reads=[Path(name).parent.name for name in inputs],
+        root=reviews(config),
+    )
+    return manifest
+
+
+def compare_arms(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
+    """Reactions to both arms -> a comparison. With nobody on trial, projections are put right."""
+    seen = look(config, now=now)
+    write_atomically(folder / "look.json", json.dumps(asdict(seen), indent=2, default=str))
+    if seen.comparison is None:
+        summary = "; ".join([f"waiting: {seen.line()}", *deployment.repair_projections(config)])
+        return StageResult(summary, outputs=("look.json",), outcome="waiting")
+    counts = {"units": seen.comparison.units, "tips": seen.comparison.tips}
+    return StageResult(seen.line(), outputs=("look.json",), counts=counts)
+
+
+def take_decision(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
+    """Comparison -> a verdict, with its reason and numbers."""
+    decision = judge(config, read_look(review))
+    write_atomically(folder / "decision.json", json.dumps(asdict(decision), indent=2))
+    return StageResult(
+        summary=f"{decision.verdict}: {decision.reason}",
+        outputs=("decision.json",),
+        counts={"verdict": decision.verdict},
+    )
+
+
+def do_as_decided(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
+    """Verdict -> what is live, unless the rollout has ended or grown since."""
+    decision = Decision(**json.loads((review / DECISION).read_text(encoding="utf-8")))
+    found = act(config, read_look(review), decision, now=now)
+    after = found.rollout
+    trial = "none" if after.challenger is None else f"version {after.challenger}"
+    line = f"version {after.champion} is champion, {trial} is on trial"
+    return StageResult("; ".join([line, found.line] if found.line else [line]))
+
+
+def read_look(review: Path) -> Look:
+    """What `compare` saw."""
+    return TypeAdapter(Look).validate_json((review / LOOK).read_text(encoding="utf-8"))

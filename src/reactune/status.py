@@ -7,18 +7,19 @@ import os
 from collections.abc import Mapping
 from datetime import datetime
 
-from reactune import journal, live
-from reactune.canary.shadow import Silence, read_silence
-from reactune.config import Config
-from reactune.data.engines import open_scores
-from reactune.data.scores import DayCount, daily_counts, forecast
-from reactune.database import reading
-from reactune.forecast import look_ahead
-from reactune.keyring import given_key_ids
-from reactune.people import key_ids
+from reactune import deployment
+from reactune.analysis.plan import look_ahead
+from reactune.canary.rollout import Silence, read_silence
+from reactune.config.settings import Config
+from reactune.data.labels.scores import DayCount, daily_counts, forecast
+from reactune.data.labels.sources import open_scores
+from reactune.erasure import requests
+from reactune.privacy.consent import key_ids
+from reactune.privacy.hashing import given_key_ids
 from reactune.records import Rollout
-from reactune.run_root import pull, run_root
-from reactune.runs import all_runs, ending, manifests
+from reactune.runs.folders import all_runs, ending, manifests
+from reactune.runs.remote import pull, run_root
+from reactune.store.database import reading
 
 
 def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -35,10 +36,10 @@ def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.env
 
 def live_lines(config: Config, *, now: datetime) -> list[str]:
     """What answers now, at what share, and when that will be decided."""
-    rollout = live.current(config)
+    rollout = deployment.current(config)
     if rollout is None:
         return ["live      nothing yet; `reactune deploy` makes the base model champion"]
-    names = {model.version: model.name for model in live.versions(config)}
+    names = {model.version: model.name for model in deployment.versions(config)}
     line = f"live      champion {names[rollout.champion]}"
     if rollout.challenger is not None:
         line += (
@@ -53,19 +54,19 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
 
 
 def _silence(config: Config, rollout: Rollout) -> Silence:
-    with live.database(config) as engine, reading(engine) as connection:
+    with deployment.database(config) as engine, reading(engine) as connection:
         return read_silence(connection, rollout.rollout_id, slow_ms=config.canary.slow_ms)
 
 
 def erasure_lines(config: Config, *, now: datetime) -> list[str]:
     """Which erasures are not done everywhere, and which models are to be replaced by when."""
-    with live.database(config) as engine, reading(engine) as connection:
-        waiting = len(journal.open_erasures(connection))
+    with deployment.database(config) as engine, reading(engine) as connection:
+        waiting = len(requests.open_erasures(connection))
     lines = []
     if waiting:
         lines.append(f"erasures  {waiting:,} not done everywhere; `reactune erase` finishes them")
-    rollout = live.current(config)
-    for version, date in sorted(live.to_replace(config).items()):
+    rollout = deployment.current(config)
+    for version, date in sorted(deployment.to_replace(config).items()):
         line = f"retrain   version {version} learned from somebody who was erased"
         if rollout is None or version not in (rollout.champion, rollout.challenger):
             lines.append(f"{line}, and answers nobody; `reactune erase --expired` removes it")
@@ -79,7 +80,7 @@ def erasure_lines(config: Config, *, now: datetime) -> list[str]:
 def key_lines(config: Config, environ: Mapping[str, str]) -> list[str]:
     """Which rows nobody can be erased from, because their key is not given."""
     given = given_key_ids(config.privacy, environ)
-    with live.database(config) as engine, reading(engine) as connection:
+    with deployment.database(config) as engine, reading(engine) as connection:
         known = key_ids(connection)
     return [
         f"keys      {rows:,} rows hashed with key {key_id}, which is not given: nobody can be "

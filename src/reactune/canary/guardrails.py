@@ -8,16 +8,16 @@ from math import log
 
 import numpy as np
 
-from reactune.canary.bounds import Floats
-from reactune.canary.evidence import (
+from reactune.canary.outcomes import Booleans, Counts, Outcomes
+from reactune.canary.sequential import (
     HARM,
+    Floats,
     excess_evidence,
     foreseen_differences,
     harm_evidence,
     worsening,
 )
-from reactune.canary.outcomes import Booleans, Counts, Outcomes
-from reactune.config import CanaryConfig
+from reactune.config.sections import CanaryConfig
 
 # Of the guardrails' part of alpha; a tip that is dismissed at once is the harm that people feel.
 PARTS = {

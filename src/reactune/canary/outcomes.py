@@ -12,8 +12,8 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from reactune.config import CanaryConfig, LabelConfig
-from reactune.store import tip_scores
+from reactune.config.sections import CanaryConfig, LabelConfig
+from reactune.store.schema import tip_scores
 
 Booleans = NDArray[np.bool_]
 Counts = NDArray[np.int64]

@@ -1,20 +1,21 @@
-"""Which models are live, and how a rollout opens, grows and ends; each step with its reason.
+"""The shadow phase: a challenger answers beside the champion, and nobody sees what it writes.
 
-Decides nothing: verdicts come from `compare.py` or from a person. The row it keeps is the truth
-that the model registry and the model server follow.
+Counts in, a decision out: may people meet it? Whether they like it, only reactions tell.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from reactune import store
-from reactune.config import CanaryConfig
+from reactune.canary.compare import Decision
+from reactune.config.sections import CanaryConfig
 from reactune.errors import CanaryError
 from reactune.records import Phase, Rollout, Verdict
+from reactune.store import database, queries
+from reactune.store.schema import silent_answers
 
 Actor = Literal["review", "hand"]
 
@@ -35,8 +36,8 @@ def bootstrap_champion(
     Raises:
         CanaryError: another champion is live, or the version is not registered.
     """
-    with store.writing(engine) as connection:
-        live = store.hold_rollout(connection)
+    with database.writing(engine) as connection:
+        live = queries.hold_rollout(connection)
         if live is not None and live.champion == version:
             return live
         if live is not None:
@@ -56,7 +57,7 @@ def bootstrap_champion(
             opened_at=now,
             share_since=now,
         )
-        store.open_rollout(connection, first)
+        queries.open_rollout(connection, first)
         _record(connection, first, "promote", "first champion", now=now)
         return first
 
@@ -75,8 +76,8 @@ def open_rollout(
     """
     if not 0 < settings.share < 1:
         raise CanaryError(f"canary.share = {settings.share}: a rollout needs people in both arms")
-    with store.writing(engine) as connection:
-        live = store.hold_rollout(connection)
+    with database.writing(engine) as connection:
+        live = queries.hold_rollout(connection)
         if live is None:
             raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
         if live.challenger == challenger:
@@ -96,7 +97,7 @@ def open_rollout(
             opened_at=now,
             share_since=now,
         )
-        store.open_rollout(connection, opened)
+        queries.open_rollout(connection, opened)
         reason = f"opened: {opened.share:.0%} for version {challenger}"
         _record(connection, opened, "wait", reason, now=now)
         return opened
@@ -121,7 +122,7 @@ def promote(
         CanaryError: the rollout has no challenger.
     """
     champion = _challenger_of(rollout)
-    decision = store.Decision(rollout.rollout_id, now, actor, "promote", reason, numbers)
+    decision = queries.Decision(rollout.rollout_id, now, actor, "promote", reason, numbers)
     return _close(engine, rollout, decision, champion=champion, holdback=holdback)
 
 
@@ -142,7 +143,7 @@ def roll_back(
         CanaryError: the rollout has no challenger.
     """
     _challenger_of(rollout)
-    decision = store.Decision(rollout.rollout_id, now, actor, "roll back", reason, numbers)
+    decision = queries.Decision(rollout.rollout_id, now, actor, "roll back", reason, numbers)
     return _close(engine, rollout, decision, champion=rollout.champion)
 
 
@@ -169,14 +170,14 @@ def set_share(
             f"share = {share}: give one above {rollout.share} and below 1; a smaller one would "
             "take people away from the challenger, so roll back instead"
         )
-    decision = store.Decision(rollout.rollout_id, now, actor, "wait", reason, numbers)
-    with store.writing(engine) as connection:
+    decision = queries.Decision(rollout.rollout_id, now, actor, "wait", reason, numbers)
+    with database.writing(engine) as connection:
         live = _live(connection)
         if (live.rollout_id, live.share) != (rollout.rollout_id, rollout.share):
             return live
         phase: Phase = "canary" if live.phase == "shadow" else "ramp"
         grown = replace(live, phase=phase, share=share, share_since=now)
-        store.update_rollout(connection, grown, decision=decision)
+        queries.update_rollout(connection, grown, decision=decision)
         return grown
 
 
@@ -187,29 +188,29 @@ def note_wait(
 
     If somebody else ended the rollout meanwhile, there is nothing to record.
     """
-    decision = store.Decision(rollout.rollout_id, now, "review", "wait", reason, numbers)
-    with store.writing(engine) as connection:
+    decision = queries.Decision(rollout.rollout_id, now, "review", "wait", reason, numbers)
+    with database.writing(engine) as connection:
         live = _live(connection)
         if live.rollout_id == rollout.rollout_id:
-            store.add_decision(connection, decision)
+            queries.add_decision(connection, decision)
         return live
 
 
 def _close(
     engine: sa.Engine,
     rollout: Rollout,
-    decision: store.Decision,
+    decision: queries.Decision,
     *,
     champion: int,
     holdback: Holdback | None = None,
 ) -> Rollout:
-    with store.writing(engine) as connection:
+    with database.writing(engine) as connection:
         live = _live(connection)
         if live.rollout_id != rollout.rollout_id:
             return live
         successor = replace(
             live,
-            rollout_id=f"{live.rollout_id}{store.AFTER}",
+            rollout_id=f"{live.rollout_id}{queries.AFTER}",
             champion=champion,
             challenger=live.champion if holdback else None,
             phase="holdback" if holdback else "idle",
@@ -218,12 +219,12 @@ def _close(
             opened_at=decision.at,
             share_since=decision.at,
         )
-        store.close_rollout(connection, decision, successor=successor)
+        queries.close_rollout(connection, decision, successor=successor)
         return successor
 
 
 def _live(connection: sa.Connection) -> Rollout:
-    live = store.hold_rollout(connection)
+    live = queries.hold_rollout(connection)
     if live is None:
         raise CanaryError("nothing is live: the rollouts table has no open row; run `reactune run`")
     return live
@@ -239,7 +240,7 @@ def _challenger_of(rollout: Rollout) -> int:
 
 
 def _check_registered(connection: sa.Connection, version: int) -> None:
-    known = [model.version for model in store.all_model_versions(connection)]
+    known = [model.version for model in queries.all_model_versions(connection)]
     if version not in known:
         raise CanaryError(f"version {version} is not registered; known versions: {known}")
 
@@ -247,6 +248,72 @@ def _check_registered(connection: sa.Connection, version: int) -> None:
 def _record(
     connection: sa.Connection, rollout: Rollout, verdict: Verdict, reason: str, *, now: datetime
 ) -> None:
-    store.add_decision(
-        connection, store.Decision(rollout.rollout_id, now, "hand", verdict, reason, {})
+    queries.add_decision(
+        connection, queries.Decision(rollout.rollout_id, now, "hand", verdict, reason, {})
     )
+
+
+@dataclass(frozen=True)
+class Silence:
+    """How many silent answers there are, and what was wrong with some.
+
+    Each has one of the first three faults at most.
+
+    `failed` gave no text, `refused` one that the guard does not let pass, `slow` a good one after
+    more than `slow_ms`. `misread` are those for which the model server counted other prompt
+    tokens than our template gives: it applies another one.
+    """
+
+    answers: int
+    failed: int
+    refused: int
+    slow: int
+    misread: int
+
+    def line(self) -> str:
+        """One line for the person at the terminal."""
+        return (
+            f"{self.answers:,} silent answers: {self.failed:,} failed, {self.refused:,} refused "
+            f"by the guard, {self.slow:,} slow, {self.misread:,} read by another template"
+        )
+
+
+def read_silence(connection: sa.Connection, rollout_id: str, *, slow_ms: int) -> Silence:
+    """What is known of a rollout's silent answers by now."""
+    of = silent_answers.c
+    passed = of.verdict == "passed"
+    none = of.verdict.in_(("error", "timeout"))
+    faults = {
+        "failed": none,
+        "refused": sa.not_(passed | none),
+        "slow": passed & (of.answer_ms > slow_ms),
+        "misread": of.tokens_read != of.prompt_tokens,
+    }
+    counts = [sa.func.count().filter(fault).label(name) for name, fault in faults.items()]
+    query = sa.select(sa.func.count().label("answers"), *counts)
+    row = connection.execute(query.where(of.rollout_id == rollout_id)).mappings().one()
+    return Silence(**row)
+
+
+def judge_silence(seen: Silence, *, settings: CanaryConfig) -> Decision:
+    """Roll back a challenger that is not fit to be met; otherwise wait, for answers or people."""
+    faults = seen.failed + seen.refused + seen.slow
+    allowed = settings.shadow_faults * max(seen.answers, settings.shadow_answers)
+    numbers = {**asdict(seen), "allowed": settings.shadow_faults, "of": settings.shadow_answers}
+    if seen.misread:
+        return Decision(
+            "roll back", f"its prompts are read by another template: {seen.line()}", numbers
+        )
+    if faults > allowed:
+        return Decision("roll back", f"not fit to be met: {seen.line()}", numbers)
+    if seen.answers < settings.shadow_answers:
+        told = f"{seen.answers:,} of {settings.shadow_answers:,} silent answers"
+        return Decision("wait", told, numbers)
+    return Decision("wait", f"fit to be met: {seen.line()}", numbers)
+
+
+def first_share(seen: Silence, decision: Decision, *, settings: CanaryConfig) -> float | None:
+    """The share with which people meet it, or None as long as there are too few silent answers."""
+    if decision.verdict != "wait" or seen.answers < settings.shadow_answers:
+        return None
+    return settings.share

@@ -6,7 +6,7 @@ What is live, and at what share, is for `rollout.py`; exposures are written by t
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from reactune.privacy import short_key
+from reactune.privacy.hashing import short_key
 from reactune.records import Arm, Unit
 
 BUCKETS = 10_000

@@ -1,6 +1,90 @@
-"""The command line: arguments in, one call, one line out.
+"""The group of all commands, the options before them, and the one place where errors end.
 
-What the commands do is left to the modules they call, each imported only when its command runs.
+The commands themselves stand in the modules beside this one.
 """
 
-from reactune.cli.entry import main as main
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from reactune import __version__
+from reactune.cli import analysis, data, run, serve, users
+from reactune.cli.session import Session, be_discreet, where
+from reactune.errors import ReactuneError
+from reactune.process import PARENT, die_with_parent
+
+TRAIN = (
+    "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
+    "ibis", "matplotlib", "mlflow", "peft", "pyarrow", "pygments", "safetensors", "torch",
+    "transformers", "trl",
+)  # fmt: skip
+EXTRA_OF = {
+    **dict.fromkeys(TRAIN, "train"),
+    "ray": "ray",
+    "xllamacpp": "llamacpp",
+    "psycopg": "postgres",
+    "spacy": "names",
+    **dict.fromkeys(("fsspec", "s3fs"), "s3"),
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    envvar="REACTUNE_CONFIG",
+    show_envvar=True,
+    help="Settings file.  [default: reactune.toml of the current folder, if it is there]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="One setting for this call, such as --set train.lora_rank=8; may be repeated.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show where in the code an error arose.")
+@click.version_option(__version__, prog_name="reactune")
+@click.pass_obj
+def commands(
+    session: Session, file: Path | None, overrides: tuple[str, ...], verbose: bool
+) -> None:
+    """Turn what users did with generated tips into a better tip generator.
+
+    The loop: init, ingest, run (train a challenger, put it before 5 % of users), review.
+    """
+    session.file, session.overrides, session.verbose = file, overrides, verbose
+
+
+for module in (serve, data, run, analysis, users):
+    for command in module.COMMANDS:
+        commands.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0, 1 for an error of ours, 2 for a call that makes no sense.
+
+    Who names itself in REACTUNE_PARENT takes the command along when it ends, however it ends.
+    """
+    if PARENT in os.environ:
+        die_with_parent()
+    be_discreet()
+    session = Session()
+    try:
+        commands.main(arguments, prog_name="reactune", obj=session)
+    except ReactuneError as error:
+        if session.verbose:
+            click.echo(where(error), err=True, nl=False)
+        click.echo(f"reactune: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None or session.verbose:
+            raise
+        advice = f"run `pip install 'reactune[{extra}]'`"
+        click.echo(f"reactune: this command needs {error.name}; {advice}", err=True)
+        sys.exit(1)

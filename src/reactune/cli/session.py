@@ -3,13 +3,98 @@
 What the settings mean is left to `config.py`.
 """
 
+import logging
+import os
+import sys
+import threading
+import traceback
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
+from reactune.errors import ReactuneError
+
 if TYPE_CHECKING:
-    from reactune.config import Config
+    from reactune.config.settings import Config
+
+
+FULL = "REACTUNE_TRACEBACKS"
+WITHHELD = f"(what it said may quote people; {FULL}=full shows it)"
+# Of these the system itself words the message, with nothing but names of files and modules in it.
+PLAIN = (ReactuneError, OSError, ImportError, MemoryError, RecursionError)
+JOINTS = {
+    "__cause__": "\nThe above exception was the direct cause of the following exception:\n\n",
+    "__context__": "\nDuring handling of the above exception, another exception occurred:\n\n",
+}
+
+
+def where(error: BaseException) -> str:
+    """The traceback with names of files, functions and types, and our own messages alone."""
+    if os.environ.get(FULL) == "full":
+        return "".join(traceback.format_exception(error))
+    earlier = ""
+    if error.__cause__ is not None:
+        earlier = where(error.__cause__) + JOINTS["__cause__"]
+    elif error.__context__ is not None and not error.__suppress_context__:
+        earlier = where(error.__context__) + JOINTS["__context__"]
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    inner = "".join(
+        f"\nof which:\n{where(each)}"
+        for each in (error.exceptions if isinstance(error, BaseExceptionGroup) else ())
+    )
+    return f"{earlier}Traceback (most recent call last):\n{frames}{named(error)}\n{inner}"
+
+
+def named(error: BaseException) -> str:
+    """The type of an error, and what it says where that can be nothing of people's."""
+    kind = type(error)
+    is_ours = issubclass(kind, ReactuneError)
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    if is_ours or (kind.__module__ == "builtins" and isinstance(error, PLAIN)):
+        return f"{name}: {error}"
+    return f"{name} {WITHHELD}"
+
+
+def be_discreet() -> None:
+    """From now on this process words every traceback so: of the program, its threads, its logs.
+
+    Whoever hooked in before, such as a debugger, keeps their place.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _tell_of_thread
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(without_messages)
+
+
+def without_messages(record: logging.LogRecord) -> bool:
+    """A filter of a log: the traceback of a record is worded by `where`."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text = where(record.exc_info[1]).rstrip("\n")
+        record.exc_info = None
+    return True
+
+
+def _tell(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, frames)
+        return
+    sys.stderr.write(where(error))
+
+
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is not None:
+        name = failure.thread.name if failure.thread else "?"
+        sys.stderr.write(f"in thread {name}:\n{where(failure.exc_value)}")
 
 
 @dataclass
@@ -22,7 +107,7 @@ class Session:
 
     def config(self) -> "Config":
         """The settings; ConfigError if there is something wrong with them."""
-        from reactune.config import load
+        from reactune.config.settings import load
 
         return load(self.file, self.overrides)
 

@@ -1,22 +1,21 @@
-"""Who reacts to tips: the interface of an audience, and the built-in one.
+"""What a policy without a model would have earned from the same people on the same visits.
 
-An app has real people; the demo has these. What they like stands in `tastes.py`, and a learner
-sees nothing of it but the rows of `tip_scores`.
+For the report: whoever cannot beat the shortest or the most popular tip has learnt nothing.
 """
 
 import importlib
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from reactune.config import LabelConfig
-from reactune.demo import tastes as people
+from reactune.config.sections import LabelConfig
+from reactune.demo import preferences
 from reactune.demo.pool import read_pool
-from reactune.demo.reading import WORD, plain_text, read, stem
-from reactune.demo.world import TASKS, Situation, Value
+from reactune.demo.preferences import WORD, plain_text, read, stem
+from reactune.demo.situations import TASKS, Situation, Value
 from reactune.errors import ConfigError
 from reactune.records import Reaction
 
@@ -99,7 +98,7 @@ class Town:
         self.tastes = tastes
         names = [f"user-{number:04}" for number in range(users)]
         self.people = {
-            name: people.person(name, roles[number % len(roles)], draw)
+            name: preferences.person(name, roles[number % len(roles)], draw)
             for number, name in enumerate(names)
         }
         self._upcoming = _by_role(read_pool().situations if situations is None else situations)
@@ -121,22 +120,24 @@ class Town:
         """Draw what the visitor does with the tip, and remember the tip."""
         chance = self.chances(visit, tip)
         self.remember(visit, tip)
-        return Response(*people.act(chance, random.Random(f"{self.seed} {visit.visit_id} acts")))
+        return Response(
+            *preferences.act(chance, random.Random(f"{self.seed} {visit.visit_id} acts"))
+        )
 
-    def chances(self, visit: Visit, tip: str) -> people.Chances:
+    def chances(self, visit: Visit, tip: str) -> preferences.Chances:
         """What the visitor may do with the tip, given all tips shown so far. Changes nothing."""
         reader = self.people[visit.user_id]
         if self.tastes == "none":
-            return people.coin_chances(reader)
+            return preferences.coin_chances(reader)
         reading = read(tip, visit.kind, visit.context)
-        liked = people.liking(
+        liked = preferences.liking(
             reader,
             reading,
             kind=visit.kind,
             staleness=self.staleness(visit, tip),
             mood=random.Random(f"{self.seed} {visit.visit_id} mood").gauss(0, 0.4),
         )
-        return people.chances(liked, reading.words)
+        return preferences.chances(liked, reading.words)
 
     def remember(self, visit: Visit, tip: str) -> None:
         """Note that the tip was shown: to the visitor, and so to those the visitor talks to."""
@@ -191,7 +192,7 @@ def expected_reward(
 ) -> float:
     """The probability that the tip becomes a positive: what a policy earns, without the noise."""
     low, high = (labels or LabelConfig()).positive_dwell_ms
-    return people.done_between(audience.chances(visit, tip), (low / 1000, high / 1000))
+    return preferences.done_between(audience.chances(visit, tip), (low / 1000, high / 1000))
 
 
 def expected_harm(
@@ -199,7 +200,7 @@ def expected_harm(
 ) -> float:
     """The probability that the tip becomes a negative: a dismissal at a glance."""
     below = (labels or LabelConfig()).negative_dwell_below_ms
-    return people.dismissed_below(audience.chances(visit, tip), below / 1000)
+    return preferences.dismissed_below(audience.chances(visit, tip), below / 1000)
 
 
 def words_of(tip: str) -> frozenset[str]:
@@ -221,3 +222,97 @@ def _by_role(situations: Iterable[Situation]) -> dict[str, deque[Situation]]:
     if missing:
         raise ConfigError(f"no situations for {', '.join(missing)}; make a larger pool of tips")
     return by_role
+
+
+Policy = Callable[[Visit], str]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A tip that somebody was shown in the past, and whether it became a positive."""
+
+    kind: str
+    tip: str
+    is_positive: bool
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What a policy got: shares of tips that were positives and negatives, and how many tips."""
+
+    reward: float
+    harm: float
+    tips: int
+
+
+def shortest_tip(past: Sequence[Shown]) -> Policy:
+    """Always the tip of the asked kind with the fewest characters."""
+    return _one_per_kind(past, lambda tip, _: (-len(tip), tip))
+
+
+def most_popular_tip(past: Sequence[Shown]) -> Policy:
+    """Always the tip of the asked kind with the highest share of positives, (k + 1) / (n + 2).
+
+    The rule of succession keeps a tip that one person liked below one that nine of ten did. Of
+    equals the shorter.
+    """
+    return _one_per_kind(
+        past, lambda tip, results: ((sum(results) + 1) / (len(results) + 2), -len(tip), tip)
+    )
+
+
+def earned(
+    audience: Audience, shown: Iterable[tuple[Visit, str]], *, labels: LabelConfig
+) -> Earned:
+    """What these tips earn from a fresh audience; each is remembered, so repeats wear off.
+
+    The built-in audience states its probabilities, so its numbers have no noise of reactions;
+    another one is asked to react, once.
+    """
+    rewards: list[float] = []
+    harms: list[float] = []
+    for visit, tip in shown:
+        if isinstance(audience, Town):
+            rewards.append(expected_reward(audience, visit, tip, labels=labels))
+            harms.append(expected_harm(audience, visit, tip, labels=labels))
+            audience.remember(visit, tip)
+        else:
+            response = audience.react(visit, tip)
+            rewards.append(float(is_positive(response, labels)))
+            harms.append(float(is_negative(response, labels)))
+    count = len(rewards)
+    return Earned(
+        reward=sum(rewards) / count if count else 0.0,
+        harm=sum(harms) / count if count else 0.0,
+        tips=count,
+    )
+
+
+def is_positive(response: Response, labels: LabelConfig) -> bool:
+    """The label rule for a reaction to a model's tip: evidence that it was liked."""
+    low, high = labels.positive_dwell_ms
+    dwell = response.dwell_ms
+    return response.reaction == "done" and dwell is not None and low <= dwell <= high
+
+
+def is_negative(response: Response, labels: LabelConfig) -> bool:
+    """The label rule for a reaction to a model's tip: evidence that it was not."""
+    dwell = response.dwell_ms
+    return (
+        response.reaction == "dismiss"
+        and dwell is not None
+        and dwell < labels.negative_dwell_below_ms
+    )
+
+
+def _one_per_kind(
+    past: Sequence[Shown], rank: Callable[[str, list[bool]], tuple[float, ...] | tuple[object, ...]]
+) -> Policy:
+    results: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for shown in past:
+        results[shown.kind][shown.tip].append(shown.is_positive)
+    best = {
+        kind: max(tips, key=lambda tip, tips=tips: rank(tip, tips[tip]))  # type: ignore[misc]
+        for kind, tips in results.items()
+    }
+    return lambda visit: best.get(visit.kind, "")

@@ -17,23 +17,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reactune import live, pipeline, review, serving
-from reactune.config import Config
-from reactune.data.engines import open_scores
-from reactune.data.scores import daily_counts
-from reactune.demo.audience import Audience, Response, Visit, load_audience
-from reactune.demo.policies import Shown, is_positive
-from reactune.demo.pool import PooledRuntime, digest_of, read_pool
-from reactune.demo.settings import set_up, unused
-from reactune.demo.telling import Told, arms_of, tell
+from reactune import deployment, pipeline, review
+from reactune.config.settings import Config
+from reactune.data.labels.scores import daily_counts
+from reactune.data.labels.sources import open_scores
+from reactune.demo.audience import Audience, Response, Shown, Visit, is_positive, load_audience
+from reactune.demo.cycles import Told, arms_of, tell
+from reactune.demo.pool import PooledRuntime, digest_of, read_pool, set_up, unused
 from reactune.errors import CanaryError
-from reactune.model import base_model
-from reactune.privacy import load_key
-from reactune.prompt import assemble, load_chat
+from reactune.model.files import base_model
+from reactune.model.prompt import assemble, load_chat
+from reactune.privacy.hashing import load_key
 from reactune.records import STAGES, Manifest, Rollout
 from reactune.release.runtimes import connect
-from reactune.run_root import run_root
-from reactune.runs import all_runs
+from reactune.runs.folders import all_runs
+from reactune.runs.remote import run_root
+from reactune.service import answers, state, tips
 
 TOWN = "reactune.demo.audience:Town"
 SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates take some
@@ -60,7 +59,7 @@ class Stage:
 
     config: Config
     audience: Audience
-    service: serving.Service
+    service: state.Service
     runtime: PooledRuntime
     clock: Clock
     say: Say
@@ -121,7 +120,7 @@ def go_round(stage: Stage, day: int, past: list[Served]) -> tuple[Told, int]:
     canary: list[Served] = []
     rollout, verdict = None, manifest.summary
     if manifest.stage == STAGES[-1]:
-        rollout = live.current(stage.config)
+        rollout = deployment.current(stage.config)
         day, verdict = until_decided(stage, day, canary)
     trial = time.monotonic() - trained
     before, after = side_by_side(stage, rollout, canary)
@@ -219,12 +218,12 @@ def show(stage: Stage, visit: Visit) -> Served | None:
     """Ask the service for a tip, as an app does; where it has none to show, neither has the app."""
     stage.clock.moments.now = visit.moment
     try:
-        tip = serving.request_tip(
+        tip = tips.request_tip(
             stage.service, user_id=visit.user_id, kind=visit.kind, context=visit.context
         )
-    except serving.UnshowableTipError:
+    except answers.UnshowableTipError:
         return None
-    serving.tip_shown(stage.service, tip.tip_id)
+    tips.tip_shown(stage.service, tip.tip_id)
     return Served(visit, tip.tip_id, tip.content)
 
 
@@ -233,7 +232,7 @@ def respond(stage: Stage, served: Served) -> Served:
     response = stage.audience.react(served.visit, served.text)
     if response.reaction is not None and response.dwell_ms is not None:
         stage.clock.moments.now = served.visit.moment + timedelta(milliseconds=response.dwell_ms)
-        serving.react(stage.service, served.tip_id, response.reaction, response.dwell_ms)
+        tips.react(stage.service, served.tip_id, response.reaction, response.dwell_ms)
     return replace(served, response=response)
 
 
@@ -264,11 +263,11 @@ def serving_people(folder: Path, people: Audience, *, seed: int, say: Say) -> It
     config = set_up(unused(folder), seed=seed)
     say(f"demo in   {config.folder}")
     say("exporting the base model: it is version 1 and the first champion")
-    live.ensure_champion(config)
+    deployment.ensure_champion(config)
     clock = Clock()
     runtime = PooledRuntime(connect(config.serve), read_pool())
-    with live.database(config) as engine:
-        service = serving.open_service(
+    with deployment.database(config) as engine:
+        service = state.open_service(
             engine,
             chat=load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy),
             runtime=runtime,
@@ -282,4 +281,4 @@ def serving_people(folder: Path, people: Audience, *, seed: int, say: Say) -> It
         try:
             yield Stage(config, people, service, runtime, clock, say)
         finally:
-            serving.close_service(service)
+            state.close_service(service)

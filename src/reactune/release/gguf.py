@@ -1,28 +1,261 @@
-"""Write the model that is served: base weights plus adapter, as one GGUF file.
+"""A release on disk: the GGUF that is served and the prompt folder a service needs for it.
 
-Which adapter, and whether the file may be served, is decided elsewhere (gate, parity).
+The numbers come from `gguf.py` and `prompt.py`; registering and serving are others' work.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reactune.errors import ReleaseError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from math import sqrt
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from reactune.errors import ReleaseError
-from reactune.model import BaseModel
+from reactune.model.files import BaseModel
 from reactune.records import sha256_of
-from reactune.release.layout import heads_of, open_gguf, tensor_names
-from reactune.release.lora import LowRank, read_lora
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
+
+from dataclasses import asdict
+
+from reactune.config.sections import ExportConfig
+from reactune.model.prompt import Chat, write_prompt_folder
+from reactune.records import ModelVersion, write_atomically
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How llama.cpp stores an architecture, where it differs from transformers."""
+
+    interleaved_heads: bool = False
+    norm_offset: float = 0.0
+
+
+# Architectures whose storage is known here, by GGUF's names (Mistral and SmolLM are `llama`).
+LAYOUTS = {
+    "llama": Layout(interleaved_heads=True),
+    "qwen2": Layout(),
+    "qwen3": Layout(),
+    "gemma3": Layout(norm_offset=1.0),
+}
+
+
+def open_gguf(path: Path) -> "GGUFReader":
+    """Open a GGUF file of an architecture that is known here.
+
+    Raises:
+        ReleaseError: it is absent, broken, one part of several, or of another architecture.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ReleaseError(f"{path} is no readable GGUF file ({error}); fetch it again") from error
+    architecture = architecture_of(reader)
+    if architecture not in LAYOUTS:
+        raise ReleaseError(
+            f"{path} is of architecture {architecture!r}; models of {', '.join(LAYOUTS)} can be "
+            "exported: take one as [model] base"
+        )
+    parts = reader.get_field("split.count")
+    if parts is not None and parts.contents() > 1:
+        raise ReleaseError(f"{path} is one of {parts.contents()} parts; join them first")
+    if not reader.tensors:
+        raise ReleaseError(f"{path} holds no weights; fetch it again")
+    if reader.byte_order != "I":
+        raise ReleaseError(f"{path} was written for machines of the other byte order")
+    return reader
+
+
+def architecture_of(reader: "GGUFReader") -> str:
+    """GGUF's name of the model's architecture; empty if the file does not say."""
+    field = reader.get_field("general.architecture")
+    return "" if field is None else str(field.contents())
+
+
+def number(reader: "GGUFReader", name: str) -> float:
+    """A number that the file states under `<architecture>.<name>`.
+
+    Raises:
+        ReleaseError: it states none.
+    """
+    field = reader.get_field(f"{architecture_of(reader)}.{name}")
+    if field is None:
+        raise ReleaseError(f"the GGUF file states no {architecture_of(reader)}.{name}")
+    return float(field.contents())
+
+
+def tensor_names(reader: "GGUFReader") -> Any:
+    """gguf-py's map from transformers' module names to GGUF's tensor names."""
+    import gguf
+
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    layers = int(number(reader, "block_count"))
+    return gguf.get_tensor_name_map(kinds[architecture_of(reader)], layers)
+
+
+def heads_of(reader: "GGUFReader", tensor_name: str) -> int:
+    """Number of heads whose rows the tensor holds interleaved; 0 where rows are as in training."""
+    if not LAYOUTS[architecture_of(reader)].interleaved_heads:
+        return 0
+    if ".attn_q." in tensor_name:
+        return int(number(reader, "attention.head_count"))
+    if ".attn_k." in tensor_name:
+        return int(number(reader, "attention.head_count_kv"))
+    return 0
+
+
+# Settings of PEFT's LoraConfig under which the adapter is more than W + s * B A, or A and B belong
+# to other base weights than the ones on disk.
+REFUSED = (
+    "alora_invocation_tokens", "arrow_config", "corda_config", "fan_in_fan_out", "kasa_config",
+    "layer_replication", "lora_bias", "lora_ga_config", "megatron_config", "modules_to_save",
+    "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
+    "use_qalora", "velora_config",
+)  # fmt: skip
+# Initialisations that leave the base weights as they are.
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
+TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one weight W (outputs, inputs): scale * up @ down."""
+
+    down: NDArray[np.float32]
+    up: NDArray[np.float32]
+    scale: float
+
+
+def read_lora(folder: Path) -> dict[str, LowRank]:
+    """Read a PEFT adapter: name of the module in the base model = what is added to its weight.
+
+    Scales follow PEFT: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732), where
+    `alpha_pattern` and `rank_pattern` override alpha and r by module.
+
+    Raises:
+        ReleaseError: a file is missing or broken, or it is more than plain LoRA: DoRA, biases,
+            whole modules, embeddings, an initialisation that changed the base.
+    """
+    config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    missing = [file.name for file in (config_file, weights_file) if not file.is_file()]
+    if missing:
+        raise ReleaseError(f"{folder} is no adapter: {', '.join(missing)} missing; train it anew")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReleaseError(
+            f"{config_file} is not JSON ({error}); train the adapter anew"
+        ) from error
+    _require_plain(config, folder)
+    parts = _parts(_read_tensors(weights_file), folder)
+    return {module: _low_rank(module, config, *parts[module]) for module in sorted(parts)}
+
+
+def _require_plain(config: Mapping[str, Any], folder: Path) -> None:
+    used = [name for name in REFUSED if config.get(name)]
+    if config.get("peft_type") != "LORA":
+        used.append(f"peft_type = {config.get('peft_type')!r}")
+    if config.get("bias", "none") != "none":
+        used.append(f"bias = {config['bias']!r}")
+    if config.get("init_lora_weights", True) not in STARTS:
+        used.append(f"init_lora_weights = {config['init_lora_weights']!r}")
+    if used:
+        raise ReleaseError(
+            f"{folder} is more than plain LoRA ({', '.join(used)}) and cannot be merged here; "
+            "train without it"
+        )
+
+
+def _parts(
+    tensors: Mapping[str, NDArray[np.float32]], folder: Path
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    names = {name: TENSOR_NAME.fullmatch(name) for name in tensors}
+    foreign = [name for name, match in names.items() if match is None]
+    modules = {match["module"] for match in names.values() if match is not None}
+    wanted = {_tensor_name(module, part) for module in modules for part in "AB"}
+    odd = foreign + sorted(wanted - tensors.keys())
+    if odd or not modules:
+        raise ReleaseError(
+            f"{folder}: {_some(odd) or 'no LoRA matrices'}: not the pairs of lora_A and lora_B of "
+            "plain LoRA on linear layers; train without embeddings, biases and whole modules"
+        )
+    return {
+        module: (tensors[_tensor_name(module, "A")], tensors[_tensor_name(module, "B")])
+        for module in modules
+    }
+
+
+def _tensor_name(module: str, part: str) -> str:
+    return f"base_model.model.{module}.lora_{part}.weight"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _low_rank(
+    module: str,
+    config: Mapping[str, Any],
+    down: NDArray[np.float32],
+    up: NDArray[np.float32],
+) -> LowRank:
+    rank = _by_module(config.get("rank_pattern") or {}, module, config["r"])
+    alpha = _by_module(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+    if down.ndim != 2 or up.ndim != 2 or not rank == down.shape[0] == up.shape[1]:
+        raise ReleaseError(
+            f"adapter of {module}: rank {rank} in adapter_config.json, but matrices of "
+            f"{down.shape} and {up.shape}; the two files are not of one training"
+        )
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+        raise ReleaseError(f"adapter of {module} holds NaN or infinity; train it anew")
+    return LowRank(down, up, alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _by_module(pattern: Mapping[str, Any], module: str, default: float) -> float:
+    for key in pattern:
+        if re.match(rf"(.*\.)?({key})$", module):
+            return float(pattern[key])
+    return default
+
+
+def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        stored = deserialize(file.read_bytes())
+    except SafetensorError as error:
+        raise ReleaseError(f"{file} is broken ({error}); train the adapter anew") from error
+    return {name: _floats(name, tensor) for name, tensor in stored}
+
+
+def _floats(name: str, tensor: Mapping[str, Any]) -> NDArray[np.float32]:
+    # NumPy has no bfloat16: it is the upper half of a float32.
+    readings = {
+        "F32": lambda data: np.frombuffer(data, "<f4").astype(np.float32),
+        "F16": lambda data: np.frombuffer(data, "<f2").astype(np.float32),
+        "BF16": lambda data: (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32),
+    }
+    if tensor["dtype"] not in readings:
+        raise ReleaseError(f"adapter tensor {name} is of type {tensor['dtype']}, not a float")
+    return readings[tensor["dtype"]](tensor["data"]).reshape(tensor["shape"])
+
 
 Quantisation = Literal["q8_0", "f16"]
 Progress = Callable[[int, int], None]
@@ -239,3 +472,67 @@ def _state_type(keys: bytearray, reader: "GGUFReader", quantisation: Quantisatio
     # A key is its length (8 bytes), its name and its type (4 bytes); then comes the value.
     value = field.offset + 8 + len(field.name.encode()) + 4
     keys[value : value + 4] = struct.pack("<I", int(stated))
+
+
+GGUF = "model.gguf"
+PROMPT = "prompt"
+NOTE = "release.json"
+
+
+def export_release(
+    base: BaseModel,
+    chat: Chat,
+    adapter: Path | None,
+    folder: Path,
+    *,
+    run_id: str,
+    settings: ExportConfig,
+) -> ModelVersion:
+    """Write GGUF and prompt folder; the base itself is exported the same way, without adapter.
+
+    The version that is returned has number 0 and a name of its own: it is on trial until it is
+    registered.
+
+    Raises:
+        ReleaseError: the base has no GGUF, or the adapter cannot be merged into it.
+    """
+    out = folder / GGUF
+    quantisation = settings.quantisation
+    exported = (
+        export_base(base, out, quantisation=quantisation)
+        if adapter is None
+        else export_merged(base, adapter, out=out, quantisation=quantisation)
+    )
+    write_prompt_folder(chat, base.folder, folder / PROMPT)
+    return ModelVersion(
+        version=0,
+        name=f"reactune-trial:{exported.sha256[:12]}",
+        run_id=run_id,
+        gguf=out,
+        sha256=exported.sha256,
+        prompt_folder=folder / PROMPT,
+        base=base.name,
+        quantisation=quantisation,
+        adapter=adapter,
+    )
+
+
+def write_release(release: ModelVersion) -> tuple[str, ...]:
+    """Note the release beside its GGUF; names of all that a model server or `read_release` needs.
+
+    They are relative to the folder of the GGUF.
+    """
+    folder = release.gguf.parent
+    write_atomically(folder / NOTE, json.dumps(asdict(release), default=str))
+    files = (release.gguf, *sorted(release.prompt_folder.iterdir()), folder / NOTE)
+    return tuple(file.relative_to(folder).as_posix() for file in files)
+
+
+def read_release(run: Path) -> ModelVersion:
+    """The release of a run, with its files where they lie here."""
+    folder = run / "export"
+    values = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    # Another worker may have written it, so its folders say nothing.
+    adapter = run / "train" / "adapter" if values["adapter"] else None
+    paths = {"gguf": folder / GGUF, "prompt_folder": folder / PROMPT, "adapter": adapter}
+    return ModelVersion(**{**values, **paths})

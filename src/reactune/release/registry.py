@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reactune.config import RegistryConfig
+from reactune.config.sections import RegistryConfig
 from reactune.errors import ReleaseError
 
 RUN_TAG = "reactune.run_id"

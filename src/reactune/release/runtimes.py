@@ -5,8 +5,8 @@ What a server can do is in `llamacpp.py` and `ollama.py`.
 
 from collections.abc import Callable
 
-from reactune.config import ServeConfig
-from reactune.prompt import Chat, user_text
+from reactune.config.sections import ServeConfig
+from reactune.model.prompt import Chat, user_text
 from reactune.records import ModelVersion, Prompt, Runtime
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.ollama import Ollama

@@ -1,18 +1,62 @@
-"""The trainer's contract: `job.json` and `rows.parquet` in, an adapter folder and progress out.
+"""What a killed training left: its last whole checkpoint, and the progress up to there.
 
-Rows come as token ids and in the order in which they are trained, so that no back-end can differ
-in template, loss mask, truncation or order.
+Writing checkpoints is the trainer's.
 """
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from reactune.errors import TrainingError
 from reactune.records import write_atomically
-from reactune.train.order import in_training_order
+
+WINDOW = 8  # batches whose rows are sorted by length together
+
+Row = dict[str, Any]
+
+
+def tokens_of(row: Row) -> int:
+    """Tokens a trainer reads for one row: a pair counts its prompt twice."""
+    if "chosen_ids" in row:
+        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+
+def in_training_order(rows: Sequence[Row], *, steps: int, batch_size: int, seed: int) -> list[Row]:
+    """`steps * batch_size` rows: epoch after epoch, each in an order drawn anew from the seed.
+
+    Rows of a batch are of like length, since a batch is padded to its longest row: padding that
+    would be half of what a random order computes is a tenth then. Batches come in random order,
+    and liked and disliked rows are spread evenly over them.
+    """
+    draw = random.Random(seed)
+    return list(islice(_epochs(rows, batch_size, draw), steps * batch_size))
+
+
+def _epochs(rows: Sequence[Row], batch_size: int, draw: random.Random) -> Iterator[Row]:
+    while True:
+        shuffled = list(rows)
+        draw.shuffle(shuffled)
+        for start in range(0, len(shuffled), WINDOW * batch_size):
+            window = _by_length(shuffled[start : start + WINDOW * batch_size])
+            batches = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+            draw.shuffle(batches)
+            for batch in batches:
+                yield from batch
+
+
+def _by_length(rows: Sequence[Row]) -> list[Row]:
+    """By length, within each label; a row's place is its rank's share of those of its label."""
+    placed: list[tuple[float, Row]] = []
+    for label in (True, False):
+        same = sorted((r for r in rows if r.get("label", True) is label), key=tokens_of)
+        placed += [((rank + 0.5) / len(same), row) for rank, row in enumerate(same)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
 
 SCHEMA = 1
 JobMethod = Literal["sft", "kto", "dpo"]
@@ -101,3 +145,30 @@ def read_rows(folder: Path, job: Job) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = pq.read_table(folder / job.rows).to_pylist()
     return rows
+
+
+def keep_lines_until(file: Path, step: int) -> None:
+    """Drop the progress of steps that a killed trainer made after its last checkpoint."""
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(file, "".join(f"{line}\n" for line in kept))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole: the trainer's state is written into it last."""
+    whole = [
+        (int(path.parent.name.rpartition("-")[2]), path.parent)
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        if is_json(path)
+    ]
+    return str(max(whole)[1]) if whole else None
+
+
+def is_json(path: Path) -> bool:
+    """Whether the file holds whole JSON."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

@@ -5,21 +5,29 @@ Which rows it gets and which of several adapters is kept is decided by the calle
 
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from reactune.config import TrainConfig
+from tqdm import tqdm
+
+import reactune
+from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
-from reactune.train.backends import usable_methods
+from reactune.model.prompt import Chat, completion_ids, rebuild
+from reactune.process import child_environment
+from reactune.train.backends import BACKENDS, python_of, usable_methods
 from reactune.train.job import (
     EXIT_BAD_JOB,
     EXIT_DIVERGED,
@@ -28,10 +36,141 @@ from reactune.train.job import (
     JobMethod,
     read_job,
     read_rows,
+    tokens_of,
     write_job,
 )
-from reactune.train.launch import command, environment
-from reactune.train.order import tokens_of
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]]]:
+    """A function that opens the bar of a training job, and ends the one before."""
+    with ExitStack() as stack:
+
+        def open_bar(job: Any) -> Callable[[dict[str, Any]], None]:
+            stack.close()
+            bar = stack.enter_context(
+                tqdm(total=job.steps, desc=f"train {job.method}", unit="step")
+            )
+
+            def show(line: dict[str, Any]) -> None:
+                if "scored" in line:
+                    bar.set_postfix_str(f"base model asked {line['scored']:,} of {line['of']:,}")
+                    return
+                left = int(line["seconds_left"])
+                bar.set_postfix_str(
+                    f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
+                    f"{left // 60}:{left % 60:02d} left"
+                )
+                bar.update(line["step"] - bar.n)
+
+            return show
+
+        yield open_bar
+
+
+MIN_PAIRS = 50
+Tip = tuple[str, str, str, bool]  # kind, logged context, text, liked
+Pair = tuple[str, str, str, str]  # kind, logged context, liked text, disliked text
+
+
+def judged_rows(chat: Chat, tips: Iterable[Tip]) -> list[dict[str, Any]]:
+    """Rows of KTO: every tip with its label."""
+    return [
+        {
+            "prompt_ids": list(rebuild(chat, kind, context_json).token_ids),
+            "completion_ids": list(completion_ids(chat, text)),
+            "label": liked,
+        }
+        for kind, context_json, text, liked in tips
+    ]
+
+
+def pair_rows(chat: Chat, pairs: Iterable[Pair]) -> list[dict[str, Any]]:
+    """Rows of DPO: a liked and a disliked tip for one context."""
+    return [
+        {
+            "prompt_ids": list(rebuild(chat, kind, context_json).token_ids),
+            "chosen_ids": list(completion_ids(chat, chosen)),
+            "rejected_ids": list(completion_ids(chat, rejected)),
+        }
+        for kind, context_json, chosen, rejected in pairs
+    ]
+
+
+def rows_by_method(
+    chat: Chat, tips: Iterable[Tip], pairs: Iterable[Pair]
+) -> dict[JobMethod, list[dict[str, Any]]]:
+    """The rows of every method that the examples allow: DPO needs `MIN_PAIRS` pairs."""
+    judged = judged_rows(chat, tips)
+    paired = pair_rows(chat, pairs)
+    rows: dict[JobMethod, list[dict[str, Any]]] = {
+        "sft": [row for row in judged if row["label"]],
+        "kto": judged,
+        "dpo": paired if len(paired) >= MIN_PAIRS else [],
+    }
+    return {method: found for method, found in rows.items() if found}
+
+
+PACKAGE = Path(reactune.__file__).parent
+
+
+def command(settings: TrainConfig, job_file: Path) -> list[str]:
+    """The command line of the trainer: its module alone, or behind a launcher.
+
+    Launchers start workers that look for their parent, so the launcher itself is made to die
+    with us first (`python -m reactune.process`).
+
+    Raises:
+        TrainingError: the back-end's environment is not there.
+    """
+    python = str(python_of(settings))
+    worker = ["-m", BACKENDS[settings.backend].module, str(job_file)]
+    if not settings.launcher:
+        return [python, *worker]
+    if settings.launcher == "ray":
+        return [python, "-m", "reactune.train.with_ray", str(settings.processes), *worker[1:]]
+    launcher = ["-m", *LAUNCHERS[settings.launcher](settings.processes)]
+    return [sys.executable, "-m", "reactune.process", python, *launcher, *worker]
+
+
+def _torchrun(processes: int) -> list[str]:
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def _accelerate(processes: int) -> list[str]:
+    arguments = [
+        "accelerate.commands.launch",
+        f"--num_processes={processes}",
+        "--num_machines=1",
+        "--main_process_port=0",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    # "multi_gpu" means one process a device; on a CPU the trainer takes gloo all the same.
+    return [*arguments, "--multi_gpu"] if processes > 1 else arguments
+
+
+LAUNCHERS = {"torchrun": _torchrun, "accelerate": _accelerate}
+
+
+def environment(settings: TrainConfig, folder: Path) -> dict[str, str]:
+    """The trainer's environment; a back-end of its own sees our package and nothing else of ours.
+
+    The package is linked into the job's folder, because the folder it lies in holds our own torch
+    too.
+    """
+    variables = {**child_environment(), "PYTHONUNBUFFERED": "1"}
+    if settings.launcher:
+        threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.processes)
+        variables["OMP_NUM_THREADS"] = str(threads)
+    if BACKENDS[settings.backend].torch:
+        link = folder / "code" / PACKAGE.name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(PACKAGE, target_is_directory=True)
+        variables["PYTHONPATH"] = str(link.parent.absolute())
+    return variables
+
 
 LOG = "trainer.log"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")

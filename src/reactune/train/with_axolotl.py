@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from reactune.records import write_atomically
-from reactune.train.job import Job
-from reactune.train.order import tokens_of
-from reactune.train.ranks import processes
+from reactune.train.job import Job, tokens_of
 from reactune.train.with_trl import (
     TARGETS,
     finish,
     kto_weights,
     last_layers,
     neighbours,
+    processes,
     run,
     sft_row,
 )

@@ -8,19 +8,215 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from reactune.errors import TrainingError
+from reactune.model.logprobs import Row, score
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
-from reactune.train.checkpoints import last_checkpoint
-from reactune.train.fused_head import score_only_labelled_positions
-from reactune.train.job import EXIT_BAD_JOB, EXIT_DIVERGED, Job, read_job, read_rows
-from reactune.train.ranks import is_first, processes
-from reactune.train.reference import with_reference
-from reactune.train.steps import live_steps, progress_callback
+from reactune.train.job import (
+    EXIT_BAD_JOB,
+    EXIT_DIVERGED,
+    Job,
+    keep_lines_until,
+    last_checkpoint,
+    read_job,
+    read_rows,
+    tokens_of,
+)
+
+
+def processes() -> int:
+    """How many processes train together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def on_any_process(here: bool) -> bool:
+    """Whether it is so on any process: all must take the same decision, or they wait for ever."""
+    if processes() == 1:
+        return here
+    import torch
+    from accelerate import PartialState
+
+    found = torch.tensor(int(here), device=PartialState().device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return bool(found.item())
+
+
+def progress_callback(
+    folder: Path, job: Job, rows: list[dict[str, Any]], *, deadline: float
+) -> Any:
+    """Appends a line per step to `progress.jsonl`; stops at the deadline of the monotonic clock."""
+    from transformers import TrainerCallback
+
+    tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Watches the steps of one training."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
+            self.first_step = state.global_step
+            if is_first():
+                keep_lines_until(folder / "progress.jsonl", state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if on_any_process(time.monotonic() > deadline):
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            done = state.global_step - self.first_step
+            seconds = time.monotonic() - self.started
+            line = {
+                "step": state.global_step,
+                "steps": state.max_steps,
+                "loss": logs["loss"],
+                "tokens_per_second": done * tokens_per_step / seconds,
+                "seconds_left": min(
+                    (state.max_steps - state.global_step) * seconds / done,
+                    max(deadline - time.monotonic(), 0.0),
+                ),
+            }
+            tell(folder, line)
+
+    return Progress()
+
+
+def tell(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to `progress.jsonl`; of several processes the first alone does."""
+    if is_first():
+        with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def live_steps(job: Job) -> dict[str, Any]:
+    """Where each step is shown while it is trained: MLflow's own callback, or nowhere."""
+    if not job.mlflow_experiment:
+        return {"report_to": "none"}
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = job.mlflow_experiment
+    return {"report_to": "mlflow", "run_name": f"{job.method} with {job.backend}"}
+
+
+FILE = "reference.json"
+CHUNK_STEPS = 16
+# A step costs four times as much as asking the base model about its rows, so those that are not
+# reached in this share of the time limit could not be trained in the rest of it.
+SHARE = 0.2
+
+
+def with_reference(
+    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows with the base model's log-probability of each answer, under the names given.
+
+    Fewer steps' rows where a fifth of the time limit does not suffice for all. Called before the
+    first step, when the adapter changes nothing yet: so the model is the base. What was scored
+    is kept, so that a resumed training has the same rows.
+    """
+    file = folder / FILE
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        found = _score(folder, job, model, rows, answers)
+        if is_first():
+            write_atomically(file, json.dumps(found))
+    return [{**row, **values} for row, values in zip(rows, found, strict=False)]
+
+
+def _score(
+    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+) -> list[dict[str, float]]:
+    """Names and log-probabilities of the first rows, whole steps of them, in their order."""
+    causal = model.get_base_model()
+    causal.eval()
+    # A tip stands in several pairs, and a row in several epochs.
+    different = {_asked(row, answer) for row in rows for answer in answers.values()}
+    totals: dict[Row, float] = {}
+    until = time.monotonic() + SHARE * job.max_seconds
+    size = CHUNK_STEPS * job.batch_size
+    done = 0
+
+    def scored(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(folder, {"step": 0, "steps": job.steps, "scored": done, "of": len(different)})
+
+    for end in range(size, len(rows) + size, size):
+        wanted = (_asked(row, a) for row in rows[end - size : end] for a in answers.values())
+        new = list(dict.fromkeys(each for each in wanted if each not in totals))
+        scores = score(causal, new, progress=scored)
+        totals |= {each: float(s.sum()) for each, s in zip(new, scores, strict=True)}
+        if on_any_process(time.monotonic() > until):
+            break
+    return [
+        {name: totals[_asked(row, answer)] for name, answer in answers.items()}
+        for row in rows[:end]
+    ]
+
+
+def _asked(row: dict[str, Any], answer: str) -> Row:
+    return tuple(row["prompt_ids"]), tuple(row[answer])
+
+
+def score_only_labelled_positions(model: Any) -> None:
+    """Exchange the forward that TRL gave the causal language model; same values, fewer products."""
+    original = model.forward
+
+    def forward(
+        self: Any,
+        *args: Any,
+        labels: Any = None,
+        fused_lm_head: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            return original(*args, labels=labels, **kwargs)
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        return fused_output(hidden, labels[:, 1:], self.get_output_embeddings(), num_items_in_batch)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def fused_output(hidden: Any, targets: Any, head: Any, num_items_in_batch: Any) -> Any:
+    """Log-probabilities of the targets that are not -100, zero elsewhere, as TRL reports them."""
+    import torch
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    mask = targets != -100
+
+    def spread(values: Any) -> Any:
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+    logits = head(hidden[mask]).float()
+    log_probs = torch.log_softmax(logits, dim=-1)
+    chosen = log_probs.gather(1, targets[mask][:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        mean_logits = logits.mean(-1)
+        is_top1 = logits.argmax(-1) == targets[mask]
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return FusedCausalLMOutput(
+        loss=-chosen.sum() / count,
+        log_probs=spread(chosen),
+        entropy=spread(entropy),
+        log_sum_sq_probs=None,
+        mean_logits=spread(mean_logits),
+        is_top1=spread(is_top1),
+        label_mask=mask,
+        aux_loss=None,
+    )
+
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Train = Callable[[Path, Job, list[dict[str, Any]]], dict[str, Any]]

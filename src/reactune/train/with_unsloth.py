@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reactune.train.job import Job
-from reactune.train.order import tokens_of
+from reactune.train.job import Job, tokens_of
 from reactune.train.with_trl import TARGETS, finish, last_layers, prepare, run
 
 

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
+from typing import Annotated
 
 import sqlalchemy as sa
 from anyio import to_thread
-from fastapi import FastAPI, Header
+from fastapi import FastAPI, Header, Path
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
@@ -19,24 +20,71 @@ from starlette.responses import Response
 import reactune
 from reactune.canary import rollout as rollouts
 from reactune.canary.routing import BUCKETS, bucket, bucket_ranges, propensity, route, unit_key
+from reactune.erasure.requests import ask_for_people
 from reactune.errors import DataError, ReactuneError
-from reactune.live_models import read_live
-from reactune.privacy import user_key
+from reactune.privacy.consent import allow_training, refuse_training
+from reactune.privacy.hashing import user_key
 from reactune.records import Rollout
-from reactune.service import Service, tending
-from reactune.serving import Asked, check_ready, give_tip, lineup_now, note_reaction, note_shown
-from reactune.web import people
-from reactune.web.access import Access, KeyRing
-from reactune.web.bodies import (
+from reactune.service.rollout_watcher import read_live
+from reactune.service.state import Service, tending
+from reactune.service.tips import (
+    Asked,
+    check_ready,
+    give_tip,
+    lineup_now,
+    note_reaction,
+    note_shown,
+)
+from reactune.web.auth import (
+    Access,
+    BodyLimit,
+    KeyRing,
+    Places,
+    answer_error,
+    answer_http,
+    answer_invalid,
+)
+from reactune.web.schemas import (
+    KIND_HEADER,
+    USER_HEADER,
+    ChatRequest,
+    ErasureAnswer,
     LiveRollout,
     ReactionRequest,
     RouteAnswer,
     TipAnswer,
     TipRequest,
+    TrainingRequest,
+    chat_answer,
 )
-from reactune.web.chat import KIND_HEADER, USER_HEADER, ChatRequest, chat_answer
-from reactune.web.limits import BodyLimit, Places, answer_error, answer_http, answer_invalid
-from reactune.web.watch import Metrics, Watch
+from reactune.web.telemetry import Metrics, Watch
+
+UserId = Annotated[str, Path(min_length=1, max_length=512)]
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Add the paths below `/v1/users`."""
+    engine, keyring = service.engine, service.keyring
+
+    @app.delete("/v1/users/{user:path}", status_code=202)
+    def erase(user: UserId) -> ErasureAnswer:
+        """Forget a user: at once in the database, elsewhere with the next `run` or `erase`."""
+        asked = ask_for_people(
+            engine,
+            keyring,
+            [user],
+            actor="service",
+            reason="asked of the service",
+            now=service.clock(),
+        )
+        return ErasureAnswer(erasure=asked.erasure_id)
+
+    @app.put("/v1/users/{user:path}/training", status_code=204)
+    def training(user: UserId, body: TrainingRequest) -> None:
+        """Say whether later models may learn from this user."""
+        decide = allow_training if body.allowed else refuse_training
+        decide(engine, keyring, user, now=service.clock())
+
 
 # FastAPI's own spans and logs hold paths and bodies with ids and texts in them:
 # spans without are `watch.py`'s.
@@ -80,7 +128,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http)
     _add_people(app, service)
-    people.add_routes(app, service)
+    add_routes(app, service)
     _add_rollouts(app, service)
     _add_signs(app, service, metrics)
     return app

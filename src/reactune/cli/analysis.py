@@ -1,0 +1,235 @@
+"""Commands that weigh without acting: compare a file, plan a rollout, evaluate logged choices."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reactune.cli.session import Session
+
+if TYPE_CHECKING:
+    from reactune.analysis.offpolicy import Evaluation
+
+
+REFUSED = 3
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+PICTURE = click.Path(path_type=Path, dir_okay=False)
+NUMBER = click.FloatRange(min=0, min_open=True)
+PICTURE_OPTION = click.option(
+    "--picture", type=PICTURE, help="Draw it into this file, .svg or .png."
+)
+
+
+@click.command
+@click.argument("file", type=FILE)
+@click.option("--arm", multiple=True, help="Column of the arm; several make one.  [default: arm]")
+@click.option("--rows-are-arms", is_flag=True, help="Every row is an arm, with its counts.")
+@click.option(
+    "--champion", default="", help="Arm compared with.  [default: champion, or the first]"
+)
+@click.option("--unit", default="", help="Column of whom or what was drawn as one.")
+@click.option("--by", default="", help="Column whose values are compared separately.")
+@click.option("--reaction", default="reaction", show_default=True, help="Column of the reaction.")
+@click.option("--positive", multiple=True, help="Reaction that counts.  [default: done]")
+@click.option("--dwell", default="", help="Column of the dwell time: the label rule applies to it.")
+@click.option("--count", default="", help="Column that says for how many tips a row stands.")
+@click.option("--tips", default="", help="Column of counted tips, instead of reactions.")
+@click.option("--positives", default="", help="Column of counted positives, with --tips.")
+@click.option("--time", default="", help="Column that orders rows, for a file that grows.")
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="ARM=SHARE",
+    help="Share an arm was drawn by; may be repeated.  [default: all alike]",
+)
+@click.option(
+    "--looks",
+    type=click.Choice(["once", "many"]),
+    default="once",
+    show_default=True,
+    help="Whether the file is looked at once, or again whenever it has grown.",
+)
+@click.option(
+    "--planned", type=click.IntRange(1), default=5_000, show_default=True,
+    help="Units at which bounds are tightest, with --looks many; fix it before the first look.",
+)  # fmt: skip
+@PICTURE_OPTION
+@click.pass_obj
+def compare(
+    session: Session,
+    /,
+    file: Path,
+    arm: tuple[str, ...],
+    rows_are_arms: bool,
+    champion: str,
+    positive: tuple[str, ...],
+    shares: tuple[str, ...],
+    looks: str,
+    planned: int,
+    picture: Path | None,
+    **columns: str,
+) -> None:
+    """Compare the arms of any file of reactions.
+
+    JSONL (also .gz), CSV or Parquet, one row a tip or one row a count; `a.b` names the key b in
+    column a. Exit code 0: compared, whatever came out; 3: something was refused, because units
+    and shares do not match, units met several arms, or an arm is missing.
+
+    \b
+    $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
+    $ reactune compare tests.parquet --by test --rows-are-arms --tips shown --positives clicks
+    """
+    from reactune.analysis import compare as trials
+    from reactune.analysis.tables import Columns
+    from reactune.pages import plots
+
+    if bool(columns["tips"]) != bool(columns["positives"]):
+        raise click.UsageError("--tips and --positives go together")
+    if rows_are_arms and (arm or columns["unit"]):
+        raise click.UsageError("--rows-are-arms goes with neither --arm nor --unit")
+    if picture is not None:
+        plots.check_ending(picture)
+    settings = session.config()
+    asked = trials.Asked(
+        positive=frozenset(positive or ("done",)),
+        champion=champion,
+        shares=trials.parse_shares(shares),
+        looks="many" if looks == "many" else "once",
+        alpha=settings.canary.alpha,
+        srm_alpha=settings.canary.srm_alpha,
+        planned_units=planned,
+    )
+    named = Columns(arm=() if rows_are_arms else arm or ("arm",), **columns)
+    found = trials.compare_file(file, named, asked, settings.labels)
+    for line in trials.report(found):
+        click.echo(line)
+    if picture is not None:
+        rows = trials.intervals_of(found)
+        plots.save_intervals(picture, "difference in points", rows, reference=0)
+    sys.exit(REFUSED if any(trial.refusal for trial in found) else 0)
+
+
+@click.command
+@click.option("--baseline", type=NUMBER, help="Champion's positives per tip.  [default: recent]")
+@click.option("--lift", type=NUMBER, default=0.03, show_default=True, help="Difference to find.")
+@click.option("--power", type=NUMBER, default=0.8, show_default=True, help="Chance to find it.")
+@click.option("--units-per-day", type=NUMBER, help="Units a day.  [default: recent]")
+@click.option("--tips-per-unit", type=NUMBER, help="Tips a unit gets.  [default: recent]")
+@PICTURE_OPTION
+@click.pass_obj
+def plan(
+    session: Session,
+    baseline: float | None,
+    lift: float,
+    power: float,
+    units_per_day: float | None,
+    tips_per_unit: float | None,
+    picture: Path | None,
+) -> None:
+    """Say how many tips and days a rollout takes.
+
+    For shares of 5 to 50 % and for the ramp of the settings, at the traffic of the last two weeks
+    in the database, where there is one.
+
+    \b
+    $ reactune plan --baseline 0.2 --lift 0.03
+    """
+    from reactune.analysis import plan as forecast
+    from reactune.pages import plots
+
+    if picture is not None:
+        plots.check_ending(picture)
+    config = session.config()
+    traffic = forecast.assumed_traffic(
+        forecast.recent_traffic(config, now=datetime.now(UTC)),
+        baseline=baseline,
+        units_per_day=units_per_day,
+        tips_per_unit=tips_per_unit,
+    )
+    options = forecast.plan_options(config.canary, traffic, lift, power=power)
+    for line in forecast.plan_lines(options, traffic, lift, settings=config.canary):
+        click.echo(line)
+    if picture is not None:
+        plots.save_plans(picture, forecast.axis_of(options), forecast.bars_of(options))
+
+
+@click.command
+@click.argument("file", type=FILE)
+@click.option("--reward", default="reward", show_default=True, help="Column of what was earned.")
+@click.option("--largest", type=NUMBER, default=1.0, show_default=True, help="Largest reward.")
+@click.option("--propensity", default="propensity", show_default=True,
+              help="Column of the logged policy's chance of the answer it gave.")  # fmt: skip
+@click.option("--target", "targets", multiple=True, help="Column of a new policy's chance of that "
+              "answer; several are ranked.")  # fmt: skip
+@click.option("--policy", default="", help="Column that names each row's policy, instead.")
+@click.option("--from", "logged", default="", help="Policy whose log is used.")
+@click.option("--to", "new", default="", help="Policy evaluated; its chances are counted.")
+@click.option("--action", default="", help="Column of what was chosen.")
+@click.option("--given", multiple=True, help="Column of the circumstances; may be repeated.")
+@click.option("--most-weight", type=NUMBER, default=float("inf"), help="Largest ratio of new to "
+              "logged chance that can occur, where known: tightens the upper bound.")  # fmt: skip
+@click.option("--clip", type=NUMBER, default=float("inf"), help="Cut weights here.  [default: not]")
+@click.pass_obj
+def ope(
+    session: Session,
+    file: Path,
+    reward: str,
+    largest: float,
+    propensity: str,
+    targets: tuple[str, ...],
+    policy: str,
+    logged: str,
+    new: str,
+    action: str,
+    given: tuple[str, ...],
+    most_weight: float,
+    clip: float,
+) -> None:
+    """Say what another policy would have earned, from a log of choices.
+
+    Inverse propensity, self-normalised and doubly robust estimates, with bounds that hold at any
+    length of the log. This may veto or rank, and never promotes. Exit code 0: evaluated; 3: the
+    log tells too little of one of the policies.
+
+    \b
+    $ reactune ope log.jsonl --target new_chance
+    $ reactune ope log.parquet --policy policy --from random --to ours --action item --given place
+    """
+    from reactune.analysis import offpolicy
+
+    if bool(policy) == bool(targets) or (policy and not (logged and new and action)):
+        raise click.UsageError(
+            "name the new policy: --target COLUMN, or --policy with --from, --to and --action"
+        )
+    alpha, known = session.config().canary.alpha, ""
+    columns = offpolicy.Rewards(reward, propensity, largest, most_weight)
+    if policy:
+        chosen = offpolicy.Policies(policy, logged, new, action, given)
+        log, earned = offpolicy.read_policies(file, chosen, columns)
+        logs = {new: log}
+        known = f"{new} really earned {earned.mean():.5f} of {len(earned):,} answers in this file"
+    else:
+        logs = offpolicy.read_targets(file, targets, columns)
+    found = {name: offpolicy.evaluate(each, alpha=alpha, clip=clip) for name, each in logs.items()}
+    _tell(found, known)
+    sys.exit(REFUSED if any(each.standing == "unknown" for each in found.values()) else 0)
+
+
+def _tell(found: "dict[str, Evaluation]", known: str) -> None:
+    from reactune.analysis.offpolicy import lines_of, rank
+
+    for name, each in found.items():
+        for line in lines_of(name, each):
+            click.echo(line)
+    if known:
+        click.echo(known)
+    if len(found) > 1:
+        names = list(found)
+        order = ", ".join(names[n] for n in rank(list(found.values()))) or "none"
+        click.echo(f"in this order by what is sure: {order}")
+
+
+COMMANDS = (compare, plan, ope)

@@ -1,0 +1,314 @@
+"""Commands about personal data in texts: deidentify, audit."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reactune.cli.session import Session
+
+if TYPE_CHECKING:
+    from reactune.records import Counts
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reactune.config.settings import Config
+    from reactune.data.deidentify.file import FoundSpan, Summary
+
+
+SOME_REJECTED = 2
+
+
+@click.command
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option(
+    "--rejects",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where line and reason of rejected rows go.  [default: rejects.jsonl beside the settings]",
+)
+@click.pass_obj
+def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> None:
+    """Read tips and reactions from files.
+
+    JSONL (also .gz), CSV or Parquet. User ids are hashed at the door. A tip_id that is known is
+    updated, so a file may be read again. Exit code 0: all rows were kept; 2: some were
+    rejected, the others are kept.
+
+    \b
+    $ reactune ingest scores.jsonl.gz
+    """
+    from tqdm import tqdm
+
+    from reactune.data.ingest import ingest as read_into
+    from reactune.privacy.hashing import load_keyring
+    from reactune.store.database import opened_store
+
+    config = session.config()
+    keyring = load_keyring(config.privacy, os.environ)
+    rejects = rejects or config.folder / "rejects.jsonl"
+    size = sum(file.stat().st_size for file in files)
+    with (
+        opened_store(config.store_url) as engine,
+        tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar,
+    ):
+        counts = read_into(
+            engine,
+            files,
+            settings=config.ingest,
+            key=keyring.current,
+            old_keys=keyring.old,
+            rejects=rejects,
+            progress=bar.update,
+        )
+    rejected = _tell(counts, rejects)
+    sys.exit(SOME_REJECTED if rejected else 0)
+
+
+def _tell(counts: "Counts", rejects: Path) -> int:
+    """Print what became of the rows; the number of rejected ones is returned."""
+    from reactune.data.ingest import ERASED, FAULTLESS, SUPERSEDED
+
+    reasons = {reason: n for reason, n in counts.refused.items() if reason not in FAULTLESS}
+    rejected = sum(reasons.values())
+    click.echo(f"rows: {counts.came_in:,} in, {counts.went_out:,} kept, {rejected:,} rejected")
+    if superseded := counts.refused.get(SUPERSEDED, 0):
+        click.echo(f"{superseded:,} of them replaced by a later row of the same tip_id")
+    if erased := counts.refused.get(ERASED, 0):
+        click.echo(f"{erased:,} left out: of people who were erased")
+    for reason, number in reasons.items():
+        click.echo(f"  {number:,} {reason}")
+    if rejected:
+        click.echo(f"line and reason of each: {rejects}")
+    return rejected
+
+
+@click.command
+@click.option("--dialect", default="", help="Dialect of SQL.  [default: that of the source]")
+@click.pass_obj
+def explain(session: Session, dialect: str) -> None:
+    """Print the SQL that labels reactions, and say what leaves the database.
+
+    It decides which reactions are evidence, and of what. It runs where the data lives.
+
+    \b
+    $ reactune explain --dialect duckdb
+    """
+    from pygments import highlight
+    from pygments.formatters import TerminalFormatter
+    from pygments.lexers import SqlLexer
+
+    from reactune.config.settings import hide_passwords
+    from reactune.data.labels.scores import LABELLED, label_sql
+
+    config = session.config()
+    url = config.source.url or config.store_url
+    sql = label_sql(config.source, config.labels, url=url, dialect=dialect)
+    notes = (
+        f"What leaves {config.source.table} of {hide_passwords(url)}: {len(LABELLED)} columns of "
+        "positives and negatives.",
+        "Everything else leaves it as counts.",
+    )
+    text = "\n".join([*(f"-- {note}" for note in notes), f"{sql};"])
+    # Colours reach a terminal only; what is copied or piped is plain SQL.
+    click.echo(highlight(text, SqlLexer(), TerminalFormatter()), nl=False)
+
+
+SOME_LEFT_OUT = 2
+BIG_FILE = 2_000_000  # bytes from which starting further processes pays
+
+
+@click.command
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    help="A column with texts; may be repeated.  [default: all that hold texts]",
+)
+@click.option(
+    "--spans",
+    type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+    help="Where to write what was found, as JSONL without the texts; - prints it.",
+)
+@click.option("--with-text", is_flag=True, help="Write the personal data itself into --spans.")
+@click.option(
+    "--keep-foreign", is_flag=True, help="Keep rows in languages that no model is configured for."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes.  [default: one a core for files over 2 MB, else one]",
+)
+@click.pass_obj
+def deidentify(
+    session: Session,
+    file: Path,
+    out: Path | None,
+    columns: tuple[str, ...],
+    spans: Path | None,
+    with_text: bool,
+    keep_foreign: bool,
+    workers: int | None,
+) -> None:
+    """Replace personal data in the texts of a file.
+
+    JSONL (also .gz), CSV (also .gz) or Parquet; FILE and --out are of the same kind. What is
+    looked for, and with which models, is [privacy] kinds and models. Exit code 0: all rows were
+    written; 2: lines that are no rows, or rows in other languages, were left out.
+
+    \b
+    $ reactune deidentify notes.jsonl --out safe.jsonl --spans -
+    """
+    from tqdm import tqdm
+
+    from reactune.data.deidentify.file import deidentify_file
+
+    if out is None and spans is None:
+        raise click.UsageError("give --out to write the file, --spans to see what is found")
+    if out is not None and out.resolve() == file.resolve():
+        raise click.UsageError(f"--out {out} is FILE itself; give another name")
+    size = file.stat().st_size
+    cores = os.cpu_count() or 1
+    is_packed = file.suffix == ".gz"
+    with (
+        _span_writer(spans, with_text=with_text) as on_span,
+        tqdm(
+            total=None if is_packed else size,
+            unit="B",
+            unit_scale=True,
+            desc="deidentify",
+            disable=None,
+        ) as bar,
+    ):
+        summary = deidentify_file(
+            file,
+            out,
+            privacy=session.config().privacy,
+            columns=columns,
+            keep_foreign=keep_foreign,
+            workers=workers or (cores if size > BIG_FILE else 1),
+            on_span=on_span,
+            progress=bar.update,
+        )
+    left_out = _print_summary(summary, keep_foreign=keep_foreign)
+    sys.exit(SOME_LEFT_OUT if left_out else 0)
+
+
+@contextmanager
+def _span_writer(
+    file: Path | None, *, with_text: bool
+) -> "Iterator[Callable[[FoundSpan], object]]":
+    if file is None:
+        yield lambda span: None
+        return
+
+    def line(span: "FoundSpan") -> str:
+        values = asdict(span)
+        if not with_text:
+            del values["value"]
+        return json.dumps(values, ensure_ascii=False)
+
+    if str(file) == "-":
+        yield lambda span: click.echo(line(span))
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as lines:
+            yield lambda span: lines.write(f"{line(span)}\n")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:
+    """Say, beside what may be printed spans, what became of the rows; how many were left out."""
+    left_out = summary.unreadable + (0 if keep_foreign else summary.foreign)
+    click.echo(
+        f"rows: {summary.came_in:,} in, {summary.went_out:,} kept, {left_out:,} left out", err=True
+    )
+    if summary.unreadable:
+        click.echo(f"  {summary.unreadable:,} no JSON object", err=True)
+    if summary.foreign:
+        does = "kept" if keep_foreign else "left out"
+        click.echo(
+            f"  {summary.foreign:,} {does}: a language that no model is configured for", err=True
+        )
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in summary.replaced.most_common())
+    click.echo(f"replaced: {kinds or 'nothing'}", err=True)
+    return left_out
+
+
+@click.command
+@click.option(
+    "--min-users",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="How many users must share a value that is not rare.",
+)
+@click.pass_obj
+def audit(session: Session, min_users: int) -> None:
+    """Propose an allow-list of context keys from the reactions that are there.
+
+    Shows for each key: the share of rows that hold it, its values, how many users share one (the
+    median), and the personal data found in it. Values are never shown, and nothing is changed.
+
+    \b
+    $ reactune audit
+    """
+    from tqdm import tqdm
+
+    from reactune.data.deidentify.audit import audit as look
+    from reactune.data.deidentify.audit import proposal
+    from reactune.pii.detectors import open_detector
+
+    config = session.config()
+    with tqdm(unit=" rows", desc="audit", disable=None) as bar, _contexts(config) as contexts:
+        reports = look(
+            contexts, detect=open_detector(config.privacy), enough=min_users, progress=bar.update
+        )
+    if not reports:
+        click.echo("no reaction that is evidence has a context; ingest some first")
+        return
+    click.echo(f"{'key':28} {'rows':>5} {'values':>8} {'users':>6}  {'advice':9} because")
+    for report in reports:
+        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in report.kinds.items())
+        click.echo(
+            f"{report.key:28} {report.rows:5.0%} {report.values:8,} {report.users_per_value:6g}  "
+            f"{report.advice:9} {report.reason}{f'; found: {kinds}' if kinds else ''}"
+        )
+    click.echo(f"\n{proposal(reports, config, enough=min_users)}")
+
+
+@contextmanager
+def _contexts(config: "Config") -> "Iterator[Iterator[tuple[str, str]]]":
+    """Pairs of user_key and context_json of the reactions that training would read."""
+    from reactune.data.labels.scores import read_scores
+    from reactune.data.labels.sources import open_scores
+    from reactune.privacy.hashing import load_key
+
+    key = load_key(config.privacy, os.environ)
+    with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
+        batches = read_scores(table, config.labels, source=config.source, key=key)
+        yield (
+            pair
+            for batch in batches
+            for pair in zip(
+                batch.column("user_key").to_pylist(),
+                batch.column("context_json").to_pylist(),
+                strict=True,
+            )
+        )
+
+
+COMMANDS = (ingest, explain, deidentify, audit)

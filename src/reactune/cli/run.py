@@ -1,0 +1,271 @@
+"""Commands about what is live: deploy, review, promote, rollback."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reactune.cli.session import Session, require_training
+from reactune.records import REVIEW_STEPS, STAGES
+
+if TYPE_CHECKING:
+    from reactune.config.settings import Config
+
+
+WAITING_OPTION = click.option(
+    "--waiting-exit-code",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    help="Exit code where there is nothing to do (Airflow skips on 99): too little to learn from, a"
+    " run that ended before this stage, nobody on trial, another verdict.",
+)
+
+
+@click.command
+@click.option("--run", "run_id", help="Run to go on with.  [default: an interrupted one, or a new]")
+@WAITING_OPTION
+@click.pass_obj
+def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
+    """Train a challenger, and put it before the first users.
+
+    Does what is not done yet: after a kill, call it again. One line per stage says what came
+    in, what went out, and what was refused. Too few examples, or a model that is not good
+    enough, is an end, not an error.
+
+    \b
+    $ reactune run
+    $ reactune run --run 20261123-101500-3f2a
+    """
+    require_training()
+    from reactune import pipeline
+
+    manifest = pipeline.run(session.config(), run_id=run_id, say=click.echo)
+    sys.exit(waiting_exit_code if manifest.outcome == "waiting" else 0)
+
+
+@click.command
+@click.argument("name", type=click.Choice(STAGES))
+@click.option("--run", "run_id", required=True, help="Run that the stage belongs to.")
+@WAITING_OPTION
+@click.pass_obj
+def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> None:
+    """Do one stage of a run, unless it is done already.
+
+    The stage `extract` starts the run where there is none of that name yet. A scheduler thus
+    needs to hand on nothing but the name: date, time and a number, so that names sort by time.
+
+    \b
+    $ reactune stage extract --run 20261123-101500-3f2a
+    $ reactune stage dataset --run 20261123-101500-3f2a
+    """
+    require_training()
+    from reactune import pipeline
+
+    manifest = pipeline.run_one_stage(session.config(), name, run_id, say=click.echo)
+    nothing_to_do = manifest.outcome == "waiting" or manifest.stage != name
+    sys.exit(waiting_exit_code if nothing_to_do else 0)
+
+
+@click.command
+@click.pass_obj
+def status(session: Session) -> None:
+    """Say what is live, and what the next run waits for.
+
+    \b
+    $ reactune status
+    """
+    from reactune.status import status as lines_of
+
+    for line in lines_of(session.config(), now=datetime.now(UTC)):
+        click.echo(line)
+
+
+@click.command
+@click.option(
+    "--pairs",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSONL of {kind, context, chosen, rejected}.",
+)
+@click.option(
+    "--model",
+    required=True,
+    metavar="base|champion|challenger|RUN_ID",
+    help="Model that is asked which of two it would rather write.",
+)
+@click.pass_obj
+def evaluate(session: Session, pairs: Path, model: str) -> None:
+    """Say how often a model prefers the better of two texts.
+
+    With a 95 % interval. Pairs whose texts the model was trained on are refused.
+
+    \b
+    $ reactune evaluate --pairs pairs.jsonl --model challenger
+    """
+    from reactune.evaluate.pairs import evaluate_pairs
+
+    click.echo(evaluate_pairs(session.config(), pairs, model).line)
+
+
+@click.group
+def backend() -> None:
+    """Install and list what can train besides TRL.
+
+    \b
+    $ reactune backend install unsloth
+    $ reactune backend list
+    """
+
+
+@backend.command("install")
+@click.argument("name", type=click.Choice(["unsloth", "axolotl"]))
+@click.pass_obj
+def install_backend(session: Session, name: str) -> None:
+    """Make the environment of a back-end: gigabytes, minutes.
+
+    Repeating it does nothing where the environment is whole; after a kill, repeat it. Where it
+    is put is said by `train.backend_folder`.
+
+    \b
+    $ reactune backend install unsloth
+    """
+    from reactune.train.backends import install
+
+    install(name, session.config().train, say=click.echo)
+
+
+@backend.command("list")
+@click.pass_obj
+def list_backends(session: Session) -> None:
+    """Say which back-ends are installed, and where.
+
+    \b
+    $ reactune backend list
+    """
+    from reactune.train.backends import states
+
+    for line in states(session.config().train):
+        click.echo(line)
+
+
+@click.command
+@click.option("--version", type=click.IntRange(1), help="Version.  [default: the newest]")
+@click.option(
+    "--base",
+    is_flag=True,
+    help="Only see to it that something answers: put no version on trial.",
+)
+@click.pass_obj
+def deploy(session: Session, version: int | None, base: bool) -> None:
+    """Put a registered version before the first share of users.
+
+    Where nothing is live yet, the base model becomes champion first.
+
+    \b
+    $ reactune deploy --version 3
+    $ reactune deploy --base
+    """
+    from reactune import deployment
+
+    if base and version is not None:
+        raise click.UsageError("--base puts no version on trial: name one, or --base, not both")
+    require_training()
+    if base:
+        click.echo(deployment.deploy_base(session.config()))
+        return
+    click.echo(deployment.deploy(session.config(), version, now=datetime.now(UTC)))
+
+
+@click.command("review")
+@click.argument("step", required=False, type=click.Choice(REVIEW_STEPS))
+@click.option("--id", "review_id", help="Review that the step belongs to.")
+@WAITING_OPTION
+@click.pass_obj
+def judge(
+    session: Session, step: str | None, review_id: str | None, waiting_exit_code: int
+) -> None:
+    """Compare challenger and champion, and act on it.
+
+    Promotes, rolls back, gives the challenger more, or waits, and stores why. May be called as
+    often as one likes: the bounds hold however often they are read. Also brings the registry
+    and the model server in line with what is live.
+
+    For a scheduler, one STEP at a time, each done once: compare, decide, and then all of
+    promote, rollback and wait, of which those have nothing to do that were not decided. The id
+    is written as the name of a run.
+
+    \b
+    $ reactune review
+    $ reactune review compare --id 20261123-101500-3f2a
+    """
+    if (step is None) != (review_id is None):
+        raise click.UsageError("STEP and --id go together; without both, all steps are done")
+    now = datetime.now(UTC)
+    if step is None or review_id is None:
+        from reactune import review
+
+        click.echo(review.review(session.config(), now=now).line)
+        return
+    from reactune.review import run_step
+
+    had_work = run_step(session.config(), step, review_id, now=now, say=click.echo)
+    sys.exit(0 if had_work else waiting_exit_code)
+
+
+@click.command
+@click.pass_obj
+def promote(session: Session) -> None:
+    """Make the challenger the champion by hand.
+
+    \b
+    $ reactune promote
+    """
+    from reactune import review
+
+    click.echo(review.promote(session.config(), now=datetime.now(UTC)).line)
+
+
+@click.command
+@click.option(
+    "--now",
+    "at_once",
+    is_flag=True,
+    help="Only stop it, in under a second; the next review tells registry and model server.",
+)
+@click.pass_obj
+def rollback(session: Session, at_once: bool) -> None:
+    """Withdraw the challenger by hand.
+
+    \b
+    $ reactune rollback
+    $ reactune rollback --now
+    """
+    if at_once:
+        click.echo(_stop(session.config()))
+        return
+    from reactune import review
+
+    click.echo(review.roll_back(session.config(), now=datetime.now(UTC)).line)
+
+
+def _stop(config: "Config") -> str:
+    # Needs the database alone: it must work where neither MLflow nor a model server does.
+    from reactune.canary import rollout
+    from reactune.store.database import opened_store, reading
+    from reactune.store.queries import current_rollout
+
+    with opened_store(config.store_url) as engine:
+        with reading(engine) as connection:
+            live = current_rollout(connection)
+        if live is None or live.challenger is None:
+            return "no challenger is live: nothing to stop"
+        after = rollout.roll_back(
+            engine, live, actor="hand", reason="stopped", numbers={}, now=datetime.now(UTC)
+        )
+    return f"stopped: version {after.champion} answers everybody"
+
+
+COMMANDS = (run, stage, status, evaluate, deploy, judge, promote, rollback, backend)

@@ -1,0 +1,242 @@
+"""Commands about API keys: keys create, keys list, keys revoke."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reactune.cli.session import Session
+
+if TYPE_CHECKING:
+    from reactune.config.settings import Config
+    from reactune.privacy.hashing import Keyring
+
+
+TRACES_FOUND, NOT_ALL_SEEN = 3, 4
+
+USER_OPTION = click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="ID",
+    help="The app's id of a user; may be repeated. With - ids are read from standard input, one a"
+    " line, so that they stand in no list of processes.",
+)
+
+
+@click.command
+@USER_OPTION
+@click.option("--reason", help="Why; kept in the journal, so it must not name anybody.")
+@click.option("--expired", is_flag=True, help="Remove what is older than [privacy] retention_days.")
+@click.option("--verify", is_flag=True, help="Only look whether anything of the users is left.")
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="With --verify: a file or folder that is looked into as well, such as the service's logs.",
+)
+@click.pass_obj
+def erase(
+    session: Session,
+    users: tuple[str, ...],
+    reason: str | None,
+    expired: bool,
+    verify: bool,
+    also: tuple[Path, ...],
+) -> None:
+    """Forget users everywhere, or what is too old.
+
+    In the database, in every dataset here and at the URL of the runs. Models that learned from
+    them are marked in MLflow, and `reactune status` says by when they are to be replaced. Without
+    an option, erasures that the service wrote down or that were interrupted are finished; after a
+    kill, call it again.
+
+    \b
+    With --verify nothing is changed. Exit code 0: nothing was found; 3: something was, and where;
+    4: nothing was, but not all could be looked into.
+
+    \b
+    $ reactune erase --user u-7 --reason "asked by mail, ticket 4711"
+    $ reactune erase --verify --user u-7
+    $ reactune erase --expired
+    """
+    from reactune.privacy.hashing import load_keyring
+
+    ids = _ids(users)
+    _check(ids, reason, expired=expired, verify=verify, also=also)
+    config = session.config()
+    keyring = load_keyring(config.privacy, os.environ)
+    if verify:
+        sys.exit(_verify(config, keyring, ids, also))
+    _erase(config, keyring, ids, reason or "", expired=expired)
+
+
+@click.command
+@click.argument("decision", type=click.Choice(["allow", "refuse"]))
+@USER_OPTION
+@click.pass_obj
+def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
+    """Say whether later models may learn from users.
+
+    Who refuses is left out of the next dataset, with all rows; datasets of before stay as they
+    are. Who allows it again comes back, but for rows of the time in between.
+
+    \b
+    $ reactune consent refuse --user u-7
+    """
+    from reactune.privacy.consent import allow_training, refuse_training
+    from reactune.privacy.hashing import load_keyring
+    from reactune.store.database import opened_store
+
+    ids = _ids(users)
+    if not ids:
+        raise click.UsageError("name somebody by --user")
+    config = session.config()
+    keyring = load_keyring(config.privacy, os.environ)
+    decide = allow_training if decision == "allow" else refuse_training
+    with opened_store(config.store_url) as engine:
+        for user_id in ids:
+            decide(engine, keyring, user_id, now=datetime.now(UTC))
+    click.echo(f"{decision} training: {len(ids):,} users")
+
+
+def _ids(users: Sequence[str]) -> list[str]:
+    named = [user for user in users if user not in ("", "-")]
+    if "-" in users:
+        named += [line for line in sys.stdin.read().splitlines() if line]
+    return named
+
+
+def _check(
+    ids: Sequence[str], reason: str | None, *, expired: bool, verify: bool, also: Sequence[Path]
+) -> None:
+    if verify and (expired or reason or not ids):
+        raise click.UsageError("--verify goes with --user, and with --also, alone")
+    if also and not verify:
+        raise click.UsageError("--also goes with --verify")
+    if expired and (ids or reason):
+        raise click.UsageError("--expired goes alone: it is about age, not about somebody")
+    if bool(ids) != bool(reason) and not verify:
+        raise click.UsageError("--user and --reason go together")
+    if any(user_id in (reason or "") for user_id in ids):
+        raise click.UsageError("--reason names a user, and it is kept: say it without the id")
+
+
+def _erase(
+    config: "Config", keyring: "Keyring", ids: Sequence[str], reason: str, *, expired: bool
+) -> None:
+    from reactune.cli.session import require_training
+
+    require_training()
+    from reactune.erasure import erase as erasing
+
+    now = datetime.now(UTC)
+    if ids:
+        erasing.ask_for_people(config, keyring, ids, reason=reason, now=now, say=click.echo)
+    if expired:
+        erasing.ask_for_expired(config, now=now)
+    if not erasing.finish(config, keyring, now=now, say=click.echo):
+        click.echo("nothing is waiting to be erased")
+
+
+def _verify(config: "Config", keyring: "Keyring", ids: Sequence[str], also: Sequence[Path]) -> int:
+    from reactune.cli.session import require_training
+
+    require_training()
+    from reactune.erasure.verify import verify
+
+    report = verify(config, keyring, ids, also=also)
+    for title, lines in (
+        ("looked", report.looked),
+        ("elsewhere", report.elsewhere),
+        ("unseen", report.unseen),
+        ("trace", report.traces),
+    ):
+        for line in lines:
+            click.echo(f"{title:10}{line}")
+    click.echo(f"found     {len(report.traces):,} traces" if report.traces else "found     nothing")
+    if report.traces:
+        return TRACES_FOUND
+    return NOT_ALL_SEEN if report.unseen else 0
+
+
+@click.group
+def keys() -> None:
+    """Make, list and revoke the keys that apps and people call the service with.
+
+    \b
+    $ reactune keys create "phone app"
+    """
+
+
+@keys.command
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["app", "operator", "read"]),
+    default=["app"],
+    show_default=True,
+    help="What the key may do; may be repeated.",
+)
+@click.pass_obj
+def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
+    """Make a key and print it: this once, for only its hash is kept.
+
+    app: tips, reactions, routing. operator: stop a rollout. read: metrics and what is live.
+
+    \b
+    $ reactune keys create "phone app"
+    $ reactune keys create prometheus --scope read
+    """
+    from typing import cast
+
+    from reactune.service.api_keys import Scope, make_key
+    from reactune.store.database import opened_store
+
+    wanted = [cast(Scope, scope) for scope in scopes]
+    with opened_store(session.config().store_url) as engine:
+        click.echo(make_key(engine, name, wanted, now=datetime.now(UTC)))
+
+
+@keys.command("list")
+@click.pass_obj
+def list_keys(session: Session) -> None:
+    """Show all keys: id, scopes, when made and revoked, name.
+
+    \b
+    $ reactune keys list
+    """
+    from reactune.service.api_keys import all_keys
+    from reactune.store.database import opened_store
+
+    with opened_store(session.config().store_url) as engine:
+        for key in all_keys(engine):
+            ended = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
+            scopes = ",".join(sorted(key.scopes))
+            click.echo(f"{key.key_id}  {scopes:<17} {key.created_at:%Y-%m-%d}  {ended}  {key.name}")
+
+
+@keys.command
+@click.argument("key_id")
+@click.pass_obj
+def revoke(session: Session, key_id: str) -> None:
+    """Make a key useless, in every worker within a second or two.
+
+    \b
+    $ reactune keys revoke 1f2e3d4c
+    """
+    from reactune.service.api_keys import revoke_key
+    from reactune.store.database import opened_store
+
+    with opened_store(session.config().store_url) as engine:
+        revoke_key(engine, key_id, now=datetime.now(UTC))
+    click.echo(f"revoked {key_id}")
+
+
+COMMANDS = (erase, consent, keys)

@@ -1,0 +1,297 @@
+"""The settings as text: the commented file that `init` writes, and the table that is in force.
+
+Reading settings is left to `config.py`.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from platformdirs import user_cache_dir
+from pydantic import ValidationError, model_validator
+
+from reactune.config.sections import (
+    CanaryConfig,
+    DataConfig,
+    DatasetConfig,
+    ExportConfig,
+    GateConfig,
+    IngestConfig,
+    LabelConfig,
+    ModelConfig,
+    PrivacyConfig,
+    PromptConfig,
+    RegistryConfig,
+    RunConfig,
+    Section,
+    ServeConfig,
+    SourceConfig,
+    StoreConfig,
+    TrainConfig,
+)
+from reactune.errors import ConfigError
+
+CONFIG_NAME = "reactune.toml"
+# SQLAlchemy takes a password up to the `@`, PostgreSQL's client also one in the query.
+PASSWORD_IN_URL = re.compile(r"((?<=://)[^/@:\s]*:)[^@\s]*(?=@)|((?<=[?&])password=)[^&\s]*")
+
+
+class Config(Section):
+    """All sections, and the folder that relative paths start from."""
+
+    folder: Path = Path()
+    """Folder of the TOML file; never written in it."""
+    store: StoreConfig = StoreConfig()
+    source: SourceConfig = SourceConfig()
+    data: DataConfig = DataConfig()
+    ingest: IngestConfig = IngestConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    labels: LabelConfig = LabelConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    prompt: PromptConfig = PromptConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    gate: GateConfig = GateConfig()
+    export: ExportConfig = ExportConfig()
+    registry: RegistryConfig = RegistryConfig()
+    serve: ServeConfig = ServeConfig()
+    canary: CanaryConfig = CanaryConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if abs(sum(self.dataset.split) - 1) > 1e-9 or min(self.dataset.split) <= 0:
+            raise ValueError(
+                f"dataset.split = {self.dataset.split}: three shares above 0 that sum to 1"
+            )
+        low, high = self.labels.positive_dwell_ms
+        if not self.labels.negative_dwell_below_ms <= low <= high:
+            raise ValueError(
+                f"labels: negative_dwell_below_ms = {self.labels.negative_dwell_below_ms} must not "
+                f"pass positive_dwell_ms = ({low}, {high})"
+            )
+        processes, batch = self.train.processes, self.train.batch_size
+        if processes > 1 and not self.train.launcher:
+            raise ValueError(f"train.processes = {processes} need a train.launcher")
+        if batch % processes or batch < 2 * processes:
+            raise ValueError(
+                f"train.batch_size = {batch} does not give {processes} processes as many rows "
+                "each, two or more"
+            )
+        steps = (self.canary.share, *self.canary.ramp)
+        if list(steps) != sorted(set(steps)):
+            raise ValueError(
+                f"canary.share and canary.ramp = {steps}: each step above the one before"
+            )
+        return self
+
+    @property
+    def run_root(self) -> Path:
+        """Folder of the run folders, absolute; of this worker's copies where root is a URL."""
+        if not self.run_url:
+            return (self.folder / self.run.root).absolute()
+        cache = Path(self.model.cache_dir or user_cache_dir("reactune")).absolute()
+        return cache / f"runs-{hashlib.sha256(self.run_url.encode()).hexdigest()[:12]}"
+
+    @property
+    def run_url(self) -> str:
+        """The URL that runs are kept at; empty where `[run] root` is a folder."""
+        return self.run.root.rstrip("/") if "://" in self.run.root else ""
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL with an absolute SQLite path."""
+        return absolute_sqlite_url(self.store.url, self.folder)
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking URI with an absolute SQLite path."""
+        return absolute_sqlite_url(self.registry.tracking_uri, self.folder)
+
+
+def absolute_sqlite_url(url: str, folder: Path) -> str:
+    """The URL, with a relative SQLite path made absolute against `folder`; others unchanged."""
+    prefix = "sqlite:///"
+    if not url.startswith(prefix) or url.startswith(prefix + "/") or url == prefix + ":memory:":
+        return url
+    return prefix + str((folder / url.removeprefix(prefix)).absolute())
+
+
+def hide_passwords(text: str) -> str:
+    """The text with `***` where a URL in it holds a password."""
+    return PASSWORD_IN_URL.sub(r"\1\2***", text)
+
+
+def without_passwords(config: Config) -> dict[str, dict[str, Any]]:
+    """Every section as plain values, fit for records: passwords in URLs are hidden."""
+    sections: dict[str, dict[str, Any]] = config.model_dump(mode="json", exclude={"folder"})
+    for section in sections.values():
+        for key, value in section.items():
+            if isinstance(value, str):
+                section[key] = hide_passwords(value)
+    return sections
+
+
+def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The settings of sections that can change a result.
+
+    Not where one worker keeps its copies, nor what only says when something is to be removed.
+    """
+    places = {
+        "model": {"cache_dir"},
+        "privacy": {"old_key_envs", "retrain_within_days", "retention_days"},
+    }
+    return config.model_dump(mode="json", include=set(sections), exclude=places)
+
+
+def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
+    """Read the settings: defaults, then the file, then `section.key=value` overrides.
+
+    Without a path, `reactune.toml` of the current folder is read if it is there.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value out of range.
+    """
+    file = path or Path(CONFIG_NAME)
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path}: no such settings file; `reactune init` writes one")
+    try:
+        tables = tomllib.loads(file.read_text()) if file.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        if not isinstance(tables.setdefault(section, {}), dict):
+            raise ConfigError(f"{file}: {section} is a section; write [{section}] with keys below")
+        tables[section][key] = value
+    if "folder" in tables:
+        raise ConfigError(f"{file}: unknown key folder")
+    try:
+        return Config(folder=file.absolute().parent, **tables)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_describe(error)}") from error
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {override!r}: write it as section.key=value")
+    try:
+        return section, key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, key, text.strip()
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown key {name}; `reactune config` lists all keys")
+        elif not name:
+            problems.append(problem["msg"].removeprefix("Value error, "))
+        else:
+            problems.append(f"{name} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(problems)
+
+
+HEADER = """\
+# Settings of reactune. Every key is shown with its default, commented out.
+# Precedence: default < this file < `--set section.key=value`. Secrets never stand here.
+"""
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of the file by name, in the order of the settings."""
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+
+
+def commented_file(chosen: Config) -> str:
+    """A settings file: defaults commented out, whatever `chosen` has otherwise in force."""
+    lines = [HEADER]
+    for name, section in sections().items():
+        lines += [f"# {_summary(section)}", f"[{name}]"]
+        values, standard = getattr(chosen, name), section()
+        for key, field in section.model_fields.items():
+            value = getattr(values, key)
+            mark = "# " if value == getattr(standard, key) else ""
+            lines += [f"# {_one_line(field.description)}", f"{mark}{key} = {toml_value(value)}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def resolved(config: Config) -> str:
+    """Every setting in force as TOML, passwords hidden; what is not the default is marked."""
+    standard, lines = without_passwords(Config()), []
+    for name, values in without_passwords(config).items():
+        lines.append(f"[{name}]")
+        for key, value in values.items():
+            default = standard[name][key]
+            mark = "" if value == default else f"  # default: {toml_value(default)}"
+            lines.append(f"{key} = {toml_value(value)}{mark}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def described() -> Iterator[tuple[str, str, str, str, str]]:
+    """Section, key, type, default and meaning of every setting."""
+    for name, section in sections().items():
+        standard = section()
+        for key, field in section.model_fields.items():
+            yield (
+                name,
+                key,
+                _type_name(section, key),
+                toml_value(getattr(standard, key)),
+                _one_line(field.description),
+            )
+
+
+def toml_value(value: Any) -> str:
+    """One value as TOML on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(toml_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        pairs = (f"{_toml_key(key)} = {toml_value(item)}" for key, item in value.items())
+        return f"{{ {', '.join(pairs)} }}" if value else "{}"
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else toml_value(key)
+
+
+def _type_name(section: type[Section], key: str) -> str:
+    """The type as JSON Schema tells it, with its choices or its range."""
+    schema = section.model_json_schema()["properties"][key]
+    if "enum" in schema:
+        return " or ".join(toml_value(choice) for choice in schema["enum"])
+    if "const" in schema:
+        return toml_value(schema["const"])
+    name = {"array": "list", "object": "table"}.get(schema["type"], schema["type"])
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[word]:g}" for word, sign in signs.items() if word in schema]
+    return ", ".join([name, *limits])
+
+
+def _summary(section: type[Section]) -> str:
+    return _one_line(section.__doc__)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,183 @@
+"""What the contexts of logged tips hold, key by key, and an allow-list proposed from it.
+
+Pure functions; where the contexts come from, and whether one follows the proposal, is for others.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from reactune.config.settings import Config
+from reactune.pii.spans import Detector, labelled, without_label
+from reactune.records import canonical_json
+
+Advice = Literal["allow", "watch", "leave out"]
+
+MAX_VALUES = 100_000  # of a key: beyond these, only rows are counted
+BATCH = 2_000
+MANY = 0.5  # share of a key's rows with personal data, from which the key itself is personal
+IDENTIFYING = 0.9  # share of values that only one user has
+MAX_WORDS = 3  # a value of more is free text, which is scrubbed rather than withheld
+PERSONAL = {
+    "EMAIL", "PHONE", "IBAN", "CARD", "ID", "BIRTHDATE", "IP", "COORDINATES", "PERSON", "ADDRESS",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """One context key, or one entry of an object such as `user_settings.city`.
+
+    `rows` is the share of rows that hold it, `users_per_value` the median number of users that
+    share one value, `rare_values` the share of values that fewer than `enough` users share,
+    `kinds` the share of its rows in which each kind of personal data was found.
+    """
+
+    key: str
+    rows: float
+    values: int
+    users_per_value: float
+    rare_values: float
+    words: float
+    kinds: Mapping[str, float]
+    advice: Advice
+    reason: str
+
+
+@dataclass
+class _Seen:
+    rows: int = 0
+    texts: int = 0
+    words: int = 0
+    users: dict[str, set[str]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+
+def audit(
+    contexts: Iterable[tuple[str, str]],
+    *,
+    detect: Detector,
+    enough: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[KeyReport]:
+    """A report on every key in the contexts: pairs of user_key and context_json.
+
+    `enough` is how many users must share a value. Contexts that are no JSON objects are passed
+    over. Values are held as hashes; up to 100,000 different ones of a key are told apart.
+    """
+    seen: dict[str, _Seen] = {}
+    rows = 0
+    for batch in _batches(contexts):
+        rows += len(batch)
+        _look(batch, seen, detect)
+        progress(len(batch))
+    reports = [_report(key, held, rows, enough) for key, held in seen.items()]
+    return sorted(reports, key=lambda report: (-report.rows, report.key))
+
+
+def proposal(reports: Sequence[KeyReport], config: Config, *, enough: int) -> str:
+    """The settings that follow from the reports, as TOML; keys keep the order they have there."""
+    allowed = {report.key.partition(".")[0] for report in reports if report.advice != "leave out"}
+    order = [key for key in config.prompt.context_keys if key in allowed]
+    keys = [*order, *sorted(allowed - set(order))]
+    # An entry cannot be left out of an allowed object, but its values can be withheld.
+    watched = sorted(
+        report.key
+        for report in reports
+        if report.advice == "watch"
+        or (report.advice == "leave out" and report.key.partition(".")[0] in allowed)
+    )
+    lines = ["[prompt]", f"context_keys = {json.dumps(keys)}"]
+    if watched:
+        lines += ["", "[privacy]", f"rare_keys = {json.dumps(watched)}"]
+        lines += [f"min_users_per_value = {enough}"]
+    return "\n".join(lines)
+
+
+def _batches(
+    contexts: Iterable[tuple[str, str]],
+) -> Iterator[list[tuple[str, Mapping[str, object]]]]:
+    batch: list[tuple[str, Mapping[str, object]]] = []
+    for user, context_json in contexts:
+        try:
+            context = json.loads(context_json)
+        except (ValueError, RecursionError, TypeError):
+            continue
+        if isinstance(context, dict) and context.keys() == {"v", "context"}:
+            context = context["context"]
+        if isinstance(context, dict):
+            batch.append((user, context))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _look(
+    batch: Sequence[tuple[str, Mapping[str, object]]], seen: dict[str, _Seen], detect: Detector
+) -> None:
+    entries = [
+        (user, key, value)
+        for user, context in batch
+        for key, value in _entries(context)
+        if value not in (None, "", [], {})
+    ]
+    texts = [labelled(key.rpartition(".")[2], _text(value)) for _, key, value in entries]
+    found = detect([text.label + text.value for text in texts])
+    for (user, key, value), text, spans in zip(entries, texts, found, strict=True):
+        held = seen.setdefault(key, _Seen())
+        held.rows += 1
+        held.words += len(_text(value).split())
+        held.kinds.update({span.kind for span in without_label(spans, text.label)})
+        for item in value if isinstance(value, list) else [value]:
+            name = canonical_json(item) if not isinstance(item, str) else item
+            if name in held.users or len(held.users) < MAX_VALUES:
+                held.users.setdefault(name, set()).add(user)
+
+
+def _entries(context: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Keys with their values; entries of a flat object count one by one."""
+    for key, value in context.items():
+        if isinstance(value, dict) and value:
+            for name, part in value.items():
+                yield f"{key}.{name}", part
+        else:
+            yield key, value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(_text(item) for item in value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _report(key: str, held: _Seen, rows: int, enough: int) -> KeyReport:
+    shared = [len(users) for users in held.users.values()]
+    kinds = {kind: number / held.rows for kind, number in held.kinds.most_common()}
+    rare = sum(users < enough for users in shared) / len(shared)
+    words = held.words / held.rows
+    advice, reason = _advise(kinds, shared, rare=rare, words=words, enough=enough)
+    return KeyReport(
+        key, held.rows / rows, len(shared), median(shared), rare, words, kinds, advice, reason
+    )
+
+
+def _advise(
+    kinds: Mapping[str, float], shared: Sequence[int], *, rare: float, words: float, enough: int
+) -> tuple[Advice, str]:
+    if words > MAX_WORDS:
+        return "allow", "free text: what is found in it is replaced"
+    personal = [kind for kind, share in kinds.items() if kind in PERSONAL and share >= MANY]
+    if personal:
+        return "leave out", f"{personal[0]} in {kinds[personal[0]]:.0%} of its rows"
+    alone = sum(users == 1 for users in shared) / len(shared)
+    if len(shared) > enough and alone >= IDENTIFYING:
+        return "leave out", f"{alone:.0%} of its values belong to one user only"
+    if rare:
+        return "watch", f"{rare:.0%} of its values are shared by fewer than {enough} users"
+    return "allow", "its values are common"

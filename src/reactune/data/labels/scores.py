@@ -1,0 +1,292 @@
+"""Who may be learned from, asked of every row on its way from the source into a run.
+
+What people decided is `people.py`'s; which rows are evidence is `scores.py`'s.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from math import ceil
+from typing import TYPE_CHECKING
+
+from reactune.config.sections import LabelConfig, SourceConfig
+from reactune.data.labels.sources import (
+    RAW_ID,
+    Answers,
+    OpenScores,
+    Scores,
+    backends,
+    dialect_of,
+    in_utc,
+    unbound_scores,
+)
+from reactune.errors import ConfigError, PrivacyError
+from reactune.privacy.hashing import Key, user_key
+from reactune.records import Counts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ibis.expr.types import BooleanValue, Table
+
+from collections import Counter
+from functools import lru_cache
+
+from reactune.privacy.consent import Refusals
+
+LABELLED = (
+    "tip_id",
+    "user_key",
+    "kind",
+    "context_json",
+    "tip_content",
+    "source",
+    "reaction",
+    "dwell_ms",
+    "created_at",
+    "reacted_at",
+    "label",
+)
+TIMES = ("created_at", "reacted_at")
+HASHED = "^[0-9a-f]{64}$"
+Admits = Callable[[Sequence[str | None], Sequence[datetime | None]], list[bool]]
+"""Of ids as the source has them, with the times of their rows: which may be learned from."""
+
+
+@dataclass(frozen=True)
+class DayCount:
+    """Labels of the tips that were made on one UTC day."""
+
+    day: date
+    positives: int
+    negatives: int
+
+
+def label(scores: Scores, labels: LabelConfig) -> "Table":
+    """The rows that are evidence, with `label`: true for a positive, false for a negative.
+
+    Left out are other sources, tips that were never shown (silent shadow answers), reactions
+    that are neither a positive nor a negative, rows with `training_allowed` false, and every row
+    of a user whose newest row says so, whether `[source] where` keeps that one or not.
+    """
+    # Who may be learned from comes last, so that only evidence is looked up.
+    kept = scores.chosen.filter([*_evidence(scores, labels).values(), _is_allowed(scores)])
+    return kept.mutate(label=_is_positive(kept, labels))
+
+
+def read_scores(
+    opened: OpenScores,
+    labels: LabelConfig,
+    *,
+    source: SourceConfig,
+    key: Key,
+    admits: Admits | None = None,
+    batch_rows: int = 10_000,
+) -> Iterator["pa.RecordBatch"]:
+    """The labelled rows as Arrow batches of `LABELLED`, times in UTC, in no set order.
+
+    Ids that `[source] columns` names `user_id` are hashed before a batch is handed out. Rows
+    that `admits` turns down are left out.
+
+    Raises:
+        PrivacyError: a foreign table's `user_key` is no keyed hash.
+        DataError: a time is no point in time.
+    """
+    import pyarrow as pa
+
+    chosen = label(opened.scores, labels).select(LABELLED)
+    for batch in opened.answers.batches(chosen, batch_rows=batch_rows):
+        columns = {name: batch.column(name) for name in LABELLED}
+        ids = batch.column("user_key")
+        columns["user_key"] = _user_keys(ids, source=source, key=key)
+        columns |= {name: in_utc(batch.column(name)) for name in TIMES}
+        rows = pa.RecordBatch.from_pydict(columns)
+        if admits is not None:
+            admitted = admits(ids.to_pylist(), columns["created_at"].to_pylist())
+            rows = rows.filter(pa.array(admitted, pa.bool_()))
+        yield rows
+
+
+def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
+    """How many rows are evidence, and how many are not for which first reason.
+
+    Of the evidence, `label` leaves out the rows of those who opted out. To ask for them here, too,
+    an engine would read the table a second time on one core; how many they are is seen when the
+    rows are read.
+    """
+    scores, table = opened.scores, opened.scores.chosen
+    rules = _evidence(scores, labels)
+    left = {"rows": table.count()}
+    kept = None
+    for number, rule in enumerate(rules.values()):
+        kept = rule if kept is None else kept & rule
+        left[f"after_{number}"] = table.count(where=kept)
+    counts = _whole_numbers(opened.answers, table.aggregate(**left))
+    lost = [before - after for before, after in pairwise(counts)]
+    refused = dict(zip(rules, lost, strict=True))
+    came_in = counts[0]
+    if scores.chosen is not scores.table:
+        whole = scores.table.aggregate(rows=scores.table.count())
+        (came_in,) = _whole_numbers(opened.answers, whole)
+        refused = {"outside [source] where": came_in - counts[0], **refused}
+    return Counts(came_in, counts[-1], refused)
+
+
+def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: str = "") -> str:
+    """The query that `read_scores` runs at `url`, in its SQL or in that of `duckdb`, `trino`, ...
+
+    Raises:
+        ConfigError: there is no such dialect, or `[source]` says something that cannot be.
+    """
+    import ibis
+
+    spoken = dialect_of(url)
+    written = dialect or spoken
+    if written not in backends() - {"polars"}:
+        raise ConfigError(
+            f"{written!r} is no dialect of SQL that Ibis writes; those are "
+            f"{', '.join(sorted(backends() - {'polars'}))}"
+        )
+    scores = unbound_scores(source, written_in=spoken, compiled_to=written)
+    return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
+
+
+def daily_counts(opened: OpenScores, labels: LabelConfig) -> list[DayCount]:
+    """Positives and negatives by the UTC day on which the tip was made; empty days are absent."""
+    labelled = label(opened.scores, labels)
+    created = labelled.created_at
+    moment = created if created.type().is_timestamp() else created.cast("timestamp")
+    dated = labelled.mutate(day=moment.date().cast("string"))
+    days = dated.group_by("day").aggregate(positives=dated.label.sum(), tips=dated.count())
+    return [
+        DayCount(
+            day=date.fromisoformat(str(row["day"])),
+            positives=int(str(row["positives"])),
+            negatives=int(str(row["tips"])) - int(str(row["positives"])),
+        )
+        for row in opened.answers.rows(days.order_by("day"))
+    ]
+
+
+def forecast(
+    days: Sequence[DayCount],
+    *,
+    have: tuple[int, int],
+    need: tuple[int, int],
+    today: date,
+    window_days: int = 14,
+    kept: float = 1.0,
+) -> date | None:
+    """The day on which both counts are reached at the recent rate; None if they never are.
+
+    `have` and `need` are (positives, negatives). The rate is the mean over the last `window_days`
+    days, or over the days since the first label if these are fewer; `kept` is the share of labels
+    that duplicates and caps leave.
+    """
+    missing = [max(0, needed - had) for had, needed in zip(have, need, strict=True)]
+    if not any(missing):
+        return today
+    past = [count for count in days if count.day <= today]
+    recent = [count for count in past if count.day > today - timedelta(days=window_days)]
+    if not recent:
+        return None
+    seen_days = min(window_days, (today - min(count.day for count in past)).days + 1)
+    came = (sum(count.positives for count in recent), sum(count.negatives for count in recent))
+    waits = [0]
+    for gap, total in zip(missing, came, strict=True):
+        if gap and not total * kept:
+            return None
+        if gap:
+            waits.append(ceil(gap * seen_days / (total * kept)))
+    return today + timedelta(days=max(waits))
+
+
+def _whole_numbers(answers: Answers, expression: "Table") -> list[int]:
+    (result,) = answers.rows(expression)
+    return [int(str(number)) for number in result.values()]
+
+
+def _is_positive(table: "Table", labels: LabelConfig) -> "BooleanValue":
+    low, high = labels.positive_dwell_ms
+    return (table.reaction == "done") & table.dwell_ms.between(low, high)
+
+
+def _evidence(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
+    """What a row must be to say something, by the reason for which it is left out if it is not."""
+    table = scores.chosen
+    quick = (table.dwell_ms >= 0) & (table.dwell_ms < labels.negative_dwell_below_ms)
+    is_negative = (table.reaction == "dismiss") & quick
+    return {
+        "from another source": table.source == labels.source,
+        "never shown": table.shown_at.notnull(),
+        "no evidence": _is_positive(table, labels) | is_negative,
+    }
+
+
+def _is_allowed(scores: Scores) -> "BooleanValue":
+    """Whether a row may be learned from, and its user did not opt out."""
+    table, everything = scores.chosen, scores.table
+    # Looked at are only users who refused once: few, so the rest costs no sorting.
+    refusing = everything.filter(~everything.training_allowed).user_key
+    theirs = everything.filter(everything.user_key.isin(refusing))
+    said = theirs.group_by("user_key").aggregate(
+        newest=theirs.created_at.max(),
+        newest_refusal=theirs.created_at.max(where=~theirs.training_allowed),
+    )
+    # NOT IN a list that holds NULL is never true.
+    opted_out = said.filter(said.newest_refusal >= said.newest, said.user_key.notnull()).user_key
+    return table.training_allowed & table.user_key.notin(opted_out)
+
+
+def _user_keys(values: "pa.Array", *, source: SourceConfig, key: Key) -> "pa.Array":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if RAW_ID in source.columns:
+        ids = values.to_pylist()
+        return pa.array([value and user_key(key, value) for value in ids], pa.string())
+    if source.url and not pc.all(pc.match_substring_regex(values, HASHED)).as_py():
+        raise PrivacyError(
+            f"user_key of {source.table} holds ids that are no keyed hashes; name that column "
+            f"{RAW_ID} in [source] columns, and it is hashed on the way in"
+        )
+    return values.cast(pa.string())
+
+
+OPTED_OUT, ERASED = "opted out", "erased"
+MAX_CACHED = 100_000
+
+
+def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) -> Admits | None:
+    """The test for `read_scores`, or None where nobody refuses.
+
+    Whom it turns down is counted in `left_out`, by reason.
+    """
+    if not refusals.standings:
+        return None
+    is_raw = RAW_ID in source.columns
+    standing_of = lru_cache(MAX_CACHED)(refusals.of_id if is_raw else refusals.of_user_key)
+
+    def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
+        return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
+
+    def _admits(user: str | None, created_at: datetime | None) -> bool:
+        standing = standing_of(user or "")
+        if standing.refuses(created_at):
+            left_out[ERASED] += 1
+            return False
+        if not standing.training_allowed:
+            left_out[OPTED_OUT] += 1
+        return standing.training_allowed
+
+    return admits
+
+
+def after_consent(evidence: Counts, left_out: Counter[str], *, read: int) -> Counts:
+    """The counts of the labels, of which so many rows were read and not left out.
+
+    What the source's own query kept back has opted out, too.
+    """
+    kept_back = max(0, evidence.went_out - left_out.total() - read)
+    theirs = {**left_out, OPTED_OUT: kept_back + left_out[OPTED_OUT]}
+    return Counts(evidence.came_in, read, {**evidence.refused, **theirs})

@@ -1,1 +1,0 @@
-"""Personal data in texts: found by form, by names and by models; replaced by placeholders."""

@@ -1,0 +1,216 @@
+"""`reactune evaluate`: how often a model ranks the tip that people chose above the other one.
+
+Reads pairs and measures; the models come from the registry's folders or a run.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reactune import deployment
+from reactune.config.settings import Config
+from reactune.data.dataset.exports import EXAMPLES, read_examples
+from reactune.errors import DataError
+from reactune.evaluate.gate import Estimate, score_rows
+from reactune.model.files import base_model
+from reactune.model.logprobs import Row
+from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
+from reactune.runs.folders import find_run, manifests
+from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
+
+Floats = npt.NDArray[np.float64]
+BOOTSTRAPS = 2_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A chosen and a rejected tip for one context; pairs of one `cluster` hang together."""
+
+    kind: str
+    context: Mapping[str, Any]
+    chosen: str
+    rejected: str
+    cluster: str
+
+
+@dataclass(frozen=True)
+class PairsResult:
+    """Preference accuracy: by mean log-probability, and by the gain over the base if tuned."""
+
+    model: str
+    pairs: int
+    refused: int
+    accuracy: Estimate
+    gain_accuracy: Estimate | None
+
+    @property
+    def line(self) -> str:
+        """One line for the person at the terminal."""
+        refused = f", {self.refused:,} refused (in the training data)" if self.refused else ""
+        gain = f"; by gain over the base {self.gain_accuracy}" if self.gain_accuracy else ""
+        return (
+            f"{self.model}: preference accuracy {self.accuracy} by mean log-probability{gain}; "
+            f"{self.pairs:,} pairs{refused}"
+        )
+
+
+def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
+    """Preference accuracy of `base`, `champion`, `challenger` or a run's model on the pairs.
+
+    Pairs with a text that the model was trained on are refused and counted. The interval (95 %)
+    resamples contexts.
+
+    Raises:
+        DataError: the file is no JSONL of pairs, all pairs are refused, or there is no such model.
+    """
+    adapter, run_id = _find_model(config, name)
+    seen = _trained_texts(config, run_id)
+    pairs = read_pairs(file)
+    fresh = [
+        pair
+        for pair in pairs
+        if _same(pair.chosen) not in seen and _same(pair.rejected) not in seen
+    ]
+    if not fresh:
+        raise DataError(
+            f"{file}: all {len(pairs):,} pairs hold texts that {name} was trained on; "
+            "give pairs that it has not seen"
+        )
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    rows = [pair_rows(chat, pair) for pair in fresh]
+    flat = [row for pair in rows for row in pair]
+    kinds = [pair.kind for pair in fresh for _ in range(2)]
+    (scores,) = score_rows(base, adapter, [flat], name=name, kinds=kinds)
+    weights = cluster_weights([pair.cluster for pair in fresh])
+    means = np.array([s.mean() for s in scores])
+    gain = None
+    if adapter is not None:
+        (plain,) = score_rows(base, None, [flat], name="base", kinds=kinds)
+        gained = np.array([s.sum() - p.sum() for s, p in zip(scores, plain, strict=True)])
+        gain = _estimate(_wins(gained), weights)
+    return PairsResult(
+        model=name,
+        pairs=len(fresh),
+        refused=len(pairs) - len(fresh),
+        accuracy=_estimate(_wins(means), weights),
+        gain_accuracy=gain,
+    )
+
+
+def read_pairs(file: Path) -> list[Pair]:
+    """The pairs of a JSONL file of `{kind, context, chosen, rejected}`.
+
+    Raises:
+        DataError: the file cannot be read, a line is no such object, or there is none.
+    """
+    try:
+        # Not splitlines: a text may hold U+2028 and the like, which end no line of JSONL.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    pairs = [_pair(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not pairs:
+        raise DataError(f"{file} holds no pairs")
+    return pairs
+
+
+def pair_rows(chat: Chat, pair: Pair) -> tuple[Row, Row]:
+    """Token ids of both tips of a pair, each after the prompt of its context."""
+    prompt = assemble(chat, pair.kind, pair.context).token_ids
+    return (prompt, completion_ids(chat, pair.chosen)), (
+        prompt,
+        completion_ids(chat, pair.rejected),
+    )
+
+
+def cluster_weights(clusters: Sequence[str], *, seed: int = 7) -> Floats:
+    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, pairs); the first row is all ones.
+
+    Where all pairs are of one cluster, pairs are drawn: one cluster says nothing of others.
+    """
+    names, index = np.unique(np.array(clusters), return_inverse=True)
+    if len(names) == 1:
+        names = index = np.arange(len(clusters))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+    return np.vstack([np.ones(len(clusters)), drawn[:, index].astype(float)])
+
+
+def _wins(values: Floats) -> Floats:
+    """1 where the chosen tip (even places) scores higher than the rejected (odd), 0.5 for a tie."""
+    difference = values[0::2] - values[1::2]
+    return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
+
+
+def _estimate(wins: Floats, weights: Floats) -> Estimate:
+    means = weights @ wins / weights.sum(1)
+    low, high = np.quantile(means[1:], [0.025, 0.975])
+    return Estimate(float(means[0]), float(low), float(high))
+
+
+def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
+    """The adapter of a named model (None: the base as it is) and the run it is from."""
+    if name == "base":
+        return None, deployment.BASE_RUN
+    if name in ("champion", "challenger"):
+        rollout = deployment.current(config)
+        number = getattr(rollout, name) if rollout else None
+        if number is None:
+            raise DataError(f"there is no {name}; `reactune status` shows what is live")
+        model = deployment.version(config, number)
+        fetch_adapter(run_root(config), model)
+        return model.adapter, model.run_id
+    run = _run(config, name)
+    if "train" not in manifests(run):
+        raise DataError(f"run {name} has no trained adapter; it did not get that far")
+    fetch(run_root(config), name, "train", under="adapter/")
+    return run / "train" / "adapter", name
+
+
+def _trained_texts(config: Config, run_id: str) -> frozenset[str]:
+    """All texts of the dataset a model was trained on, its held-out parts too."""
+    if run_id == deployment.BASE_RUN:
+        return frozenset()
+    run = _run(config, run_id)
+    fetch(run_root(config), run_id, "dataset", under=EXAMPLES)
+    parts = read_examples(run / "dataset")
+    return frozenset(_same(example.tip) for examples in parts.values() for example in examples)
+
+
+def _run(config: Config, run_id: str) -> Path:
+    """The folder of a run, with the manifests that it has now."""
+    pull(run_root(config))
+    return find_run(config.run_root, run_id)
+
+
+def _same(text: str) -> str:
+    """The text as it is compared: case and white space do not make another tip."""
+    return " ".join(text.split()).casefold()
+
+
+def _pair(file: Path, number: int, line: str) -> Pair:
+    try:
+        values = json.loads(line)
+        pair = Pair(
+            kind=values["kind"],
+            context=values["context"],
+            chosen=values["chosen"],
+            rejected=values["rejected"],
+            cluster=json.dumps([values["kind"], values["context"]], sort_keys=True),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}, line {number}: no pair of kind, context, chosen, rejected"
+        ) from error
+    texts = (pair.kind, pair.chosen, pair.rejected)
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{file}, line {number}: kind, chosen and rejected must be texts")
+    if not isinstance(pair.context, dict):
+        raise DataError(f"{file}, line {number}: context must be an object")
+    return pair

@@ -1,1 +1,0 @@
-"""One module per change; written once and never edited."""

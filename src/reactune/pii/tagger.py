@@ -1,0 +1,277 @@
+"""Names of people, places, organisations, and postal addresses: a small network over words.
+
+Two convolutions over sums of hashed features, in numpy alone; scripts/train_tagger.py makes it.
+"""
+
+import gzip
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reactune.pii.spans import Span, without_overlaps
+
+LEXICON = Path(__file__).with_name("lexicon.txt.gz")
+ROWS = 1 << 15  # rows of the embedding table
+MAX_WORD = 40  # characters that features look at
+CACHED_WORDS = 1 << 16
+WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_|\n")
+
+LONG_RUN = re.compile(r"(.)\1{4,}")
+
+Word = tuple[int, int]  # where it stands in the text
+
+
+def words_of(text: str) -> list[Word]:
+    """Runs of letters, runs of digits, single marks and line breaks."""
+    return [match.span() for match in WORD.finditer(text)]
+
+
+@lru_cache(CACHED_WORDS)
+def features_of(word: str) -> tuple[int, ...]:
+    """Rows of the embedding table that stand for the word: form, parts, shape, lexicon."""
+    word = word[:MAX_WORD]
+    low = word.casefold()
+    framed = f"^{low}$"
+    names = [f"w{low}", f"h{shape_of(word)}", f"l{classes_of(low)}", f"z{min(len(word), 12)}"]
+    names += [f"p{low[:n]}" for n in (1, 2, 3)]
+    names += [f"s{low[-n:]}" for n in (1, 2, 3, 4)]
+    names += [f"g{framed[at : at + 3]}" for at in range(len(framed) - 2)]
+    return tuple(crc32(name.encode("utf-8", "surrogatepass")) % ROWS for name in names)
+
+
+def shape_of(word: str) -> str:
+    """The word with its letters as `X` and `x`, digits as `d`; runs are cut at four."""
+    signs = word.translate(SIGNS) if max(word) < END_OF_SIGNS else "".join(map(_sign, word))
+    return LONG_RUN.sub(r"\1\1\1\1", signs) if len(signs) > 4 else signs
+
+
+def classes_of(low: str) -> str:
+    """The letters of the lexicon's lists that hold the word; see scripts/tagger_lexicon.py."""
+    return lexicon().get(low, "")
+
+
+@cache
+def lexicon() -> Mapping[str, str]:
+    """Word, casefolded = the letters of the lists that hold it."""
+    with gzip.open(LEXICON, "rt", encoding="utf-8") as lines:
+        pairs = (line.rstrip("\n").split("\t") for line in lines)
+        return {word: classes for classes, words in pairs for word in words.split(" ")}
+
+
+def _sign(char: str) -> str:
+    return "d" if char.isdigit() else "X" if char.isupper() else "x" if char.isalpha() else char
+
+
+END_OF_SIGNS = "\u0530"  # Latin, Greek and Cyrillic stand before it
+SIGNS = {code: _sign(chr(code)) for code in range(ord(END_OF_SIGNS))}
+
+
+WEIGHTS = Path(__file__).with_name("tagger.npz")
+WINDOW = 5  # words that one convolution sees at once
+MARGIN = WINDOW // 2  # rows of nothing between two texts, so that neither sees the other
+CHUNK_WORDS = 6_000
+REMEMBERED_WORDS = 10_000  # 2.5 KB each
+MIN_ADDRESS = 4  # characters
+WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
+# What says less about a person, and is less clear, must be more certain.
+SURER = {"ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
+
+Matrix: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """The weights: `kinds[0]` stands for a word that is no part of a name."""
+
+    kinds: tuple[str, ...]
+    threshold: float
+    table: Matrix = field(repr=False)  # features x width
+    flat_first: Matrix = field(repr=False)  # width x (window x hidden)
+    first_bias: Matrix = field(repr=False)
+    second: Matrix = field(repr=False)  # window x hidden x hidden
+    second_bias: Matrix = field(repr=False)
+    out: Matrix = field(repr=False)  # hidden x kinds
+    out_bias: Matrix = field(repr=False)
+    seen: dict[str, Matrix] = field(repr=False, default_factory=dict)
+
+
+@cache
+def load_tagger(file: Path = WEIGHTS) -> Tagger:
+    """The tagger of a file; read once."""
+    with np.load(file) as held:
+        table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
+        names = ("first_bias", "second", "second_bias", "out", "out_bias")
+        first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
+        # In another order of their numbers, products of matrices take many times as long.
+        arrays: dict[str, Any] = {
+            name: np.ascontiguousarray(held[name], np.float32) for name in names
+        }
+        return Tagger(
+            kinds=tuple(str(kind) for kind in held["kinds"]),
+            threshold=float(held["threshold"]),
+            table=table,
+            flat_first=np.ascontiguousarray(first, np.float32),
+            **arrays,
+        )
+
+
+def find_names(tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str]) -> list[list[Span]]:
+    """The spans of these kinds in every text; texts do not influence each other."""
+    wanted = [number for number, kind in enumerate(tagger.kinds) if kind in kinds]
+    if not wanted:
+        return [[] for _ in texts]
+    return [spans for chunk in _chunks(texts) for spans in _find(tagger, chunk, wanted)]
+
+
+def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matrix, list[int]]:
+    """How likely each kind is, a row a word; and the row at which each text starts.
+
+    Between two texts there are rows that stand for no word.
+    """
+    rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
+    known: dict[str, int] = {}
+    at, starts = MARGIN, []
+    for words in texts:
+        starts.append(at)
+        rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
+        at += len(words) + MARGIN
+    if not known:
+        return np.zeros((len(rows), len(tagger.kinds)), np.float32), starts
+    is_word = (rows >= 0)[:, None]
+    seen = np.maximum(_first_convolution(tagger, _products(tagger, list(known)), rows), 0) * is_word
+    wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
+    scores = wide @ tagger.out + tagger.out_bias
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores * is_word, starts
+
+
+def _find(tagger: Tagger, texts: Sequence[str], wanted: Sequence[int]) -> list[list[Span]]:
+    words = [words_of(text) for text in texts]
+    as_text = [[text[s:e] for s, e in of] for text, of in zip(texts, words, strict=True)]
+    chances, starts = probabilities(tagger, as_text)
+    chances = chances[:, wanted]
+    likely, best = chances.sum(axis=1), chances.argmax(axis=1)
+    found: list[list[Span]] = [[] for _ in texts]
+    for first, end in _runs(np.flatnonzero(likely >= tagger.threshold), best):
+        number = bisect_right(starts, first) - 1
+        kind = tagger.kinds[wanted[best[first]]]
+        at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
+        score = round(float(likely[first:end].max()), 3)
+        if score >= SURER.get(kind, 0) and _can_be(kind, texts[number][at : last[1]]):
+            found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
+    return [
+        without_overlaps(text, _joined(text, spans)) if spans else []
+        for text, spans in zip(texts, found, strict=True)
+    ]
+
+
+def _whole(text: str, span: Span) -> Span:
+    """The span with the letters and digits that hang on it, as in `6XE`."""
+    start, end = span.start, span.end
+    while start and text[start - 1].isalnum():
+        start -= 1
+    while end < len(text) and text[end].isalnum():
+        end += 1
+    return Span(start, end, span.kind, span.score)
+
+
+def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
+    """The spans, where a word or two between parts of an address belong to it."""
+    joined: list[Span] = []
+    for span in spans:
+        before = next((s for s in reversed(joined) if s.kind == "ADDRESS"), None)
+        if (
+            before is not None
+            and span.kind == "ADDRESS"
+            and WITHIN_ADDRESS.fullmatch(text, before.end, span.start)
+        ):
+            joined = [other for other in joined if other.end <= before.start]
+            span = Span(before.start, span.end, span.kind, max(before.score, span.score))
+        joined.append(span)
+    return joined
+
+
+def _runs(rows: NDArray[np.intp], best: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """First row and end of neighbouring rows of one kind: together they are one name."""
+    first = end = -1
+    for row in rows.tolist():
+        if row != end or best[row] != best[first]:
+            if end > first:
+                yield first, end
+            first = row
+        end = row + 1
+    if end > first:
+        yield first, end
+
+
+def _products(tagger: Tagger, words: Sequence[str]) -> Matrix:
+    """Words x window x hidden: each word's vector times each matrix of the first convolution.
+
+    Remembered for the words seen last: most words of a text were in others before.
+    """
+    products = [tagger.seen.get(word) for word in words]
+    new = [number for number, product in enumerate(products) if product is None]
+    if new:
+        features = [features_of(words[number]) for number in new]
+        starts = np.cumsum([0, *(len(of) for of in features[:-1])])
+        flat = np.array([row for of in features for row in of])
+        vectors = np.add.reduceat(tagger.table[flat], starts)
+        if len(tagger.seen) > REMEMBERED_WORDS:
+            tagger.seen.clear()
+        for number, product in zip(new, vectors @ tagger.flat_first, strict=True):
+            tagger.seen[words[number]] = products[number] = product
+    return np.array(products, np.float32).reshape(len(words), WINDOW, -1)
+
+
+def _first_convolution(tagger: Tagger, products: Matrix, rows: NDArray[np.intp]) -> Matrix:
+    """The sum of what the words in each row's window add to it."""
+    nothing = np.zeros((1, *products.shape[1:]), np.float32)
+    products = np.concatenate([products, nothing])  # what row -1 stands for
+    inner = len(rows) - WINDOW + 1
+    summed = np.zeros((len(rows), products.shape[2]), np.float32)
+    middle = summed[WINDOW // 2 : WINDOW // 2 + inner]
+    middle += tagger.first_bias
+    for offset in range(WINDOW):
+        middle += products[rows[offset : offset + inner], offset]
+    return summed
+
+
+def _convolve(rows: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
+    """Each row from its window; the margins at both ends stay empty."""
+    inner = len(rows) - WINDOW + 1
+    summed = np.zeros((len(rows), len(bias)), np.float32)
+    middle = summed[WINDOW // 2 : WINDOW // 2 + inner]
+    middle += bias
+    for offset in range(WINDOW):
+        middle += rows[offset : offset + inner] @ weights[offset]
+    return summed
+
+
+def _can_be(kind: str, value: str) -> bool:
+    """Whether the value has what it takes: a name two letters, an address more than a word."""
+    if kind == "ADDRESS":
+        is_small_word = value.islower() and value.isalpha()
+        return len(value) >= MIN_ADDRESS and not is_small_word
+    return sum(char.isalpha() for char in value) > 1
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text) // 4
+        if size >= CHUNK_WORDS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,338 @@
+"""What was deleted leaves the database's files, as far as the database lets us.
+
+What is deleted, and when this is called, is left to others.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from reactune.errors import AwayError, DataError
+from reactune.store.schema import SCHEMA, SCHEMA_TABLE, metadata
+
+BUSY_MS = 30_000
+# For libpq: a server that vanished without a word is missed in a minute, not in two hours.
+PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+DRIVERS = {
+    "sqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+# Any numbers that other users of the same PostgreSQL database are unlikely to take.
+MIGRATION_LOCK, ROLLOUT_LOCK, PEOPLE_LOCK = 7_236_812_001, 7_236_812_002, 7_236_812_003
+
+
+def create_store(url: str) -> sa.Engine:
+    """Open the database, making what is missing: the SQLite file, the tables, newer columns.
+
+    Raises:
+        DataError: the server is away, its driver missing, or the database made by a newer reactune.
+    """
+    engine = _connect(_location(url))
+    with _given_back_on_error(engine):
+        migrate(engine)
+    return engine
+
+
+def open_store(url: str) -> sa.Engine:
+    """Open a database that `create_store` made; use `writing(engine)` for whatever writes.
+
+    Raises:
+        DataError: the server is away, its driver missing, or the tables are not of this version.
+    """
+    location = _location(url)
+    if not is_there(url):
+        raise DataError(f"{location.database}: no such database; run `reactune init`")
+    engine = _connect(location)
+    with _given_back_on_error(engine):
+        with reading(engine) as connection:
+            schema = _schema_of(connection)
+        if schema != SCHEMA:
+            raise DataError(_mismatch(engine, schema))
+    return engine
+
+
+def is_there(url: str) -> bool:
+    """Whether there is something to open: a SQLite file, or a server's name.
+
+    Raises:
+        DataError: the URL names no database of a known kind.
+    """
+    location = _location(url)
+    file = location.database if location.drivername == "sqlite" else None
+    return not file or file == ":memory:" or Path(file).exists()
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the tables to this version; safe to repeat, and by two processes at once.
+
+    Raises:
+        DataError: the database was made by a newer reactune, or holds foreign tables of our names.
+    """
+    with writing(engine) as connection:
+        lock(connection, MIGRATION_LOCK)
+        schema = _schema_of(connection)
+        if schema is not None and schema > SCHEMA:
+            raise DataError(_mismatch(engine, schema))
+        if schema == SCHEMA:
+            return
+        _check_encoding(connection)
+        try:
+            _upgrade(connection)
+        except sa.exc.DBAPIError as error:
+            raise DataError(
+                f"{_shown(engine)}: cannot make the tables: {_first_line(error)}; "
+                "name an empty database in [store] url"
+            ) from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that reads.
+
+    Raises:
+        AwayError: the database went away.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except sa.exc.OperationalError as error:
+        raise AwayError(
+            f"{_shown(engine)}: the database does not answer any more: {_first_line(error)}; "
+            "see to it and repeat"
+        ) from error
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that writes: all of it or nothing.
+
+    On SQLite the write lock is taken at the start, so that what was read before the first write
+    is still true when it is written.
+
+    Raises:
+        AwayError: the database went away, is full or stays locked; nothing was written.
+    """
+    try:
+        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+            yield connection
+    except sa.exc.OperationalError as error:
+        raise AwayError(
+            f"{_shown(engine)}: the last change was not written: {_first_line(error)}; "
+            "see to the database and repeat"
+        ) from error
+
+
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_SHARE_LOCK = sa.select(
+    sa.func.pg_advisory_xact_lock_shared(sa.bindparam("number", type_=sa.BigInteger))
+)
+
+
+def lock(connection: sa.Connection, number: int) -> None:
+    """Keep others out until the transaction ends; on SQLite `writing` has done so already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK, {"number": number})
+
+
+def share_lock(connection: sa.Connection, number: int) -> None:
+    """As `lock`, but only those who `lock` are kept out, not those who share."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_SHARE_LOCK, {"number": number})
+
+
+def inserting(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An insert that may say what becomes of rows that are there already."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def _location(url: str) -> sa.URL:
+    try:
+        location = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise DataError(
+            "[store] url is not a database URL; write it as sqlite:///reactune.db "
+            "or postgresql://user:password@host/database"
+        ) from error
+    if location.drivername not in DRIVERS:
+        raise DataError(
+            f"[store] url names {location.drivername}; the store is SQLite (sqlite:///FILE) "
+            "or PostgreSQL (postgresql://HOST/DATABASE)"
+        )
+    return location.set(drivername=DRIVERS[location.drivername])
+
+
+def _connect(location: sa.URL) -> sa.Engine:
+    is_sqlite = location.drivername == "sqlite"
+    if not is_sqlite:
+        location = location.update_query_dict({**PATIENCE, **location.query})
+    try:
+        # Parameters are people's texts: they stay out of error messages and logs.
+        engine = sa.create_engine(location, hide_parameters=True, pool_pre_ping=not is_sqlite)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{error.name} is not installed; run `pip install 'reactune[postgres]'`"
+        ) from error
+    if is_sqlite:
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.select(1))
+    except sa.exc.DBAPIError as error:
+        raise DataError(
+            f"{_shown(engine)}: cannot open the database: {_first_line(error)}; "
+            "check [store] url and that the server runs"
+        ) from error
+    return engine
+
+
+@contextmanager
+def opened_store(url: str) -> Iterator[sa.Engine]:
+    """`open_store`, closed at the end.
+
+    Raises:
+        DataError: as `open_store`.
+    """
+    engine = open_store(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _given_back_on_error(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        engine.dispose()
+        raise
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Python's own transaction handling would begin late and never lock: _begin_sqlite does it.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    # What is deleted is overwritten, in pages that stay in use and in those that become free.
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    # The first switch of a new file does not wait for others who are at it: we have to.
+    give_up_at = time.monotonic() + BUSY_MS / 1_000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _schema_of(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table(SCHEMA_TABLE):
+        return None
+    return connection.execute(sa.text(f"SELECT version_num FROM {SCHEMA_TABLE}")).scalar()
+
+
+def _mismatch(engine: sa.Engine, schema: str | None) -> str:
+    if schema is None:
+        return f"{_shown(engine)}: the database has no tables yet; run `reactune init`"
+    versions = f"tables of version {schema}, this reactune knows {SCHEMA}"
+    if schema < SCHEMA:
+        return f"{_shown(engine)}: {versions}; run `reactune init` to bring them up to date"
+    return f"{_shown(engine)}: {versions}; a newer reactune made them, install that one"
+
+
+def _check_encoding(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise DataError(
+                f"{_shown(connection.engine)}: the database is encoded in {encoding}, which cannot "
+                "hold every text; make one with CREATE DATABASE ... ENCODING 'UTF8'"
+            )
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = SCHEMA_TABLE
+    command.upgrade(config, SCHEMA)
+
+
+def _shown(engine: sa.Engine) -> str:
+    return engine.url.set(query={}).render_as_string(hide_password=True)
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
+
+
+def compact(engine: sa.Engine) -> None:
+    """Write the database's file anew without what was deleted; others may go on using it.
+
+    SQLite: for that time the file needs its size again on disk, writers wait, and afterwards the
+    WAL is empty. PostgreSQL: VACUUM makes deleted rows unreadable to SQL and their room free;
+    bytes may stand in a page until its room is used again, and in the server's WAL.
+
+    Raises:
+        DataError: others write or read without a pause, or the disk is full.
+    """
+    connection = engine.raw_connection()
+    try:
+        if engine.dialect.name == "postgresql":
+            _vacuum_postgres(connection)
+        else:
+            _rewrite_sqlite(connection)
+    finally:
+        connection.invalidate()
+
+
+def _vacuum_postgres(connection: sa.PoolProxiedConnection) -> None:
+    connection.rollback()
+    connection.driver_connection.autocommit = True  # type: ignore[union-attr]
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(f"VACUUM {', '.join(metadata.tables)}")
+
+
+def _rewrite_sqlite(connection: sa.PoolProxiedConnection) -> None:
+    with closing(connection.cursor()) as cursor:
+        try:
+            cursor.execute("VACUUM")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (is_busy, *_) = cursor.fetchall()[0]
+        except sqlite3.OperationalError as error:
+            raise DataError(f"the database cannot be written anew: {error}; repeat") from error
+    if is_busy:
+        raise DataError("the database is read without a pause, so its WAL stays; repeat")

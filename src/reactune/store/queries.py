@@ -1,0 +1,223 @@
+"""The rows of the operational database: scores, model versions, decisions, and what is live.
+
+What the rows mean is left to the rooms that read and write them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from reactune.errors import CanaryError, DataError
+from reactune.records import ModelVersion, Rollout, Verdict, canonical_json
+from reactune.store.database import (
+    ROLLOUT_LOCK,
+    inserting,
+    lock,
+)
+from reactune.store.schema import (
+    decisions,
+    model_versions,
+    retrainings,
+    rollouts,
+    silent_answers,
+    tip_scores,
+)
+
+AFTER = "-after"  # what follows a rollout is named after it
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a rollout went on, ended or stayed, and the numbers it was taken on."""
+
+    rollout_id: str
+    at: datetime
+    actor: Literal["review", "hand"]
+    verdict: Verdict
+    reason: str
+    numbers: Mapping[str, Any]
+
+
+def upsert_scores(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of `tip_scores`; where a tip_id is known, only the columns named change.
+
+    All rows of one call name the same columns. Of two rows with one tip_id the later stands.
+
+    Raises:
+        DataError: the rows name different columns, or a time has no offset.
+    """
+    if not rows:
+        return
+    names = rows[0].keys()
+    if any(row.keys() != names for row in rows):
+        raise DataError("upsert_scores: all rows of one call must name the same columns")
+    insert = inserting(connection, tip_scores)
+    changes = {name: insert.excluded[name] for name in names if name != "tip_id"}
+    upsert = insert.on_conflict_do_update(index_elements=["tip_id"], set_=changes)
+    connection.execute(upsert, [dict(row) for row in rows])
+
+
+def add_model_version(connection: sa.Connection, model: ModelVersion, created_at: datetime) -> None:
+    """Register a version; repeating it changes nothing.
+
+    Raises:
+        DataError: the number or the name already belongs to another model.
+    """
+    row = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(model).items()}
+    insert = inserting(connection, model_versions).on_conflict_do_nothing()
+    connection.execute(insert, {**row, "created_at": created_at})
+    if model not in all_model_versions(connection):
+        raise DataError(
+            f"model version {model.version} ({model.name}) already stands for another model; "
+            "register it under the next number"
+        )
+
+
+def model_version(connection: sa.Connection, version: int) -> ModelVersion:
+    """The registered version of this number.
+
+    Raises:
+        DataError: there is none.
+    """
+    for model in all_model_versions(connection):
+        if model.version == version:
+            return model
+    raise DataError(f"model version {version} is not registered; `reactune status` lists those")
+
+
+def all_model_versions(connection: sa.Connection) -> tuple[ModelVersion, ...]:
+    """Every registered version, oldest first."""
+    rows = connection.execute(sa.select(model_versions).order_by("version")).mappings()
+    return tuple(_model_version(row) for row in rows)
+
+
+def current_rollout(connection: sa.Connection) -> Rollout | None:
+    """What is live, or None before the first rollout."""
+    columns = [rollouts.c[each.name] for each in fields(Rollout)]
+    row = connection.execute(
+        sa.select(*columns).where(rollouts.c.closed_at.is_(None))
+    ).one_or_none()
+    return None if row is None else Rollout(*row)
+
+
+def hold_rollout(connection: sa.Connection) -> Rollout | None:
+    """What is live, and stays so until this `writing` transaction ends."""
+    lock(connection, ROLLOUT_LOCK)
+    return current_rollout(connection)
+
+
+def open_rollout(connection: sa.Connection, rollout: Rollout) -> None:
+    """Make this rollout live in place of an idle one, or of one whose holdback it ends.
+
+    Raises:
+        CanaryError: a challenger is still running.
+        DataError: a model version is not registered.
+    """
+    live = hold_rollout(connection)
+    if live is not None and live.challenger is not None and live.phase != "holdback":
+        raise CanaryError(
+            f"rollout {live.rollout_id} is still running (challenger {live.challenger}); "
+            "`reactune promote` or `reactune rollback` ends it"
+        )
+    if live is not None:
+        ended = {"phase": "closed", "closed_at": rollout.opened_at}
+        _change_open(connection, live.rollout_id, ended)
+    _make_live(connection, rollout)
+
+
+def update_rollout(connection: sa.Connection, rollout: Rollout, *, decision: Decision) -> None:
+    """Move the open rollout to another phase and share, and record why; the rest is fixed.
+
+    Raises:
+        CanaryError: the rollout was closed meanwhile.
+    """
+    lock(connection, ROLLOUT_LOCK)
+    moved = {"phase": rollout.phase, "share": rollout.share, "share_since": rollout.share_since}
+    _change_open(connection, rollout.rollout_id, moved)
+    add_decision(connection, decision)
+
+
+def close_rollout(connection: sa.Connection, decision: Decision, *, successor: Rollout) -> None:
+    """End the open rollout by this decision, record it, and make the successor live.
+
+    Raises:
+        CanaryError: the rollout was closed meanwhile.
+        DataError: a model version is not registered.
+    """
+    lock(connection, ROLLOUT_LOCK)
+    ended = {"phase": "closed", "closed_at": decision.at, "verdict": decision.verdict}
+    _change_open(connection, decision.rollout_id, ended)
+    add_decision(connection, decision)
+    # Exposures of people who were erased meanwhile stayed, without a key, for this decision only.
+    of_nobody = (tip_scores.c.rollout_id == decision.rollout_id) & (tip_scores.c.key_id == "")
+    connection.execute(tip_scores.delete().where(of_nobody))
+    of_it = silent_answers.c.rollout_id == decision.rollout_id
+    connection.execute(silent_answers.delete().where(of_it))
+    _make_live(connection, successor)
+
+
+def add_decision(connection: sa.Connection, decision: Decision) -> None:
+    """Record a decision with the numbers it was taken on."""
+    row = {each.name: getattr(decision, each.name) for each in fields(Decision)}
+    numbers = canonical_json(dict(row.pop("numbers")))
+    connection.execute(decisions.insert(), {**row, "numbers_json": numbers})
+
+
+def last_estimate(connection: sa.Connection, rollout_id: str) -> float | None:
+    """The challenger's lead when a review last looked at a rollout; None where none did."""
+    query = sa.select(decisions.c.numbers_json).where(decisions.c.rollout_id == rollout_id)
+    for numbers in connection.execute(query.order_by(decisions.c.decision_id.desc())).scalars():
+        if (estimate := json.loads(numbers).get("estimate")) is not None:
+            return float(estimate)
+    return None
+
+
+def _model_version(row: sa.RowMapping) -> ModelVersion:
+    values = {each.name: row[each.name] for each in fields(ModelVersion)}
+    paths = {k: Path(values[k]) for k in ("gguf", "prompt_folder", "adapter") if values[k]}
+    return ModelVersion(**{**values, **paths})
+
+
+def _make_live(connection: sa.Connection, rollout: Rollout) -> None:
+    for version in (rollout.champion, rollout.challenger):
+        if version is not None:
+            model_version(connection, version)
+    connection.execute(rollouts.insert(), asdict(rollout))
+
+
+def _change_open(connection: sa.Connection, rollout_id: str, change: Mapping[str, Any]) -> None:
+    is_open = (rollouts.c.rollout_id == rollout_id) & rollouts.c.closed_at.is_(None)
+    if connection.execute(rollouts.update().where(is_open).values(**change)).rowcount != 1:
+        raise CanaryError(f"rollout {rollout_id} is not open any more; read again what is live")
+
+
+def replace_version(connection: sa.Connection, version: int, retrain_by: datetime) -> None:
+    """The version learned from somebody who was erased, and must be replaced by then.
+
+    Of several dates the earliest stands.
+    """
+    insert = inserting(connection, retrainings).values(version=version, retrain_by=retrain_by)
+    date = insert.excluded.retrain_by
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=["version"],
+            set_={"retrain_by": date},
+            where=retrainings.c.retrain_by > date,
+        )
+    )
+
+
+def forget_version(connection: sa.Connection, version: int) -> None:
+    """The version is gone, and nothing is to be done about it any more."""
+    connection.execute(retrainings.delete().where(retrainings.c.version == version))
+
+
+def versions_to_replace(connection: sa.Connection) -> dict[int, datetime]:
+    """Versions that learned from somebody who was erased, and the date by which each must go."""
+    rows = connection.execute(sa.select(retrainings.c.version, retrainings.c.retrain_by))
+    return {int(version): retrain_by for version, retrain_by in rows.all()}

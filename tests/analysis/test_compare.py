@@ -1,0 +1,321 @@
+"""`reactune compare FILE`: arms of any file, and what may not be compared at all."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import statsmodels.api as sm
+from scipy.stats import binomtest, chisquare, ttest_ind
+
+from places import SHARED
+from reactune.analysis.compare import (
+    Asked,
+    check_course,
+    check_ratio,
+    clustered,
+    compare_file,
+    contrast,
+    independent,
+    intervals_of,
+    parse_shares,
+    report,
+)
+from reactune.analysis.tables import Columns, read_rows
+from reactune.cli import main
+from reactune.config.sections import LabelConfig
+from reactune.errors import CanaryError, DataError
+
+DATA = SHARED / "data"
+UPWORTHY = DATA / "upworthy/arms.parquet"
+CAPTIONS = DATA / "caption_contest/policy_ab.jsonl.gz"
+LABELS = LabelConfig()
+COUNTED = Columns(arm=(), by="test", tips="shown", positives="clicked")
+
+
+def asked(**changes):
+    values = {
+        "positive": frozenset({"done"}),
+        "champion": "",
+        "shares": {},
+        "looks": "once",
+        "alpha": 0.05,
+        "srm_alpha": 0.001,
+        "planned_units": 5_000,
+    }
+    return Asked(**values | changes)
+
+
+def lines_in(folder, rows, name="rows.jsonl"):
+    file = folder / name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def compared(folder, rows, columns, **changes):
+    return compare_file(lines_in(folder, rows), columns, asked(**changes), LABELS)
+
+
+def visits(seed, people=300, *, lift=0.2):
+    """Rows of people with several tips each, alike within a person; half under each arm."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for person in range(people):
+        arm = ("champion", "challenger")[person % 2]
+        taste = rng.beta(2, 3) + lift * (person % 2)
+        for _ in range(rng.integers(1, 6)):
+            reaction = "done" if rng.random() < taste else "dismiss"
+            rows.append({"arm": arm, "unit": f"p{person}", "reaction": reaction})
+    return rows
+
+
+def test_people_with_several_tips_are_compared_as_a_clustered_regression_compares(tmp_path):
+    rows = visits(1)
+    ((found,),) = [each.contrasts for each in compared(tmp_path, rows, Columns(unit="unit"))]
+    good = np.array([float(row["reaction"] == "done") for row in rows])
+    arm = np.array([float(row["arm"] == "challenger") for row in rows])
+    person = np.array([int(row["unit"][1:]) for row in rows])
+    fit = sm.OLS(good, sm.add_constant(arm)).fit(
+        cov_type="cluster", cov_kwds={"groups": person, "use_correction": False}
+    )
+    assert found.estimate == pytest.approx(fit.params[1])
+    assert found.error == pytest.approx(fit.bse[1], rel=0.01)
+    assert found.finding == "better"
+
+
+def test_tips_that_are_nobodys_are_compared_as_welch_compares():
+    few, many = np.repeat([1.0, 0.0], [30, 170]), np.repeat([1.0, 0.0], [90, 210])
+    found = contrast(
+        independent("a", 200, 30), independent("b", 300, 90),
+        alpha=0.05, looks="once", planned_units=1,
+    )  # fmt: skip
+    bounds = ttest_ind(many, few, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((bounds.low, bounds.high))
+
+
+def test_bounds_for_many_looks_are_wider_than_for_one():
+    arms = independent("a", 2_000, 600), independent("b", 2_000, 700)
+    once, many = (
+        contrast(*arms, alpha=0.05, looks=looks, planned_units=4_000) for looks in ("once", "many")
+    )
+    assert once.finding == "better"
+    assert (many.high - many.low) / (once.high - once.low) == pytest.approx(1.55, abs=0.01)
+
+
+def test_arms_without_any_difference_to_see_stay_undecided():
+    nobody = clustered("b", np.zeros(3), np.zeros(3))
+    assert (nobody.rate, nobody.tips) == (0.0, 0)
+    found = contrast(nobody, nobody, alpha=0.05, looks="once", planned_units=1)
+    assert found.finding == "undecided"
+
+
+def test_the_ratio_at_one_look_is_a_chi_square():
+    counts, shares = {"a": 9_500, "b": 570}, {"a": 0.95, "b": 0.05}
+    found = check_ratio(counts, shares, alpha=0.001, looks="once")
+    # The value that gbstats gives for these counts.
+    assert found.surprise == pytest.approx(0.0023610, abs=1e-6)
+    assert found.is_passed
+    assert not check_ratio({"a": 1_000, "b": 1_200}, {"a": 1, "b": 1}, alpha=0.001,
+                           looks="once").is_passed  # fmt: skip
+
+
+def test_the_ratio_at_many_looks_rarely_alarms_where_a_repeated_chi_square_does():
+    rng = np.random.default_rng(2)
+    shares, alarms, naive = {"a": 0.5, "b": 0.5}, 0, 0
+    for _ in range(100):
+        course = np.where(rng.random(1_000) < 0.5, "a", "b")
+        alarms += not check_course(course.tolist(), shares, alpha=0.05).is_passed
+        counts = np.cumsum(course == "a")[49::50]
+        seen = np.stack([counts, np.arange(50, 1_001, 50) - counts], axis=1)
+        naive += bool((chisquare(seen, axis=1).pvalue < 0.05).any())
+    assert binomtest(alarms, 100, 0.05, alternative="greater").pvalue > 0.01
+    assert binomtest(naive, 100, 0.05, alternative="greater").pvalue < 0.01
+
+
+def test_an_alarm_on_the_way_is_not_taken_back_by_what_follows(tmp_path):
+    rows = [
+        {"arm": "ab"[n > 150], "unit": f"u{n}", "reaction": "done", "at": n} for n in range(300)
+    ]
+    columns = Columns(unit="unit", time="at")
+    (many,) = compared(tmp_path, rows, columns, looks="many")
+    (once,) = compared(tmp_path, rows, columns, looks="once")
+    assert many.refusal.startswith("refused: 151 + 149 do not fit the shares 0.5 : 0.5")
+    assert not once.refusal
+
+
+def test_rows_are_put_in_the_order_of_their_numbers_not_of_their_digits(tmp_path):
+    # As texts, all that begin with 1 come before all that begin with 9.
+    rows = [
+        {"arm": arm, "unit": f"{arm}{n}", "reaction": "done", "at": digit * 10.0**n}
+        for arm, digit in (("a", 1), ("b", 9))
+        for n in range(150)
+    ]
+    (found,) = compared(tmp_path, rows, Columns(unit="unit", time="at"), looks="many")
+    assert not found.refusal
+    in_words = [{**row, "at": f"at {row['at']}"} for row in rows]
+    (found,) = compared(tmp_path, in_words, Columns(unit="unit", time="at"), looks="many")
+    assert found.refusal
+
+
+def test_units_that_met_several_arms_are_left_out_and_many_of_them_refuse(tmp_path):
+    rows = visits(3)
+    few = [{"arm": "challenger", "unit": "p0", "reaction": "done"}]
+    (found,) = compared(tmp_path, rows + few, Columns(unit="unit"))
+    assert found.notes == ("1 units met several arms and are left out",)
+    lots = [{"arm": "challenger", "unit": f"p{2 * n}", "reaction": "done"} for n in range(20)]
+    (found,) = compared(tmp_path, rows + lots, Columns(unit="unit"))
+    assert found.refusal.startswith("refused: 20 of 300 units met several arms")
+    assert found.contrasts == ()
+
+
+def test_a_test_with_one_arm_is_refused_and_counted_and_the_others_are_compared(tmp_path):
+    rows = [
+        {"test": "alone", "shown": 100, "clicked": 3},
+        {"test": "pair", "shown": 1_000, "clicked": 30},
+        {"test": "pair", "shown": 1_010, "clicked": 90},
+        {"test": "torn", "shown": 1_000, "clicked": 30},
+        {"test": "torn", "shown": 2_000, "clicked": 90},
+    ]
+    found = compared(tmp_path, rows, COUNTED)
+    told = report(found)
+    assert told[0] == "alone: refused: only the arm row 1; a comparison needs two"
+    assert told[1].startswith("pair: row 2 3.00% of 1,000, row 3 8.91% of 1,010: +5.91 points (")
+    assert told[2].startswith("torn: refused: 1,000 + 2,000 do not fit the shares 0.5 : 0.5 (p = ")
+    assert told[-1] == "3 comparisons: 1 better, 0 worse, 0 undecided, 2 refused"
+    assert [name for name, *_ in intervals_of(found)] == ["pair row 3"]
+
+
+def test_the_champion_may_be_missing_from_one_comparison_but_not_from_all(tmp_path):
+    rows = [
+        {"test": test, "arm": arm, "shown": 500, "clicked": 50}
+        for test, arm in (("1", "old"), ("1", "new"), ("2", "new"), ("2", "other"))
+    ]
+    columns = Columns(by="test", tips="shown", positives="clicked")
+    first, second = compared(tmp_path, rows, columns, champion="old")
+    assert [each.champion.name for each in first.contrasts] == ["old"]
+    assert second.refusal == "refused: no arm old; there are new, other"
+    with pytest.raises(DataError, match="no arm 'gold'; there are new, old, other"):
+        compared(tmp_path, rows, columns, champion="gold")
+
+
+def test_several_arms_share_the_chance_of_an_error(tmp_path):
+    rows = [{"test": "1", "shown": 1_000, "clicked": 100 + n} for n in range(3)]
+    (three,) = compared(tmp_path, rows, COUNTED)
+    (two,) = compared(tmp_path, rows[:2], COUNTED, alpha=0.025)
+    assert three.contrasts[0] == two.contrasts[0]
+
+
+def test_the_label_rules_dwell_times_are_asked_for_by_naming_their_column(tmp_path):
+    rows = [
+        {"arm": arm, "reaction": "done", "seen": {"ms": ms}}
+        for arm in "ab"
+        for ms in (14_999, 15_000, 120_000, 120_001, None)
+    ]
+    file = lines_in(tmp_path, rows)
+    for dwell, positives in (("", 10), ("seen.ms", 4)):
+        columns = Columns(dwell=dwell)
+        read = read_rows(file, columns, positive=frozenset({"done"}), labels=LABELS)
+        assert sum(row.positives for row in read) == positives
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "told"),
+    [
+        ({"arm": "a"}, Columns(), "line 1: no column 'reaction'; `reactune compare --help`"),
+        ({"arm": "", "reaction": "done"}, Columns(), "line 1: no arm"),
+        ({"arm": "a", "n": -1, "reaction": "done"}, Columns(count="n"), "n = -1 is no count"),
+        ({"arm": "a", "n": "x", "reaction": "done"}, Columns(count="n"), "n = 'x' is no number"),
+        ({"arm": "a", "n": 1, "k": 2}, Columns(tips="n", positives="k"), "2 positives of 1 tips"),
+        ({"arm": "a", "u": None, "reaction": "done"}, Columns(unit="u"), "u is empty"),
+        (
+            {"arm": "a", "d": "long", "reaction": "done"},
+            Columns(dwell="d"),
+            "d = 'long' is no number",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_understood_is_named(tmp_path, row, columns, told):
+    with pytest.raises(DataError) as caught:
+        compared(tmp_path, [row], columns)
+    assert told in str(caught.value)
+
+
+def test_shares_are_given_for_each_arm(tmp_path):
+    assert parse_shares(["a=0.95", "b = c=1"]) == {"a": 0.95, "b = c": 1.0}
+    for wrong in ("a", "a=0", "=1", "a=half", "a=nan"):
+        with pytest.raises(CanaryError, match="write ARM=SHARE"):
+            parse_shares([wrong])
+    rows = [{"arm": arm, "reaction": "done"} for arm in "ab"]
+    with pytest.raises(CanaryError, match="give one above 0 for each of the arms"):
+        compared(tmp_path, rows, Columns(), shares={"a": 1.0})
+
+
+@pytest.mark.parametrize("columns", [Columns(), Columns(unit="u")])
+def test_an_empty_file_is_an_error(tmp_path, columns):
+    with pytest.raises(DataError, match="no rows to compare"):
+        compared(tmp_path, [], columns)
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return caught.value.code, out.splitlines(), err
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REACTUNE_KEY", "0123456789abcdef0123456789abcdef")
+    monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
+
+
+def test_the_command_says_what_came_out_and_draws_it(tmp_path, capsys):
+    file = lines_in(tmp_path, visits(4))
+    code, out, _ = call(capsys, "compare", file, "--unit", "unit", "--picture", "seen.svg")
+    assert code == 0
+    assert out[0].endswith("challenger is better")
+    assert "challenger" in (tmp_path / "seen.svg").read_text()
+    code, _, err = call(capsys, "compare", file, "--picture", "seen.gif")
+    assert code == 1
+    assert "a picture ends in .svg or .png" in err
+    code, _, err = call(capsys, "compare", file, "--rows-are-arms", "--arm", "arm")
+    assert code == 2
+    assert "--rows-are-arms goes with neither" in err
+
+
+@pytest.mark.skipif(not UPWORTHY.is_file(), reason="needs shared/data/upworthy")
+def test_372_of_2385_real_tests_fail_the_sample_ratio_check_whatever_the_file_says_of_it(tmp_path):
+    columns = ["test_id", "impressions", "clicks", "srm_p"]
+    table = pq.read_table(UPWORTHY, columns=columns)
+    # The column that says how it was is a lie here, and must not be read.
+    table = table.set_column(3, "srm_p", pa.array(np.zeros(table.num_rows)))
+    file = tmp_path / "arms.parquet"
+    pq.write_table(table, file)
+    columns = Columns(arm=(), by="test_id", tips="impressions", positives="clicks")
+    found = compare_file(file, columns, asked(), LABELS)
+    refused = {trial.name for trial in found if trial.refusal}
+    seen = {}
+    for row in table.to_pylist():
+        seen.setdefault(row["test_id"], []).append(row["impressions"])
+    wanted = {name for name, counts in seen.items() if chisquare(counts).pvalue < 0.001}
+    assert (len(found), len(refused)) == (2_385, 372)
+    assert refused == wanted
+    assert report(found)[-1].endswith(" 372 refused")
+
+
+@pytest.mark.skipif(not CAPTIONS.is_file(), reason="needs shared/data/caption_contest")
+def test_all_five_real_policy_comparisons_come_out_right(capsys):
+    code, out, _ = call(
+        capsys, "compare", CAPTIONS, "--by", "context_json.contest", "--champion", "RoundRobin",
+        "--positive", "funny", "--positive", "somewhat_funny", "--count", "n",
+    )  # fmt: skip
+    assert code == 0
+    assert [line.partition(":")[0] for line in out[:5]] == ["510", "511", "512", "513", "514"]
+    assert all(line.endswith("LilUCB is better") for line in out[:5])
+    # The shares that the data's own description gives.
+    assert out[0].startswith("510: RoundRobin 8.78% of 41,442, LilUCB 10.07% of 41,185: +1.29")
+    assert out[4].startswith("514: RoundRobin 26.38% of 96,408, LilUCB 31.22% of 95,790: +4.84")
+    assert out[5].startswith("note: no column says whose tips these are")
+    assert out[6] == "5 comparisons: 5 better, 0 worse, 0 undecided, 0 refused"

@@ -1,0 +1,109 @@
+"""The bench of verdicts: its peers are what they are said to be, and ours is what is shipped."""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tea_tasting as tt
+from scipy.stats import norm
+
+from canary_fixtures import outcomes_of
+from places import BENCH
+from reactune.canary.compare import follow
+from reactune.config.sections import CanaryConfig
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules of the bench: worlds, peers, and the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        import verdict
+        import verdict_peers
+        import verdict_worlds
+
+        yield verdict_worlds, verdict_peers, verdict
+        for name in ("verdict", "verdict_peers", "verdict_worlds", "record"):
+            sys.modules.pop(name, None)
+
+
+def test_the_group_sequential_bounds_spend_what_lan_and_demets_say(bench):
+    _, peers, _ = bench
+    rng = np.random.default_rng(1)
+    steps = rng.standard_normal((200_000, 5))
+    z = np.cumsum(steps, axis=1) / np.sqrt(np.arange(1, 6))
+    stopped = np.logical_or.accumulate(z > peers.LAN_DEMETS, axis=1).mean(axis=0)
+    spent = 2 * norm.sf(norm.ppf(1 - 0.0125) / np.sqrt(np.arange(1, 6) / 5))
+    assert stopped == pytest.approx(spent, abs=0.001)
+    part = np.tile(np.arange(1, 6) / 5, (200_000, 1))
+    both = peers.group_sequential(z, part).any(axis=1).mean()
+    assert both == pytest.approx(0.05, abs=0.002)
+
+
+def test_a_group_sequential_design_reads_at_its_looks_alone(bench):
+    _, peers, _ = bench
+    z, part = np.full((1, 20), 9.0), np.arange(1, 21)[None, :] / 20
+    assert np.flatnonzero(peers.group_sequential(z, part)[0]).tolist() == [3, 7, 11, 15, 19]
+
+
+def test_track_and_stop_wants_what_its_threshold_says(bench):
+    _, peers, _ = bench
+    # ln((1 + ln 1000) / 0.05) = 5.063: z^2 / 2 must pass it.
+    z = np.array([[3.18, 3.19]])
+    assert peers.track_and_stop(z, np.full((1, 2), 1_000)).tolist() == [[False, True]]
+
+
+def test_growthbooks_own_estimate_is_that_of_tea_tasting(bench):
+    worlds, peers, _ = bench
+    scene = worlds.SCENES[2]
+    drawn = worlds.draw(scene, 0.05, 1, np.random.default_rng(2))
+    last = np.array([len(scene.share) - 1])
+    estimate, error = peers.ratio_with_cuped(drawn, last)
+    table = pa.table({
+        "variant": drawn.challenger[0].astype(int),
+        "s": drawn.positives[0],
+        "n": drawn.tips[0],
+        "before_s": drawn.past_positives[0],
+        "before_n": drawn.past_tips[0],
+    })  # fmt: skip
+    metric = tt.RatioOfMeans("s", "n", "before_s", "before_n", use_t=False)
+    found = tt.Experiment(m=metric).analyze(table)["m"]
+    half = (found.effect_size_ci_upper - found.effect_size_ci_lower) / 2 / norm.ppf(0.975)
+    assert estimate[0, 0] == pytest.approx(found.effect_size, abs=0.02 * half)
+    assert error[0, 0] == pytest.approx(half, rel=0.01)
+
+
+def test_what_a_person_did_before_is_counted_without_what_comes_after(bench):
+    worlds, _, _ = bench
+    person = np.array([[0, 1, 0, 0, 1], [2, 2, 2, 0, 2]])
+    values = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+    assert worlds.sums_before(person, values).tolist() == [[0, 0, 3, 7, 1], [0, 2, 9, 0, 10]]
+
+
+def test_the_rule_that_is_measured_is_the_one_that_is_shipped(bench):
+    worlds, _, verdict = bench
+    scene = worlds.SCENES[1]
+    planned_units = 15_000
+    weight = planned_units * 0.05 * 0.95
+    seen = verdict.see(scene, scene.lift, 3, weight, np.random.default_rng(3))
+    again = worlds.draw(scene, scene.lift, 3, np.random.default_rng(3))
+    looks = np.arange(verdict.BATCH - 1, len(scene.share), verdict.BATCH)
+    for world in range(3):
+        outcomes = outcomes_of(
+            challenger=again.challenger[world],
+            share=scene.share,
+            tips=again.tips[world],
+            positives=again.positives[world],
+            earlier_tips=again.earlier_tips[world],
+            earlier_positives=again.earlier_positives[world],
+        )
+        path = follow(outcomes, settings=CanaryConfig(), planned_units=planned_units)
+        ends = {
+            "promoted": path.low > 0,
+            "worse": path.high < 0,
+            "given_up": path.is_hopeless | (path.progress >= 1),
+        }
+        for name, reached in ends.items():
+            here = getattr(seen, name)[world]
+            assert here == verdict.first(reached[looks][None, :])[0]

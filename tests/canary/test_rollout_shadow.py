@@ -1,0 +1,208 @@
+"""Before and after the canary: silent answers that nobody sees, and a holdback."""
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from loop_fixtures import copy_of_trained, expose
+from reactune import deployment, review
+from reactune.canary import rollout
+from reactune.canary.rollout import Holdback, Silence, first_share, judge_silence, read_silence
+from reactune.config.sections import CanaryConfig
+from reactune.records import Completion
+from reactune.service.events import Recorder, Silent
+from reactune.service.state import close_service
+from reactune.service.tips import Asked, give_tip
+from reactune.status import status
+from reactune.store.queries import current_rollout
+from reactune.store.schema import silent_answers
+from serving_fixtures import (
+    MORNING,
+    NOON,
+    ModelServer,
+    fails,
+    register,
+    roll_back,
+    rows_of,
+    service_of,
+    set_champion,
+    version,
+)
+
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+SHADOW = CanaryConfig(shadow_answers=10, shadow_faults=0.2, ramp=())
+UNSEEN = "What nobody must see."
+
+
+class Counting(ModelServer):
+    """A model server that counts a prompt's tokens as the template does, or not."""
+
+    def __init__(self, answers, chat, *, more=0):
+        super().__init__(answers)
+        self.chat, self.more = chat, more
+
+    def generate(self, model, prompt, sampling):
+        made = super().generate(model, prompt, sampling)
+        tokens = len(self.chat.tokenizer.encode(prompt, add_special_tokens=False).ids) + self.more
+        return Completion(made.text, tokens, 5, "stop", 0.01)
+
+
+def set_shadow(engine):
+    register(engine, version(2))
+    return rollout.open_rollout(engine, 2, settings=SHADOW, salt="salt", now=NOON)
+
+
+def ask_some(service, count=3):
+    """Tips for some people, and all that goes on unseen behind them."""
+
+    async def asking():
+        tips = []
+        for number in range(count):
+            asked = Asked(f"person-{number}@example.org", "focus", MORNING)
+            tips.append(await give_tip(service, asked))
+            await asyncio.gather(*service.silent)
+        return tips
+
+    return asyncio.run(asking())
+
+
+def silence_of(engine, opened):
+    with engine.connect() as connection:
+        return read_silence(connection, opened.rollout_id, slow_ms=5_000)
+
+
+def test_a_challenger_in_the_shadow_answers_and_nobody_sees_it(engine, chat):
+    set_champion(engine)
+    opened = set_shadow(engine)
+    assert (opened.phase, opened.share) == ("shadow", 0.0)
+    server = Counting({1: "Champion's tip.", 2: UNSEEN}, chat)
+    service = service_of(engine, chat, server)
+    assert {tip.content for tip in ask_some(service)} == {"Champion's tip."}
+    close_service(service)
+    assert {(row["arm"], row["propensity"]) for row in rows_of(engine)} == {("champion", 1.0)}
+    assert silence_of(engine, opened) == Silence(3, failed=0, refused=0, slow=0, misread=0)
+    with engine.connect() as connection:
+        for table in silent_answers.metadata.sorted_tables:
+            assert UNSEEN not in str(connection.execute(sa.select(table)).all())
+
+
+@pytest.mark.parametrize(
+    ("answer", "more", "fault"),
+    [(fails, 0, "failed"), ("Write to me@example.org", 0, "refused"), (UNSEEN, 1, "misread")],
+)
+def test_what_is_wrong_with_silent_answers_is_counted(engine, chat, answer, more, fault):
+    set_champion(engine)
+    opened = set_shadow(engine)
+    service = service_of(engine, chat, Counting({1: "A tip.", 2: answer}, chat, more=more))
+    ask_some(service)
+    close_service(service)
+    seen = silence_of(engine, opened)
+    assert (seen.answers, getattr(seen, fault)) == (3, 3)
+    assert seen.failed + seen.refused + seen.slow + seen.misread == 3
+
+
+def test_silent_answers_go_with_their_rollout_and_late_ones_are_not_counted(engine, chat):
+    set_champion(engine)
+    opened = set_shadow(engine)
+    service = service_of(engine, chat, Counting({1: "A tip.", 2: UNSEEN}, chat))
+    ask_some(service)
+    roll_back(engine, opened)
+    ask_some(service)
+    close_service(service)
+    assert silence_of(engine, opened).answers == 0
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "said", "share"),
+    [
+        (Silence(9, 0, 0, 0, 0), "wait", "9 of 10 silent answers", None),
+        (Silence(10, 1, 1, 0, 0), "wait", "fit to be met", 0.05),
+        (Silence(10, 1, 1, 1, 0), "roll back", "not fit to be met", None),
+        (Silence(3, 3, 0, 0, 0), "roll back", "not fit to be met", None),
+        (Silence(30, 2, 2, 2, 0), "wait", "fit to be met", 0.05),
+        (Silence(1, 0, 0, 0, 1), "roll back", "another template", None),
+    ],
+)
+def test_people_meet_a_challenger_that_is_fit(seen, verdict, said, share):
+    decision = judge_silence(seen, settings=SHADOW)
+    assert (decision.verdict, said in decision.reason) == (verdict, True)
+    assert first_share(seen, decision, settings=SHADOW) == share
+
+
+def in_shadow(folder, verdict):
+    """An installation with version 2 in the shadow phase, and ten silent answers."""
+    config = copy_of_trained(folder, canary={"shadow_answers": 10})
+    review.roll_back(config, now=NOW)
+    opened = deployment.open_rollout(config, 2, now=NOW)
+    with deployment.database(config) as engine:
+        recorder = Recorder(engine)
+        for number in range(10):
+            row = {
+                "answer_id": f"silent-{number}", "rollout_id": opened.rollout_id, "at": NOW,
+                "verdict": verdict, "answer_ms": 10, "prompt_tokens": 7, "tokens_read": 7,
+            }  # fmt: skip
+            recorder.record(Silent(row)).result()
+        recorder.close()
+    return config
+
+
+def test_after_enough_good_silent_answers_a_review_lets_people_meet_it(tmp_path):
+    config = in_shadow(tmp_path, "passed")
+    assert "shadow    10 silent answers: 0 failed" in "\n".join(status(config, now=NOW))
+    found = review.review(config, now=NOW)
+    assert found.line.startswith("wait: fit to be met: 10 silent answers")
+    assert (found.rollout.phase, found.rollout.share) == ("canary", 0.05)
+    assert "share 0% -> 5%" in found.line
+
+
+def test_one_whose_silent_answers_are_refused_is_never_met(tmp_path):
+    found = review.review(in_shadow(tmp_path, "unsafe"), now=NOW)
+    assert (found.verdict, found.rollout.challenger) == ("roll back", None)
+    assert "10 refused by the guard" in found.line
+
+
+def test_a_holdback_tells_what_became_of_the_gain(tmp_path):
+    config = copy_of_trained(tmp_path, canary={"holdback": 0.1})
+    now = expose(config, 2_000, champion=0.2, challenger=0.8)
+    kept = review.review(config, now=now).rollout
+    assert (kept.champion, kept.challenger, kept.phase, kept.share) == (2, 1, "holdback", 0.1)
+    assert "at 10% (holdback since" in "\n".join(status(config, now=now))
+    now = expose(config, 60, champion=0.5, challenger=0.5)
+    review.review(config, now=now)
+    with deployment.database(config) as engine, engine.connect() as connection:
+        assert current_rollout(connection).share == 0.1  # it does not grow
+    now = expose(config, 2_000, champion=0.7, challenger=0.3, first=60)
+    found = review.review(config, now=now)
+    gain = -100 * found.comparison.estimate
+    assert "version 2 was promoted at +" in found.line
+    assert f"and stands at {gain:+.1f}" in found.line
+    # Who is kept back is drawn anew: some 200 people, and 40 points give or take 3.4.
+    assert 20 < gain < 60
+
+
+def test_a_new_challenger_ends_a_holdback(engine):
+    set_champion(engine)
+    for number in (2, 3):
+        register(engine, version(number))
+    settings = CanaryConfig()
+    opened = rollout.open_rollout(engine, 2, settings=settings, salt="a", now=NOON)
+    kept = rollout.promote(
+        engine, opened, actor="hand", reason="", numbers={}, now=NOON,
+        holdback=Holdback(0.1, "b"),
+    )  # fmt: skip
+    assert (kept.champion, kept.challenger, kept.salt) == (2, 1, "b")
+    after = rollout.open_rollout(engine, 3, settings=settings, salt="c", now=NOON)
+    assert (after.champion, after.challenger, after.phase) == (2, 3, "canary")
+
+
+def test_numbers_of_silent_answers_are_kept_with_the_decision(tmp_path):
+    config = in_shadow(tmp_path, "passed")
+    review.review(config, now=NOW)
+    with closing(sqlite3.connect(config.folder / "reactune.db")) as connection:
+        told = connection.execute("SELECT numbers_json FROM decisions").fetchall()[-1][0]
+    assert json.loads(told)["answers"] == 10

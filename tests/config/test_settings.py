@@ -1,0 +1,212 @@
+"""Settings: what is in force, what is refused, and the files that say so."""
+
+import re
+import string
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reactune.config.sections import StoreConfig
+from reactune.config.settings import (
+    Config,
+    commented_file,
+    described,
+    hide_passwords,
+    load,
+    resolved,
+    sections,
+    toml_value,
+    without_passwords,
+)
+from reactune.errors import ConfigError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder, text):
+    file = folder / "reactune.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_a_file_the_defaults_are_in_force(here):
+    config = load()
+    assert config == Config(folder=here)
+    assert (config.train.lora_rank, config.labels.positive_dwell_ms) == (16, (15_000, 120_000))
+
+
+def test_the_file_of_the_current_folder_is_read(here):
+    write(here, "[train]\nlora_rank = 4\n")
+    assert load().train.lora_rank == 4
+
+
+def test_set_wins_over_the_file_and_the_file_over_defaults(here):
+    file = write(here, "[train]\nlora_rank = 4\nlora_alpha = 8\n")
+    config = load(file, ("train.lora_rank=8", "train.method=kto"))
+    train = config.train
+    assert (train.lora_rank, train.lora_alpha, train.method) == (8, 8, "kto")
+    assert train.learning_rate == Config().train.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.epochs=2", "train", "epochs", 2.0),
+        ("canary.ramp=[0.2, 0.4]", "canary", "ramp", (0.2, 0.4)),
+        ("prompt.instructions={meal = 'Cook'}", "prompt", "instructions", {"meal": "Cook"}),
+        ("prompt.system=", "prompt", "system", ""),
+        ("prompt.system=be brief = be kind", "prompt", "system", "be brief = be kind"),
+        ('store.url="sqlite:///x.db"', "store", "url", "sqlite:///x.db"),
+        ("store.url=sqlite:///x.db", "store", "url", "sqlite:///x.db"),
+    ],
+)
+def test_set_takes_toml_or_plain_text(here, override, section, key, value):
+    assert getattr(getattr(load(None, (override,)), section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[train]\nlora_rnk = 4", "train.lora_rnk"),
+        ("[trian]\nlora_rank = 4", "trian"),
+        ("lora_rank = 4", "lora_rank"),
+        ("[train]\nlora_rank = 0", "train.lora_rank = 0"),
+        ("[train]\nmethod = 'ppo'", "train.method = 'ppo'"),
+        ("[canary]\nshare = 1.5", "canary.share = 1.5"),
+        ("[dataset]\nsplit = [0.5, 0.1, 0.1]", "split"),
+        ("[labels]\npositive_dwell_ms = [4000, 120000]", "positive_dwell_ms"),
+        ("[canary]\nramp = [0.5, 0.25]", "canary.ramp"),
+        ("[train]\nprocesses = 2", "train.launcher"),
+        ("[train]\nlauncher = 'torchrun'\nprocesses = 3", "train.batch_size = 8"),
+        ("[train]\nlauncher = 'torchrun'\nprocesses = 8", "train.batch_size = 8"),
+        ("folder = '/'", "folder"),
+        ("train = 3", "train"),
+        ("[train", "TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(here, text, named):
+    file = write(here, text)
+    with pytest.raises(ConfigError, match=re.escape(named)) as caught:
+        load(file)
+    assert "reactune.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["train", "train.lora_rank", "lora_rank=3", "=3", ".a=3"])
+def test_a_set_that_is_no_setting_is_refused_with_the_form_it_should_have(here, override):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load(None, (override,))
+
+
+def test_a_key_in_place_of_a_section_is_refused_whatever_set_says(here):
+    file = write(here, "train = 3")
+    with pytest.raises(ConfigError, match=r"\[train\]"):
+        load(file, ("train.lora_rank=4",))
+
+
+def test_a_file_that_is_asked_for_must_be_there(here):
+    with pytest.raises(ConfigError, match="reactune init"):
+        load(here / "other.toml")
+
+
+def test_nothing_can_be_changed_once_it_is_read():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.lora_rank = 3
+
+
+def test_relative_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    write(folder, "[run]\nroot = 'out'\n")
+    monkeypatch.chdir(tmp_path)
+    config = load(Path("app/reactune.toml"))
+    assert config.run_root == folder / "out"
+    assert config.store_url == f"sqlite:///{folder}/reactune.db"
+    assert config.tracking_uri == f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////data/x.db", "sqlite:///:memory:", "postgresql://host/tips"]
+)
+def test_other_urls_stay_as_they_are(tmp_path, url):
+    assert Config(folder=tmp_path, store=StoreConfig(url=url)).store_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me:sec/ret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql+psycopg://:secret@host/db", "postgresql+psycopg://:***@host/db"),
+        ("postgresql://h/db?user=me&password=secret", "postgresql://h/db?user=me&password=***"),
+        ("http://127.0.0.1:5000/a", "http://127.0.0.1:5000/a"),
+        ("sqlite:////var/x.db", "sqlite:////var/x.db"),
+    ],
+)
+def test_passwords_in_urls_are_not_shown(url, shown):
+    assert hide_passwords(url) == shown
+    config = Config(store=StoreConfig(url=url))
+    assert without_passwords(config)["store"]["url"] == shown
+    assert "secret" not in resolved(config)
+
+
+def test_the_written_file_changes_nothing(here):
+    file = write(here, commented_file(Config()))
+    assert load(file) == Config(folder=here)
+
+
+def test_the_written_file_shows_every_default_as_it_would_be_written(here):
+    shown = re.sub(r"^# (?=\w+ = )", "", commented_file(Config()), flags=re.MULTILINE)
+    tables = tomllib.loads(shown)
+    assert {name: set(keys) for name, keys in tables.items()} == {
+        name: set(section.model_fields) for name, section in sections().items()
+    }
+    assert load(write(here, shown)) == Config(folder=here)
+
+
+def test_the_written_file_keeps_what_was_chosen(here):
+    chosen = load(None, ("train.lora_rank=4", "prompt.instructions={'my kind' = 'Say \"hi\"'}"))
+    file = write(here, commented_file(chosen))
+    assert load(file) == chosen
+
+
+def test_what_config_prints_can_be_read_back(here):
+    chosen = load(None, ("canary.ramp=[0.2, 0.4]", "serve.port=9"))
+    assert load(write(here, resolved(chosen))) == chosen
+    assert "port = 9  # default: 8765\n" in resolved(chosen)
+
+
+def test_every_section_and_every_key_says_what_it_means():
+    for section, key, kind, _, meaning in described():
+        assert meaning.endswith("."), f"{section}.{key}"
+        assert kind, f"{section}.{key}"
+    assert all(section.__doc__ for section in sections().values())
+
+
+def test_no_key_is_made_for_a_secret():
+    names = [key for _, key, *_ in described()]
+    assert [n for n in names if re.search("secret|password|token$|salt", n)] == []
+
+
+texts = st.text(alphabet=st.characters(codec="utf-8"))
+values = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(texts | st.text(string.ascii_letters), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_values_written_as_toml_are_read_back_the_same(value):
+    assert tomllib.loads(f"key = {toml_value(value)}") == {"key": value}

@@ -1,0 +1,266 @@
+"""`[source]`: where reactions may lie, which of them count, and the query that looks for them."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sqlglot
+from click.testing import CliRunner
+
+from reactune.cli import commands
+from reactune.cli.session import Session
+from reactune.config.sections import LabelConfig, SourceConfig
+from reactune.data.labels.scores import after_consent, label_counts, label_sql, read_scores
+from reactune.data.labels.sources import backends, condition, dialect_of, open_scores
+from reactune.errors import ConfigError, DataError
+from reactune.store.database import create_store, writing
+from reactune.store.queries import upsert_scores
+from score_fixtures import KEY, expected_labels, fill, labels_in, row, varied_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated, use to_arrow:DeprecationWarning")
+
+LABELS = LabelConfig()
+DIALECTS = (
+    "sqlite", "postgres", "duckdb", "bigquery", "snowflake", "trino", "clickhouse", "pyspark",
+    "databricks",
+)  # fmt: skip
+
+
+def read(source, store_url="sqlite:///none.db", folder=Path("/nowhere")):
+    with open_scores(source, store_url=store_url, folder=folder) as scores:
+        batches = read_scores(scores, LABELS, source=source, key=KEY)
+        found = labels_in([each for batch in batches for each in batch.to_pylist()])
+        return found, after_consent(label_counts(scores, LABELS), Counter(), read=len(found))
+
+
+def with_apps(rows):
+    return [{**each, "app": f"app{number % 3}"} for number, each in enumerate(rows)]
+
+
+def write_parquet(rows, folder, parts=3):
+    for part in range(parts):
+        (folder / f"day={part}").mkdir(parents=True)
+        table = pa.Table.from_pylist(rows[part::parts])
+        pq.write_table(table, folder / f"day={part}" / "scores.parquet")
+
+
+@pytest.mark.parametrize("place", ["scores", "scores/day=*/*.parquet"])
+def test_a_folder_of_parquet_files_is_a_table(tmp_path, place):
+    rows = varied_rows(600)
+    write_parquet(rows, tmp_path / "scores")
+    found, counts = read(SourceConfig(url=f"parquet://{place}"), folder=tmp_path)
+    assert found == expected_labels(rows)
+    assert counts.came_in == 600
+
+
+def test_a_folder_of_parquet_files_on_s3_is_a_table(tmp_path, s3_url):
+    import s3fs
+
+    rows = varied_rows(600)
+    write_parquet(rows, tmp_path / "scores")
+    s3fs.S3FileSystem().put(str(tmp_path / "scores"), f"{s3_url}/scores", recursive=True)
+    assert read(SourceConfig(url=f"{s3_url}/scores"))[0] == expected_labels(rows)
+    third = SourceConfig(url=f"{s3_url}/scores", where="day = 1")
+    assert read(third)[0].keys() <= {each["tip_id"] for each in rows[1::3]}
+    with pytest.raises(DataError, match=r"cannot read table tip_scores of s3://"):
+        read(SourceConfig(url=f"{s3_url}/nothing"))
+
+
+def test_a_folder_without_parquet_files_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"No files found.*scores"):
+        read(SourceConfig(url="parquet://scores"), folder=tmp_path)
+
+
+def test_a_condition_leaves_out_what_does_not_meet_it(tmp_path, store_url):
+    rows = varied_rows(900)
+    expected = {tip for tip, _ in expected_labels(rows).items()}
+    fill(store_url, rows)
+    old = {each["tip_id"] for each in rows if each["tip_id"] < "tip-00300"}
+    source = SourceConfig(where="tip_id < 'tip-00300' AND kind LIKE 'foc%'")
+    found, counts = read(source, store_url)
+    assert found.keys() == expected & old
+    assert counts.came_in == 900
+    assert counts.refused["outside [source] where"] == 600
+    assert counts.went_out == len(found)
+    assert sum(counts.refused.values()) == 900 - len(found)
+
+
+def test_a_condition_may_name_columns_that_are_not_ours(tmp_path):
+    rows = with_apps(varied_rows(600))
+    write_parquet(rows, tmp_path / "scores")
+    source = SourceConfig(url="parquet://scores", where="app IN ('app0', 'app2')")
+    expected = expected_labels(rows)
+    wanted = {each["tip_id"] for each in rows if each["app"] != "app1"}
+    assert read(source, folder=tmp_path)[0].keys() == expected.keys() & wanted
+
+
+def test_who_opted_out_stays_out_where_the_condition_hides_the_refusal(store_url):
+    from datetime import timedelta
+
+    from score_fixtures import START
+
+    later = START + timedelta(days=1)
+    fill(store_url, [
+        row("early", user="ann"),
+        row("late", user="ann", created_at=later, training_allowed=False),
+        row("other", user="bo"),
+    ])  # fmt: skip
+    assert read(SourceConfig(where="tip_id <> 'late'"), store_url)[0] == {"other": True}
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"),
+    [
+        ("app = ", "is not one condition"),
+        ("app = 'x'; DROP TABLE tip_scores", "is not one condition"),
+        ("app = 'x' ORDER BY 1", "is not one condition"),
+        ("app = 'x') OR (1 = 1", "is not one condition"),
+        ("SELECT 1", "is not one condition"),
+        ("app IN (SELECT app FROM apps)", "asks another table"),
+        ("count(*) > 5", "looks at more than one row"),
+        ("max(app) OVER () = app", "looks at more than one row"),
+        ("1 = 1", "names no column"),
+        ("ap = 'x'", "names ap, but there are tip_id, app"),
+    ],
+)
+def test_what_is_not_one_condition_is_refused(where, complaint):
+    with pytest.raises(ConfigError, match=re.escape(complaint)) as caught:
+        condition(where, dialect="postgres", columns=["tip_id", "app"])
+    assert "app = 'coach'" in str(caught.value)
+
+
+def test_a_condition_may_use_what_only_its_engine_understands():
+    columns = ["app", "context"]
+    assert condition("context ->> 'lang' = 'en'", dialect="postgres", columns=columns)
+    assert condition("context:lang::string = 'en'", dialect="snowflake", columns=columns)
+    assert condition("APP ~ '^coach'", dialect="postgres", columns=columns)
+
+
+def test_a_condition_that_the_engine_refuses_is_one_error(tmp_path):
+    write_parquet(varied_rows(9), tmp_path / "scores")
+    source = SourceConfig(url="parquet://scores", where="no_such_function(kind)")
+    with pytest.raises(DataError, match="no_such_function"):
+        read(source, folder=tmp_path)
+
+
+def test_a_table_may_be_named_with_its_schema(tmp_path):
+    rows = varied_rows(300)
+    write_parquet(rows, tmp_path / "scores")
+    with duckdb.connect(str(tmp_path / "db.duckdb")) as database:
+        database.execute("CREATE SCHEMA app")
+        database.execute(
+            f"CREATE TABLE app.nudges AS FROM read_parquet('{tmp_path}/scores/*/*.parquet')"
+        )
+    url = f"duckdb://{tmp_path}/db.duckdb"
+    assert read(SourceConfig(url=url, table="app.nudges"))[0] == expected_labels(rows)
+    filtered = SourceConfig(url=url, table="app.nudges", where="day = 0")
+    assert read(filtered)[0].keys() <= expected_labels(rows).keys()
+
+
+@pytest.mark.postgres
+def test_types_of_postgresql_that_are_no_text_are_read_as_text(fresh_postgres_url):
+    import sqlalchemy as sa
+
+    url = fresh_postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TYPE what AS ENUM ('done', 'dismiss')"))
+        connection.execute(
+            sa.text(
+                "CREATE TABLE tip_scores AS SELECT gen_random_uuid() AS tip_id, 'ann' AS user_id, "
+                "'focus' AS kind, 'llm' AS source, '{\"a\": 1}'::jsonb AS context_json, 'Walk.' AS "
+                "tip_content, 'done'::what AS reaction, 20000::bigint AS dwell_ms, "
+                "TIMESTAMP '2026-03-01 10:00:00' AS created_at, true AS training_allowed"
+            )
+        )
+    engine.dispose()
+    source = SourceConfig(url=fresh_postgres_url, columns={"user_id": "user_id"})
+    with open_scores(source, store_url="", folder=Path()) as scores:
+        batches = read_scores(scores, LABELS, source=source, key=KEY)
+        (only,) = [each for batch in batches for each in batch.to_pylist()]
+    assert (only["context_json"], only["reaction"], only["label"]) == ('{"a": 1}', "done", True)
+    assert len(only["tip_id"]) == 36
+    assert only["created_at"].isoformat() == "2026-03-01T10:00:00+00:00"
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install():
+    with pytest.raises(ConfigError, match=r"pip install 'ibis-framework\[snowflake\]'") as caught:
+        read(SourceConfig(url="snowflake://joe:hunter2@account/db"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_engine_that_nobody_knows_is_refused_with_those_that_are_known():
+    with pytest.raises(ConfigError, match=r"bigquery.*snowflake.*trino"):
+        read(SourceConfig(url="oracel://somewhere/db"))
+
+
+def test_every_engine_has_its_dialect():
+    urls = {
+        "sqlite:///app.db": "sqlite",
+        "postgresql+psycopg://joe@db/app": "postgres",
+        "duckdb://app.duckdb": "duckdb",
+        "parquet://folder": "duckdb",
+        "s3://bucket/folder": "duckdb",
+        "bigquery://project/dataset": "bigquery",
+        "clickhouse://db": "clickhouse",
+    }
+    assert {url: dialect_of(url) for url in urls} == urls
+    assert backends() >= set(DIALECTS)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_two_conditions_stand_in_the_sql_of_every_dialect(dialect):
+    source = SourceConfig(table="app.nudges", where="app = 'coach'", columns={"dwell_ms": "dwell"})
+    sql = label_sql(source, LABELS, url="postgresql://db/app", dialect=dialect)
+    assert "BETWEEN 15000 AND 120000" in sql
+    assert "< 5000" in sql
+    assert "app = 'coach'" in sql
+    assert re.search(r"FROM\s+.app.\..nudges.", sql)
+    assert ";" not in sql
+    parsed = sqlglot.parse_one(sql, read={"pyspark": "spark"}.get(dialect, dialect))
+    assert parsed.named_selects[-1] == "label"
+
+
+def test_a_condition_is_written_in_the_dialect_that_is_asked_for():
+    source = SourceConfig(where="kind ILIKE 'foc%'")
+    written = label_sql(source, LABELS, url="postgresql://db/app", dialect="bigquery")
+    assert "LOWER(kind) LIKE LOWER('foc%')" in " ".join(written.split())
+
+
+@pytest.mark.postgres
+def test_explain_prints_the_query_that_runs_and_what_leaves(fresh_postgres_url, tmp_path):
+    rows = varied_rows(300)
+    fill(fresh_postgres_url, rows)
+    place = fresh_postgres_url.replace("postgres@", "postgres:hunter2@")
+    (tmp_path / "reactune.toml").write_text(
+        f'[store]\nurl = "{place}"\n[source]\nwhere = "tip_id < \'tip-00200\'"\n'
+    )
+    session = Session(file=tmp_path / "reactune.toml")
+    arguments = ["--config", str(tmp_path / "reactune.toml"), "explain"]
+    result = CliRunner().invoke(commands, arguments, obj=session, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "hunter2" not in result.output
+    assert "\x1b" not in result.output
+    first, second, *_ = result.output.splitlines()
+    assert first.startswith("-- What leaves tip_scores of postgresql://")
+    assert second == "-- Everything else leaves it as counts."
+    engine = create_store(fresh_postgres_url)
+    with writing(engine) as connection:
+        found = connection.exec_driver_sql(result.output.replace("%", "%%")).mappings().all()
+        upsert_scores(connection, [])
+    engine.dispose()
+    wanted = {tip for tip in expected_labels(rows) if tip < "tip-00200"}
+    assert {each["tip_id"] for each in found} == wanted
+
+
+def test_explain_colours_what_a_terminal_shows(tmp_path):
+    session = Session()
+    result = CliRunner().invoke(commands, ["explain"], obj=session, color=True)
+    assert "\x1b[" in result.output
+    refused = CliRunner().invoke(commands, ["explain", "--dialect", "sequel"], obj=session)
+    assert isinstance(refused.exception, ConfigError)
+    assert "clickhouse" in str(refused.exception)

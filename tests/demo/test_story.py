@@ -1,0 +1,200 @@
+"""The demo before a foreign audience and a tiny model; and what it makes of pure chance."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy.stats import beta
+
+from canary_fixtures import outcomes_of
+from loop_fixtures import KEY, Letters, write_settings
+from reactune import deployment
+from reactune.canary.compare import compare, decide
+from reactune.canary.routing import route, unit_key
+from reactune.config.sections import CanaryConfig, LabelConfig
+from reactune.config.settings import load
+from reactune.demo.audience import Town, is_negative, is_positive
+from reactune.demo.pool import PooledRuntime, read_pool
+from reactune.demo.story import Clock, Stage, is_worth_a_run, live_through, play_history, run_demo
+from reactune.errors import ConfigError
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat
+from reactune.privacy.hashing import user_key
+from reactune.runs.folders import all_runs, ending
+from reactune.service.state import close_service
+from reactune.store.database import create_store
+from serving_fixtures import ModelServer, service_of, set_champion
+
+TIP = "Take a short walk, then call Anna."
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A demo that was played to its end: its folder, its report, and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    file = write_settings(
+        folder,
+        serve={"max_tokens": 16, "threads": 1, "parallel": 4, "timeout_seconds": 120},
+        # How a model of random weights ranks is chance, in which loss it ends is not.
+        gate={"tolerance": 1.0},
+        export={"min_greedy_agreement": 0.0, "max_logprob_gap": 1.0, "min_learned_kept": 0.5},
+        canary={
+            "share": 0.5,
+            "ramp": [],
+            "planned_units": 120,
+            "max_units": 120,
+            "min_days": 0,
+            "min_positives": 5,
+            "min_negatives": 5,
+        },
+    )
+    before = file.read_text()
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
+        report = run_demo(
+            folder,
+            seed=3,
+            cycles=1,
+            tastes="default",
+            audience="loop_fixtures:Letters",
+            say=said.append,
+        )
+    assert file.read_text() == before
+    return folder, report, said
+
+
+def test_the_demo_goes_round_before_a_foreign_audience(played):
+    folder, report, said = played
+    config = load(folder / "reactune.toml")
+    assert report == folder / "report.html"
+    run = all_runs(config.run_root)[-1]
+    assert ending(run).stage == "deploy"
+    assert deployment.current(config).challenger is None
+    days = [line for line in said if line.startswith("day ")]
+    assert days
+    assert re.search(r": (promote|roll back)|(promote|roll back):", days[-1])
+    assert said[-1] == f"report    {report}"
+
+
+def test_the_demo_report_needs_nothing_else_and_tells_the_verdict(played):
+    _, report, _ = played
+    text = report.read_text(encoding="utf-8")
+    for title in ("Reactions by arm", "Training", "Gate", "Where the time went"):
+        assert f"<h2>{title}</h2>" in text
+    assert text.count("<svg") >= 5
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)
+    assert "<script" not in text
+    verdict = re.search(r'<div class="verdict">(.*?)</div>', text, re.S).group(1)
+    assert verdict.split(":")[0] in ("promote", "roll back")
+
+
+def test_people_may_react_without_a_training(tmp_path, monkeypatch):
+    write_settings(tmp_path, serve={"max_tokens": 16, "threads": 1, "timeout_seconds": 120})
+    monkeypatch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
+    said, people = [], {"tastes": "default", "audience": "loop_fixtures:Letters"}
+    folder = play_history(tmp_path, seed=3, say=said.append, **people)
+    config = load(folder / "reactune.toml")
+    assert is_worth_a_run(config)
+    assert re.fullmatch(rf"reactions of \d+ days in {folder}", said[-1])
+    assert all_runs(config.run_root) == []
+    assert (deployment.current(config).champion, deployment.current(config).challenger) == (1, None)
+
+
+def test_an_audience_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    write_settings(tmp_path)
+    monkeypatch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
+    people = {"tastes": "default", "audience": "loop_fixtures:Nobody"}
+    with pytest.raises(ConfigError, match="'loop_fixtures:Nobody' cannot be made"):
+        run_demo(tmp_path, seed=1, cycles=1, say=print, **people)
+
+
+def test_people_to_whom_nothing_can_be_shown_go_without_a_tip(tmp_path):
+    config = load(write_settings(tmp_path))
+    engine = create_store(config.store_url)
+    set_champion(engine)
+    server = ModelServer({1: lambda prompt, sampling: "Walk." if "7 am" in prompt else "<CARD_1>"})
+    clock, people = Clock(), Letters(1)
+    chat = load_chat(base_model(config.model).folder, config.prompt)
+    service = service_of(engine, chat, server, settings=config.serve, clock=clock.now)
+    stage = Stage(config, people, service, PooledRuntime(server, read_pool()), clock, print)
+    served = live_through(stage, 0)
+    close_service(service)
+    engine.dispose()
+    early = [visit for visit in people.visits(0) if visit.context["time_of_day"] == "7 am"]
+    assert [one.visit for one in served] == early
+    assert {one.text for one in served} == {"Walk."}
+    assert people.reacted == [visit.visit_id for visit in early]
+
+
+SETTINGS = CanaryConfig(
+    share=0.5, ramp=(), min_days=0, planned_units=500, min_positives=10, min_negatives=10
+)
+DAYS, USERS = 8, 60
+
+
+def verdict_of_chance(seed, *, help_challenger=False):
+    """How a rollout ends if people toss coins: reviewed every night, as the demo does it.
+
+    A rollout that is given up without evidence of harm is "inconclusive".
+    `help_challenger` makes its quick dismissals positives, to see that a verdict is possible.
+    """
+    town = Town(seed, "none", users=USERS)
+    labels = LabelConfig()
+    units = {}
+    for day in range(DAYS):
+        for visit in town.visits(day):
+            key = unit_key(
+                "user_day",
+                tip_id=visit.visit_id,
+                user_key=user_key(KEY, visit.user_id),
+                at=visit.moment,
+            )
+            arm = route(key, salt=f"salt {seed}", share=SETTINGS.share)
+            response = town.react(visit, TIP)
+            liked = is_positive(response, labels)
+            quick = is_negative(response, labels)
+            if help_challenger and arm == "challenger" and quick:
+                liked, quick = True, False
+            unit = units.setdefault(key, [arm == "challenger", 0, 0, 0])
+            unit[1:] = unit[1] + 1, unit[2] + liked, unit[3] + quick
+        decision = decide(
+            compare(sums_of(units), settings=SETTINGS, planned_units=SETTINGS.planned_units),
+            settings=SETTINGS,
+            phase="canary",
+            age_days=day + 1,
+        )
+        if decision.verdict != "wait":
+            is_given_up = decision.reason.startswith("inconclusive")
+            return "inconclusive" if is_given_up else decision.verdict
+    return "wait"
+
+
+def sums_of(units):
+    """Sums by unit as `read_outcomes` hands them over."""
+    arms, tips, positives, quick = np.array(list(units.values())).T
+    return outcomes_of(
+        challenger=arms,
+        share=SETTINGS.share,
+        tips=tips,
+        positives=positives,
+        quick_dismissals=quick,
+    )
+
+
+def lower_bound(hits, worlds):
+    """Clopper-Pearson, one-sided 95 %."""
+    return beta.ppf(0.05, hits, worlds - hits + 1) if hits else 0.0
+
+
+@pytest.mark.parametrize("worlds", [150, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_where_reactions_are_coin_flips_promotions_stay_below_alpha(worlds):
+    verdicts = [verdict_of_chance(seed) for seed in range(worlds)]
+    assert lower_bound(verdicts.count("promote"), worlds) <= SETTINGS.alpha
+    assert lower_bound(verdicts.count("roll back"), worlds) <= SETTINGS.alpha
+    # Where nothing is to be found, that is what most rollouts end with, and before the last day.
+    assert verdicts.count("inconclusive") > worlds / 2
+
+
+def test_the_same_people_do_promote_what_is_better():
+    assert verdict_of_chance(1, help_challenger=True) == "promote"

@@ -1,0 +1,441 @@
+"""To be forgotten in the database and in runs: what goes, what stays, and what is said of it."""
+
+import io
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sqlalchemy as sa
+
+from people_fixtures import (
+    ANNA,
+    KEY,
+    NOW,
+    OTHERS,
+    RING,
+    RUN,
+    USERS,
+    install,
+    populate,
+    rows_of,
+    take_in,
+    write_run,
+)
+from reactune import deployment, tracking
+from reactune.canary.outcomes import read_outcomes
+from reactune.canary.routing import unit_key
+from reactune.cli import main
+from reactune.config.sections import CanaryConfig, LabelConfig
+from reactune.data.dataset.exports import read_examples
+from reactune.data.ingest import ERASED
+from reactune.data.labelled import REFUSED, refused_schema, workspace, write_refused
+from reactune.erasure import erase as erasing
+from reactune.erasure import requests
+from reactune.erasure.runs import Targets, rows_to_go, take_out
+from reactune.erasure.verify import verify
+from reactune.errors import CanaryError, DataError
+from reactune.privacy.hashing import aliases
+from reactune.records import read_manifest
+from reactune.runs.amend import keep_out_others
+from reactune.runs.folders import all_runs, ending, unfinished_run
+from reactune.runs.remote import HERE, RunRoot, pull
+from reactune.status import erasure_lines, key_lines
+from reactune.store import queries
+from reactune.store.database import create_store, reading, writing
+from reactune.store.queries import upsert_scores
+from reactune.store.schema import erasures, tip_scores
+from serving_fixtures import register, set_challenger, set_champion, version
+
+DAY = timedelta(days=1)
+
+
+def rows_for(*users):
+    return [row for user in users for row in rows_of(user)]
+
+
+def erase(config, *users, now=NOW):
+    said = []
+    erasing.ask_for_people(config, RING, users, reason="asked", now=now, say=said.append)
+    erasing.finish(config, RING, now=now, say=said.append)
+    return said
+
+
+def traces(config, *users):
+    report = verify(config, RING, users)
+    assert report.unseen == []
+    return report.traces
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = install(tmp_path)
+    populate(config)
+    return config
+
+
+@pytest.fixture
+def run(config):
+    (run,) = populate(config, runs={RUN: "deploy"})
+    return run
+
+
+def engine_of(config):
+    return create_store(config.store_url)
+
+
+def exposures(user, arms, *, first=0):
+    name = aliases(RING, user)[0]
+    for number, arm in enumerate(arms, first):
+        at = NOW + timedelta(minutes=number)
+        yield {
+            "tip_id": f"{user}-{number}",
+            "user_key": name.user_key,
+            "key_id": name.key_id,
+            "kind": "focus",
+            "source": "llm",
+            "context_json": json.dumps({"v": 1, "context": {"free_text": f"of {user}"}}),
+            "tip_content": f"A tip for {user}",
+            "arm": arm,
+            "rollout_id": "r",
+            "unit_key": unit_key("user_day", tip_id="", user_key=name.user_key, at=at),
+            "propensity": 0.5,
+            "sampling_json": '{"seed":7}',
+            "created_at": at,
+            "shown_at": at if number % 3 else None,
+            "reaction": "done" if number % 2 else "dismiss",
+            "dwell_ms": 20_000 if number % 2 else 900,
+            "reacted_at": at,
+        }
+
+
+def outcomes_of(engine, rollout_id):
+    with reading(engine) as connection:
+        return read_outcomes(
+            connection, rollout_id, labels=LabelConfig(), settings=CanaryConfig(), now=NOW + DAY
+        )
+
+
+def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
+    set_champion(engine)
+    trial = set_challenger(engine)
+    users = {ANNA: ("challenger",) * 7, "ben": ("champion",) * 8, "eve": ("challenger",) * 5}
+    rows = [
+        {**row, "rollout_id": trial.rollout_id}
+        for first, (user, arms) in enumerate(users.items())
+        for row in exposures(user, arms, first=20 * first)
+    ]
+    old = {**rows[0], "tip_id": "of another trial", "rollout_id": "ended"}
+    with writing(engine) as connection:
+        upsert_scores(connection, [*rows, old])
+    before = outcomes_of(engine, trial.rollout_id)
+    asked = requests.ask_for_people(
+        engine, RING, [ANNA], actor="hand", reason="asked", now=NOW + DAY
+    )
+    after = outcomes_of(engine, trial.rollout_id)
+    for name in ("challenger", "share", "tips", "positives", "quick_dismissals", "both_arms"):
+        assert np.array_equal(getattr(before, name), getattr(after, name)), name
+    assert after.kinds.keys() == before.kinds.keys()
+    assert (asked.numbers["rows_blanked"], asked.numbers["rows_removed"]) == (4, 4)
+    with reading(engine) as connection:
+        blank = connection.execute(sa.select(tip_scores).where(tip_scores.c.key_id == ""))
+        left = str(blank.mappings().all())
+    assert not any(name in left for name in (ANNA, aliases(RING, ANNA)[0].user_key, "seed"))
+
+
+def test_what_was_left_for_a_trial_goes_when_it_ends(tmp_path):
+    config = install(tmp_path)
+    engine = engine_of(config)
+    set_champion(engine)
+    trial = set_challenger(engine)
+    rows = [{**row, "rollout_id": trial.rollout_id} for row in exposures(ANNA, ("champion",) * 4)]
+    with writing(engine) as connection:
+        upsert_scores(connection, rows)
+    requests.ask_for_people(engine, RING, [ANNA], actor="hand", reason="asked", now=NOW + DAY)
+    count = sa.select(sa.func.count()).select_from(tip_scores)
+    with reading(engine) as connection:
+        assert connection.scalar(count) == 2
+    from reactune.canary import rollout
+
+    rollout.roll_back(engine, trial, actor="hand", reason="", numbers={}, now=NOW + 2 * DAY)
+    with reading(engine) as connection:
+        assert connection.scalar(count) == 0
+    engine.dispose()
+
+
+def test_erased_rows_do_not_come_back_by_a_later_ingest(config):
+    erase(config, ANNA)
+    counts = take_in(config, rows_for(ANNA, "new@example.org"))
+    assert counts.refused == {ERASED: 6}
+    assert (counts.came_in, counts.went_out) == (12, 6)
+    assert traces(config, ANNA) == []
+
+
+def test_a_run_loses_the_rows_and_says_so(config, run):
+    before = {stage: read_manifest(run / stage) for stage in ("extract", "dataset", "train")}
+    card = (run / "dataset" / "README.md").read_text()
+    said = erase(config, ANNA)
+    assert "6 rows removed, taken out of 1 runs" in said[0]
+    assert traces(config, ANNA) == []
+    labelled = pq.read_table(run / "extract" / "labelled.parquet")
+    assert labelled.num_rows == 6 * len(OTHERS)
+    refused = pq.read_table(run / "extract" / "refused.parquet").column("user_key").to_pylist()
+    assert len(refused) == len(OTHERS)
+    texts = (run / "dataset" / "kto.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in texts]
+    train = read_examples(run / "dataset")["train"]
+    assert sorted(line["completion"] for line in lines) == sorted(each.tip for each in train)
+    for stage, was in before.items():
+        now = read_manifest(run / stage)
+        assert now.counts == was.counts
+        (note,) = now.erased
+        changed = {**was.inputs, **was.outputs}.items() - {**now.inputs, **now.outputs}.items()
+        assert note["digests_before"] == dict(changed) != {}
+        assert (note["rows"], note["at"]) == (7, "2026-06-01T08:00:00+00:00")
+    now = (run / "dataset" / "README.md").read_text()
+    assert now.startswith(card.rstrip())
+    assert f"2026-06-01: 7 rows were taken out (erasure {note['erasure']})" in now
+    assert not (run / "train" / "sft").exists()
+    assert (run / "train" / "adapter").exists()
+
+
+def test_a_run_that_never_held_the_person_is_left_as_it_is(config):
+    (run,) = populate(config, runs={RUN: "deploy"})
+    erase(config, ANNA)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    erase(config, "nobody@example.org")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_an_unfinished_run_that_held_the_person_ends_and_the_next_one_begins(config):
+    (run,) = populate(config, runs={RUN: "train"})
+    assert unfinished_run(config.run_root) == run
+    erase(config, ANNA)
+    assert ending(run).summary.startswith("refused: it held what was erased since")
+    assert unfinished_run(config.run_root) is None
+    assert traces(config, ANNA) == []
+
+
+def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
+    (run,) = populate(config, runs={RUN: "dataset"})
+    with (
+        keep_out_others(HERE, run, ["train"]),
+        pytest.raises(DataError, match=r"train is in use by process"),
+    ):
+        erase(config, ANNA)
+    assert erasure_lines(config, now=NOW) == [
+        "erasures  1 not done everywhere; `reactune erase` finishes them"
+    ]
+    said = []
+    assert erasing.finish(config, RING, now=NOW, say=said.append) == 1
+    assert erasure_lines(config, now=NOW) == []
+    assert traces(config, ANNA) == []
+    assert erasing.finish(config, RING, now=NOW, say=said.append) == 0
+
+
+def test_two_people_go_at_once_each_with_their_own_record(config, run):
+    for user in (ANNA, OTHERS[0]):
+        erasing.ask_for_people(config, RING, [user], reason="asked", now=NOW, say=print)
+    erasing.finish(config, RING, now=NOW, say=print)
+    assert traces(config, ANNA, OTHERS[0]) == []
+    assert [note["rows"] for note in read_manifest(run / "extract").erased] == [7, 7]
+
+
+def test_the_journal_forgets_whom_it_was_about(config, run):
+    erase(config, ANNA)
+    engine = engine_of(config)
+    with reading(engine) as connection:
+        (row,) = connection.execute(sa.select(erasures)).mappings()
+    engine.dispose()
+    assert row["targets_json"] == "{}"
+    assert json.loads(row["steps_json"]) == list(requests.STEPS)
+    assert (row["finished_at"], row["reason"]) == (NOW, "asked")
+
+
+def test_other_workers_drop_their_copies_of_what_was_erased(tmp_path):
+    url = f"file://{tmp_path / 'shared'}"
+    config = install(tmp_path / "one", root=url)
+    (run,) = populate(config, runs={RUN: "deploy"})
+    other = RunRoot(tmp_path / "other", url)
+    pull(other)
+    copy = other.folder / run.name / "dataset" / "kto.jsonl"
+    copy.write_bytes((tmp_path / "shared" / RUN / "dataset" / "kto.jsonl").read_bytes())
+    left = other.folder / run.name / "train" / "sft" / "rows.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"tokens")
+    pull(other)
+    assert copy.exists()
+    erase(config, ANNA)
+    pull(other)
+    assert not copy.exists()
+    assert not left.exists()
+    assert (copy.parent / "manifest.json").exists()
+    pull(other)
+    assert traces(config, ANNA) == []
+
+
+def test_a_run_that_is_removed_at_the_url_goes_on_every_worker(tmp_path):
+    url = f"file://{tmp_path / 'shared'}"
+    config = install(tmp_path / "one", root=url, more="[privacy]\nretention_days = 30")
+    (run,) = populate(config, runs={RUN: "dataset"})
+    other = RunRoot(tmp_path / "other", url)
+    pull(other)
+    (other.folder / run.name / "dataset" / "kto.jsonl").write_text("copy")
+    erasing.ask_for_expired(config, now=NOW)
+    erasing.finish(config, RING, now=NOW, say=print)
+    assert all_runs(config.run_root) == []
+    pull(other)
+    assert not (other.folder / run.name).exists()
+
+
+def test_what_is_too_old_goes_from_database_and_runs(tmp_path):
+    config = install(tmp_path, more="[privacy]\nretention_days = 90")
+    young = [
+        {**row, "tip_id": f"young-{row['tip_id']}", "created_at": row["shown_at"]}
+        for row in rows_for(*USERS)
+        for row in [{**row, "shown_at": (NOW - DAY).isoformat()}]
+    ]
+    rows = [*rows_for(*USERS), *young]
+    (old_run,) = populate(config, runs={RUN: "deploy"})
+    take_in(config, young)
+    new_run = write_run(config, rows, run_id="20260531-080000-0000")
+    erasing.ask_for_expired(config, now=NOW)
+    said = []
+    erasing.finish(config, RING, now=NOW, say=said.append)
+    assert f"older than {NOW - 90 * DAY:%Y-%m-%d}: 60 rows removed" in said[0]
+    assert all_runs(config.run_root) == [new_run]
+    assert not old_run.exists()
+    kept = pq.read_table(new_run / "extract" / "labelled.parquet")["tip_id"].to_pylist()
+    assert sorted(kept) == sorted(row["tip_id"] for row in young)
+    # Nobody asked to be forgotten, so no model has to be trained anew.
+    assert deployment.to_replace(config) == {}
+
+
+def test_a_run_whose_model_answers_stays_however_old_but_without_old_rows(tmp_path):
+    config = install(tmp_path, more="[privacy]\nretention_days = 30")
+    (run,) = populate(config, runs={RUN: "deploy"})
+    engine = engine_of(config)
+    set_champion(engine, version(1).__class__(**{**vars(version(1)), "run_id": run.name}))
+    engine.dispose()
+    erasing.ask_for_expired(config, now=NOW)
+    erasing.finish(config, RING, now=NOW, say=print)
+    assert pq.read_table(run / "dataset" / "examples.parquet").num_rows == 0
+    assert (run / "train" / "adapter").exists()
+
+
+def test_without_a_limit_nothing_is_too_old(config, run):
+    erasing.ask_for_expired(config, now=NOW)
+    erasing.finish(config, RING, now=NOW, say=print)
+    assert all_runs(config.run_root) == [run]
+    assert traces(config, "nobody@example.org") == []
+
+
+def test_rows_whose_key_is_not_given_are_named_by_status_and_verify(config):
+    engine = engine_of(config)
+    with writing(engine) as connection:
+        connection.execute(tip_scores.update().values(key_id="0ld0ld00"))
+    engine.dispose()
+    (line,) = key_lines(config, {"REACTUNE_KEY": "k" * 32})
+    assert line.startswith("keys      60 rows hashed with key 0ld0ld00, which is not given")
+    report = verify(config, RING, [ANNA])
+    assert report.unseen[0].startswith("60 rows hashed with key 0ld0ld00")
+
+
+def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(config, run):
+    engine = engine_of(config)
+    model = version(1)
+    set_champion(engine, model)
+    register(engine, version(2))
+    with writing(engine) as connection:
+        queries.replace_version(connection, 1, NOW + 30 * DAY)
+        queries.replace_version(connection, 1, NOW + 20 * DAY)
+        queries.replace_version(connection, 1, NOW + 40 * DAY)
+        queries.replace_version(connection, 2, NOW)
+    engine.dispose()
+    champion, unused = erasure_lines(config, now=NOW)
+    assert champion == (
+        "retrain   version 1 learned from somebody who was erased: a new champion is due by "
+        "2026-06-21; `reactune run` does not wait for new examples"
+    )
+    assert "version 2" in unused
+    assert "erase --expired` removes it" in unused
+    late, _ = erasure_lines(config, now=NOW + 21 * DAY)
+    assert "overdue since 2026-06-21" in late
+    later = all_runs(config.run_root)[-1].with_name("20260601-080000-0000")
+    assert tracking.last_trained(config, later) is None
+    with pytest.raises(CanaryError, match="version 2 learned from somebody who was erased"):
+        deployment.open_rollout(config, 2, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--user", ANNA),
+        ("--reason", "asked"),
+        ("--user", ANNA, "--reason", f"{ANNA} asked"),
+        ("--expired", "--user", ANNA, "--reason", "asked"),
+        ("--verify",),
+        ("--verify", "--user", ANNA, "--expired"),
+        ("--also", ".", "--user", ANNA, "--reason", "asked"),
+    ],
+)
+def test_a_call_of_erase_that_makes_no_sense_changes_nothing(config, call, arguments):
+    assert call("erase", *arguments).code == 2
+    with deployment.database(config) as engine, reading(engine) as connection:
+        assert requests.all_erasures(connection) == ()
+
+
+def test_the_commands_forget_and_look_and_take_decisions(config, run, call, monkeypatch):
+    assert call("erase", "--verify", "--user", ANNA).code == 3
+    asked = call("erase", "--user", ANNA, "--user", OTHERS[0], "--reason", "ticket 4711")
+    assert asked.code == 0
+    assert "2 people: 12 rows removed, taken out of 1 runs" in asked.out
+    looked = call("erase", "--verify", "--user", ANNA)
+    assert (looked.code, looked.out.splitlines()[-1]) == (0, "found     nothing")
+    assert call("erase").out == "nothing is waiting to be erased\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{OTHERS[1]}\n{OTHERS[2]}\n"))
+    assert call("consent", "refuse", "--user", "-").out == "refuse training: 2 users\n"
+    assert not deployment.refusals(config, RING).of_id(OTHERS[2]).training_allowed
+    assert call("consent", "allow", "--user", OTHERS[2]).code == 0
+    assert deployment.refusals(config, RING).of_id(OTHERS[2]).training_allowed
+    said = [asked.out, looked.out]
+    assert not any(name in text for name in (ANNA, *OTHERS) for text in said)
+
+
+@pytest.fixture
+def call(config, capsys, monkeypatch):
+    """Runs a command in the folder of the installation."""
+    monkeypatch.chdir(config.folder)
+    monkeypatch.setenv("REACTUNE_KEY", KEY.secret.decode())
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["--set", f"model.cache_dir={config.model.cache_dir}", *arguments])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code or 0, out=out, err=err)
+
+    return call
+
+
+def test_rows_that_were_refused_are_forgotten_by_person_by_tip_and_by_age(tmp_path):
+    rows = [
+        {"tip_id": "a", "user_key": "anna", "reason": "incomplete", "created_at": NOW},
+        {"tip_id": "b", "user_key": None, "reason": "incomplete", "created_at": None},
+        {"tip_id": "c", "user_key": "ben", "reason": "incomplete", "created_at": NOW - 9 * DAY},
+        {"tip_id": "d", "user_key": "ben", "reason": "incomplete", "created_at": None},
+    ]
+    for stage in ("extract", "dataset"):
+        with workspace(tmp_path / stage, memory_gb=1) as (connection, _):
+            batch = pa.RecordBatch.from_pylist(rows, schema=refused_schema())
+            write_refused(connection, ((batch,),), tmp_path / stage / REFUSED)
+    targets = Targets({"anna": "e1"}, {"b": "e2"}, older_than=NOW - DAY, of_age="e3")
+    found = {(row.file, row.tip_id, row.erasure_id) for row in rows_to_go(tmp_path, targets)}
+    expected = {("a", "e1"), ("b", "e2"), ("c", "e3")}
+    assert found == {(f"{s}/{REFUSED}", *each) for s in ("extract", "dataset") for each in expected}
+    take_out(tmp_path, targets, note="")
+    for stage in ("extract", "dataset"):
+        (left,) = pq.read_table(tmp_path / stage / REFUSED).to_pylist()
+        assert left["tip_id"] == "d"

@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reactune.model.logprobs import batches, best_dtype, common_prefix_length, open_model, score
+from tiny_model import tiny_rows
+
+
+def test_scores_are_what_the_whole_row_gives_without_batches_or_caches(tiny):
+    rows = [(row["prompt_ids"], row["completion_ids"]) for row in tiny_rows(tiny, count=6)["kto"]]
+    with open_model(tiny, threads=1) as model:
+        scores = score(model, rows, batch_tokens=300)
+        for (prompt, completion), ours in zip(rows, scores, strict=True):
+            ids = torch.tensor([list(prompt) + list(completion)])
+            with torch.inference_mode():
+                logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
+            expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None])
+            np.testing.assert_allclose(ours, expected[:, 0].numpy(), atol=1e-4)
+
+
+def test_no_rows_give_no_scores(tiny):
+    with open_model(tiny, threads=1) as model:
+        assert score(model, []) == []
+
+
+ids = st.lists(st.integers(0, 3), min_size=1, max_size=8)
+
+
+@given(st.lists(ids, min_size=1, max_size=6))
+def test_the_common_prefix_is_shared_by_all_and_leaves_a_token_of_each(prompts):
+    length = common_prefix_length(prompts)
+    assert all(prompt[:length] == prompts[0][:length] for prompt in prompts)
+    assert length < min(map(len, prompts))
+    shortest = min(map(len, prompts))
+    if length < shortest - 1:
+        assert len({prompt[length] for prompt in prompts}) > 1
+
+
+@given(st.lists(st.tuples(ids, ids), min_size=1, max_size=20), st.integers(1, 40))
+def test_every_row_is_in_one_batch_and_batches_fit(rows, limit):
+    made = list(batches(rows, 0, limit))
+    assert sorted(index for batch in made for index in batch) == list(range(len(rows)))
+    for batch in made:
+        longest = max(len(rows[i][0]) + len(rows[i][1]) for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit
+
+
+def test_the_type_is_the_same_in_every_process_of_a_machine():
+    ask = "from reactune.model.logprobs import best_dtype; print(best_dtype())"
+    answers = [
+        subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert {answer.stdout.strip() for answer in answers} == {best_dtype()}

@@ -1,0 +1,102 @@
+"""The report: one page that needs nothing else, and in which no text is more than text."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from reactune.pages import plots
+from reactune.pages.report import Page, Section, write_report
+
+EVIL = "<script>alert('tip')</script> & <b>bold</b>"
+
+
+class Elements(HTMLParser):
+    """Names of all elements, the attributes that point elsewhere, and the texts of the page."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.links, self.texts = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and not value.startswith("#"):
+                self.links.append(value)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def svgs():
+    return (
+        plots.loss_curves({"sft": [(step, 3 / step) for step in range(1, 30)]}),
+        plots.intervals("accuracy", [("base", 0.5, 0.4, 0.6), ("tuned", 0.7, 0.6, 0.8)]),
+        plots.bounds([1, 2, 3], [0, 0.1, 0.1], [-1, -0.2, 0], [1, 0.4, 0.2]),
+        plots.arms({"champion": [(1, 0.2)], "challenger": [(1, 0.3)]}),
+        plots.bars("minutes", {"train": 4.0, "export": 1.0}),
+    )
+
+
+def read(file):
+    elements = Elements()
+    elements.feed(file.read_text(encoding="utf-8"))
+    return elements
+
+
+def page(*sections, verdict="promote"):
+    return Page("reactune demo", verdict, {"tips": "1,234"}, sections)
+
+
+def test_a_report_is_one_file_that_points_nowhere_else(tmp_path, svgs):
+    file = tmp_path / "report.html"
+    write_report(page(Section("Gate", "Held-out users.", pictures=svgs)), file)
+    elements = read(file)
+    assert elements.names.count("svg") == len(svgs)
+    assert elements.names.count("html") == 1
+    assert elements.links == []
+    assert not {"img", "script", "link", "iframe"} & set(elements.names)
+    text = file.read_text(encoding="utf-8")
+    assert "<?xml" not in text
+    assert "@import" not in text
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_texts_of_a_report_stay_texts_wherever_they_stand(tmp_path):
+    file = tmp_path / "report.html"
+    section = Section(EVIL, EVIL, head=(EVIL,), rows=((EVIL,),))
+    write_report(Page(EVIL, EVIL, {EVIL: EVIL}, (section,)), file)
+    elements = read(file)
+    assert "script" not in elements.names
+    # Title twice, verdict, two of the figure, and headline, sentence, head and cell of the section.
+    assert "".join(elements.texts).count(EVIL) == 9
+
+
+def test_names_in_a_picture_stay_texts_too(tmp_path):
+    file = tmp_path / "report.html"
+    picture = plots.bars("minutes", {EVIL: 1.0})
+    write_report(page(Section("Time", "Minutes.", pictures=(picture,))), file)
+    elements = read(file)
+    assert "script" not in elements.names
+    assert EVIL in "".join(elements.texts)
+
+
+def test_the_same_numbers_give_the_same_picture():
+    once, again = (
+        plots.bounds([1, 2], [0, 0], [-1, -1], [1, 1], share_steps=[(0, 0.05)]) for _ in range(2)
+    )
+    assert once == again
+    assert once != plots.bounds([1, 2], [0, 0], [-1, -1], [1, 1], share_steps=[(0, 0.1)])
+
+
+def test_pictures_of_nothing_are_pictures(tmp_path):
+    empty = (
+        plots.loss_curves({"sft": []}),
+        plots.bounds([], [], [], []),
+        plots.arms({"champion": [], "challenger": []}),
+        plots.bars("minutes", {}),
+        plots.intervals("accuracy", []),
+    )
+    file = tmp_path / "report.html"
+    write_report(page(Section("Nothing", "Yet.", pictures=empty)), file)
+    assert read(file).names.count("svg") == len(empty)

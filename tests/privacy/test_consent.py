@@ -1,0 +1,204 @@
+"""Consent, tombstones and changing keys at the door, on SQLite and PostgreSQL."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START, write_tip
+from reactune.erasure.requests import ask_for_people
+from reactune.privacy.consent import (
+    admit,
+    allow_training,
+    keep_door_open,
+    key_ids,
+    refusals,
+    refuse_training,
+)
+from reactune.privacy.hashing import Keyring, aliases, user_key
+from reactune.service.events import Given, Reacted, Shown, write_facts
+from reactune.store.database import create_store, reading, writing
+from reactune.store.schema import early_reactions, tip_scores
+
+BOTH, BEFORE = Keyring(KEY, (OLD_KEY,)), Keyring(OLD_KEY)
+DAY = timedelta(days=1)
+
+
+def row(tip_id, *, user=ANNA, ring=RING, created_at=START, **values):
+    name = aliases(ring, user)[0]
+    return {
+        "tip_id": tip_id,
+        "user_key": name.user_key,
+        "key_id": name.key_id,
+        "kind": "focus",
+        "context_json": "{}",
+        "tip_content": "Take a walk",
+        "created_at": created_at,
+        **values,
+    }
+
+
+def write(engine, tip_id, *, user=ANNA, ring=RING, **values):
+    with writing(engine) as connection:
+        return write_tip(connection, ring, user, row(tip_id, user=user, ring=ring, **values))
+
+
+def stored(engine):
+    with reading(engine) as connection:
+        rows = connection.execute(sa.select(tip_scores).order_by("tip_id")).mappings()
+        return {found["tip_id"]: dict(found) for found in rows}
+
+
+def erase(engine, *users, ring=RING, now=NOW):
+    return ask_for_people(engine, ring, users, actor="hand", reason="asked", now=now)
+
+
+def standing(engine, user=ANNA, ring=RING):
+    with reading(engine) as connection:
+        return refusals(connection, ring).of_id(user)
+
+
+def test_a_person_of_whom_nothing_is_known_may_be_learned_from(engine):
+    write(engine, "t1")
+    assert stored(engine)["t1"]["training_allowed"]
+    assert standing(engine).training_allowed
+    assert not standing(engine).refuses(START)
+
+
+def test_tips_of_a_person_who_refuses_training_say_so(engine):
+    write(engine, "t1")
+    refuse_training(engine, RING, ANNA, now=NOW)
+    write(engine, "t2")
+    write(engine, "t3", user="ben")
+    allow_training(engine, RING, ANNA, now=NOW + DAY)
+    write(engine, "t4")
+    allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
+    assert allowed == {"t1": True, "t2": False, "t3": True, "t4": True}
+
+
+def test_the_newest_decision_stands_however_often_it_is_made(engine):
+    for day, decide in enumerate((refuse_training, refuse_training, allow_training)):
+        decide(engine, RING, ANNA, now=NOW + day * DAY)
+    assert standing(engine).training_allowed
+    assert standing(engine).decided_at == NOW + 2 * DAY
+
+
+def test_rows_of_before_do_not_come_back_to_somebody_who_was_erased(engine):
+    write(engine, "t1")
+    erase(engine, ANNA)
+    with writing(engine) as connection:
+        rows = [(aliases(RING, user), row(f"of {user}", user=user)) for user in (ANNA, "ben")]
+        assert [each["tip_id"] for each in admit(connection, rows)] == ["of ben"]
+    assert write(engine, "t1", created_at=NOW) == "erased"
+    assert stored(engine) == {}
+
+
+def test_who_comes_back_gets_tips_but_is_not_learned_from_until_they_allow_it(engine):
+    erase(engine, ANNA)
+    write(engine, "t1", created_at=NOW + DAY)
+    allow_training(engine, RING, ANNA, now=NOW + 2 * DAY)
+    write(engine, "t2", created_at=NOW + 3 * DAY)
+    allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
+    assert allowed == {"t1": False, "t2": True}
+    assert standing(engine).refuses(NOW)
+
+
+def test_no_name_of_an_erased_person_stands_in_the_database(engine, tmp_path):
+    write(engine, "t1", context_json=f'{{"free_text": "{ANNA}"}}')
+    erase(engine, ANNA, ring=BOTH)
+    names = {ANNA, *(each.user_key for each in aliases(BOTH, ANNA))}
+    with reading(engine) as connection:
+        for table in tip_scores.metadata.sorted_tables:
+            if table.name != "erasures":  # whose targets are forgotten once all is done
+                said = str(connection.execute(sa.select(table)).all())
+                assert not any(name in said for name in names), table.name
+
+
+def test_after_a_change_of_keys_a_tombstone_of_the_old_one_still_holds(engine):
+    write(engine, "t1", ring=BEFORE)
+    erase(engine, ANNA, ring=BEFORE)
+    assert write(engine, "t1", ring=BOTH) == "erased"
+    # From now on they are known under the new key, too, and the old one may go.
+    with writing(engine) as connection:
+        admit(connection, [(aliases(BOTH, ANNA), row("t2", created_at=NOW + DAY))])
+    assert standing(engine, ring=RING).erased_at == NOW
+    assert not standing(engine, ring=RING).training_allowed
+
+
+def test_after_a_change_of_keys_a_refusal_still_holds(engine):
+    refuse_training(engine, BEFORE, ANNA, now=NOW)
+    assert not standing(engine, ring=BOTH).training_allowed
+    write(engine, "t1", ring=BOTH)
+    assert not stored(engine)["t1"]["training_allowed"]
+    assert standing(engine, ring=RING).decided_at == NOW
+
+
+def test_a_person_seen_under_the_new_key_takes_their_old_rows_along(engine):
+    write(engine, "t1", ring=BEFORE)
+    write(engine, "t2", user="ben", ring=BEFORE)
+    write(engine, "t3", ring=BOTH)
+    keys = {tip_id: (r["user_key"], r["key_id"]) for tip_id, r in stored(engine).items()}
+    assert keys["t1"] == keys["t3"] == (user_key(KEY, ANNA), KEY.key_id)
+    assert keys["t2"] == (user_key(OLD_KEY, "ben"), OLD_KEY.key_id)
+    with reading(engine) as connection:
+        assert key_ids(connection) == {KEY.key_id: 2, OLD_KEY.key_id: 1}
+
+
+def test_erasure_hashes_the_id_with_every_key(engine):
+    write(engine, "t1", ring=BEFORE)
+    write(engine, "t2", user="ben", ring=BEFORE)
+    asked = erase(engine, ANNA, ring=BOTH)
+    assert list(stored(engine)) == ["t2"]
+    assert asked.numbers["keys_not_given"] == []
+
+
+def test_a_key_that_is_not_given_is_named(engine):
+    write(engine, "t1", user="ben", ring=BEFORE)
+    assert erase(engine, ANNA).numbers["keys_not_given"] == [OLD_KEY.key_id]
+
+
+@pytest.mark.postgres
+def test_an_erasure_waits_for_tips_that_are_being_written_and_takes_them_too(fresh_postgres_url):
+    # On SQLite one writes at a time anyway.
+    engine = create_store(fresh_postgres_url)
+    done = threading.Event()
+
+    def erase_meanwhile():
+        erase(engine, ANNA)
+        done.set()
+
+    erasing = threading.Thread(target=erase_meanwhile)
+    with writing(engine) as connection:
+        keep_door_open(connection)
+        erasing.start()
+        assert not done.wait(0.5)
+        write_tip(connection, RING, ANNA, row("t1"))
+    erasing.join()
+    assert stored(engine) == {}
+    engine.dispose()
+
+
+def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
+    write(engine, "t1")
+    with writing(engine) as connection:
+        write_facts(connection, [Shown("early", NOW)], keys=RING.keys)
+    asked = erase(engine, ANNA)
+    with writing(engine) as connection:
+        facts = [Shown("t1", NOW), Reacted("t1", "done", 1, NOW), Shown("never given", NOW)]
+        assert write_facts(connection, facts, keys=RING.keys) == ["erased", "erased", "kept"]
+        waiting = connection.execute(sa.select(early_reactions.c.tip_id)).scalars().all()
+    assert sorted(waiting) == ["early", "never given"]
+    assert asked.tip_ids == {"t1"}
+
+
+def test_one_transaction_takes_tips_of_people_who_refuse_and_of_others(engine):
+    refuse_training(engine, RING, ANNA, now=NOW)
+    given = [
+        Given(row(tip_id, user=user), aliases(RING, user))
+        for tip_id, user in (("t1", ANNA), ("t2", "ben"), ("t3", ANNA))
+    ]
+    with writing(engine) as connection:
+        assert write_facts(connection, given, keys=RING.keys) == ["recorded"] * 3
+    allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
+    assert allowed == {"t1": False, "t2": True, "t3": False}

@@ -1,0 +1,180 @@
+"""Locks where workers share no disk, on a real S3 server and in a folder behind `file://`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from reactune.errors import DataError
+from reactune.runs.locks import lease
+from reactune.runs.remote import RunRoot, reach
+
+PLACE = "20260102-030405-0000/train"
+HOLD = """
+import sys
+from pathlib import Path
+from reactune.runs.locks import lease
+from reactune.runs.remote import RunRoot
+root = RunRoot(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+with lease(root, sys.argv[4]) as require_held:
+    print("held", flush=True)
+    sys.stdin.readline()
+    require_held()
+    print("still", flush=True)
+"""
+
+
+@pytest.fixture
+def url(request, tmp_path):
+    """Where workers meet: on a real S3 server, or in a folder if a test asks for `file`."""
+    if getattr(request, "param", "s3") == "s3":
+        return request.getfixturevalue("s3_url")
+    return (tmp_path / "shared").as_uri()
+
+
+@pytest.fixture
+def holder(tmp_path, url):
+    """Starts a process that holds the place until a line is written to it."""
+    started = []
+
+    def start(name, stale_seconds):
+        command = [sys.executable, "-c", HOLD, tmp_path / name, url, str(stale_seconds), PLACE]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, text=True, **pipes)
+        started.append(process)
+        assert process.stdout.readline() == "held\n", process.stderr.read()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def locks(root):
+    with reach(root) as (files, top):
+        return [path for path in files.find(f"{top}/{PLACE}") if "lock" in path]
+
+
+@pytest.mark.parametrize("url", ["file", "s3"], indirect=True)
+def test_of_two_at_once_the_second_is_refused_with_the_owner_named(holder, tmp_path, url):
+    first = holder("first", 60)
+    with (
+        pytest.raises(DataError, match=rf"{PLACE} is in use by process {first.pid} on .* since"),
+        lease(RunRoot(tmp_path / "second", url, 60), PLACE),
+    ):
+        pass
+    first.communicate("\n")
+    assert first.returncode == 0
+    second = RunRoot(tmp_path / "second", url, 60)
+    assert locks(second) == []
+    with lease(second, PLACE):
+        assert len(locks(second)) == 1
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_what_a_killed_process_of_this_worker_left_is_taken_over_at_once(holder, tmp_path, url):
+    first = holder("first", 60)
+    first.kill()
+    first.wait()
+    with lease(RunRoot(tmp_path / "first", url, 60), PLACE) as require_held:
+        require_held()
+
+
+def test_a_dead_workers_lock_is_taken_over_once_it_is_stale(holder, tmp_path, url):
+    first = holder("first", 3)
+    second = RunRoot(tmp_path / "second", url, 3)
+    first.kill()
+    first.wait()
+    with pytest.raises(DataError, match="its lock is free 3 s after"), lease(second, PLACE):
+        pass
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with lease(second, PLACE) as require_held:
+                require_held()
+                assert [path[-6:] for path in locks(second)] == ["000001", "000002"]
+            break
+        except DataError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert locks(second) == []
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_lock_that_is_held_for_long_does_not_get_stale(holder, tmp_path, url):
+    first = holder("first", 3)
+    second = RunRoot(tmp_path / "second", url, 3)
+    with reach(second) as (files, _):
+        (path,) = locks(second)
+        taken_at = files.modified(path)
+        while files.modified(path) - taken_at < timedelta(seconds=3):
+            time.sleep(0.2)
+    with pytest.raises(DataError, match=f"process {first.pid} on"), lease(second, PLACE):
+        pass
+
+
+def test_who_slept_while_another_took_over_is_told(holder, tmp_path, url):
+    first = holder("first", 3)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = RunRoot(tmp_path / "second", url, 3)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with lease(second, PLACE) as require_held:
+                os.kill(first.pid, signal.SIGCONT)
+                output, errors = first.communicate("\n")
+                require_held()
+            break
+        except DataError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert (output, first.returncode) == ("", 1)
+    assert f"was taken over by process {os.getpid()} on" in errors
+
+
+def leave_stale_lock(tmp_path, url):
+    """What a dead worker left a minute ago; only a folder's clock can be set back."""
+    with reach(RunRoot(tmp_path, url)) as (files, top):
+        file = f"{top}/{PLACE}/.lock-000007"
+        files.makedirs(f"{top}/{PLACE}", exist_ok=True)
+        files.pipe_file(file, json.dumps({"owner": "process 1", "worker": "elsewhere"}).encode())
+    past = (datetime.now(UTC) - timedelta(seconds=61)).timestamp()
+    os.utime(file, (past, past))
+
+
+@pytest.mark.parametrize("url", ["file", "s3"], indirect=True)
+def test_of_many_at_once_one_takes_the_lock(tmp_path, url):
+    if url.startswith("file:"):
+        leave_stale_lock(tmp_path / "dead", url)
+    ready, done, held = threading.Barrier(8), threading.Barrier(8), []
+
+    def take(number):
+        root = RunRoot(tmp_path / f"worker-{number}", url, 60)
+        ready.wait(30)
+        try:
+            with lease(root, PLACE):
+                held.append(number)
+                done.wait(30)
+        except DataError:
+            done.wait(30)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+    assert locks(RunRoot(tmp_path / "late", url)) == []
+
+
+def test_a_folder_of_one_machine_needs_no_lease(tmp_path):
+    with lease(RunRoot(tmp_path), PLACE) as require_held:
+        require_held()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,702 @@
+import contextlib
+import json
+import logging
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reactune.canary.routing import route
+from reactune.config.sections import ModelConfig, PromptConfig, ServeConfig
+from reactune.errors import CanaryError, DataError, ReleaseError
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat, rebuild, write_prompt_folder
+from reactune.pii.spans import PLACEHOLDER
+from reactune.privacy.hashing import user_key
+from reactune.release.llamacpp import stop
+from reactune.release.runtimes import connect
+from reactune.service import rollout_watcher
+from reactune.service.answers import CHAMPION_DRAWS
+from reactune.service.events import forget_early, reconcile
+from reactune.service.rollout_watcher import watching
+from reactune.service.state import close_service
+from reactune.service.tips import UnknownTipError, check_ready, react, request_tip, tip_shown
+from reactune.store.database import create_store, writing
+from reactune.store.schema import tip_scores
+from serving_fixtures import (
+    KEY,
+    MORNING,
+    NOON,
+    QUICK,
+    Hanging,
+    breaks,
+    fails,
+    promote,
+    roll_back,
+    rows_of,
+    service_of,
+    set_challenger,
+    set_champion,
+    users_on,
+    version,
+)
+
+
+@pytest.fixture
+def opened(engine):
+    set_champion(engine)
+    return set_challenger(engine)
+
+
+@pytest.fixture
+def service(engine, chat, server):
+    service = service_of(engine, chat, server)
+    yield service
+    close_service(service)
+
+
+def ask(service, user="person-1@example.org", context=MORNING, **more):
+    return request_tip(service, user_id=user, kind="focus", context=context, **more)
+
+
+def test_without_a_challenger_the_champion_answers_everybody_and_the_row_says_it_all(
+    engine, service, chat
+):
+    live = set_champion(engine)
+    tip = ask(service)
+    assert tip.content == "Champion's tip."
+    [row] = rows_of(engine)
+    sampling = json.loads(row.pop("sampling_json"))
+    assert sampling.pop("seed") in range(2**31)
+    assert sampling == {"temperature": 0.7, "top_p": 0.95, "max_tokens": 64, "logprob": -1.5}
+    prompt = rebuild(chat, "focus", row.pop("context_json"))
+    assert "water the plants" in prompt.text
+    assert row.pop("answer_ms") >= 0
+    person = user_key(KEY, "person-1@example.org")
+    assert row == {
+        "tip_id": tip.tip_id,
+        "user_key": person,
+        "key_id": KEY.key_id,
+        "kind": "focus",
+        "source": "llm",
+        "tip_content": "Champion's tip.",
+        "model_version": 1,
+        "arm": "champion",
+        "rollout_id": live.rollout_id,
+        "unit_key": f"2026-03-04:{person[:16]}",
+        "propensity": 1.0,
+        "fallback": None,
+        "created_at": NOON,
+        "shown_at": None,
+        "reaction": None,
+        "dwell_ms": None,
+        "reacted_at": None,
+        "training_allowed": True,
+        "guard": "passed",
+    }
+
+
+def test_arms_and_propensities_are_those_of_the_routing(engine, service):
+    set_champion(engine)
+    opened = set_challenger(engine, share=0.3)
+    for number in range(60):
+        ask(service, f"user {number}")
+    rows = rows_of(engine)
+    assert len(rows) == 60
+    for row in rows:
+        assert row["unit_key"] == f"2026-03-04:{row['user_key'][:16]}"
+        assert row["arm"] == route(row["unit_key"], salt="salt of the test", share=0.3)
+        assert row["propensity"] == pytest.approx({"challenger": 0.3, "champion": 0.7}[row["arm"]])
+        assert row["model_version"] == {"challenger": 2, "champion": 1}[row["arm"]]
+        assert (row["rollout_id"], row["fallback"]) == (opened.rollout_id, None)
+    assert 5 < Counter(row["arm"] for row in rows)["challenger"] < 31
+
+
+def test_when_tips_are_routed_one_by_one_a_user_meets_both_models(engine, service):
+    set_champion(engine)
+    set_challenger(engine, unit="tip")
+    for _ in range(30):
+        ask(service)
+    rows = rows_of(engine)
+    assert {row["arm"] for row in rows} == {"champion", "challenger"}
+    assert all(row["unit_key"] == row["tip_id"] for row in rows)
+    assert all(
+        row["arm"] == route(row["tip_id"], salt="salt of the test", share=0.5) for row in rows
+    )
+
+
+def test_a_user_stays_on_one_model_all_day_and_is_drawn_anew_the_next(engine, chat, server, opened):
+    now = [NOON.replace(hour=0)]
+    service = service_of(engine, chat, server, clock=lambda: now[0])
+    for hour in range(24 * 12):
+        now[0] = NOON.replace(hour=0) + timedelta(hours=hour)
+        ask(service)
+    days = {}
+    for row in rows_of(engine):
+        days.setdefault(row["created_at"].date(), set()).add(row["arm"])
+    assert len(days) == 12
+    assert all(len(arms) == 1 for arms in days.values())
+    assert {arm for arms in days.values() for arm in arms} == {"champion", "challenger"}
+    close_service(service)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "reason"),
+    [
+        (fails, "error"),
+        (breaks, "error"),
+        ("", "blocked"),
+        (" \n ", "blocked"),
+        ("Call <PERSON_7>.", "blocked"),
+        ("Call <PERSON", "blocked"),
+        ("Half a \ud83d", "blocked"),
+        ("A \0 in it", "blocked"),
+    ],
+)
+def test_a_challenger_that_fails_is_answered_by_the_champion_and_the_exposure_says_so(
+    engine, service, server, opened, challenger, reason, caplog
+):
+    server.answers[2] = challenger
+    user = next(users_on("challenger", opened))
+    assert ask(service, user).content == "Champion's tip."
+    [row] = rows_of(engine)
+    assert (row["arm"], row["propensity"]) == ("challenger", 0.5)
+    assert (row["model_version"], row["fallback"]) == (1, reason)
+    assert row["tip_content"] == "Champion's tip."
+    assert "water the plants" not in caplog.text
+
+
+def test_a_challenger_that_hangs_is_answered_by_the_champion_in_time(
+    engine, service, server, opened
+):
+    server.answers[2] = hanging = Hanging()
+    started = time.monotonic()
+    assert ask(service, next(users_on("challenger", opened))).content == "Champion's tip."
+    waited = time.monotonic() - started
+    hanging.let_go.set()
+    [row] = rows_of(engine)
+    assert QUICK.timeout_seconds <= waited < QUICK.timeout_seconds + 2
+    assert (row["arm"], row["model_version"], row["fallback"]) == ("challenger", 1, "timeout")
+    assert row["answer_ms"] >= 1000 * QUICK.timeout_seconds
+
+
+def test_a_limit_of_the_server_that_runs_out_with_ours_is_a_timeout_not_an_error(
+    engine, service, server, opened
+):
+    def gives_up(prompt, sampling):
+        time.sleep(QUICK.timeout_seconds)
+        raise ReleaseError("too slow")
+
+    server.answers[2] = gives_up
+    users = users_on("challenger", opened)
+    for _ in range(10):
+        ask(service, next(users))
+    assert {row["fallback"] for row in rows_of(engine)} == {"timeout"}
+
+
+def test_more_hanging_requests_at_once_still_end_with_the_champion(engine, service, server, opened):
+    server.answers[2] = hanging = Hanging()
+    users = users_on("challenger", opened)
+    asked = [next(users) for _ in range(52)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        tips = list(pool.map(lambda user: ask(service, user), asked))
+    server.answers[2] = "Challenger's tip."
+    hanging.let_go.set()
+    assert {tip.content for tip in tips} == {"Champion's tip."}
+    assert Counter(row["fallback"] for row in rows_of(engine)) == {"timeout": len(asked)}
+    assert ask(service, next(users)).content == "Challenger's tip."
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_when_the_champion_fails_too_there_is_no_tip_and_no_row(engine, service, server, share):
+    set_champion(engine)
+    user = "person-1@example.org"
+    if share:
+        user = next(users_on("challenger", set_challenger(engine, share=share)))
+    server.answers = {1: fails, 2: fails}
+    with pytest.raises(ReleaseError, match="version 1, the champion, does not answer") as caught:
+        ask(service, user)
+    assert "plants" not in str(caught.value)
+    assert rows_of(engine) == []
+
+
+def test_a_champion_that_writes_the_unshowable_draws_again_and_logs_the_seed_that_wrote(
+    engine, service, server
+):
+    set_champion(engine)
+    seeds = []
+
+    def clumsy(prompt, sampling):
+        seeds.append(sampling.seed)
+        return "Call <EMAIL_3>." if len(seeds) < CHAMPION_DRAWS else "Call now."
+
+    server.answers[1] = clumsy
+    assert ask(service).content == "Call now."
+    [row] = rows_of(engine)
+    assert len(set(seeds)) == CHAMPION_DRAWS
+    assert json.loads(row["sampling_json"])["seed"] == seeds[-1]
+    assert row["fallback"] is None
+
+
+def test_a_champion_that_never_writes_anything_showable_gives_no_tip(engine, service, server):
+    set_champion(engine)
+    server.answers[1] = "<PERSON_9>"
+    with pytest.raises(CanaryError, match="cannot be shown"):
+        ask(service)
+    assert rows_of(engine) == []
+
+
+def test_the_user_reads_the_address_and_the_row_holds_the_placeholder(engine, service, server):
+    set_champion(engine)
+    seen = []
+
+    def writes_back(prompt, sampling):
+        seen.append(prompt)
+        return "Write to <EMAIL_1>, then call <PERSON_1>. "
+
+    server.answers[1] = writes_back
+    context = {"free_text": "Anna waits for mail to anna@example.com", "secret": "not allowed"}
+    tip = ask(service, context=context, names=["Anna"])
+    assert tip.content == "Write to anna@example.com, then call Anna."
+    [row] = rows_of(engine)
+    assert row["tip_content"] == "Write to <EMAIL_1>, then call <PERSON_1>."
+    assert json.loads(row["context_json"])["context"] == {
+        "free_text": "<PERSON_1> waits for mail to <EMAIL_1>"
+    }
+    assert "<PERSON_1> waits" in seen[0]
+    assert "Anna" not in seen[0]
+
+
+def test_placeholders_of_one_request_do_not_fill_another(engine, service, server):
+    set_champion(engine)
+    server.answers[1] = "Write to <EMAIL_1>."
+    assert "a@example.com" in ask(service, context={"free_text": "a@example.com"}).content
+    with pytest.raises(CanaryError):
+        ask(service, context={"free_text": "no address"})
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.lists(
+        st.sampled_from(
+            ["<EMAIL_1>", "<EMAIL_2>", "<person_1>", "<", "EMAIL", "_1", ">", " ", "\0"]
+        )
+        | st.text(st.characters(codec=None), max_size=5)
+    ).map("".join)
+)
+def test_whatever_a_model_writes_is_shown_whole_and_stored_as_written_or_not_at_all(
+    engine, service, server, text
+):
+    with contextlib.suppress(CanaryError):
+        set_champion(engine)
+    server.answers[1] = text
+    before = len(rows_of(engine))
+    try:
+        tip = ask(service, context={"free_text": "to anna@example.com"})
+    except CanaryError:
+        assert len(rows_of(engine)) == before
+        return
+    [row] = [row for row in rows_of(engine) if row["tip_id"] == tip.tip_id]
+    assert row["tip_content"] == text.strip() != ""
+    assert tip.content == text.strip().replace("<EMAIL_1>", "anna@example.com")
+    assert not PLACEHOLDER.search(tip.content)
+
+
+def test_neither_user_ids_nor_personal_data_reach_the_database_or_the_logs(
+    store_url, engine, service, server, opened, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    users = [next(users_on(arm, opened)) for arm in ("champion", "challenger")]
+    context = {"free_text": "mail anna@example.com about 4111 1111 1111 1111", "ssn": "078-05-1120"}
+    server.answers = {1: "Mail <EMAIL_1> about <CARD_1>.", 2: fails}
+    for user in users:
+        tip = ask(service, user, context=context, names=["Bartholomew"])
+        tip_shown(service, tip.tip_id)
+        react(service, tip.tip_id, "done", 20_000)
+    engine.dispose()
+    written = _bytes_of(store_url) + caplog.text.encode()
+    assert user_key(KEY, users[0]).encode() in written
+    for private in (*users, "anna@", "4111", "078-05", "Bartholomew", "k" * 32):
+        assert private.encode() not in written
+
+
+def _bytes_of(store_url):
+    if store_url.startswith("sqlite"):
+        file = Path(store_url.removeprefix("sqlite:///"))
+        return b"".join(part.read_bytes() for part in file.parent.glob(f"{file.name}*"))
+    engine = sa.create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        tables = sa.inspect(connection).get_table_names()
+        rows = [
+            str(row)
+            for table in tables
+            for row in connection.exec_driver_sql(f"SELECT * FROM {table}")
+        ]
+    engine.dispose()
+    return "\n".join(rows).encode()
+
+
+def test_two_hundred_requests_at_once_lose_and_double_no_row(engine, service, opened):
+    with ThreadPoolExecutor(50) as pool:
+        tips = list(pool.map(lambda number: ask(service, f"user {number}"), range(200)))
+    rows = {row["tip_id"]: row for row in rows_of(engine)}
+    assert len(rows) == 200
+    assert {tip.tip_id for tip in tips} == rows.keys()
+    assert all(rows[tip.tip_id]["tip_content"] == tip.content for tip in tips)
+    assert len({row["user_key"] for row in rows.values()}) == 200
+
+
+def test_the_row_is_on_disk_when_the_answer_arrives(engine, service, opened, store_url):
+    tip = ask(service)
+    other = sa.create_engine(engine.url)
+    assert [row["tip_id"] for row in rows_of(other)] == [tip.tip_id]
+    other.dispose()
+
+
+def test_a_rollback_during_requests_takes_effect(engine, chat, server, opened):
+    service = service_of(engine, chat, server, clock=lambda: datetime.now(NOON.tzinfo))
+    stop = threading.Event()
+
+    def keep_asking(number):
+        count = 0
+        while not stop.is_set():
+            count += 1
+            ask(service, f"user {number}-{count}")
+
+    with watching(service.live), ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(keep_asking, number) for number in range(4)]
+        time.sleep(0.5)
+        successor = roll_back(engine, opened)
+        rolled_back = datetime.now(NOON.tzinfo)
+        time.sleep(1.3)
+        stop.set()
+        assert [each.result() for each in asking] == [None] * 4
+    rows = rows_of(engine)
+    late = [row for row in rows if row["created_at"] > rolled_back + timedelta(seconds=1)]
+    assert "challenger" in {row["arm"] for row in rows}
+    assert late
+    assert {row["arm"] for row in late} == {"champion"}
+    assert {(row["rollout_id"], row["propensity"]) for row in late} == {(successor.rollout_id, 1.0)}
+    close_service(service)
+
+
+def test_while_a_challenger_is_being_loaded_the_champion_answers_outside_any_comparison(
+    engine, service, server
+):
+    set_champion(engine)
+    ask(service)
+    loading, loaded = threading.Event(), threading.Event()
+    at_once = server.publish
+
+    def slowly(model):
+        loading.set()
+        loaded.wait(10)
+        at_once(model)
+
+    server.publish = slowly
+    opened = set_challenger(engine)
+    user = next(users_on("challenger", opened))
+    with watching(service.live):
+        loading.wait(10)
+        assert ask(service, user).content == "Champion's tip."
+        during = rows_of(engine)[-1]
+        loaded.set()
+        deadline = time.monotonic() + 10
+        while ask(service, user).content == "Champion's tip.":
+            assert time.monotonic() < deadline
+    assert (during["rollout_id"], during["arm"], during["propensity"]) == (None, "champion", 1.0)
+    arms = {row["arm"] for row in rows_of(engine) if row["rollout_id"] == opened.rollout_id}
+    assert arms == {"challenger"}
+
+
+def test_a_rollback_while_the_challenger_is_being_loaded_is_not_overlooked(engine, service, server):
+    set_champion(engine)
+    ask(service)
+    opened = set_challenger(engine)
+    at_once = server.publish
+
+    def while_it_is_rolled_back(model):
+        roll_back(engine, opened)
+        time.sleep(service.live.max_age_seconds)
+        at_once(model)
+
+    server.publish = while_it_is_rolled_back
+    service.live.refresh()
+    assert ask(service, next(users_on("challenger", opened))).content == "Champion's tip."
+    assert rows_of(engine)[-1]["arm"] == "champion"
+
+
+def test_a_challenger_that_cannot_be_published_is_tried_again_later(
+    engine, service, server, opened, monkeypatch, caplog
+):
+    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    at_once = server.publish
+
+    def refuses_the_challenger(model):
+        if model.version == 2:
+            raise ReleaseError("the file is missing")
+        at_once(model)
+
+    server.publish = refuses_the_challenger
+    user = next(users_on("challenger", opened))
+    assert ask(service, user).content == "Champion's tip."
+    assert rows_of(engine)[0]["fallback"] == "error"
+    assert "version 2 cannot be published: the file is missing" in caplog.text
+    server.publish = at_once
+    service.live.refresh()
+    assert ask(service, user).content == "Challenger's tip."
+
+
+def test_a_model_that_fell_off_the_server_is_published_again(
+    engine, service, server, opened, monkeypatch
+):
+    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    user = next(users_on("challenger", opened))
+    assert ask(service, user).content == "Challenger's tip."
+    server.published.clear()
+    with pytest.raises(ReleaseError):
+        ask(service, user)
+    service.live.refresh()
+    assert ask(service, user).content == "Challenger's tip."
+
+
+def test_a_version_that_nothing_names_any_more_is_retired_after_a_grace(
+    engine, service, server, opened, monkeypatch
+):
+    monkeypatch.setattr(service.live, "_grace_seconds", 0.2)
+    service.live.refresh()
+    promote(engine, opened)
+    assert service.live.refresh().champion == version(2)
+    assert server.retired == []
+    time.sleep(0.25)
+    service.live.refresh()
+    assert (server.retired, server.published) == ([1], [2])
+
+
+def test_models_are_published_once_whatever_the_number_of_requests(engine, service, server, opened):
+    for _ in range(5):
+        ask(service)
+        service.live.refresh()
+    assert server.published == [1, 2]
+
+
+def test_before_anything_is_live_there_is_no_tip(engine, service):
+    with pytest.raises(CanaryError, match="no champion is live yet"):
+        ask(service)
+    with pytest.raises(CanaryError, match="no champion is live yet"):
+        check_ready(service)
+
+
+def test_a_service_is_ready_when_its_champion_answers(engine, service, server):
+    set_champion(engine)
+    check_ready(service)
+    server.answers[1] = fails
+    with pytest.raises(ReleaseError):
+        check_ready(service)
+    assert rows_of(engine) == []
+
+
+def test_of_two_shown_calls_the_first_stands(engine, chat, server):
+    set_champion(engine)
+    now = [NOON]
+    service = service_of(engine, chat, server, clock=lambda: now[0])
+    tip = ask(service)
+    for minutes in (1, 2):
+        now[0] = NOON.astimezone(timezone(timedelta(hours=5))) + timedelta(minutes=minutes)
+        tip_shown(service, tip.tip_id)
+    assert rows_of(engine)[0]["shown_at"] == NOON + timedelta(minutes=1)
+    close_service(service)
+
+
+def test_a_later_reaction_rewrites_the_former_and_a_repeated_one_changes_nothing(
+    engine, chat, server
+):
+    set_champion(engine)
+    now = [NOON]
+    service = service_of(engine, chat, server, clock=lambda: now[0])
+    tip, other = ask(service), ask(service)
+
+    def react_at(minutes, reaction, dwell_ms):
+        now[0] = NOON.astimezone(timezone(timedelta(hours=-7))) + timedelta(minutes=minutes)
+        react(service, tip.tip_id, reaction, dwell_ms)
+        rows = {row["tip_id"]: row for row in rows_of(engine)}
+        assert rows[other.tip_id]["reaction"] is None
+        row = rows[tip.tip_id]
+        return row["reaction"], row["dwell_ms"], (row["reacted_at"] - NOON) / timedelta(minutes=1)
+
+    assert react_at(1, "dismiss", 900) == ("dismiss", 900, 1)
+    assert react_at(2, "dismiss", 900) == ("dismiss", 900, 1)
+    assert react_at(3, "dismiss", 901) == ("dismiss", 901, 3)
+    assert react_at(4, "done", 20_000) == ("done", 20_000, 4)
+    assert rows_of(engine)[0]["shown_at"] is None
+    close_service(service)
+
+
+@pytest.mark.parametrize("tip_id", ["", "a\0b", "\ud83d", "x" * 201])
+def test_what_cannot_be_an_id_is_neither_shown_nor_reacted_to(engine, service, tip_id):
+    with pytest.raises(UnknownTipError):
+        tip_shown(service, tip_id)
+    with pytest.raises(UnknownTipError):
+        react(service, tip_id, "done", 1)
+    assert rows_of(engine) == []
+
+
+def test_a_reaction_before_its_tip_is_kept_and_meets_it(engine, service, opened):
+    early = "0123456789abcdef"
+    assert react(service, early, "dismiss", 900) == "kept"
+    assert tip_shown(service, early) == "kept"
+    assert react(service, early, "done", 20_000) == "kept"
+    assert rows_of(engine) == []
+    assert ask(service, tip_id=early).tip_id == early
+    [row] = rows_of(engine)
+    assert (row["reaction"], row["dwell_ms"]) == ("done", 20_000)
+    assert (row["shown_at"], row["reacted_at"]) == (NOON, NOON)
+    assert react(service, early, "snooze", 5) == "recorded"
+    with writing(engine) as connection:
+        assert reconcile(connection) == 0
+
+
+def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_stays(
+    engine, service, opened
+):
+    react(service, "first-one-to-come", "done", 20_000)
+    react(service, "second-one-to-come", "done", 20_000)
+    row = {"tip_id": "second-one-to-come", "reaction": "dismiss", "dwell_ms": 5}
+    with writing(engine) as connection:
+        for tip_id in ("first-one-to-come", "second-one-to-come"):
+            connection.execute(
+                tip_scores.insert(),
+                {"user_key": "u", "key_id": "k", "kind": "focus", "context_json": "{}",
+                 "tip_content": "A tip.", "created_at": NOON,
+                 **(row if tip_id == row["tip_id"] else {"tip_id": tip_id})},
+            )  # fmt: skip
+        assert reconcile(connection) == 2
+    rows = {row["tip_id"]: row["reaction"] for row in rows_of(engine)}
+    assert rows == {"first-one-to-come": "done", "second-one-to-come": "dismiss"}
+
+
+def test_what_never_meets_a_tip_is_forgotten_after_a_month(engine, service):
+    react(service, "0123456789abcdef", "done", 20_000)
+    with writing(engine) as connection:
+        assert forget_early(connection, now=NOON + timedelta(days=29)) == 0
+        assert forget_early(connection, now=NOON + timedelta(days=31)) == 1
+
+
+def test_the_same_tip_is_given_to_who_asks_again_with_its_id(engine, service, server, opened):
+    server.answers[1] = lambda prompt, sampling: f"Write to <EMAIL_1>, {sampling.seed % 997}."
+    server.answers[2] = server.answers[1]
+    said = {"context": {"free_text": "mail anna@example.com"}, "tip_id": "0123456789abcdef"}
+    first = ask(service, **said)
+    assert "anna@example.com" in first.content
+    assert ask(service, **said).content == first.content
+    assert len(rows_of(engine)) == 1
+    with pytest.raises(DataError, match="another request"):
+        ask(service, "somebody else", **said)
+    with pytest.raises(DataError, match="tip_id"):
+        ask(service, tip_id="short")
+
+
+@pytest.mark.parametrize(
+    ("reaction", "dwell_ms"),
+    [("liked", 1), ("done", -1), ("done", 2**31), ("done", 1.5), ("done", True), ("done", None)],
+)
+def test_reactions_that_make_no_sense_are_refused(engine, service, opened, reaction, dwell_ms):
+    tip = ask(service)
+    with pytest.raises(DataError):
+        react(service, tip.tip_id, reaction, dwell_ms)
+    assert rows_of(engine)[0]["reaction"] is None
+
+
+@pytest.mark.parametrize(("user", "kind"), [("", "focus"), ("anna", ""), ("anna", "a\0b")])
+def test_a_tip_for_nobody_or_of_no_kind_is_refused(engine, service, opened, user, kind):
+    with pytest.raises(DataError):
+        request_tip(service, user_id=user, kind=kind, context={})
+    assert rows_of(engine) == []
+
+
+def test_a_database_that_does_not_answer_gives_no_tip(engine, service, opened):
+    ask(service)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE rollouts RENAME TO gone")
+    with pytest.raises(DataError, match="what is live cannot be read"):
+        service.live.refresh()
+
+
+def test_closing_the_service_stops_the_model_server(engine, chat, server):
+    close_service(service_of(engine, chat, server, settings=ServeConfig()))
+    assert server.closed
+
+
+def test_the_same_source_of_draws_gives_the_same_ids_and_never_overwrites_a_row(
+    engine, chat, server
+):
+    set_champion(engine)
+    server.answers[1] = lambda prompt, sampling: f"Tip {sampling.seed % 997}"
+    draws = [random.Random(7).getrandbits for _ in range(2)]
+    services = [service_of(engine, chat, server, draw=draw) for draw in draws]
+    tip = ask(services[0])
+    with pytest.raises(sa.exc.IntegrityError):
+        ask(services[1], "another")
+    [row] = rows_of(engine)
+    assert (row["tip_id"], row["tip_content"]) == (tip.tip_id, tip.content)
+    assert row["user_key"] == user_key(KEY, "person-1@example.org")
+    for service in services:
+        close_service(service)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Where SmolLM2's GGUF lies, and a prompt folder for it."""
+    pytest.importorskip("xllamacpp")
+    base = base_model(ModelConfig())
+    write_prompt_folder(load_chat(base.folder, PromptConfig()), base.folder, tmp_path / "prompt")
+    return {"gguf": base.gguf, "prompt_folder": tmp_path / "prompt"}
+
+
+def test_llama_cpp_writes_both_models_tips_and_its_deaths_are_told(
+    sqlite_url, chat, files, monkeypatch
+):
+    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    settings = ServeConfig(timeout_seconds=10, max_tokens=16, parallel=1, threads=1)
+    engine, runtime = create_store(sqlite_url), connect(settings)
+    service = service_of(engine, chat, runtime, settings=settings)
+    set_champion(engine, replace(version(1), **files))
+    opened = set_challenger(engine, replace(version(2), **files))
+    user, other = next(users_on("challenger", opened)), next(users_on("champion", opened))
+
+    def last_row_of(user):
+        tip = ask(service, user)
+        row = {row["tip_id"]: row for row in rows_of(engine)}[tip.tip_id]
+        assert len(row["tip_content"]) > 3
+        assert json.loads(row["sampling_json"])["logprob"] < 0
+        return row["arm"], row["model_version"], row["fallback"]
+
+    with contextlib.closing(runtime):
+        check_ready(service)
+        assert last_row_of(user) == ("challenger", 2, None)
+        assert last_row_of(other) == ("champion", 1, None)
+        stop(runtime.servers["tips:v2"])
+        assert last_row_of(user) == ("challenger", 1, "error")
+        service.live.refresh()
+        assert last_row_of(user) == ("challenger", 2, None)
+        runtime.servers["tips:v2"].process.send_signal(signal.SIGSTOP)
+        impatient = settings.model_copy(update={"timeout_seconds": 1.0})
+        service = replace(service, settings=impatient)
+        assert last_row_of(user) == ("challenger", 1, "timeout")
+        assert last_row_of(other) == ("champion", 1, None)
+        children = [server.process for server in runtime.servers.values()]
+        close_service(service)
+        assert all(child.poll() is not None for child in children)
+    engine.dispose()

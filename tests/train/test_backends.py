@@ -1,0 +1,174 @@
+"""Back-ends in environments of their own: same tokens, same order, same files."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend_fixtures import SETTINGS, settings_of
+from places import TESTS
+from reactune.config.sections import TrainConfig
+from reactune.errors import TrainingError
+from reactune.train.backends import (
+    BACKENDS,
+    OWN,
+    folder_of,
+    has_gpu,
+    install,
+    python_of,
+    states,
+    usable_methods,
+)
+from reactune.train.job import COLUMNS, read_rows, write_job
+from reactune.train.trainer import environment, plan_job, train
+
+
+def job_of(method, tiny, rows, settings):
+    return plan_job(
+        method, rows[method], base_folder=tiny, settings=settings, dtype="float32", max_seconds=600
+    )
+
+
+def run_in(settings, folder, script, *arguments):
+    """Run a script of the tests with the back-end's Python, as its trainer is run."""
+    call = [str(python_of(settings)), str(TESTS / script), *map(str, arguments)]
+    done = subprocess.run(
+        call, env=environment(settings, folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "backend", ["trl", *(pytest.param(b, marks=pytest.mark.slow) for b in OWN)]
+)
+def test_the_collator_of_every_backend_gives_our_tokens_labels_and_order(
+    tiny, rows, tmp_path, backend
+):
+    settings = settings_of(backend)
+    job = job_of("sft", tiny, rows, settings)
+    path = write_job(tmp_path, job, rows["sft"])
+    module = BACKENDS[backend].module
+    run_in(settings, tmp_path, "backend_batches.py", module, path, tmp_path / "batches.json")
+    batches = json.loads((tmp_path / "batches.json").read_text())
+    found = [
+        (
+            [i for i, m in zip(ids, mask, strict=True) if m],
+            [i for i, m in zip(labels, mask, strict=True) if m],
+            {i for i, m in zip(labels, mask, strict=True) if not m},
+        )
+        for batch in batches
+        for ids, labels, mask in zip(
+            batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+        )
+    ]
+    ordered = read_rows(tmp_path, job)
+    assert [len(batch["input_ids"]) for batch in batches] == [job.batch_size] * job.steps
+    assert len(found) == len(ordered)
+    for (ids, labels, beyond), row in zip(found, ordered, strict=True):
+        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        assert ids == prompt + completion
+        assert labels == [-100] * len(prompt) + completion
+        assert beyond <= {-100}
+
+
+@pytest.mark.slow
+def test_unsloth_on_a_cpu_trains_as_trl_does(tiny, rows, tmp_path):
+    seen, curves = [], []
+    for backend in ("trl", "unsloth"):
+        settings = settings_of(backend, epochs=2.0)
+        job = job_of("sft", tiny, rows, settings)
+        trained = train(
+            tmp_path / backend, job, rows["sft"], settings=settings, progress=seen.append
+        )
+        assert trained.steps == job.steps
+        assert {file.name for file in trained.adapter.glob("adapter_*")} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+        curves.append([loss for _, loss in trained.curve])
+    assert len(seen) == 2 * len(curves[0])
+    # Same weights at the start (one seed), same rows in the same order: same losses.
+    np.testing.assert_allclose(curves[1], curves[0], rtol=2e-3)
+
+
+def test_what_cannot_be_trained_without_a_gpu_is_one_error_before_anything_is_built(tmp_path):
+    for backend, method, said in (
+        ("unsloth", "kto", "trains sft without a GPU"),
+        ("axolotl", "auto", "trains nothing without a GPU"),
+    ):
+        settings = settings_of(backend, method=method)
+        if has_gpu(python_of(settings)):
+            pytest.skip("this machine has a GPU")
+        with pytest.raises(TrainingError, match=said):
+            usable_methods(settings)
+    assert usable_methods(settings_of("unsloth")) == ("sft",)
+
+
+def test_a_backend_that_is_not_installed_is_named_with_the_command_that_mends_it(tmp_path):
+    settings = TrainConfig(backend="unsloth", backend_folder=str(tmp_path))
+    with pytest.raises(TrainingError, match="run `reactune backend install unsloth`"):
+        usable_methods(settings)
+    assert [line.split()[0] for line in states(settings)] == list(BACKENDS)
+    assert "not installed" in states(settings)[1]
+
+
+def test_an_environment_that_is_whole_is_not_made_again(tmp_path):
+    settings = settings_of("unsloth")
+    made = folder_of("unsloth", settings) / "reactune.json"
+    before = made.stat().st_mtime_ns
+    said = []
+    install("unsloth", settings, say=said.append)
+    assert said == [f"unsloth: {made.parent} is there already"]
+    assert made.stat().st_mtime_ns == before
+
+
+def test_a_backend_of_its_own_sees_our_package_and_nothing_else_of_ours(tmp_path):
+    path = environment(TrainConfig(backend="unsloth"), tmp_path)["PYTHONPATH"]
+    assert [file.name for file in Path(path).iterdir()] == ["reactune"]
+    assert (Path(path) / "reactune" / "train" / "with_unsloth.py").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:mlflow\.")
+def test_steps_are_shown_in_mlflow_while_they_are_trained(tiny, rows, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    settings = SETTINGS.model_copy(update={"mlflow_experiment": "tips"})
+    assert usable_methods(settings) == tuple(COLUMNS)
+    job = job_of("sft", tiny, rows, settings)
+    trained = train(tmp_path / "job", job, rows["sft"], settings=settings)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tips").experiment_id])
+    assert run.info.run_name == "sft with trl"
+    shown = client.get_metric_history(run.info.run_id, "loss")
+    assert [(each.step, each.value) for each in shown] == list(trained.curve)
+
+
+def test_steps_cannot_be_shown_where_no_mlflow_server_is_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrainingError, match="'tips', but the environment variable MLFLOW_TRACK"):
+        usable_methods(TrainConfig(mlflow_experiment="tips"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(COLUMNS))
+def test_axolotls_own_schema_accepts_our_settings(tiny, rows, tmp_path, method):
+    settings = settings_of("axolotl", kto_loss="kto", lora_layers=1, mlflow_experiment="tips")
+    job = job_of(method, tiny, rows, settings)
+    path = write_job(tmp_path, job, rows[method])
+    run_in(settings, tmp_path, "axolotl_schema.py", path, tmp_path / "checked.json")
+    checked = json.loads((tmp_path / "checked.json").read_text())
+    assert checked["lora_r"] == 4
+    assert checked["max_steps"] == job.steps
+    assert checked["seed"] == job.seed
+    assert checked["micro_batch_size"] == 4
+    assert checked["curriculum_sampling"] is True
+    assert not checked["shuffle_merged_datasets"]
+    assert checked["use_mlflow"] is True
+    assert checked["mlflow_experiment_name"] == "tips"
+    assert checked["mlflow_run_name"] == f"{method} with axolotl"
+    assert checked["rl"] == (None if method == "sft" else method)
