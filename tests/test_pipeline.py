@@ -21,7 +21,8 @@ from reactune.cli import main
 from reactune.errors import DataError, PrivacyError
 from reactune.records import STAGES, sha256_of
 from reactune.release import registry
-from reactune.runs.folders import all_runs, ending, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import ending, manifests
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
 

@@ -18,7 +18,8 @@ from reactune import deployment, pipeline, review
 from reactune.cli import main
 from reactune.records import STAGES
 from reactune.release import registry
-from reactune.runs.folders import all_runs, ending, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import ending, manifests
 from reactune.store.database import ROLLOUT_LOCK, create_store
 from server_fixtures import (
     administration,

@@ -28,10 +28,11 @@ from reactune.model.files import base_model
 from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import completion_ids, load_chat, rebuild
 from reactune.privacy.hashing import load_keyring
-from reactune.records import STAGES, Counts, Manifest, write_atomically
+from reactune.records import STAGES, Counts, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
-from reactune.runs.folders import StageResult, ending, find_run, run_stage, unfinished_run
+from reactune.runs.folders import StageResult, find_run, run_stage, unfinished_run
+from reactune.runs.manifest import Manifest, ending
 from reactune.runs.remote import fetch_adapter, pull, run_root
 from reactune.tracking import (
     earlier_counts,

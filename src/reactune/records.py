@@ -1,13 +1,13 @@
-"""What crosses a wall between rooms: frozen values, and the manifests of a run folder.
+"""Values that several packages share, and how a file is hashed and written whole.
 
-No room's logic stands here, and nothing heavy is imported.
+Frozen dataclasses without logic of one package; importing them costs nothing.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -128,28 +128,6 @@ class Counts:
         return f"{self.came_in:,} in, {self.went_out:,} out{refused}"
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What one stage of a run read and wrote; written last, so its presence means done.
-
-    `kept_at` is where the outputs are where this is a copy, made for another worker. `erased` says
-    what was taken out of inputs and outputs since, and their digests of before.
-    """
-
-    stage: str
-    outcome: Literal["done", "waiting", "refused"]
-    summary: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-    counts: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
-    seconds: float
-    finished_at: str
-    kept_at: str = ""
-    erased: Sequence[Mapping[str, Any]] = field(default_factory=list)
-
-
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -170,34 +148,3 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into a stage's folder, atomically."""
-    write_atomically(folder / "manifest.json", json.dumps(asdict(manifest), indent=2, default=str))
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The stage's manifest if it is whole and every output is as it was written, else None.
-
-    Outputs that are kept elsewhere are looked at when they are fetched.
-    """
-    manifest = stated_manifest(folder)
-    if manifest is None:
-        return None
-    intact = bool(manifest.kept_at) or all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest
-        for name, digest in manifest.outputs.items()
-    )
-    return manifest if intact else None
-
-
-def stated_manifest(folder: Path) -> Manifest | None:
-    """The stage's manifest if it is whole, whatever became of the outputs; else None."""
-    file = folder / "manifest.json"
-    if not file.is_file():
-        return None
-    try:
-        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        return None

@@ -22,8 +22,9 @@ from reactune.canary.rollout import Holdback, Silence, first_share, judge_silenc
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config, deciding, without_passwords
 from reactune.errors import CanaryError
-from reactune.records import Manifest, Rollout, Verdict, read_manifest, write_atomically
+from reactune.records import Rollout, Verdict, write_atomically
 from reactune.runs.folders import StageResult, find_run, new_run, run_stage
+from reactune.runs.manifest import Manifest, read_manifest
 from reactune.runs.remote import RunRoot, pull, push, run_root
 from reactune.store import queries
 from reactune.store.database import reading

@@ -17,7 +17,8 @@ from reactune.erasure import requests
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids
 from reactune.records import Rollout
-from reactune.runs.folders import all_runs, ending, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import ending, manifests
 from reactune.runs.remote import pull, run_root
 from reactune.store.database import reading
 

@@ -14,9 +14,10 @@ from reactune.config.settings import Config, without_passwords
 from reactune.data.dataset.exports import EXAMPLES
 from reactune.evaluate.gate import Estimate, GateReport
 from reactune.pages import plots
-from reactune.records import Counts, read_manifest, write_atomically
+from reactune.records import Counts, write_atomically
 from reactune.release.registry import Record
-from reactune.runs.folders import all_runs, manifests, new_run, run_id_at
+from reactune.runs.folders import all_runs, new_run, run_id_at
+from reactune.runs.manifest import manifests, read_manifest
 from reactune.runs.remote import fetch, push, run_root
 from reactune.train.trainer import Trained, read_log
 

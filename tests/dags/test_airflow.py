@@ -21,7 +21,8 @@ from airflow_fixtures import (
 from loop_fixtures import SECRET, copy_of_trained, expose, install, reactions, take_in
 from reactune import deployment
 from reactune.records import STAGES
-from reactune.runs.folders import all_runs, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import manifests
 from reactune.store import schema
 from reactune.store.database import open_store, writing
 

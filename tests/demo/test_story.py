@@ -20,7 +20,8 @@ from reactune.errors import ConfigError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import user_key
-from reactune.runs.folders import all_runs, ending
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import ending
 from reactune.service.state import close_service
 from reactune.store.database import create_store
 from serving_fixtures import ModelServer, service_of, set_champion

@@ -39,9 +39,9 @@ from reactune.erasure.runs import Targets, rows_to_go, take_out
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import aliases
-from reactune.records import read_manifest
 from reactune.runs.amend import keep_out_others
-from reactune.runs.folders import all_runs, ending, unfinished_run
+from reactune.runs.folders import all_runs, unfinished_run
+from reactune.runs.manifest import ending, read_manifest
 from reactune.runs.remote import HERE, RunRoot, pull
 from reactune.status import erasure_lines, key_lines
 from reactune.store import queries

@@ -16,9 +16,8 @@ from reactune import deployment
 from reactune.erasure import erase as erasing
 from reactune.erasure import requests
 from reactune.erasure.verify import verify
-from reactune.records import read_manifest
-from reactune.runs.amend import stated_manifests
 from reactune.runs.folders import all_runs
+from reactune.runs.manifest import read_manifest, recorded_manifests
 from reactune.store.database import reading
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
@@ -106,7 +105,7 @@ def check_all_is_clean(config):
     root = Path(config.run_url.removeprefix("file://")) if config.run_url else config.run_root
     for run in (whole, ended):
         assert not list((root / run.name).rglob(".erasing*"))
-    stated = stated_manifests(whole)
+    stated = recorded_manifests(whole)
     assert list(stated) == ["extract", "dataset", "train", *list(stated)[3:]]
     for stage, manifest in stated.items():
         assert read_manifest(whole / stage) == manifest, f"{stage} is not as it says"
@@ -114,7 +113,7 @@ def check_all_is_clean(config):
     assert stated["dataset"].inputs == {"extract/labelled.parquet": digest}
     for manifest in (stated["extract"], stated["dataset"], stated["train"]):
         assert [each["rows"] for each in manifest.erased] == [7]
-    assert {name: each.outcome for name, each in stated_manifests(ended).items()} == {
+    assert {name: each.outcome for name, each in recorded_manifests(ended).items()} == {
         "extract": "refused"
     }
     with deployment.database(config) as engine, reading(engine) as connection:

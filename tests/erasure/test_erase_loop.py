@@ -21,7 +21,8 @@ from reactune.erasure.verify import verify
 from reactune.errors import CanaryError
 from reactune.privacy.consent import refuse_training
 from reactune.privacy.hashing import Keyring, user_key
-from reactune.runs.folders import all_runs, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import manifests
 from reactune.runs.remote import RunRoot, reach
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.release.ollama import Ollama
 from reactune.release.runtimes import connect
-from reactune.runs.folders import all_runs, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import manifests
 from reactune.service import state, tips
 from reactune.store.database import open_store
 from reactune.store.queries import current_rollout

@@ -9,14 +9,13 @@ import pytest
 from reactune.errors import DataError
 from reactune.runs.folders import (
     StageResult,
-    ending,
     find_run,
-    manifests,
     new_run,
     run_id_at,
     run_stage,
     unfinished_run,
 )
+from reactune.runs.manifest import ending, manifests
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -15,7 +15,8 @@ import pytest
 from reactune.config.settings import load
 from reactune.errors import ConfigError, DataError
 from reactune.records import ModelVersion, sha256_of
-from reactune.runs.folders import StageResult, all_runs, ending, manifests, new_run, run_stage
+from reactune.runs.folders import StageResult, all_runs, new_run, run_stage
+from reactune.runs.manifest import ending, manifests
 from reactune.runs.remote import (
     HERE,
     RunRoot,

@@ -20,7 +20,7 @@ from reactune.config.settings import load
 from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.records import STAGES
-from reactune.runs.folders import manifests
+from reactune.runs.manifest import manifests
 from reactune.runs.remote import RunRoot, reach
 from server_fixtures import free_port
 

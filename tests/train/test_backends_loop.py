@@ -11,7 +11,8 @@ from reactune import pipeline
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.release.runtimes import connect
-from reactune.runs.folders import all_runs, manifests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import manifests
 from reactune.service import state
 from reactune.service import tips as serving
 from reactune.store.database import open_store

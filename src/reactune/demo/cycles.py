@@ -27,7 +27,7 @@ from reactune.demo.audience import (
 from reactune.pages import plots
 from reactune.pages.report import Page, Section, write_report
 from reactune.records import Rollout
-from reactune.runs.folders import manifests
+from reactune.runs.manifest import manifests
 from reactune.store.database import reading
 from reactune.store.schema import tip_scores
 from reactune.tracking import gate_table

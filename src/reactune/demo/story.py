@@ -28,9 +28,10 @@ from reactune.errors import CanaryError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
 from reactune.privacy.hashing import load_key
-from reactune.records import STAGES, Manifest, Rollout
+from reactune.records import STAGES, Rollout
 from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
+from reactune.runs.manifest import Manifest
 from reactune.runs.remote import run_root
 from reactune.service import answers, state, tips
 

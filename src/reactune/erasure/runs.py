@@ -40,15 +40,14 @@ from reactune.runs.amend import (
     amend,
     bring,
     end_refused,
-    is_ended,
     keep_out_others,
-    outputs_of,
     remove_files,
     remove_run,
     unlike_stated,
     unstated,
 )
 from reactune.runs.folders import all_runs
+from reactune.runs.manifest import is_ended, recorded_outputs
 from reactune.runs.remote import RunRoot
 from reactune.store import queries
 from reactune.store.database import reading, writing
@@ -252,7 +251,7 @@ def _clear_run(
         _note(config, engine, run, rows, keyring, ids)
         notes = [_note_of(each, run) for each in erasures_of(engine, ids) if run.name in each.runs]
         if is_ended(run):
-            bring(root, run, unlike_stated(run, outputs_of(run, DATA_STAGES)))
+            bring(root, run, unlike_stated(run, recorded_outputs(run, DATA_STAGES)))
             take_out(run, targets, note="\n".join(map(_card_line, notes)))
             amend(root, run, notes)
         else:

@@ -20,7 +20,8 @@ from reactune.evaluate.gate import Estimate, score_rows
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
-from reactune.runs.folders import find_run, manifests
+from reactune.runs.folders import find_run
+from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
 Floats = npt.NDArray[np.float64]

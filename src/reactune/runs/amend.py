@@ -12,21 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from reactune.records import (
-    STAGES,
-    Manifest,
-    sha256_of,
-    stated_manifest,
-    write_atomically,
-    write_manifest,
-)
+from reactune.records import STAGES, sha256_of, write_atomically
 from reactune.runs.folders import lock, versions
 from reactune.runs.locks import lease
+from reactune.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    recorded_manifests,
+    recorded_outputs,
+    write_manifest,
+)
 from reactune.runs.remote import ERASED, RunRoot, forget_manifest, push, reach
 
 DATA_STAGES = ("extract", "dataset")
 """Stages whose outputs say what people did."""
-MANIFEST = "manifest.json"
 
 Note = Mapping[str, Any]
 """What a manifest says of one erasure: its id, when, and how many rows went."""
@@ -48,29 +47,6 @@ def keep_out_others(root: RunRoot, run: Path, stages: Iterable[str]) -> Iterator
         yield
 
 
-def stated_manifests(run: Path) -> dict[str, Manifest]:
-    """The manifests of a run by stage, whatever became of the files that they name."""
-    found = {stage: stated_manifest(run / stage) for stage in STAGES}
-    return {stage: manifest for stage, manifest in found.items() if manifest}
-
-
-def is_ended(run: Path) -> bool:
-    """Whether the run was deployed, waits or was refused, whatever became of its files."""
-    stated = stated_manifests(run)
-    return STAGES[-1] in stated or any(each.outcome != "done" for each in stated.values())
-
-
-def outputs_of(run: Path, stages: Iterable[str]) -> dict[str, str]:
-    """The files that the manifests of these stages name, from the run's folder, with digests."""
-    stated = stated_manifests(run)
-    return {
-        f"{stage}/{name}": digest
-        for stage in stages
-        if stage in stated
-        for name, digest in stated[stage].outputs.items()
-    }
-
-
 def bring(root: RunRoot, run: Path, names: Iterable[str]) -> None:
     """Make files of a run here what they are at the URL, whatever the manifests say.
 
@@ -90,7 +66,7 @@ def bring(root: RunRoot, run: Path, names: Iterable[str]) -> None:
 
 def unlike_stated(run: Path, names: Iterable[str]) -> list[str]:
     """Which of the outputs are not here as their manifest states them."""
-    stated = outputs_of(run, STAGES)
+    stated = recorded_outputs(run, STAGES)
     return [
         name
         for name in names
@@ -104,7 +80,7 @@ def unstated(root: RunRoot, run: Path) -> list[str]:
     Raises:
         DataError: the URL does not answer.
     """
-    stated = outputs_of(run, DATA_STAGES)
+    stated = recorded_outputs(run, DATA_STAGES)
     return [
         name
         for name in all_files(root, run)
@@ -153,12 +129,12 @@ def amend(root: RunRoot, run: Path, notes: Sequence[Note]) -> None:
     """
     now = {
         name: sha256_of(run / name) if (run / name).is_file() else digest
-        for name, digest in outputs_of(run, DATA_STAGES).items()
+        for name, digest in recorded_outputs(run, DATA_STAGES).items()
     }
     for stage in DATA_STAGES:
         changed = [name for name in unlike_stated(run, now) if name.startswith(f"{stage}/")]
         push(root, run / stage, [name.removeprefix(f"{stage}/") for name in changed])
-    for stage, manifest in stated_manifests(run).items():
+    for stage, manifest in recorded_manifests(run).items():
         amended = _amended(manifest, now, notes)
         if amended != manifest:
             write_manifest(run / stage, amended)
@@ -172,7 +148,7 @@ def end_refused(root: RunRoot, run: Path, notes: Sequence[Note], *, why: str) ->
     Raises:
         DataError: the URL does not answer.
     """
-    first = stated_manifests(run).get(STAGES[0])
+    first = recorded_manifests(run).get(STAGES[0])
     made = all_files(root, run)
     for stage in reversed(STAGES[1:]):
         forget_manifest(root, run / stage)

@@ -15,22 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reactune import __version__
 from reactune.errors import DataError
-from reactune.records import (
-    STAGES,
-    Manifest,
-    read_manifest,
-    sha256_of,
-    write_atomically,
-    write_manifest,
-)
+from reactune.records import sha256_of, write_atomically
 from reactune.runs.locks import lease
+from reactune.runs.manifest import Manifest, Outcome, ending, read_manifest, write_manifest
 from reactune.runs.remote import HERE, RunRoot, digest_of, fetch, forget_manifest, pull, push
 
-Outcome = Literal["done", "waiting", "refused"]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-z]{1,16}")
 PACKAGES = ("torch", "transformers", "trl", "peft", "mlflow", "ibis-framework", "pyarrow", "gguf")
 
@@ -83,20 +76,6 @@ def find_run(root: Path, run_id: str) -> Path:
         known = ", ".join(path.name for path in all_runs(root)[-5:]) or "none yet"
         raise DataError(f"no run {run_id!r} in {root}; the latest: {known}")
     return run
-
-
-def manifests(run: Path) -> dict[str, Manifest]:
-    """The valid manifests of a run, by stage, in the order of the stages."""
-    found = ((stage, read_manifest(run / stage)) for stage in STAGES)
-    return {stage: manifest for stage, manifest in found if manifest}
-
-
-def ending(run: Path) -> Manifest | None:
-    """The manifest that ended the run: deployed, waiting or refused; None while it is open."""
-    for manifest in manifests(run).values():
-        if manifest.outcome != "done" or manifest.stage == STAGES[-1]:
-            return manifest
-    return None
 
 
 def unfinished_run(root: Path) -> Path | None:

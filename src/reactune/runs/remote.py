@@ -16,7 +16,8 @@ from typing import Any
 
 from reactune.config.settings import Config, hide_passwords
 from reactune.errors import ConfigError, DataError
-from reactune.records import ModelVersion, read_manifest, sha256_of, write_atomically
+from reactune.records import ModelVersion, sha256_of, write_atomically
+from reactune.runs.manifest import read_manifest
 
 RECORDS = re.compile(r"[\w-]+/(config|erased|[\w-]+/manifest)\.json")
 ERASED = "erased.json"
