@@ -20,8 +20,6 @@ from reactune.demo.audience import (
     earned,
     expected_harm,
     expected_reward,
-    is_negative,
-    is_positive,
     load_audience,
     most_popular_tip,
     shortest_tip,
@@ -44,6 +42,7 @@ from reactune.errors import ConfigError, DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import Completion, ModelVersion, Sampling
+from reactune.store.labels import label_rule
 
 LABELS = LabelConfig()
 WORLD = situations(1_200, seed=5)
@@ -180,6 +179,12 @@ def test_a_tip_wears_off_for_those_who_saw_it_and_for_their_neighbours_only():
     assert earn() < 0.2 * fresh
 
 
+def label_of(response, labels):
+    """Whether a response to a model's tip is a positive, and whether it is a negative."""
+    rule, reaction = label_rule(labels), (response.reaction, response.dwell_ms)
+    return rule.positive.includes(*reaction), rule.negative.includes(*reaction)
+
+
 def test_reactions_come_as_often_as_the_stated_probabilities():
     audience, labels = town(), LABELS
     expected, happened = [], []
@@ -189,7 +194,7 @@ def test_reactions_come_as_often_as_the_stated_probabilities():
             (expected_reward(audience, visit, tip), expected_harm(audience, visit, tip))
         )
         response = audience.react(visit, tip)
-        happened.append((is_positive(response, labels), is_negative(response, labels)))
+        happened.append(label_of(response, labels))
     for stated, seen in zip(zip(*expected, strict=True), zip(*happened, strict=True), strict=True):
         spread = sum(share * (1 - share) for share in stated) ** 0.5
         assert abs(sum(seen) - sum(stated)) < 4 * spread
@@ -283,7 +288,7 @@ def test_the_base_model_pleases_some_and_repeating_one_tip_pleases_fewer():
     past = Town(1)
     shown = [(visit, tip_of(visit)) for day in range(9) for visit in past.visits(day)]
     history = [
-        Shown(visit.kind, tip, is_positive(past.react(visit, tip), LABELS)) for visit, tip in shown
+        Shown(visit.kind, tip, label_of(past.react(visit, tip), LABELS)[0]) for visit, tip in shown
     ]
     assert sum(each.is_positive for each in history) > 500
     visits = Town(1).visits(0) + Town(1).visits(1)

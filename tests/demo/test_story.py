@@ -13,7 +13,7 @@ from reactune.canary.compare import compare, decide
 from reactune.canary.routing import route, unit_key
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.config.settings import load
-from reactune.demo.audience import Town, is_negative, is_positive
+from reactune.demo.audience import Town
 from reactune.demo.pool import PooledRuntime, read_pool
 from reactune.demo.story import Clock, Stage, is_worth_a_run, live_through, play_history, run_demo
 from reactune.errors import ConfigError
@@ -24,6 +24,7 @@ from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending
 from reactune.service.state import close_service
 from reactune.store.database import create_store
+from reactune.store.labels import label_rule
 from serving_fixtures import ModelServer, service_of, set_champion
 
 TIP = "Take a short walk, then call Anna."
@@ -141,7 +142,7 @@ def verdict_of_chance(seed, *, help_challenger=False):
     `help_challenger` makes its quick dismissals positives, to see that a verdict is possible.
     """
     town = Town(seed, "none", users=USERS)
-    labels = LabelConfig()
+    rule = label_rule(LabelConfig())
     units = {}
     for day in range(DAYS):
         for visit in town.visits(day):
@@ -153,8 +154,9 @@ def verdict_of_chance(seed, *, help_challenger=False):
             )
             arm = route(key, salt=f"salt {seed}", share=SETTINGS.share)
             response = town.react(visit, TIP)
-            liked = is_positive(response, labels)
-            quick = is_negative(response, labels)
+            reaction = response.reaction, response.dwell_ms
+            liked = rule.positive.includes(*reaction)
+            quick = rule.negative.includes(*reaction)
             if help_challenger and arm == "challenger" and quick:
                 liked, quick = True, False
             unit = units.setdefault(key, [arm == "challenger", 0, 0, 0])

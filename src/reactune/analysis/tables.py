@@ -5,7 +5,7 @@ What they add up to is for `trials.py`.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from reactune.config.sections import LabelConfig
 from reactune.data.readers import Line, check_readable, read
 from reactune.errors import DataError
+from reactune.store.labels import label_rule
 
 MAX_LINE_BYTES = 16 * 2**20
 
@@ -118,11 +119,13 @@ def _counts(
             raise DataError(f"{file}, line {line.number}: {positives} positives of {tips} tips")
         return tips, positives
     tips = _count(file, line, values, columns.count) if columns.count else 1
-    is_positive = str(value_of(values, columns.reaction)) in positive
+    reaction = str(value_of(values, columns.reaction))
+    is_positive = reaction in positive
     if columns.dwell and is_positive:
-        low, high = labels.positive_dwell_ms
         is_known = value_of(values, columns.dwell) is not None
-        is_positive = is_known and low <= _number(file, line, values, columns.dwell) <= high
+        dwell_ms = _number(file, line, values, columns.dwell) if is_known else None
+        evidence = replace(label_rule(labels).positive, reactions=positive)
+        is_positive = evidence.includes(reaction, dwell_ms)
     return tips, tips if is_positive else 0
 
 

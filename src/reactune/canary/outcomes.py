@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from reactune.config.sections import CanaryConfig, LabelConfig
+from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 
 Booleans = NDArray[np.bool_]
@@ -172,11 +173,12 @@ def _closed_tips(
         partition_by=(row.arm, row.kind), order_by=in_time
     )
     on_challenger = row.arm == "challenger"
-    is_quick = sa.and_(row.reaction == "dismiss", row.dwell_ms < labels.negative_dwell_below_ms)
+    rule = label_rule(labels)
     marks = {
         "challenger": on_challenger,
-        "positives": is_positive(labels),
-        "quick_dismissals": is_quick,
+        "positives": rule.positive_condition(),
+        # From whatever source: a stored tip that annoys counts as well.
+        "quick_dismissals": rule.negative.condition(),
         "snoozes": row.reaction == "snooze",
         "slow": row.answer_ms > settings.slow_ms,
         "repeats": sa.and_(row.tip_content == text_before, row.tip_content != ""),
@@ -209,11 +211,12 @@ def _history(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Selec
     here = sa.and_(row.rollout_id == rollout_id, row.shown_at <= closed)
     began = sa.select(sa.func.min(row.shown_at)).where(here).scalar_subquery()
     people = sa.select(row.user_key).where(here)
+    is_positive = label_rule(labels).positive_condition()
     return (
         sa.select(
             row.user_key,
             sa.func.count().label("tips"),
-            sa.func.sum(sa.case((is_positive(labels), 1), else_=0)).label("positives"),
+            sa.func.sum(sa.case((is_positive, 1), else_=0)).label("positives"),
         )
         .where(
             row.user_key.in_(people),
@@ -222,14 +225,4 @@ def _history(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Selec
             sa.or_(row.rollout_id.is_(None), row.rollout_id != rollout_id),
         )
         .group_by(row.user_key)
-    )
-
-
-def is_positive(labels: LabelConfig) -> sa.ColumnElement[bool]:
-    """The label rule's positive, as a condition on a row of `tip_scores`."""
-    row = tip_scores.c
-    return sa.and_(
-        row.source == labels.source,
-        row.reaction == "done",
-        row.dwell_ms.between(*labels.positive_dwell_ms),
     )

@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from scipy.optimize import brentq
 
-from reactune.canary.outcomes import Counts, earlier_by_person, is_positive
+from reactune.canary.outcomes import Counts, earlier_by_person
 from reactune.canary.sequential import (
     PROMOTION,
     PROSPECT_END,
@@ -28,6 +28,7 @@ from reactune.canary.sequential import (
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.errors import CanaryError
 from reactune.records import Unit
+from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 
 
@@ -208,12 +209,13 @@ def read_traffic(
         "user": (),
     }
     first = sa.func.min(row.shown_at)
+    is_positive = label_rule(labels).positive_condition()
     query = (
         sa.select(
             row.user_key,
             first.label("first_shown_at"),
             sa.func.count().label("tips"),
-            sa.func.sum(sa.case((is_positive(labels), 1), else_=0)).label("positives"),
+            sa.func.sum(sa.case((is_positive, 1), else_=0)).label("positives"),
         )
         .where(row.source == labels.source, row.shown_at > since, row.shown_at <= closed)
         .group_by(row.user_key, *unit[settings.unit])

@@ -18,6 +18,7 @@ from reactune.demo.preferences import WORD, plain_text, read, stem
 from reactune.demo.situations import TASKS, Situation, Value
 from reactune.errors import ConfigError
 from reactune.records import Reaction
+from reactune.store.labels import label_rule
 
 TASTES = ("default", "none")
 USERS = 400
@@ -269,6 +270,7 @@ def earned(
     The built-in audience states its probabilities, so its numbers have no noise of reactions;
     another one is asked to react, once.
     """
+    rule = label_rule(labels)
     rewards: list[float] = []
     harms: list[float] = []
     for visit, tip in shown:
@@ -278,30 +280,14 @@ def earned(
             audience.remember(visit, tip)
         else:
             response = audience.react(visit, tip)
-            rewards.append(float(is_positive(response, labels)))
-            harms.append(float(is_negative(response, labels)))
+            reaction = response.reaction, response.dwell_ms
+            rewards.append(float(rule.positive.includes(*reaction)))
+            harms.append(float(rule.negative.includes(*reaction)))
     count = len(rewards)
     return Earned(
         reward=sum(rewards) / count if count else 0.0,
         harm=sum(harms) / count if count else 0.0,
         tips=count,
-    )
-
-
-def is_positive(response: Response, labels: LabelConfig) -> bool:
-    """The label rule for a reaction to a model's tip: evidence that it was liked."""
-    low, high = labels.positive_dwell_ms
-    dwell = response.dwell_ms
-    return response.reaction == "done" and dwell is not None and low <= dwell <= high
-
-
-def is_negative(response: Response, labels: LabelConfig) -> bool:
-    """The label rule for a reaction to a model's tip: evidence that it was not."""
-    dwell = response.dwell_ms
-    return (
-        response.reaction == "dismiss"
-        and dwell is not None
-        and dwell < labels.negative_dwell_below_ms
     )
 
 

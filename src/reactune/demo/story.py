@@ -21,7 +21,7 @@ from reactune import deployment, pipeline, review
 from reactune.config.settings import Config
 from reactune.data.labels.scores import daily_counts
 from reactune.data.labels.sources import open_scores
-from reactune.demo.audience import Audience, Response, Shown, Visit, is_positive, load_audience
+from reactune.demo.audience import Audience, Response, Shown, Visit, load_audience
 from reactune.demo.cycles import Told, arms_of, tell
 from reactune.demo.pool import PooledRuntime, digest_of, read_pool, set_up, unused
 from reactune.errors import CanaryError
@@ -34,6 +34,7 @@ from reactune.runs.folders import all_runs
 from reactune.runs.manifest import Manifest
 from reactune.runs.remote import run_root
 from reactune.service import answers, state, tips
+from reactune.store.labels import label_rule
 
 TOWN = "reactune.demo.audience:Town"
 SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates take some
@@ -193,7 +194,8 @@ def side_by_side(
 
 def remembered(config: Config, served: Served) -> Shown:
     """What a policy without a model may know of a tip that was shown."""
-    liked = served.response is not None and is_positive(served.response, config.labels)
+    positive, response = label_rule(config.labels).positive, served.response
+    liked = response is not None and positive.includes(response.reaction, response.dwell_ms)
     return Shown(kind=served.visit.kind, tip=served.text, is_positive=liked)
 
 

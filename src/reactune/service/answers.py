@@ -26,6 +26,7 @@ from reactune.service.events import Silent
 from reactune.service.rollout_watcher import Lineup
 from reactune.service.state import Service
 from reactune.store.database import reading
+from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 
 GuardVerdict = Literal[
@@ -293,8 +294,7 @@ def _good_tips(service: Service, kind: str) -> Sequence[str]:
 
 
 def _liked_tips(service: Service, kind: str, person: str) -> Sequence[str]:
-    row, low_high = tip_scores.c, service.labels.positive_dwell_ms
-    liked = sa.and_(row.reaction == "done", row.dwell_ms.between(*low_high), row.source == "llm")
+    row, liked = tip_scores.c, label_rule(service.labels).positive_condition()
     # Placeholders of another request cannot be filled in, so such a tip is of no use.
     here = sa.and_(row.user_key == person, row.kind == kind, row.tip_content.not_like("%<%"))
     query = sa.select(row.tip_content).where(here, liked).order_by(row.reacted_at.desc())

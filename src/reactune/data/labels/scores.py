@@ -24,6 +24,7 @@ from reactune.data.labels.sources import (
 from reactune.errors import ConfigError, PrivacyError
 from reactune.privacy.hashing import Key, user_key
 from reactune.records import Counts
+from reactune.store.labels import Evidence, LabelRule, label_rule
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,8 +71,9 @@ def label(scores: Scores, labels: LabelConfig) -> "Table":
     of a user whose newest row says so, whether `[source] where` keeps that one or not.
     """
     # Who may be learned from comes last, so that only evidence is looked up.
-    kept = scores.chosen.filter([*_evidence(scores, labels).values(), _is_allowed(scores)])
-    return kept.mutate(label=_is_positive(kept, labels))
+    rule = label_rule(labels)
+    kept = scores.chosen.filter([*_evidence(scores, rule).values(), _is_allowed(scores)])
+    return kept.mutate(label=_includes(rule.positive, kept))
 
 
 def read_scores(
@@ -115,7 +117,7 @@ def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     rows are read.
     """
     scores, table = opened.scores, opened.scores.chosen
-    rules = _evidence(scores, labels)
+    rules = _evidence(scores, label_rule(labels))
     left = {"rows": table.count()}
     kept = None
     for number, rule in enumerate(rules.values()):
@@ -206,20 +208,22 @@ def _whole_numbers(answers: Answers, expression: "Table") -> list[int]:
     return [int(str(number)) for number in result.values()]
 
 
-def _is_positive(table: "Table", labels: LabelConfig) -> "BooleanValue":
-    low, high = labels.positive_dwell_ms
-    return (table.reaction == "done") & table.dwell_ms.between(low, high)
+def _includes(evidence: Evidence, table: "Table") -> "BooleanValue":
+    """`Evidence.includes` as an expression of Ibis."""
+    within = table.dwell_ms.between(evidence.min_dwell_ms, evidence.max_dwell_ms)
+    return table.reaction.isin(sorted(evidence.reactions)) & within
 
 
-def _evidence(scores: Scores, labels: LabelConfig) -> dict[str, "BooleanValue"]:
-    """What a row must be to say something, by the reason for which it is left out if it is not."""
+def _evidence(scores: Scores, rule: LabelRule) -> dict[str, "BooleanValue"]:
+    """What a row must meet to be labelled, by the reason for which it is left out if it does not.
+
+    The reasons together are `LabelRule.is_positive` or `is_negative` of a tip that was shown.
+    """
     table = scores.chosen
-    quick = (table.dwell_ms >= 0) & (table.dwell_ms < labels.negative_dwell_below_ms)
-    is_negative = (table.reaction == "dismiss") & quick
     return {
-        "from another source": table.source == labels.source,
+        "from another source": table.source == rule.source,
         "never shown": table.shown_at.notnull(),
-        "no evidence": _is_positive(table, labels) | is_negative,
+        "no evidence": _includes(rule.positive, table) | _includes(rule.negative, table),
     }
 
 
