@@ -16,7 +16,7 @@ from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import Key, user_key
-from reactune.records import Completion, ModelVersion
+from reactune.records import Completion, ModelVersion, Reason
 from reactune.service.state import open_service
 from reactune.store.database import writing
 from reactune.store.queries import add_model_version
@@ -133,11 +133,11 @@ def set_challenger(engine, model=None, *, share=0.5, unit="user_day"):
 
 
 def roll_back(engine, opened, now=NOON):
-    return rollout.roll_back(engine, opened, actor="hand", reason="test", numbers={}, now=now)
+    return rollout.roll_back(engine, opened, Reason("hand", "test", {}, now))
 
 
 def promote(engine, opened, now=NOON):
-    return rollout.promote(engine, opened, actor="hand", reason="test", numbers={}, now=now)
+    return rollout.promote(engine, opened, Reason("hand", "test", {}, now))
 
 
 def service_of(engine, chat, server, *, settings=QUICK, clock=lambda: NOON, **more):

@@ -204,7 +204,7 @@ def test_somebody_may_roll_back_by_hand(on_trial):
 def test_before_anything_is_live_a_review_says_what_to_do(tmp_path):
     config = install(tmp_path)
     for act in (review.review, review.promote, review.roll_back):
-        with pytest.raises(CanaryError, match="nothing is live yet; `reactune deploy`"):
+        with pytest.raises(CanaryError, match="nothing is live yet; `reactune deploy --base`"):
             act(config, now=NOW)
 
 

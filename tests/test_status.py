@@ -25,7 +25,7 @@ def facts(config, now=TODAY):
 
 def test_before_anything_happened_it_says_how_to_begin(tmp_path):
     assert facts(install(tmp_path)) == {
-        "live": "nothing yet; `reactune deploy` makes the base model champion",
+        "live": "nothing is live yet; `reactune deploy --base` makes the base model champion",
         "examples": "0 positives and 0 negatives before duplicates and caps; a training needs "
         "40 + 40 after them",
         "forecast": "no labelled tips lately: at this rate never",

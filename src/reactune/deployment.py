@@ -44,6 +44,16 @@ def current(config: Config) -> Rollout | None:
         return queries.current_rollout(connection)
 
 
+def live(config: Config) -> Rollout:
+    """The rollout that is live.
+
+    Raises:
+        CanaryError: nothing is live yet.
+    """
+    with database(config) as engine, reading(engine) as connection:
+        return queries.live_rollout(connection)
+
+
 def versions(config: Config) -> tuple[ModelVersion, ...]:
     """Every registered version, oldest first, with its files where they lie or will be fetched."""
     root = run_root(config)

@@ -18,6 +18,7 @@ Arm = Literal["champion", "challenger"]
 Phase = Literal["idle", "shadow", "canary", "ramp", "holdback", "closed"]
 Unit = Literal["tip", "user_day", "user"]
 Verdict = Literal["promote", "roll back", "wait"]
+Actor = Literal["review", "hand"]
 STAGES = ("extract", "dataset", "train", "evaluate", "export", "register", "deploy")
 REVIEW_STEPS = ("compare", "decide", "promote", "rollback", "wait")
 
@@ -111,6 +112,19 @@ class Rollout:
     planned_units: int
     opened_at: datetime
     share_since: datetime
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a rollout opened, changed, stayed or ended: who decided it, on which numbers, and when.
+
+    `numbers` are plain JSON values; `actor` is `review`, or `hand` for a person.
+    """
+
+    actor: Actor
+    text: str
+    numbers: Mapping[str, Any]
+    now: datetime
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -22,7 +21,7 @@ from reactune.canary.rollout import Holdback, Silence, first_share, judge_silenc
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config, deciding, without_passwords
 from reactune.errors import CanaryError
-from reactune.records import Rollout, Verdict, write_atomically
+from reactune.records import Reason, Rollout, Verdict, write_atomically
 from reactune.runs.folders import StageResult, find_run, new_run, run_stage
 from reactune.runs.manifest import Manifest, read_manifest
 from reactune.runs.remote import RunRoot, pull, push, run_root
@@ -97,7 +96,7 @@ def look(config: Config, *, now: datetime) -> Look:
     Raises:
         CanaryError: nothing is live yet.
     """
-    current = _live(config)
+    current = deployment.live(config)
     if current.challenger is None:
         return Look(current, None)
     with deployment.database(config) as engine, reading(engine) as connection:
@@ -160,17 +159,10 @@ def promote(config: Config, *, now: datetime) -> Review:
     Raises:
         CanaryError: there is no challenger.
     """
-    current = _live(config)
+    current = deployment.live(config)
     with deployment.database(config) as engine:
-        after = rollouts.promote(
-            engine,
-            current,
-            actor="hand",
-            reason="by hand",
-            numbers={},
-            now=now,
-            holdback=_holdback(config.canary, current),
-        )
+        why = Reason("hand", "by hand", {}, now)
+        after = rollouts.promote(engine, current, why, holdback=_holdback(config.canary, current))
     repaired = deployment.repair_projections(config)
     line = f"version {after.champion} is champion now"
     return Review("promote", "; ".join([line, *repaired]), after)
@@ -183,9 +175,8 @@ def roll_back(config: Config, *, now: datetime) -> Review:
         CanaryError: there is no challenger.
     """
     with deployment.database(config) as engine:
-        after = rollouts.roll_back(
-            engine, _live(config), actor="hand", reason="by hand", numbers={}, now=now
-        )
+        why = Reason("hand", "by hand", {}, now)
+        after = rollouts.roll_back(engine, deployment.live(config), why)
     repaired = deployment.repair_projections(config)
     line = f"the challenger is withdrawn, version {after.champion} stays champion"
     return Review("roll back", "; ".join([line, *repaired]), after)
@@ -200,15 +191,14 @@ def _act(
     *,
     now: datetime,
 ) -> Rollout:
-    reason, numbers = decision.reason, decision.numbers
-    if decision.verdict == "wait" and share is None:
-        return rollouts.note_wait(engine, seen, reason=reason, numbers=numbers, now=now)
-    why: dict[str, Any] = {"actor": "review", "reason": reason, "numbers": numbers, "now": now}
+    why = Reason("review", decision.reason, decision.numbers, now)
     if decision.verdict == "promote":
-        return rollouts.promote(engine, seen, holdback=_holdback(settings, seen), **why)
+        return rollouts.promote(engine, seen, why, holdback=_holdback(settings, seen))
+    if decision.verdict == "roll back":
+        return rollouts.roll_back(engine, seen, why)
     if share is None:
-        return rollouts.roll_back(engine, seen, **why)
-    return rollouts.set_share(engine, seen, share, **why)
+        return rollouts.record_wait(engine, seen, why)
+    return rollouts.set_share(engine, seen, share, why=why)
 
 
 def _share_after(settings: CanaryConfig, seen: Look, decision: Decision) -> float | None:
@@ -231,13 +221,6 @@ def _comparison_of(seen: Look) -> Comparison:
     if seen.comparison is None:
         raise CanaryError(f"{seen.line()}: there is nothing to decide")
     return seen.comparison
-
-
-def _live(config: Config) -> Rollout:
-    current = deployment.current(config)
-    if current is None:
-        raise CanaryError("nothing is live yet; `reactune deploy` makes the base model champion")
-    return current
 
 
 LOOK, DECISION = "compare/look.json", "decide/decision.json"

@@ -21,6 +21,7 @@ from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 from reactune.runs.remote import pull, run_root
 from reactune.store.database import reading
+from reactune.store.queries import NOTHING_LIVE
 
 
 def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -39,7 +40,7 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
     """What answers now, at what share, and when that will be decided."""
     rollout = deployment.current(config)
     if rollout is None:
-        return ["live      nothing yet; `reactune deploy` makes the base model champion"]
+        return [f"live      {NOTHING_LIVE}"]
     names = {model.version: model.name for model in deployment.versions(config)}
     line = f"live      champion {names[rollout.champion]}"
     if rollout.challenger is not None:

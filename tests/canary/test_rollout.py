@@ -9,15 +9,15 @@ import sqlalchemy as sa
 
 from reactune.canary.rollout import (
     bootstrap_champion,
-    note_wait,
     open_rollout,
     promote,
+    record_wait,
     roll_back,
     set_share,
 )
 from reactune.config.sections import CanaryConfig
 from reactune.errors import CanaryError
-from reactune.records import ModelVersion
+from reactune.records import ModelVersion, Reason
 from reactune.store.database import writing
 from reactune.store.queries import add_model_version, current_rollout
 from reactune.store.schema import decisions, rollouts
@@ -28,7 +28,7 @@ BASE = ModelVersion(
     version=1, name="tip-generator:v1", run_id="base", gguf=Path("/m/1.gguf"), sha256="ab" * 32,
     prompt_folder=Path("/m/prompt"), base="smollm2-135m-instruct", quantisation="q8_0",
 )  # fmt: skip
-WHY = {"actor": "review", "reason": "because", "numbers": {"low": 0.01, "high": None}}
+WHY = Reason("review", "because", {"low": 0.01, "high": None}, NOON)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_rollout_for_another_challenger_waits_for_the_open_one(canary):
 
 
 def test_without_a_champion_no_rollout_opens(models):
-    with pytest.raises(CanaryError, match="no champion"):
+    with pytest.raises(CanaryError, match="nothing is live yet"):
         open_rollout(models, 2, settings=SETTINGS, salt="s", now=NOON)
 
 
@@ -142,7 +142,7 @@ def test_a_rollout_to_nobody_or_everybody_is_refused(models, share):
 def test_promotion_makes_the_challenger_champion_and_keeps_the_numbers(canary):
     opened = live(canary)
     later = NOON + timedelta(days=3)
-    after = promote(canary, opened, now=later, **WHY)
+    after = promote(canary, opened, replace(WHY, now=later))
     assert live(canary) == after
     assert (after.champion, after.challenger, after.phase, after.share) == (2, None, "idle", 0)
     ended = closed_rollouts(canary)[-1]
@@ -158,17 +158,17 @@ def test_promotion_makes_the_challenger_champion_and_keeps_the_numbers(canary):
 
 
 def test_rolling_back_keeps_the_champion(canary):
-    after = roll_back(canary, live(canary), now=NOON, **WHY)
+    after = roll_back(canary, live(canary), WHY)
     assert (after.champion, after.challenger, after.phase) == (1, None, "idle")
     assert live(canary) == after
     assert closed_rollouts(canary)[-1].verdict == "roll back"
 
 
 def test_after_a_verdict_the_next_challenger_may_come_even_in_the_same_second(canary):
-    roll_back(canary, live(canary), now=NOON, **WHY)
+    roll_back(canary, live(canary), WHY)
     opened = open_rollout(canary, 3, settings=SETTINGS, salt="paprika", now=NOON)
     assert (opened.champion, opened.challenger) == (1, 3)
-    promote(canary, opened, now=NOON, **WHY)
+    promote(canary, opened, WHY)
     again = open_rollout(canary, 2, settings=SETTINGS, salt="cumin", now=NOON)
     assert (again.champion, again.challenger) == (3, 2)
 
@@ -176,9 +176,9 @@ def test_after_a_verdict_the_next_challenger_may_come_even_in_the_same_second(ca
 @pytest.mark.parametrize("late", [promote, roll_back])
 def test_a_second_verdict_on_the_same_rollout_changes_nothing(canary, late):
     opened = live(canary)
-    after = promote(canary, opened, now=NOON, **WHY)
+    after = promote(canary, opened, WHY)
     count = len(recorded(canary))
-    assert late(canary, opened, now=NOON + timedelta(hours=1), **WHY) == after
+    assert late(canary, opened, replace(WHY, now=NOON + timedelta(hours=1))) == after
     assert live(canary) == after
     assert len(recorded(canary)) == count
 
@@ -190,7 +190,7 @@ def test_of_many_reviewers_at_once_one_acts_and_all_see_the_same(canary):
 
     def review(act):
         start.wait()
-        seen.append(act(canary, opened, now=NOON, **WHY))
+        seen.append(act(canary, opened, WHY))
 
     threads = [threading.Thread(target=review, args=[act]) for act in (promote, roll_back) * 3]
     for thread in threads:
@@ -203,7 +203,7 @@ def test_of_many_reviewers_at_once_one_acts_and_all_see_the_same(canary):
 
 def test_a_larger_share_starts_the_ramp_and_says_since_when(canary):
     later = NOON + timedelta(days=1)
-    grown = set_share(canary, live(canary), 0.1, now=later, **WHY)
+    grown = set_share(canary, live(canary), 0.1, why=replace(WHY, now=later))
     assert live(canary) == grown
     assert (grown.phase, grown.share, grown.share_since) == ("ramp", 0.1, later)
     assert (grown.salt, grown.opened_at) == ("pepper", NOON)
@@ -212,8 +212,8 @@ def test_a_larger_share_starts_the_ramp_and_says_since_when(canary):
 
 def test_two_reviewers_raise_the_share_once(canary):
     opened = live(canary)
-    grown = set_share(canary, opened, 0.1, now=NOON, **WHY)
-    assert set_share(canary, opened, 0.1, now=NOON + timedelta(hours=1), **WHY) == grown
+    grown = set_share(canary, opened, 0.1, why=WHY)
+    assert set_share(canary, opened, 0.1, why=replace(WHY, now=NOON + timedelta(hours=1))) == grown
     assert live(canary) == grown
     assert len(recorded(canary)) == 3
 
@@ -222,14 +222,14 @@ def test_two_reviewers_raise_the_share_once(canary):
 def test_a_share_that_does_not_grow_or_leaves_no_champion_is_refused(canary, share):
     before = live(canary)
     with pytest.raises(CanaryError, match=f"share = {share}"):
-        set_share(canary, before, share, now=NOON, **WHY)
+        set_share(canary, before, share, why=WHY)
     assert live(canary) == before
 
 
 def test_a_share_is_not_raised_after_the_verdict(canary):
     opened = live(canary)
-    after = roll_back(canary, opened, now=NOON, **WHY)
-    assert set_share(canary, opened, 0.1, now=NOON, **WHY) == after
+    after = roll_back(canary, opened, WHY)
+    assert set_share(canary, opened, 0.1, why=WHY) == after
     assert live(canary).share == 0
 
 
@@ -237,14 +237,14 @@ def test_without_a_challenger_there_is_nothing_to_decide(models):
     first = bootstrap_champion(models, 1, settings=SETTINGS, now=NOON)
     for act in (promote, roll_back):
         with pytest.raises(CanaryError, match="has no challenger"):
-            act(models, first, now=NOON, **WHY)
+            act(models, first, WHY)
     with pytest.raises(CanaryError, match="has no challenger"):
-        set_share(models, first, 0.1, now=NOON, **WHY)
+        set_share(models, first, 0.1, why=WHY)
 
 
 def test_a_review_that_waits_leaves_its_numbers(canary):
     before = live(canary)
-    note_wait(canary, before, reason="undecided", numbers={"units": 7}, now=NOON)
+    record_wait(canary, before, Reason("review", "undecided", {"units": 7}, NOON))
     assert live(canary) == before
     last = recorded(canary)[-1]
     assert (last.verdict, last.reason, last.actor) == ("wait", "undecided", "review")

@@ -14,7 +14,7 @@ from reactune import deployment, review
 from reactune.canary import rollout
 from reactune.canary.rollout import Holdback, Silence, first_share, judge_silence, read_silence
 from reactune.config.sections import CanaryConfig
-from reactune.records import Completion
+from reactune.records import Completion, Reason
 from reactune.service.events import Recorder, Silent
 from reactune.service.state import close_service
 from reactune.service.tips import Asked, give_tip
@@ -192,8 +192,7 @@ def test_a_new_challenger_ends_a_holdback(engine):
     settings = CanaryConfig()
     opened = rollout.open_rollout(engine, 2, settings=settings, salt="a", now=NOON)
     kept = rollout.promote(
-        engine, opened, actor="hand", reason="", numbers={}, now=NOON,
-        holdback=Holdback(0.1, "b"),
+        engine, opened, Reason("hand", "", {}, NOON), holdback=Holdback(0.1, "b"),
     )  # fmt: skip
     assert (kept.champion, kept.challenger, kept.salt) == (2, 1, "b")
     after = rollout.open_rollout(engine, 3, settings=settings, salt="c", now=NOON)

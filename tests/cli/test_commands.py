@@ -263,7 +263,7 @@ def test_status_tells_what_is_missing_for_a_run(call, here):
     assert code == 0
     assert "3 positives and 0 negatives" in out
     assert "500 + 500" in out
-    assert "nothing yet" in out.splitlines()[0]
+    assert "nothing is live yet" in out.splitlines()[0]
 
 
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(call, monkeypatch):

@@ -93,7 +93,7 @@ def test_while_the_rollout_cannot_be_read_decisions_go_on_and_then_leave_the_com
 
 
 def test_before_anything_is_live_there_is_no_router(engine, store_url):
-    with pytest.raises(CanaryError, match="no champion is live yet"):
+    with pytest.raises(CanaryError, match="nothing is live yet"):
         Router.from_store(store_url, key=KEY)
 
 

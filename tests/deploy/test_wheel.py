@@ -135,7 +135,7 @@ def test_without_extras_it_says_its_version_takes_reactions_in_and_names_what_is
     assert "pip install 'reactune[train]'" in trained.stderr
     served = call(programs, tmp_path, "serve")
     assert served.returncode == 1
-    assert "no champion is live yet" in served.stderr
+    assert "nothing is live yet" in served.stderr
 
 
 def test_without_extras_the_service_answers_and_waits_for_its_ollama(programs, tmp_path):

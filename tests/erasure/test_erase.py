@@ -39,6 +39,7 @@ from reactune.erasure.runs import Targets, rows_to_go, take_out
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import aliases
+from reactune.records import Reason
 from reactune.runs.amend import keep_out_others
 from reactune.runs.folders import all_runs, unfinished_run
 from reactune.runs.manifest import ending, read_manifest
@@ -160,7 +161,7 @@ def test_what_was_left_for_a_trial_goes_when_it_ends(tmp_path):
         assert connection.scalar(count) == 2
     from reactune.canary import rollout
 
-    rollout.roll_back(engine, trial, actor="hand", reason="", numbers={}, now=NOW + 2 * DAY)
+    rollout.roll_back(engine, trial, Reason("hand", "", {}, NOW + 2 * DAY))
     with reading(engine) as connection:
         assert connection.scalar(count) == 0
     engine.dispose()

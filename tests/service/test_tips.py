@@ -493,9 +493,9 @@ def test_models_are_published_once_whatever_the_number_of_requests(engine, servi
 
 
 def test_before_anything_is_live_there_is_no_tip(engine, service):
-    with pytest.raises(CanaryError, match="no champion is live yet"):
+    with pytest.raises(CanaryError, match="nothing is live yet"):
         ask(service)
-    with pytest.raises(CanaryError, match="no champion is live yet"):
+    with pytest.raises(CanaryError, match="nothing is live yet"):
         check_ready(service)
 
 

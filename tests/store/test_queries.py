@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 import reactune.store.database
 from reactune.errors import CanaryError, DataError
-from reactune.records import ModelVersion, Rollout
+from reactune.records import ModelVersion, Reason, Rollout
 from reactune.store import database
 from reactune.store.database import create_store, migrate, open_store, writing
 from reactune.store.queries import (
-    Decision,
     add_decision,
     add_model_version,
     all_model_versions,
@@ -61,8 +60,7 @@ CANARY = Rollout(
     share_since=NOON,
 )
 IDLE = replace(CANARY, rollout_id="idle", challenger=None, phase="idle", share=0.0)
-RAMP = Decision("first", NOON, "review", "wait", "no harm at 5 %", {"low": -0.01, "units": 250})
-PROMOTE = replace(RAMP, verdict="promote", reason="better")
+WHY = Reason("review", "no harm at 5 %", {"low": -0.01, "units": 250}, NOON)
 
 
 def score(tip_id="t1", **columns):
@@ -375,18 +373,18 @@ def test_a_ramp_moves_phase_and_share_and_says_why(models):
     moved = replace(CANARY, phase="ramp", share=0.1, share_since=NOON + timedelta(days=1))
     with writing(models) as connection:
         open_rollout(connection, CANARY)
-        update_rollout(connection, replace(moved, salt="another"), decision=RAMP)
+        update_rollout(connection, replace(moved, salt="another"), why=WHY)
     with models.connect() as connection:
         assert current_rollout(connection) == moved
         row = connection.execute(sa.select(decisions)).one()
-    assert row == (1, "first", NOON, "review", "wait", RAMP.reason, '{"low":-0.01,"units":250}')
+    assert row == (1, "first", NOON, "review", "wait", WHY.text, '{"low":-0.01,"units":250}')
 
 
 def test_an_ended_rollout_keeps_its_verdict_and_the_successor_is_live(models):
     successor = replace(IDLE, rollout_id="next", champion=2)
     with writing(models) as connection:
         open_rollout(connection, CANARY)
-        close_rollout(connection, PROMOTE, successor=successor)
+        close_rollout(connection, "first", "promote", why=WHY, successor=successor)
     with models.connect() as connection:
         assert current_rollout(connection) == successor
         ended = connection.execute(sa.select(rollouts).filter_by(rollout_id="first")).one()
@@ -397,11 +395,13 @@ def test_an_ended_rollout_keeps_its_verdict_and_the_successor_is_live(models):
 def test_a_closed_rollout_is_neither_moved_nor_closed_again(models):
     with writing(models) as connection:
         open_rollout(connection, CANARY)
-        close_rollout(connection, PROMOTE, successor=IDLE)
+        close_rollout(connection, "first", "promote", why=WHY, successor=IDLE)
         with pytest.raises(CanaryError, match="first is not open any more"):
-            close_rollout(connection, PROMOTE, successor=replace(IDLE, rollout_id="x"))
+            close_rollout(
+                connection, "first", "promote", why=WHY, successor=replace(IDLE, rollout_id="x")
+            )
         with pytest.raises(CanaryError, match="first is not open any more"):
-            update_rollout(connection, CANARY, decision=RAMP)
+            update_rollout(connection, CANARY, why=WHY)
         assert current_rollout(connection) == IDLE
 
 
@@ -409,7 +409,7 @@ def test_a_change_and_its_record_are_written_together_or_not_at_all(models):
     with writing(models) as connection:
         open_rollout(connection, CANARY)
     with pytest.raises(DataError, match="version 9"), writing(models) as connection:
-        close_rollout(connection, PROMOTE, successor=replace(IDLE, champion=9))
+        close_rollout(connection, "first", "promote", why=WHY, successor=replace(IDLE, champion=9))
     with models.connect() as connection:
         assert current_rollout(connection) == CANARY
         assert connection.execute(sa.select(decisions)).all() == []
@@ -417,7 +417,7 @@ def test_a_change_and_its_record_are_written_together_or_not_at_all(models):
 
 def test_a_decision_is_about_a_rollout_that_exists(models):
     with pytest.raises(sa.exc.IntegrityError), writing(models) as connection:
-        add_decision(connection, RAMP)
+        add_decision(connection, "first", "wait", why=WHY)
 
 
 def test_reviews_at_once_do_not_lose_a_step(models):
@@ -428,7 +428,7 @@ def test_reviews_at_once_do_not_lose_a_step(models):
         for _ in range(5):
             with writing(models) as connection:
                 live = hold_rollout(connection)
-                update_rollout(connection, replace(live, share=live.share + 0.01), decision=RAMP)
+                update_rollout(connection, replace(live, share=live.share + 0.01), why=WHY)
 
     reviews = [threading.Thread(target=ramp) for _ in range(4)]
     for review in reviews:

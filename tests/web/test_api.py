@@ -247,7 +247,7 @@ def test_while_the_database_is_away_people_get_tips_that_count_for_nothing(
 def test_alive_is_not_ready(engine, client, server):
     assert client.get("/healthz").json() == {"status": "alive"}
     answer = client.get("/readyz")
-    assert (answer.status_code, "no champion is live" in answer.json()["error"]) == (503, True)
+    assert (answer.status_code, "nothing is live" in answer.json()["error"]) == (503, True)
     set_champion(engine)
     time.sleep(0.6)
     assert client.get("/readyz").json() == {"status": "ready"}

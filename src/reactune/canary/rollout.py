@@ -3,21 +3,17 @@
 Counts in, a decision out: may people meet it? Whether they like it, only reactions tell.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from reactune.canary.compare import Decision
 from reactune.config.sections import CanaryConfig
 from reactune.errors import CanaryError
-from reactune.records import Phase, Rollout, Verdict
+from reactune.records import Phase, Reason, Rollout, Verdict
 from reactune.store import database, queries
 from reactune.store.schema import silent_answers
-
-Actor = Literal["review", "hand"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ def bootstrap_champion(
             share_since=now,
         )
         queries.open_rollout(connection, first)
-        _record(connection, first, "promote", "first champion", now=now)
+        why = Reason("hand", "first champion", {}, now)
+        queries.add_decision(connection, first.rollout_id, "promote", why=why)
         return first
 
 
@@ -77,9 +74,7 @@ def open_rollout(
     if not 0 < settings.share < 1:
         raise CanaryError(f"canary.share = {settings.share}: a rollout needs people in both arms")
     with database.writing(engine) as connection:
-        live = queries.hold_rollout(connection)
-        if live is None:
-            raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
+        live = _locked(connection)
         if live.challenger == challenger:
             return live
         if live.champion == challenger:
@@ -98,68 +93,42 @@ def open_rollout(
             share_since=now,
         )
         queries.open_rollout(connection, opened)
-        reason = f"opened: {opened.share:.0%} for version {challenger}"
-        _record(connection, opened, "wait", reason, now=now)
+        why = Reason("hand", f"opened: {opened.share:.0%} for version {challenger}", {}, now)
+        queries.add_decision(connection, opened.rollout_id, "wait", why=why)
         return opened
 
 
 def promote(
-    engine: sa.Engine,
-    rollout: Rollout,
-    *,
-    actor: Actor,
-    reason: str,
-    numbers: Mapping[str, Any],
-    now: datetime,
-    holdback: Holdback | None = None,
+    engine: sa.Engine, rollout: Rollout, why: Reason, *, holdback: Holdback | None = None
 ) -> Rollout:
     """End the rollout with its challenger as champion; what is live then is returned.
 
-    With a holdback the former champion goes on as the challenger of a rollout of its own. If
-    somebody else ended it meanwhile, nothing is left to do.
+    With a holdback the former champion goes on as the challenger of a rollout of its own. A
+    rollout that has ended meanwhile is left as it is.
 
     Raises:
         CanaryError: the rollout has no challenger.
     """
     champion = _challenger_of(rollout)
-    decision = queries.Decision(rollout.rollout_id, now, actor, "promote", reason, numbers)
-    return _close(engine, rollout, decision, champion=champion, holdback=holdback)
+    return _close(engine, rollout, "promote", why, champion=champion, holdback=holdback)
 
 
-def roll_back(
-    engine: sa.Engine,
-    rollout: Rollout,
-    *,
-    actor: Actor,
-    reason: str,
-    numbers: Mapping[str, Any],
-    now: datetime,
-) -> Rollout:
+def roll_back(engine: sa.Engine, rollout: Rollout, why: Reason) -> Rollout:
     """End the rollout; the champion stays. What is live then is returned.
 
-    If somebody else ended it meanwhile, nothing is left to do.
+    A rollout that has ended meanwhile is left as it is.
 
     Raises:
         CanaryError: the rollout has no challenger.
     """
     _challenger_of(rollout)
-    decision = queries.Decision(rollout.rollout_id, now, actor, "roll back", reason, numbers)
-    return _close(engine, rollout, decision, champion=rollout.champion)
+    return _close(engine, rollout, "roll back", why, champion=rollout.champion)
 
 
-def set_share(
-    engine: sa.Engine,
-    rollout: Rollout,
-    share: float,
-    *,
-    actor: Actor,
-    reason: str,
-    numbers: Mapping[str, Any],
-    now: datetime,
-) -> Rollout:
-    """Give the challenger a larger share; what is live then is returned.
+def set_share(engine: sa.Engine, rollout: Rollout, share: float, *, why: Reason) -> Rollout:
+    """Raise the challenger's share; what is live then is returned.
 
-    If somebody else moved or ended the rollout meanwhile, nothing is left to do.
+    A rollout that has moved or ended meanwhile is left as it is.
 
     Raises:
         CanaryError: the rollout has no challenger, or the share does not grow or reaches 1.
@@ -167,45 +136,42 @@ def set_share(
     _challenger_of(rollout)
     if not rollout.share < share < 1:
         raise CanaryError(
-            f"share = {share}: give one above {rollout.share} and below 1; a smaller one would "
-            "take people away from the challenger, so roll back instead"
+            f"share = {share}: name one above {rollout.share} and below 1; a smaller one would "
+            "move users away from the challenger, so roll back instead"
         )
-    decision = queries.Decision(rollout.rollout_id, now, actor, "wait", reason, numbers)
     with database.writing(engine) as connection:
-        live = _live(connection)
+        live = _locked(connection)
         if (live.rollout_id, live.share) != (rollout.rollout_id, rollout.share):
             return live
         phase: Phase = "canary" if live.phase == "shadow" else "ramp"
-        grown = replace(live, phase=phase, share=share, share_since=now)
-        queries.update_rollout(connection, grown, decision=decision)
+        grown = replace(live, phase=phase, share=share, share_since=why.now)
+        queries.update_rollout(connection, grown, why=why)
         return grown
 
 
-def note_wait(
-    engine: sa.Engine, rollout: Rollout, *, reason: str, numbers: Mapping[str, Any], now: datetime
-) -> Rollout:
-    """Record that a review changed nothing, with the numbers it saw; what is live is returned.
+def record_wait(engine: sa.Engine, rollout: Rollout, why: Reason) -> Rollout:
+    """Record that a review changed nothing, and on which numbers; what is live is returned.
 
-    If somebody else ended the rollout meanwhile, there is nothing to record.
+    Nothing is recorded for a rollout that has ended meanwhile.
     """
-    decision = queries.Decision(rollout.rollout_id, now, "review", "wait", reason, numbers)
     with database.writing(engine) as connection:
-        live = _live(connection)
+        live = _locked(connection)
         if live.rollout_id == rollout.rollout_id:
-            queries.add_decision(connection, decision)
+            queries.add_decision(connection, live.rollout_id, "wait", why=why)
         return live
 
 
 def _close(
     engine: sa.Engine,
     rollout: Rollout,
-    decision: queries.Decision,
+    verdict: Verdict,
+    why: Reason,
     *,
     champion: int,
     holdback: Holdback | None = None,
 ) -> Rollout:
     with database.writing(engine) as connection:
-        live = _live(connection)
+        live = _locked(connection)
         if live.rollout_id != rollout.rollout_id:
             return live
         successor = replace(
@@ -216,18 +182,17 @@ def _close(
             phase="holdback" if holdback else "idle",
             share=holdback.share if holdback else 0.0,
             salt=holdback.salt if holdback else "",
-            opened_at=decision.at,
-            share_since=decision.at,
+            opened_at=why.now,
+            share_since=why.now,
         )
-        queries.close_rollout(connection, decision, successor=successor)
+        queries.close_rollout(connection, live.rollout_id, verdict, why=why, successor=successor)
         return successor
 
 
-def _live(connection: sa.Connection) -> Rollout:
-    live = queries.hold_rollout(connection)
-    if live is None:
-        raise CanaryError("nothing is live: the rollouts table has no open row; run `reactune run`")
-    return live
+def _locked(connection: sa.Connection) -> Rollout:
+    """What is live, and stays so until the transaction ends."""
+    database.lock(connection, database.ROLLOUT_LOCK)
+    return queries.live_rollout(connection)
 
 
 def _challenger_of(rollout: Rollout) -> int:
@@ -243,14 +208,6 @@ def _check_registered(connection: sa.Connection, version: int) -> None:
     known = [model.version for model in queries.all_model_versions(connection)]
     if version not in known:
         raise CanaryError(f"version {version} is not registered; known versions: {known}")
-
-
-def _record(
-    connection: sa.Connection, rollout: Rollout, verdict: Verdict, reason: str, *, now: datetime
-) -> None:
-    queries.add_decision(
-        connection, queries.Decision(rollout.rollout_id, now, "hand", verdict, reason, {})
-    )
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,7 @@ def rollback(session: Session, at_once: bool) -> None:
 def _stop(config: "Config") -> str:
     # Needs the database alone: it must work where neither MLflow nor a model server does.
     from reactune.canary import rollout
+    from reactune.records import Reason
     from reactune.store.database import opened_store, reading
     from reactune.store.queries import current_rollout
 
@@ -262,9 +263,8 @@ def _stop(config: "Config") -> str:
             live = current_rollout(connection)
         if live is None or live.challenger is None:
             return "no challenger is live: nothing to stop"
-        after = rollout.roll_back(
-            engine, live, actor="hand", reason="stopped", numbers={}, now=datetime.now(UTC)
-        )
+        why = Reason("hand", "stopped", {}, datetime.now(UTC))
+        after = rollout.roll_back(engine, live, why)
     return f"stopped: version {after.champion} answers everybody"
 
 

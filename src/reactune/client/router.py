@@ -115,16 +115,13 @@ class Router:
             PrivacyError: no key was given, and the environment holds none.
         """
         from reactune.store.database import open_store, reading
-        from reactune.store.queries import current_rollout
+        from reactune.store.queries import live_rollout
 
         engine = open_store(url)
 
         def read() -> Rollout:
             with reading(engine) as connection:
-                rollout = current_rollout(connection)
-            if rollout is None:
-                raise CanaryError("no champion is live yet; `reactune deploy --base` sets one")
-            return rollout
+                return live_rollout(connection)
 
         return cls(read, key or _key(), close=engine.dispose, **more)
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from reactune.errors import AwayError, CanaryError, ConfigError, DataError, ReleaseError
 from reactune.records import ModelVersion, Rollout, Runtime
 from reactune.runs.remote import HERE, RunRoot, as_placed, fetch_release
-from reactune.store.queries import all_model_versions, current_rollout
+from reactune.store.queries import all_model_versions, live_rollout
 
 MAX_AGE_SECONDS = 0.5  # how long a change of the row may go unseen
 FIRST_SECONDS = 30.0  # how long a request waits for the very first publication
@@ -218,14 +218,12 @@ def read_live(
     """
     try:
         with engine.connect() as connection:
-            rollout = current_rollout(connection)
+            rollout = live_rollout(connection)
             found = [as_placed(root, model) for model in all_model_versions(connection)]
     except sa.exc.SQLAlchemyError as error:
         raise AwayError(
             f"what is live cannot be read ({type(error).__name__}); see to the database"
         ) from error
-    if rollout is None:
-        raise CanaryError("no champion is live yet; `reactune run` sets the base model first")
     return rollout, {model.version: model for model in found}
 
 

@@ -5,15 +5,15 @@ What the rows mean is left to the rooms that read and write them.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 
 from reactune.errors import CanaryError, DataError
-from reactune.records import ModelVersion, Rollout, Verdict, canonical_json
+from reactune.records import ModelVersion, Reason, Rollout, Verdict, canonical_json
 from reactune.store.database import (
     ROLLOUT_LOCK,
     inserting,
@@ -28,19 +28,8 @@ from reactune.store.schema import (
     tip_scores,
 )
 
+NOTHING_LIVE = "nothing is live yet; `reactune deploy --base` makes the base model champion"
 AFTER = "-after"  # what follows a rollout is named after it
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Why a rollout went on, ended or stayed, and the numbers it was taken on."""
-
-    rollout_id: str
-    at: datetime
-    actor: Literal["review", "hand"]
-    verdict: Verdict
-    reason: str
-    numbers: Mapping[str, Any]
 
 
 def upsert_scores(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -105,6 +94,18 @@ def current_rollout(connection: sa.Connection) -> Rollout | None:
     return None if row is None else Rollout(*row)
 
 
+def live_rollout(connection: sa.Connection) -> Rollout:
+    """What is live.
+
+    Raises:
+        CanaryError: nothing is live yet.
+    """
+    rollout = current_rollout(connection)
+    if rollout is None:
+        raise CanaryError(NOTHING_LIVE)
+    return rollout
+
+
 def hold_rollout(connection: sa.Connection) -> Rollout | None:
     """What is live, and stays so until this `writing` transaction ends."""
     lock(connection, ROLLOUT_LOCK)
@@ -130,7 +131,7 @@ def open_rollout(connection: sa.Connection, rollout: Rollout) -> None:
     _make_live(connection, rollout)
 
 
-def update_rollout(connection: sa.Connection, rollout: Rollout, *, decision: Decision) -> None:
+def update_rollout(connection: sa.Connection, rollout: Rollout, *, why: Reason) -> None:
     """Move the open rollout to another phase and share, and record why; the rest is fixed.
 
     Raises:
@@ -139,33 +140,48 @@ def update_rollout(connection: sa.Connection, rollout: Rollout, *, decision: Dec
     lock(connection, ROLLOUT_LOCK)
     moved = {"phase": rollout.phase, "share": rollout.share, "share_since": rollout.share_since}
     _change_open(connection, rollout.rollout_id, moved)
-    add_decision(connection, decision)
+    add_decision(connection, rollout.rollout_id, "wait", why=why)
 
 
-def close_rollout(connection: sa.Connection, decision: Decision, *, successor: Rollout) -> None:
-    """End the open rollout by this decision, record it, and make the successor live.
+def close_rollout(
+    connection: sa.Connection,
+    rollout_id: str,
+    verdict: Verdict,
+    *,
+    why: Reason,
+    successor: Rollout,
+) -> None:
+    """End the open rollout by this verdict, record it, and make the successor live.
 
     Raises:
         CanaryError: the rollout was closed meanwhile.
         DataError: a model version is not registered.
     """
     lock(connection, ROLLOUT_LOCK)
-    ended = {"phase": "closed", "closed_at": decision.at, "verdict": decision.verdict}
-    _change_open(connection, decision.rollout_id, ended)
-    add_decision(connection, decision)
+    ended = {"phase": "closed", "closed_at": why.now, "verdict": verdict}
+    _change_open(connection, rollout_id, ended)
+    add_decision(connection, rollout_id, verdict, why=why)
     # Exposures of people who were erased meanwhile stayed, without a key, for this decision only.
-    of_nobody = (tip_scores.c.rollout_id == decision.rollout_id) & (tip_scores.c.key_id == "")
+    of_nobody = (tip_scores.c.rollout_id == rollout_id) & (tip_scores.c.key_id == "")
     connection.execute(tip_scores.delete().where(of_nobody))
-    of_it = silent_answers.c.rollout_id == decision.rollout_id
+    of_it = silent_answers.c.rollout_id == rollout_id
     connection.execute(silent_answers.delete().where(of_it))
     _make_live(connection, successor)
 
 
-def add_decision(connection: sa.Connection, decision: Decision) -> None:
-    """Record a decision with the numbers it was taken on."""
-    row = {each.name: getattr(decision, each.name) for each in fields(Decision)}
-    numbers = canonical_json(dict(row.pop("numbers")))
-    connection.execute(decisions.insert(), {**row, "numbers_json": numbers})
+def add_decision(
+    connection: sa.Connection, rollout_id: str, verdict: Verdict, *, why: Reason
+) -> None:
+    """Record a verdict on a rollout, with its reason and the numbers it was taken on."""
+    row = {
+        "rollout_id": rollout_id,
+        "at": why.now,
+        "actor": why.actor,
+        "verdict": verdict,
+        "reason": why.text,
+        "numbers_json": canonical_json(dict(why.numbers)),
+    }
+    connection.execute(decisions.insert(), row)
 
 
 def last_estimate(connection: sa.Connection, rollout_id: str) -> float | None:

@@ -5,7 +5,6 @@ What the calls do is left to `serving.py`.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from reactune.erasure.requests import ask_for_people
 from reactune.errors import DataError, ReactuneError
 from reactune.privacy.consent import allow_training, refuse_training
 from reactune.privacy.hashing import user_key
-from reactune.records import Rollout
+from reactune.records import Reason, Rollout
 from reactune.service.rollout_watcher import read_live
 from reactune.service.state import Service, tending
 from reactune.service.tips import (
@@ -49,7 +48,6 @@ from reactune.web.schemas import (
     USER_HEADER,
     ChatRequest,
     ErasureAnswer,
-    LiveRollout,
     ReactionRequest,
     RouteAnswer,
     TipAnswer,
@@ -198,28 +196,22 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         )
 
     @app.get("/v1/rollouts/current")
-    async def current() -> LiveRollout:
+    async def current() -> Rollout:
         """What is live, for routers in the app's own process."""
         rollout, _ = await to_thread.run_sync(partial(read_live, service.engine))
-        return LiveRollout(**asdict(rollout))
+        return rollout
 
     @app.post("/v1/rollouts/current/stop")
-    async def stop() -> LiveRollout:
+    async def stop() -> Rollout:
         """Withdraw the challenger now, here at once and in every worker in under a second."""
-        return LiveRollout(**asdict(await to_thread.run_sync(_stop, service)))
+        return await to_thread.run_sync(_stop, service)
 
 
 def _stop(service: Service) -> Rollout:
     rollout, _ = read_live(service.engine)
     if rollout.challenger is not None:
-        rollout = rollouts.roll_back(
-            service.engine,
-            rollout,
-            actor="hand",
-            reason="stopped over HTTP",
-            numbers={},
-            now=service.clock(),
-        )
+        why = Reason("hand", "stopped over HTTP", {}, service.clock())
+        rollout = rollouts.roll_back(service.engine, rollout, why)
     service.live.withdraw()
     return rollout
 

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
@@ -90,21 +89,6 @@ class RouteAnswer(BaseModel):
     bucket: float
     ranges: tuple[tuple[float, float], ...]
     """Half-open ranges of challenger and champion."""
-
-
-class LiveRollout(BaseModel):
-    """What is live."""
-
-    rollout_id: str
-    champion: int
-    challenger: int | None
-    phase: str
-    share: float
-    salt: str
-    unit: Unit
-    planned_units: int
-    opened_at: datetime
-    share_since: datetime
 
 
 class ReactionRequest(Body):
