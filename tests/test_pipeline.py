@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from loop_fixtures import SECRET, copy_of_trained, install, reactions, take_in, trained
 from reactune import deployment, pipeline, review
 from reactune.cli import main
+from reactune.config.settings import Config, load
 from reactune.errors import DataError, PrivacyError
 from reactune.records import STAGES, sha256_of
 from reactune.release import registry
@@ -25,6 +27,21 @@ from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
+
+
+# They say where rows and runs are kept and how fast rows are de-identified, not what comes out.
+UNDECIDING = {"store", "run", "data"}
+
+
+class Recording(Config):
+    """Settings that record which of their sections were read."""
+
+    sections: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name):
+        if name in Config.model_fields and name != "folder":
+            Recording.sections.add(name)
+        return super().__getattribute__(name)
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +85,68 @@ def test_a_run_leaves_the_manifest_of_every_stage_and_says_a_line_for_each(went_
 
 def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
     (folder,) = all_runs(went_through.run_root)
-    for stage, manifest in manifests(folder).items():
-        assert tuple(manifest.inputs) == pipeline.STEPS[stage].inputs
+    weights = ("train/adapter/adapter_model.safetensors", "train/adapter/adapter_config.json")
+    expected = {
+        "extract": (),
+        "dataset": ("extract/labelled.parquet",),
+        "train": ("dataset/examples.parquet",),
+        "evaluate": ("dataset/examples.parquet", *weights),
+        "export": ("dataset/examples.parquet", *weights),
+        "register": (
+            "dataset/README.md",
+            "train/training.json",
+            "evaluate/gate.json",
+            "export/model.gguf",
+            "export/parity.json",
+        ),
+        "deploy": ("register/version.json",),
+    }
+    found = manifests(folder)
+    assert {stage: tuple(manifest.inputs) for stage, manifest in found.items()} == expected
+    for manifest in found.values():
         for name, digest in manifest.inputs.items():
             assert sha256_of(folder / name) == digest
+
+
+def test_each_stage_states_the_settings_that_it_reads(tmp_path):
+    take_in(install(tmp_path), reactions(200))
+    config = Recording(**dict(load(tmp_path / "reactune.toml")))
+    read = {}
+
+    def note(line):
+        stage = line.split()[0]
+        read[stage] = Recording.sections - UNDECIDING
+        Recording.sections.clear()
+
+    pipeline.run(config, say=note)
+    del read["run"]
+    (folder,) = all_runs(config.run_root)
+    stated = {stage: set(manifest.settings) for stage, manifest in manifests(folder).items()}
+    assert read == stated
+
+
+def test_a_changed_gate_makes_the_choice_of_the_method_again_without_training_again(tmp_path):
+    config = copy_of_trained(tmp_path, gate={"tolerance": 0.03})
+    (folder,) = all_runs(config.run_root)
+    before, log = written_manifests(folder), (folder / "train" / "sft" / "trainer.log").read_bytes()
+    said = []
+    for stage in STAGES[:4]:
+        pipeline.run_one_stage(config, stage, folder.name, say=said.append)
+    done_before = [line.endswith("(done before)") for line in said]
+    assert done_before == [True, True, False, False]
+    after = written_manifests(folder)
+    assert after["extract"] == before["extract"]
+    assert after["train"] != before["train"]
+    assert (folder / "train" / "sft" / "trainer.log").read_bytes() == log
+
+
+def test_a_run_puts_its_version_on_trial_once(tmp_path):
+    config = copy_of_trained(tmp_path, canary={"share": 0.06})
+    review.roll_back(config, now=NOW)
+    (folder,) = all_runs(config.run_root)
+    manifest = pipeline.run_one_stage(config, "deploy", folder.name, say=print)
+    assert manifest.summary == "the trial of version 2 has ended"
+    assert deployment.current(config).challenger is None
 
 
 def test_a_run_ends_with_the_base_as_champion_and_its_model_at_five_percent(went_through):

@@ -77,6 +77,12 @@ def champion(config: Config) -> ModelVersion | None:
     return version(config, rollout.champion) if rollout else None
 
 
+def ended_trial(config: Config, number: int) -> Rollout | None:
+    """The last rollout in which this version was the challenger, if it has ended."""
+    with database(config) as engine, reading(engine) as connection:
+        return queries.ended_trial(connection, number)
+
+
 def to_replace(config: Config) -> dict[int, datetime]:
     """Versions that learned from somebody who was erased since, and by when each must go."""
     with database(config) as engine, reading(engine) as connection:

@@ -1,8 +1,8 @@
 """The loop: from reactions to a model that reactions keep or remove.
 
-The only place where one room's output becomes the next room's input. Seven stages make a run;
-each keeps its files in the run folder, writes its manifest last, and is never done twice. What
-reactions then make of the new model is told in `review.py`.
+Seven stages make a run. This is the only place where one package's output becomes the next
+package's input. Each stage keeps its files in the run folder, writes its manifest last, and is
+not done again while all that it `READS` is unchanged. `review.py` decides about the new model.
 """
 
 import json
@@ -38,32 +38,92 @@ from reactune.tracking import (
     earlier_counts,
     gate_picture,
     last_trained,
+    record_of,
     start_run,
-    tell,
     write_training,
 )
 from reactune.train.trainer import keep_adapter, progress_bars, rows_by_method, train_methods
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
+
+ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+TRAINED = tuple(f"train/{name}" for name in ADAPTER)
+PARITY_SEED = 7
 
 
-def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
+@dataclass(frozen=True)
+class Reads:
+    """All that can change what a stage makes: files of earlier stages, sections of the settings.
+
+    The sections `store` and `run` say where rows and runs are kept, `data` how fast rows are
+    de-identified: they change no result, and every stage may read them.
+    """
+
+    files: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def stages(self) -> list[str]:
+        """The stages that the files are of."""
+        return list(dict.fromkeys(name.partition("/")[0] for name in self.files))
+
+
+READS = {
+    "extract": Reads((), ("source", "labels", "privacy", "prompt", "model")),
+    "dataset": Reads(("extract/labelled.parquet",), ("dataset",)),
+    "train": Reads(("dataset/examples.parquet",), ("train", "gate", "prompt", "privacy", "model")),
+    "evaluate": Reads(
+        ("dataset/examples.parquet", *TRAINED), ("gate", "prompt", "privacy", "model")
+    ),
+    "export": Reads(
+        ("dataset/examples.parquet", *TRAINED), ("export", "serve", "prompt", "privacy", "model")
+    ),
+    "register": Reads(
+        (
+            "dataset/README.md",
+            "train/training.json",
+            "evaluate/gate.json",
+            "export/model.gguf",
+            "export/parity.json",
+        ),
+        ("registry", "canary", "export", "serve", "prompt", "privacy", "model"),
+    ),
+    "deploy": Reads(("register/version.json",), ("registry", "canary", "serve")),
+}
+
+
+def run(config: Config, *, run_id: str | None = None, say: Report) -> Manifest:
     """Do all stages of the interrupted run, or of a new one, or of the one that is named.
 
     Ends early, and without error, where there is too little to learn from ("waiting") or where
     the tuned model is not good enough ("refused"). The last stage's manifest is returned.
     """
-    finish_all(config, say=say)
-    pull(run_root(config))
+    _prepare(config, say=say)
     if run_id is None:
         run_id = (unfinished_run(config.run_root) or start_run(config)).name
-    find_run(config.run_root, run_id)
+    folder = find_run(config.run_root, run_id)
     say(f"run       {run_id}")
     for stage in STAGES:
-        manifest = run_one_stage(config, stage, run_id, say=say)
+        manifest = _do(config, stage, folder, say=say)
         if manifest.outcome != "done":
             break
     return manifest
+
+
+def run_one_stage(config: Config, stage: str, run_id: str, *, say: Report) -> Manifest:
+    """Do one stage, unless it is done; report in one line what came in, went out, was refused.
+
+    The first stage of a run that is not there yet starts it under this name. A stage after the
+    one that ended the run is not done, and that one's manifest is returned.
+    """
+    _prepare(config, say=say)
+    if stage == STAGES[0] and not (config.run_root / run_id / "config.json").exists():
+        start_run(config, run_id)
+    folder = find_run(config.run_root, run_id)
+    end = ending(folder)
+    if end is not None and STAGES.index(end.stage) < STAGES.index(stage):
+        say(f"{stage:9} not done: the run ended at {end.stage}: {end.summary}")
+        return end
+    return _do(config, stage, folder, say=say)
 
 
 def extract(config: Config, run: Path, folder: Path) -> StageResult:
@@ -184,7 +244,7 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
     adapter = run / "train" / "adapter"
     release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
     test = read_examples(run / "dataset")["test"]
-    examples = sample(test, limit=config.export.parity_prompts, seed=config.gate.seed)
+    examples = sample(test, limit=config.export.parity_prompts, seed=PARITY_SEED)
     with closing(runtimes.connect(config.serve)) as runtime:
         report = parity.check(
             base,
@@ -210,7 +270,7 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
 def register(config: Config, run: Path, folder: Path) -> StageResult:
     """GGUF -> a version of the registered model, with everything that tells where it is from."""
     deployment.ensure_champion(config)
-    model = deployment.register(config, read_release(run), tell(config, run))
+    model = deployment.register(config, read_release(run), record_of(run))
     write_atomically(folder / "version.json", json.dumps({"version": model.version}))
     return StageResult(
         summary=f"version {model.version} of {config.registry.model_name}",
@@ -220,71 +280,50 @@ def register(config: Config, run: Path, folder: Path) -> StageResult:
 
 
 def deploy(config: Config, run: Path, folder: Path) -> StageResult:
-    """Version -> challenger: it may answer the first share of the tips."""
+    """Version -> challenger: it may answer the first share of the tips.
+
+    A run puts its version on trial once, however often its settings change afterwards.
+    """
     number = json.loads((run / "register" / "version.json").read_text())["version"]
-    opened = deployment.open_rollout(config, number, now=datetime.now(UTC))
+    ended = deployment.ended_trial(config, number)
+    opened = ended or deployment.open_rollout(config, number, now=datetime.now(UTC))
     write_atomically(folder / "rollout.json", json.dumps(asdict(opened), default=str))
+    summary = f"version {number} answers {opened.share:.0%} of tips, {opened.champion} the rest"
     return StageResult(
-        summary=f"version {number} answers {opened.share:.0%} of tips, {opened.champion} the rest",
+        summary=f"the trial of version {number} has ended" if ended else summary,
         outputs=("rollout.json",),
         counts={"challenger": number, "champion": opened.champion},
     )
 
 
-@dataclass(frozen=True)
-class Step:
-    """A stage: its work, and what can change its result: files, stages they are of, settings."""
-
-    work: Callable[[Config, Path, Path], StageResult]
-    inputs: tuple[str, ...]
-    reads: tuple[str, ...]
-    sections: tuple[str, ...]
-
-
-ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
-TRAINED = tuple(f"train/{name}" for name in ADAPTER)
-STEPS = {
-    "extract": Step(extract, (), (), ("source", "labels", "privacy", "prompt", "model")),
-    "dataset": Step(build_dataset, ("extract/labelled.parquet",), ("extract",), ("dataset",)),
-    "train": Step(train, ("dataset/examples.parquet",), ("dataset",), ("train", "prompt", "model")),
-    "evaluate": Step(evaluate, TRAINED, ("dataset", "train"), ("gate",)),
-    "export": Step(export, TRAINED, ("dataset", "train"), ("export", "serve")),
-    "register": Step(
-        register,
-        ("export/model.gguf", "evaluate/gate.json"),
-        ("dataset", "train", "evaluate", "export"),
-        ("registry",),
-    ),
-    "deploy": Step(deploy, ("register/version.json",), ("register",), ()),
+WORK: dict[str, Callable[[Config, Path, Path], StageResult]] = {
+    "extract": extract,
+    "dataset": build_dataset,
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "register": register,
+    "deploy": deploy,
 }
 
 
-def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
-    """Do one stage, unless it is done; say in one line what came in, went out and was refused.
+def _prepare(config: Config, *, say: Report) -> None:
+    """Finish the erasures that were asked for, and fetch the manifests that others wrote."""
+    finish_all(config, say=say)
+    pull(run_root(config))
 
-    The first stage of a run that is not there yet starts it under this name. A stage after the
-    one that ended the run is not done, and that one's manifest is returned.
-    """
-    root = run_root(config)
-    if stage == STAGES[0]:
-        finish_all(config, say=say)
-    pull(root)
-    if stage == STAGES[0] and not (config.run_root / run_id / "config.json").exists():
-        start_run(config, run_id)
-    run_folder = find_run(config.run_root, run_id)
-    end = ending(run_folder)
-    if end is not None and STAGES.index(end.stage) < STAGES.index(stage):
-        say(f"{stage:9} not done: the run ended at {end.stage}: {end.summary}")
-        return end
-    step = STEPS[stage]
+
+def _do(config: Config, stage: str, run: Path, *, say: Report) -> Manifest:
+    """The stage's manifest; its work is done unless it was done before. Reports one line."""
+    reads = READS[stage]
     manifest, is_new = run_stage(
-        run_folder,
+        run,
         stage,
-        lambda folder: step.work(config, run_folder, folder),
-        inputs={name: run_folder / name for name in step.inputs},
-        settings=deciding(config, step.sections),
-        reads=step.reads,
-        root=root,
+        lambda folder: WORK[stage](config, run, folder),
+        inputs={name: run / name for name in reads.files},
+        settings=deciding(config, reads.settings),
+        reads=reads.stages(),
+        root=run_root(config),
     )
     say(
         f"{stage:9} {manifest.summary} ({f'{manifest.seconds:.0f} s' if is_new else 'done before'})"

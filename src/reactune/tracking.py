@@ -1,7 +1,4 @@
-"""What a run leaves: training record, pictures, what the registry and later stages are told.
-
-Reads what the stages wrote; decides nothing.
-"""
+"""What a run records: the training's report, pictures, and what MLflow keeps of the run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +19,7 @@ from reactune.runs.remote import fetch, push, run_root
 from reactune.train.trainer import Trained, read_log
 
 Curve = Sequence[tuple[int, float]]
+LOGGED = ("labels", "dataset", "prompt", "model", "train", "gate", "export")  # sections
 
 
 def write_training(
@@ -63,8 +61,8 @@ def gate_table(gate: Mapping[str, object]) -> list[tuple[str, ...]]:
     ]
 
 
-def tell(config: Config, run: Path) -> Record:
-    """What the registry is told of a run: settings, counts, curves, gate, parity, pictures."""
+def record_of(run: Path) -> Record:
+    """What MLflow keeps of a run: the settings it was done with, curves, gate, parity, pictures."""
     training = json.loads((run / "train" / "training.json").read_text(encoding="utf-8"))
     gate = json.loads((run / "evaluate" / "gate.json").read_text(encoding="utf-8"))
     parity = json.loads((run / "export" / "parity.json").read_text(encoding="utf-8"))
@@ -72,8 +70,10 @@ def tell(config: Config, run: Path) -> Record:
     counts = dict(dataset.counts) if dataset else {}
     params = {
         f"{section}.{name}": value
-        for section in ("train", "dataset", "labels", "gate", "export", "model", "prompt")
-        for name, value in getattr(config, section).model_dump(mode="json").items()
+        for manifest in manifests(run).values()
+        for section, values in manifest.settings.items()
+        if section in LOGGED
+        for name, value in values.items()
     }
     metrics = {f"parity/{k}": v for k, v in parity.items() if isinstance(v, int | float)}
     for row in gate["rows"]:

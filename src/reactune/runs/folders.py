@@ -111,7 +111,7 @@ def run_stage(
         digests = input_digests(root, stage, inputs)
         plain_settings = json.loads(json.dumps(settings, default=str))
         manifest = read_manifest(folder)
-        if manifest and manifest.inputs == digests and manifest.settings == plain_settings:
+        if manifest and is_up_to_date(manifest, digests, plain_settings):
             return manifest, False
         forget_manifest(root, folder)
         for earlier in reads:
@@ -136,6 +136,21 @@ def run_stage(
         write_manifest(folder, manifest)
         push(root, folder, ["manifest.json"])
         return manifest, True
+
+
+def is_up_to_date(
+    manifest: Manifest, inputs: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether all that a manifest says was read is the same now.
+
+    Inputs and settings that its version of reactune did not record, or that this one no longer
+    has, do not count, so that a run that an earlier version did stays done.
+    """
+    return manifest.inputs.items() <= inputs.items() and all(
+        settings.get(section, {}).get(key, value) == value
+        for section, values in manifest.settings.items()
+        for key, value in values.items()
+    )
 
 
 def input_digests(root: RunRoot, stage: str, inputs: Mapping[str, Path]) -> dict[str, str]:

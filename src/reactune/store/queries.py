@@ -29,6 +29,7 @@ from reactune.store.schema import (
 )
 
 NOTHING_LIVE = "nothing is live yet; `reactune deploy --base` makes the base model champion"
+_ROLLOUT = sa.select(*(rollouts.c[each.name] for each in fields(Rollout)))
 AFTER = "-after"  # what follows a rollout is named after it
 
 
@@ -87,10 +88,15 @@ def all_model_versions(connection: sa.Connection) -> tuple[ModelVersion, ...]:
 
 def current_rollout(connection: sa.Connection) -> Rollout | None:
     """What is live, or None before the first rollout."""
-    columns = [rollouts.c[each.name] for each in fields(Rollout)]
-    row = connection.execute(
-        sa.select(*columns).where(rollouts.c.closed_at.is_(None))
-    ).one_or_none()
+    row = connection.execute(_ROLLOUT.where(rollouts.c.closed_at.is_(None))).one_or_none()
+    return None if row is None else Rollout(*row)
+
+
+def ended_trial(connection: sa.Connection, challenger: int) -> Rollout | None:
+    """The last rollout of this challenger that has ended, or None."""
+    ended = (rollouts.c.challenger == challenger) & rollouts.c.closed_at.is_not(None)
+    newest_first = _ROLLOUT.where(ended).order_by(rollouts.c.closed_at.desc())
+    row = connection.execute(newest_first.limit(1)).one_or_none()
     return None if row is None else Rollout(*row)
 
 
