@@ -44,11 +44,11 @@ from reactune.data.labels.scores import LABELLED, after_consent, label_counts, r
 from reactune.data.labels.sources import open_scores
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
-from reactune.privacy.hashing import Key
+from reactune.privacy.hashing import HashingKey
 from reactune.store.database import create_store
 from record import record
 
-KEY = Key(b"a key of more than 32 characters, for a benchmark")
+KEY = HashingKey(b"a key of more than 32 characters, for a benchmark")
 GROUP = 50_000
 WORDS = np.array([f"{a}{b}" for a in "bcdfglmnprst" for b in ("alk", "ead", "ring", "ome", "ush")])
 PLAIN = (

@@ -20,12 +20,12 @@ from pathlib import Path
 from reactune.config.settings import Config, load
 from reactune.erasure import erase as erasing
 from reactune.erasure.verify import verify
-from reactune.privacy.hashing import Key, Keyring, user_key
+from reactune.privacy.hashing import HashingKey, HashingKeys, user_key
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
 from record import record
 
-KEY = Key(b"the key of a benchmark, 32 chars")
+KEY = HashingKey(b"the key of a benchmark, 32 chars")
 ROWS_PER_USER = 20
 WHO = "user-7@example.org"
 START = datetime(2026, 3, 2, tzinfo=UTC)
@@ -95,7 +95,7 @@ def fill(config: Config, rows: int) -> None:
 
 def erase(config: Config) -> dict[str, float]:
     """Seconds that our two commands take."""
-    ring, now = Keyring(KEY), datetime.now(UTC)
+    ring, now = HashingKeys(KEY), datetime.now(UTC)
 
     def all_of_it() -> None:
         erasing.ask_for_people(config, ring, [WHO], reason="bench", now=now, say=print)

@@ -24,7 +24,7 @@ from growthbook import Experiment, GrowthBook
 from reactune import Router
 from reactune.canary import rollout
 from reactune.config.sections import CanaryConfig
-from reactune.privacy.hashing import Key
+from reactune.privacy.hashing import HashingKey
 from reactune.records import ModelVersion
 from reactune.store.database import create_store, writing
 from reactune.store.queries import add_model_version
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'bench.db'}"
         open_rollout(url)
-        with Router.from_store(url, key=Key(b"k" * 32)) as router:
+        with Router.from_store(url, key=HashingKey(b"k" * 32)) as router:
             deciders: dict[str, Callable[[str], object]] = {
                 "reactune, user known": router.decide,
                 "reactune, new user": newcomers(router),

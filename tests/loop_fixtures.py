@@ -21,12 +21,12 @@ from reactune.canary.routing import propensity, route, unit_key
 from reactune.config.settings import load
 from reactune.data.ingest import ingest
 from reactune.demo.audience import Response, Visit
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 from reactune.store.database import create_store, opened_store, writing
 from reactune.store.queries import upsert_scores
 
 SECRET = "a key for tests that nobody else has"
-KEY = Key(SECRET.encode())
+KEY = HashingKey(SECRET.encode())
 START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 # Some letters more often than others, so that a greedy answer is no tie.
 LIKED, DISLIKED = "aaaaaaaabbbbccd", "wwwwwwwwxxxxyyz"

@@ -27,15 +27,18 @@ from reactune.data.labelled import (
     write_batches,
     write_refused,
 )
-from reactune.privacy.hashing import Key, Keyring, aliases, user_key
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, user_key
 from reactune.records import STAGES
 from reactune.runs.folders import StageResult, new_run, run_stage
 from reactune.runs.remote import pull, push, run_root
 from reactune.service.events import Given, write_facts
 from reactune.store.database import create_store
 
-KEY, OLD_KEY = Key(b"the key of today, 32 characters.."), Key(b"the key of last year, 32 chars...")
-RING = Keyring(KEY)
+KEY, OLD_KEY = (
+    HashingKey(b"the key of today, 32 characters.."),
+    HashingKey(b"the key of last year, 32 chars..."),
+)
+RING = HashingKeys(KEY)
 START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 NOW = datetime(2026, 6, 1, 8, tzinfo=UTC)
 ANNA = "anna.canary@example.org"
@@ -128,7 +131,7 @@ def _populated():
 
 def write_tip(connection, ring, user, row):
     """Store a tip as the service does; whether it was."""
-    (written,) = write_facts(connection, [Given(row, aliases(ring, user))], keys=ring.keys)
+    (written,) = write_facts(connection, [Given(row, hashed_ids(ring, user))], keys=ring.all)
     return written
 
 

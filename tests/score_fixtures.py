@@ -3,11 +3,11 @@
 import random
 from datetime import UTC, datetime, timedelta
 
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
 
-KEY = Key(b"a secret of more than 32 characters")
+KEY = HashingKey(b"a secret of more than 32 characters")
 
 
 START = datetime(2026, 3, 1, 23, 59, 59, 123456, tzinfo=UTC)

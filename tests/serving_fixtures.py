@@ -15,7 +15,7 @@ from reactune.config.sections import CanaryConfig, ModelConfig, PromptConfig, Se
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 from reactune.records import Completion, ModelVersion, Reason
 from reactune.service.state import open_service
 from reactune.store.database import writing
@@ -24,7 +24,7 @@ from reactune.store.schema import tip_scores
 from server_fixtures import free_port
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
-KEY = Key(b"k" * 32)
+KEY = HashingKey(b"k" * 32)
 PROMPTS = PromptConfig(context_keys=("open_tasks", "free_text"), max_context_tokens=64)
 QUICK = ServeConfig(timeout_seconds=0.3)
 MORNING = {"open_tasks": ["water the plants"]}

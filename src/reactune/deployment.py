@@ -19,7 +19,7 @@ from reactune.errors import CanaryError
 from reactune.model.files import BaseModel, base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy import consent
-from reactune.privacy.hashing import Keyring
+from reactune.privacy.hashing import HashingKeys
 from reactune.records import ModelVersion, Rollout
 from reactune.release import registry, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
@@ -89,10 +89,10 @@ def to_replace(config: Config) -> dict[int, datetime]:
         return queries.versions_to_replace(connection)
 
 
-def refusals(config: Config, keyring: Keyring) -> consent.Refusals:
+def user_statuses(config: Config, hashing_keys: HashingKeys) -> consent.UserStatuses:
     """Everybody who may not be learned from."""
     with database(config) as engine, reading(engine) as connection:
-        return consent.refusals(connection, keyring)
+        return consent.user_statuses(connection, hashing_keys)
 
 
 def must_retrain(config: Config) -> bool:

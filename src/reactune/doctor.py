@@ -30,7 +30,7 @@ from reactune.model.files import (
 )
 from reactune.pii.detectors import open_detector
 from reactune.privacy.consent import key_ids
-from reactune.privacy.hashing import given_key_ids, load_keyring
+from reactune.privacy.hashing import given_key_ids, load_hashing_keys
 from reactune.store.database import opened_store, reading
 from reactune.store.schema import tip_scores
 from reactune.train.backends import usable_methods
@@ -138,11 +138,11 @@ def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, frozenset
     """What is known of the keys, and the ids of those that are there."""
     given = given_key_ids(config.privacy, environ)
     try:
-        keyring = load_keyring(config.privacy, environ)
+        hashing_keys = load_hashing_keys(config.privacy, environ)
     except ReactuneError as error:
         return Finding("key", "missing", str(error)), given
-    text = f"{config.privacy.key_env} is set, key id {keyring.current.key_id}"
-    older = "".join(f", older one {key.key_id}" for key in keyring.keys[1:])
+    text = f"{config.privacy.key_env} is set, key id {hashing_keys.current.key_id}"
+    older = "".join(f", older one {key.key_id}" for key in hashing_keys.all[1:])
     return Finding("key", "ok", text + older), given
 
 

@@ -27,7 +27,7 @@ from reactune.evaluate.gate import best_method, gate_report, sample, validation_
 from reactune.model.files import base_model
 from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import completion_ids, load_chat, rebuild
-from reactune.privacy.hashing import load_keyring
+from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES, Counts, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
@@ -133,13 +133,13 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
     chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)
-    keyring = load_keyring(config.privacy, os.environ)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
     left_out: Counter[str] = Counter()
-    admits = admission(deployment.refusals(config, keyring), config.source, left_out)
+    admits = admission(deployment.user_statuses(config, hashing_keys), config.source, left_out)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as scores:
         evidence = label_counts(scores, config.labels)
         rows = read_scores(
-            scores, config.labels, source=config.source, key=keyring.current, admits=admits
+            scores, config.labels, source=config.source, key=hashing_keys.current, admits=admits
         )
         extracted = batches.extract(
             rows, chat=chat, privacy=config.privacy, settings=config.data, folder=folder

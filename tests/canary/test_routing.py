@@ -19,7 +19,7 @@ from reactune.canary.routing import (
     route,
     unit_key,
 )
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 
 CASES = SHARED / "data/routing/growthbook_cases.json"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -172,6 +172,6 @@ def test_a_user_as_unit_stays_on_one_arm_for_good():
 
 
 def test_a_unit_names_its_user_by_sixteen_digits():
-    person = user_key(Key(b"k" * 32), "ann@example.org")
+    person = user_key(HashingKey(b"k" * 32), "ann@example.org")
     assert unit_key("user_day", tip_id="t", user_key=person, at=NOON) == f"2026-03-01:{person[:16]}"
     assert unit_key("user", tip_id="t", user_key=person, at=NOON) == person[:16]

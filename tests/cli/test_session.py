@@ -20,7 +20,7 @@ from loop_fixtures import SECRET, reactions, write_settings
 from reactune.cli.session import FULL, WITHHELD, be_discreet, where, without_messages
 from reactune.config.settings import load
 from reactune.errors import DataError
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 from reactune.store.database import create_store
 from server_fixtures import free_port
 
@@ -215,7 +215,7 @@ def test_no_canary_leaves_the_places_that_are_made_for_it(here):
     assert "5 rejected" in call(here, "ingest", "ingest", "in.jsonl", code=2)
 
     # A source in which texts stand where numbers should: the engine's own error would quote one.
-    wrong = {**rows[-1], "user_key": user_key(Key(b"k"), ID)}
+    wrong = {**rows[-1], "user_key": user_key(HashingKey(b"k"), ID)}
     pq.write_table(pa.Table.from_pylist([wrong]), here / "x.parquet")
     columns = 'source.columns={training_allowed = "tip_content"}'
     source = ("--set", "source.url=parquet://x.parquet", "--set", columns)

@@ -23,14 +23,14 @@ from places import SHARED
 from reactune.config.sections import IngestConfig
 from reactune.data.ingest import SUPERSEDED, ingest
 from reactune.errors import ConfigError, DataError
-from reactune.privacy.hashing import Key
+from reactune.privacy.hashing import HashingKey
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
 from reactune.store.schema import tip_scores
 
 REAL = SHARED / "data/upworthy/tip_scores.jsonl.gz"
 needs_real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is absent")
-KEY = Key(b"0123456789abcdef0123456789abcdef")
+KEY = HashingKey(b"0123456789abcdef0123456789abcdef")
 SECRET = "Zanzibar4711"
 ROW = {
     "tip_id": "t1",
@@ -687,11 +687,11 @@ import sys
 from pathlib import Path
 from reactune.config.sections import IngestConfig
 from reactune.data.ingest import ingest
-from reactune.privacy.hashing import Key
+from reactune.privacy.hashing import HashingKey
 from reactune.store.database import open_store
 ingest(
     open_store(sys.argv[1]), [Path(sys.argv[2])], settings=IngestConfig(batch_rows=20),
-    key=Key(sys.argv[3].encode()), rejects=Path(sys.argv[4]),
+    key=HashingKey(sys.argv[3].encode()), rejects=Path(sys.argv[4]),
     progress=lambda _: print(flush=True),
 )
 """

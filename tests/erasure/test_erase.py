@@ -38,7 +38,7 @@ from reactune.erasure import requests
 from reactune.erasure.runs import Targets, rows_to_go, take_out
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError, DataError
-from reactune.privacy.hashing import aliases
+from reactune.privacy.hashing import hashed_ids
 from reactune.records import Reason
 from reactune.runs.amend import keep_out_others
 from reactune.runs.folders import all_runs, unfinished_run
@@ -89,7 +89,7 @@ def engine_of(config):
 
 
 def exposures(user, arms, *, first=0):
-    name = aliases(RING, user)[0]
+    name = hashed_ids(RING, user)[0]
     for number, arm in enumerate(arms, first):
         at = NOW + timedelta(minutes=number)
         yield {
@@ -144,7 +144,7 @@ def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
     with reading(engine) as connection:
         blank = connection.execute(sa.select(tip_scores).where(tip_scores.c.key_id == ""))
         left = str(blank.mappings().all())
-    assert not any(name in left for name in (ANNA, aliases(RING, ANNA)[0].user_key, "seed"))
+    assert not any(name in left for name in (ANNA, hashed_ids(RING, ANNA)[0].user_key, "seed"))
 
 
 def test_what_was_left_for_a_trial_goes_when_it_ends(tmp_path):
@@ -399,9 +399,9 @@ def test_the_commands_forget_and_look_and_take_decisions(config, run, call, monk
     assert call("erase").out == "nothing is waiting to be erased\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{OTHERS[1]}\n{OTHERS[2]}\n"))
     assert call("consent", "refuse", "--user", "-").out == "refuse training: 2 users\n"
-    assert not deployment.refusals(config, RING).of_id(OTHERS[2]).training_allowed
+    assert not deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
     assert call("consent", "allow", "--user", OTHERS[2]).code == 0
-    assert deployment.refusals(config, RING).of_id(OTHERS[2]).training_allowed
+    assert deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
     said = [asked.out, looked.out]
     assert not any(name in text for name in (ANNA, *OTHERS) for text in said)
 

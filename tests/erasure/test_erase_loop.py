@@ -20,13 +20,13 @@ from reactune.erasure.requests import ask_for_people
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError
 from reactune.privacy.consent import refuse_training
-from reactune.privacy.hashing import Keyring, user_key
+from reactune.privacy.hashing import HashingKeys, user_key
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import RunRoot, reach
 
 pytestmark = pytest.mark.slow
-RING = Keyring(KEY)
+RING = HashingKeys(KEY)
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_runs_in_a_bucket_lose_the_rows_too(tmp_path, s3_url):
     with reach(RunRoot(url=s3_url)) as (files, top):
         files.put(f"{tmp_path / 'shared'}/", f"{top}/", recursive=True)
     populate(config)
-    ring = Keyring(PEOPLES_KEY)
+    ring = HashingKeys(PEOPLES_KEY)
     before = verify(config, ring, [ANNA]).traces
     assert f"{s3_url}/{ended}/extract/labelled.parquet: a hash of the id" in before
     now = datetime.now(UTC)

@@ -27,7 +27,7 @@ from people_fixtures import (
 )
 from reactune.erasure import erase as erasing
 from reactune.erasure.verify import verify
-from reactune.privacy.hashing import Keyring, aliases, user_key
+from reactune.privacy.hashing import HashingKeys, hashed_ids, user_key
 from reactune.store.database import compact, create_store, writing
 from reactune.store.schema import tip_scores
 
@@ -144,7 +144,7 @@ def test_what_another_person_was_told_alike_is_no_trace(erased, planted):
     file = planted(f"runs/{RUN}/dataset/more.jsonl", TEXT.encode())
     assert found(erased) == [f"{file}: text that was erased"]
     engine = create_store(erased.store_url)
-    ben = aliases(RING, "ben")[0]
+    ben = hashed_ids(RING, "ben")[0]
     row = {
         "tip_id": "of ben", "user_key": ben.user_key, "key_id": ben.key_id, "kind": "focus",
         "context_json": "{}", "tip_content": TEXT, "created_at": NOW,
@@ -162,7 +162,7 @@ def test_what_another_person_was_told_alike_is_no_trace(erased, planted):
 def test_hashes_of_every_key_are_looked_for(erased, planted):
     file = planted("runs/old.txt", user_key(OLD_KEY, ANNA).encode())
     assert found(erased) == []
-    assert found(erased, ring=Keyring(KEY, (OLD_KEY,))) == [f"{file}: a hash of the id"]
+    assert found(erased, ring=HashingKeys(KEY, (OLD_KEY,))) == [f"{file}: a hash of the id"]
 
 
 def test_what_a_killed_stage_spilled_is_named_as_not_looked_into_until_an_erasure(erased, planted):

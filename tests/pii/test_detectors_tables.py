@@ -10,9 +10,9 @@ from reactune.errors import PrivacyError
 from reactune.pii.detectors import open_detector
 from reactune.pii.spans import refill
 from reactune.pii.spans import scrub as scrub_with
-from reactune.privacy.hashing import Key, load_key, user_key
+from reactune.privacy.hashing import HashingKey, load_hashing_key, user_key
 
-KEY = Key(b"k" * 32)
+KEY = HashingKey(b"k" * 32)
 BY_FORM = open_detector(PrivacyConfig(models={}))
 scrub = partial(scrub_with, detect=BY_FORM)
 
@@ -90,9 +90,9 @@ def test_no_planted_address_survives_and_scrubbing_again_changes_nothing(before,
 
 def test_user_keys_are_equal_for_equal_ids_only_and_depend_on_the_key():
     assert user_key(KEY, "u1") == user_key(KEY, "u1") != user_key(KEY, "u2")
-    assert user_key(KEY, "u1") != user_key(Key(b"j" * 32), "u1")
+    assert user_key(KEY, "u1") != user_key(HashingKey(b"j" * 32), "u1")
     # RFC 4231, test case 2, through the same construction.
-    assert user_key(Key(b"Jefe"), "what do ya want for nothing?") == (
+    assert user_key(HashingKey(b"Jefe"), "what do ya want for nothing?") == (
         "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
     )
 
@@ -100,7 +100,7 @@ def test_user_keys_are_equal_for_equal_ids_only_and_depend_on_the_key():
 @pytest.mark.parametrize("value", ["", "short"])
 def test_a_missing_or_short_key_is_refused_with_the_variable_named(value):
     with pytest.raises(PrivacyError, match=r"REACTUNE_KEY holds \d+ characters"):
-        load_key(PrivacyConfig(), {"REACTUNE_KEY": value})
+        load_hashing_key(PrivacyConfig(), {"REACTUNE_KEY": value})
 
 
 def test_a_key_is_never_printed():

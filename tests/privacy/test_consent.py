@@ -11,22 +11,22 @@ from reactune.erasure.requests import ask_for_people
 from reactune.privacy.consent import (
     admit,
     allow_training,
-    keep_door_open,
     key_ids,
-    refusals,
+    lock_for_writing,
     refuse_training,
+    user_statuses,
 )
-from reactune.privacy.hashing import Keyring, aliases, user_key
+from reactune.privacy.hashing import HashingKeys, hashed_ids, user_key
 from reactune.service.events import Given, Reacted, Shown, write_facts
 from reactune.store.database import create_store, reading, writing
 from reactune.store.schema import early_reactions, tip_scores
 
-BOTH, BEFORE = Keyring(KEY, (OLD_KEY,)), Keyring(OLD_KEY)
+BOTH, BEFORE = HashingKeys(KEY, (OLD_KEY,)), HashingKeys(OLD_KEY)
 DAY = timedelta(days=1)
 
 
 def row(tip_id, *, user=ANNA, ring=RING, created_at=START, **values):
-    name = aliases(ring, user)[0]
+    name = hashed_ids(ring, user)[0]
     return {
         "tip_id": tip_id,
         "user_key": name.user_key,
@@ -56,7 +56,7 @@ def erase(engine, *users, ring=RING, now=NOW):
 
 def standing(engine, user=ANNA, ring=RING):
     with reading(engine) as connection:
-        return refusals(connection, ring).of_id(user)
+        return user_statuses(connection, ring).of_id(user)
 
 
 def test_a_person_of_whom_nothing_is_known_may_be_learned_from(engine):
@@ -88,7 +88,7 @@ def test_rows_of_before_do_not_come_back_to_somebody_who_was_erased(engine):
     write(engine, "t1")
     erase(engine, ANNA)
     with writing(engine) as connection:
-        rows = [(aliases(RING, user), row(f"of {user}", user=user)) for user in (ANNA, "ben")]
+        rows = [(hashed_ids(RING, user), row(f"of {user}", user=user)) for user in (ANNA, "ben")]
         assert [each["tip_id"] for each in admit(connection, rows)] == ["of ben"]
     assert write(engine, "t1", created_at=NOW) == "erased"
     assert stored(engine) == {}
@@ -107,7 +107,7 @@ def test_who_comes_back_gets_tips_but_is_not_learned_from_until_they_allow_it(en
 def test_no_name_of_an_erased_person_stands_in_the_database(engine, tmp_path):
     write(engine, "t1", context_json=f'{{"free_text": "{ANNA}"}}')
     erase(engine, ANNA, ring=BOTH)
-    names = {ANNA, *(each.user_key for each in aliases(BOTH, ANNA))}
+    names = {ANNA, *(each.user_key for each in hashed_ids(BOTH, ANNA))}
     with reading(engine) as connection:
         for table in tip_scores.metadata.sorted_tables:
             if table.name != "erasures":  # whose targets are forgotten once all is done
@@ -121,7 +121,7 @@ def test_after_a_change_of_keys_a_tombstone_of_the_old_one_still_holds(engine):
     assert write(engine, "t1", ring=BOTH) == "erased"
     # From now on they are known under the new key, too, and the old one may go.
     with writing(engine) as connection:
-        admit(connection, [(aliases(BOTH, ANNA), row("t2", created_at=NOW + DAY))])
+        admit(connection, [(hashed_ids(BOTH, ANNA), row("t2", created_at=NOW + DAY))])
     assert standing(engine, ring=RING).erased_at == NOW
     assert not standing(engine, ring=RING).training_allowed
 
@@ -170,7 +170,7 @@ def test_an_erasure_waits_for_tips_that_are_being_written_and_takes_them_too(fre
 
     erasing = threading.Thread(target=erase_meanwhile)
     with writing(engine) as connection:
-        keep_door_open(connection)
+        lock_for_writing(connection)
         erasing.start()
         assert not done.wait(0.5)
         write_tip(connection, RING, ANNA, row("t1"))
@@ -182,11 +182,11 @@ def test_an_erasure_waits_for_tips_that_are_being_written_and_takes_them_too(fre
 def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
     write(engine, "t1")
     with writing(engine) as connection:
-        write_facts(connection, [Shown("early", NOW)], keys=RING.keys)
+        write_facts(connection, [Shown("early", NOW)], keys=RING.all)
     asked = erase(engine, ANNA)
     with writing(engine) as connection:
         facts = [Shown("t1", NOW), Reacted("t1", "done", 1, NOW), Shown("never given", NOW)]
-        assert write_facts(connection, facts, keys=RING.keys) == ["erased", "erased", "kept"]
+        assert write_facts(connection, facts, keys=RING.all) == ["erased", "erased", "kept"]
         waiting = connection.execute(sa.select(early_reactions.c.tip_id)).scalars().all()
     assert sorted(waiting) == ["early", "never given"]
     assert asked.tip_ids == {"t1"}
@@ -195,10 +195,10 @@ def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
 def test_one_transaction_takes_tips_of_people_who_refuse_and_of_others(engine):
     refuse_training(engine, RING, ANNA, now=NOW)
     given = [
-        Given(row(tip_id, user=user), aliases(RING, user))
+        Given(row(tip_id, user=user), hashed_ids(RING, user))
         for tip_id, user in (("t1", ANNA), ("t2", "ben"), ("t3", ANNA))
     ]
     with writing(engine) as connection:
-        assert write_facts(connection, given, keys=RING.keys) == ["recorded"] * 3
+        assert write_facts(connection, given, keys=RING.all) == ["recorded"] * 3
     allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
     assert allowed == {"t1": False, "t2": True, "t3": False}

@@ -8,11 +8,11 @@ import pytest
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import PrivacyError
 from reactune.privacy.hashing import (
-    Key,
-    Keyring,
-    aliases,
+    HashingKey,
+    HashingKeys,
     given_key_ids,
-    load_keyring,
+    hashed_ids,
+    load_hashing_keys,
     mark_of,
     marks_of,
 )
@@ -22,26 +22,26 @@ SETTINGS = PrivacyConfig(old_key_envs=("REACTUNE_KEY_2025",))
 
 
 def test_the_ring_holds_the_current_key_and_the_older_ones():
-    ring = load_keyring(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": OLD})
-    assert ring == Keyring(Key(NEW.encode()), (Key(OLD.encode()),))
-    assert ring.key_ids == {Key(NEW.encode()).key_id, Key(OLD.encode()).key_id}
+    ring = load_hashing_keys(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": OLD})
+    assert ring == HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    assert ring.key_ids == {HashingKey(NEW.encode()).key_id, HashingKey(OLD.encode()).key_id}
 
 
 @pytest.mark.parametrize("value", ["", "short"])
 def test_an_older_key_that_is_named_and_not_given_is_an_error(value):
     with pytest.raises(PrivacyError, match="old_key_envs names REACTUNE_KEY_2025"):
-        load_keyring(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": value})
-    assert given_key_ids(SETTINGS, {"REACTUNE_KEY": NEW}) == {Key(NEW.encode()).key_id}
+        load_hashing_keys(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": value})
+    assert given_key_ids(SETTINGS, {"REACTUNE_KEY": NEW}) == {HashingKey(NEW.encode()).key_id}
 
 
 def test_a_key_that_is_both_current_and_old_counts_once():
-    ring = Keyring(Key(NEW.encode()), (Key(NEW.encode()),))
-    assert len(aliases(ring, "anna")) == 1
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(NEW.encode()),))
+    assert len(hashed_ids(ring, "anna")) == 1
 
 
 def test_a_person_has_one_name_under_each_key_and_a_mark_that_leads_to_neither():
-    ring = Keyring(Key(NEW.encode()), (Key(OLD.encode()),))
-    now, before = aliases(ring, "anna")
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    now, before = hashed_ids(ring, "anna")
     assert now.user_key == hmac.new(NEW.encode(), b"anna", hashlib.sha256).hexdigest()
     assert before.user_key == hmac.new(OLD.encode(), b"anna", hashlib.sha256).hexdigest()
     assert len({now.user_key, now.mark, before.user_key, before.mark}) == 4
@@ -51,6 +51,6 @@ def test_a_person_has_one_name_under_each_key_and_a_mark_that_leads_to_neither()
 
 
 def test_no_key_is_shown():
-    ring = Keyring(Key(NEW.encode()), (Key(OLD.encode()),))
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
     assert NEW not in repr(ring)
     assert OLD not in repr(ring)

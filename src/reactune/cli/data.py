@@ -49,11 +49,11 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     from tqdm import tqdm
 
     from reactune.data.ingest import ingest as read_into
-    from reactune.privacy.hashing import load_keyring
+    from reactune.privacy.hashing import load_hashing_keys
     from reactune.store.database import opened_store
 
     config = session.config()
-    keyring = load_keyring(config.privacy, os.environ)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
     rejects = rejects or config.folder / "rejects.jsonl"
     size = sum(file.stat().st_size for file in files)
     with (
@@ -64,8 +64,8 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             engine,
             files,
             settings=config.ingest,
-            key=keyring.current,
-            old_keys=keyring.old,
+            key=hashing_keys.current,
+            old_keys=hashing_keys.old,
             rejects=rejects,
             progress=bar.update,
         )
@@ -295,9 +295,9 @@ def _contexts(config: "Config") -> "Iterator[Iterator[tuple[str, str]]]":
     """Pairs of user_key and context_json of the reactions that training would read."""
     from reactune.data.labels.scores import read_scores
     from reactune.data.labels.sources import open_scores
-    from reactune.privacy.hashing import load_key
+    from reactune.privacy.hashing import load_hashing_key
 
-    key = load_key(config.privacy, os.environ)
+    key = load_hashing_key(config.privacy, os.environ)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
         batches = read_scores(table, config.labels, source=config.source, key=key)
         yield (

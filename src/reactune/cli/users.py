@@ -13,7 +13,7 @@ from reactune.cli.session import Session
 
 if TYPE_CHECKING:
     from reactune.config.settings import Config
-    from reactune.privacy.hashing import Keyring
+    from reactune.privacy.hashing import HashingKeys
 
 
 TRACES_FOUND, NOT_ALL_SEEN = 3, 4
@@ -64,15 +64,15 @@ def erase(
     $ reactune erase --verify --user u-7
     $ reactune erase --expired
     """
-    from reactune.privacy.hashing import load_keyring
+    from reactune.privacy.hashing import load_hashing_keys
 
     ids = _ids(users)
     _check(ids, reason, expired=expired, verify=verify, also=also)
     config = session.config()
-    keyring = load_keyring(config.privacy, os.environ)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
     if verify:
-        sys.exit(_verify(config, keyring, ids, also))
-    _erase(config, keyring, ids, reason or "", expired=expired)
+        sys.exit(_verify(config, hashing_keys, ids, also))
+    _erase(config, hashing_keys, ids, reason or "", expired=expired)
 
 
 @click.command
@@ -89,18 +89,18 @@ def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
     $ reactune consent refuse --user u-7
     """
     from reactune.privacy.consent import allow_training, refuse_training
-    from reactune.privacy.hashing import load_keyring
+    from reactune.privacy.hashing import load_hashing_keys
     from reactune.store.database import opened_store
 
     ids = _ids(users)
     if not ids:
         raise click.UsageError("name somebody by --user")
     config = session.config()
-    keyring = load_keyring(config.privacy, os.environ)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
     decide = allow_training if decision == "allow" else refuse_training
     with opened_store(config.store_url) as engine:
         for user_id in ids:
-            decide(engine, keyring, user_id, now=datetime.now(UTC))
+            decide(engine, hashing_keys, user_id, now=datetime.now(UTC))
     click.echo(f"{decision} training: {len(ids):,} users")
 
 
@@ -127,7 +127,7 @@ def _check(
 
 
 def _erase(
-    config: "Config", keyring: "Keyring", ids: Sequence[str], reason: str, *, expired: bool
+    config: "Config", hashing_keys: "HashingKeys", ids: Sequence[str], reason: str, *, expired: bool
 ) -> None:
     from reactune.cli.session import require_training
 
@@ -136,20 +136,22 @@ def _erase(
 
     now = datetime.now(UTC)
     if ids:
-        erasing.ask_for_people(config, keyring, ids, reason=reason, now=now, say=click.echo)
+        erasing.ask_for_people(config, hashing_keys, ids, reason=reason, now=now, say=click.echo)
     if expired:
         erasing.ask_for_expired(config, now=now)
-    if not erasing.finish(config, keyring, now=now, say=click.echo):
+    if not erasing.finish(config, hashing_keys, now=now, say=click.echo):
         click.echo("nothing is waiting to be erased")
 
 
-def _verify(config: "Config", keyring: "Keyring", ids: Sequence[str], also: Sequence[Path]) -> int:
+def _verify(
+    config: "Config", hashing_keys: "HashingKeys", ids: Sequence[str], also: Sequence[Path]
+) -> int:
     from reactune.cli.session import require_training
 
     require_training()
     from reactune.erasure.verify import verify
 
-    report = verify(config, keyring, ids, also=also)
+    report = verify(config, hashing_keys, ids, also=also)
     for title, lines in (
         ("looked", report.looked),
         ("elsewhere", report.elsewhere),

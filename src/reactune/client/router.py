@@ -23,7 +23,7 @@ from reactune.canary.routing import (
 )
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import CanaryError, DataError
-from reactune.privacy.hashing import Key, load_key, short_key, user_key
+from reactune.privacy.hashing import HashingKey, load_hashing_key, short_key, user_key
 from reactune.records import Arm, Rollout
 
 REFRESH_SECONDS = 0.4  # so that a stop is seen everywhere in under a second
@@ -87,7 +87,7 @@ class Router:
     def __init__(
         self,
         read: Callable[[], Rollout],
-        key: Key,
+        key: HashingKey,
         *,
         refresh_seconds: float = REFRESH_SECONDS,
         stale_seconds: float = STALE_SECONDS,
@@ -106,7 +106,7 @@ class Router:
         self._thread.start()
 
     @classmethod
-    def from_store(cls, url: str, *, key: Key | None = None, **more: Any) -> Self:
+    def from_store(cls, url: str, *, key: HashingKey | None = None, **more: Any) -> Self:
         """A router that reads the operational database.
 
         Raises:
@@ -127,7 +127,7 @@ class Router:
 
     @classmethod
     def from_service(
-        cls, url: str, *, api_key: str = "", key: Key | None = None, **more: Any
+        cls, url: str, *, api_key: str = "", key: HashingKey | None = None, **more: Any
     ) -> Self:
         """A router that asks our service at `url` what is live, with a key of scope `app`.
 
@@ -249,5 +249,5 @@ def _plan(rollout: Rollout) -> _Plan:
     return _Plan(rollout, fnv1a32(rollout.salt), challenger_buckets(share), chances, read_at)
 
 
-def _key() -> Key:
-    return load_key(PrivacyConfig(), os.environ)
+def _key() -> HashingKey:
+    return load_hashing_key(PrivacyConfig(), os.environ)

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from reactune.config.sections import IngestConfig
 from reactune.data.readers import SURROGATE, Line, Refused, check_readable, parse_json, read
 from reactune.errors import ConfigError, DataError
-from reactune.privacy.consent import Aliases, admit
-from reactune.privacy.hashing import Key, Keyring, aliases, user_key
+from reactune.privacy.consent import HashedIds, admit
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, user_key
 from reactune.records import REACTIONS, Counts
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
@@ -45,7 +45,9 @@ MAX_DWELL_MS = 2**31 - 1
 MAX_DEPTH = 20
 
 
-def score_of(values: Mapping[str, Any], *, settings: IngestConfig, key: Key) -> dict[str, Any]:
+def score_of(
+    values: Mapping[str, Any], *, settings: IngestConfig, key: HashingKey
+) -> dict[str, Any]:
     """The row of `tip_scores` that one row of a file asks for; unnamed fields stay unnamed.
 
     Raises:
@@ -188,7 +190,7 @@ SUPERSEDED = "earlier row of the same tip_id"
 ERASED = "erased at the user's wish"
 FAULTLESS = (SUPERSEDED, ERASED)
 """Among what `ingest` counts as refused, the reasons that are no fault of the row."""
-Of = tuple[Aliases, dict[str, Any]]  # what a user is called, and their score
+Of = tuple[HashedIds, dict[str, Any]]  # what a user is called, and their score
 # JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
 LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
 
@@ -198,9 +200,9 @@ def ingest(
     files: Sequence[Path],
     *,
     settings: IngestConfig,
-    key: Key,
+    key: HashingKey,
     rejects: Path,
-    old_keys: Sequence[Key] = (),
+    old_keys: Sequence[HashingKey] = (),
     progress: Callable[[int], object] | None = None,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
@@ -220,7 +222,7 @@ def ingest(
     names = _names_in_files(settings)
     for path in files:
         check_readable(path)
-    keyring = Keyring(key, tuple(old_keys))
+    hashing_keys = HashingKeys(key, tuple(old_keys))
     line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
     came_in = went_out = 0
     refused: Counter[str] = Counter()
@@ -230,7 +232,7 @@ def ingest(
             for lines in _batches(
                 read(path, names, max_line_bytes=line_bytes), settings.batch_rows
             ):
-                scores, flaws = _sort_out(lines, settings=settings, keyring=keyring)
+                scores, flaws = _sort_out(lines, settings=settings, hashing_keys=hashing_keys)
                 _list(flaws, path, log)
                 kept = _write(scores, engine)
                 new = _count_new(kept, register)
@@ -289,7 +291,7 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 
 def _sort_out(
-    lines: Iterable[Line], *, settings: IngestConfig, keyring: Keyring
+    lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
 ) -> tuple[list[Of], dict[int, str]]:
     """One score per tip_id with what its user is called, and the reason per line without."""
     scores: dict[str, Of] = {}
@@ -299,13 +301,13 @@ def _sort_out(
             flaws[line.number] = line.refusal
             continue
         try:
-            score = score_of(line.values, settings=settings, key=keyring.current)
+            score = score_of(line.values, settings=settings, key=hashing_keys.current)
         except Refused as refusal:
             flaws[line.number] = str(refusal)
         else:
             # As the database does it when the two rows come in different batches.
             _, earlier = scores.get(score["tip_id"], ((), {}))
-            names = aliases(keyring, str(line.values["user_id"]))
+            names = hashed_ids(hashing_keys, str(line.values["user_id"]))
             scores[score["tip_id"]] = names, earlier | score
     return list(scores.values()), flaws
 

@@ -27,7 +27,7 @@ from reactune.demo.pool import PooledRuntime, digest_of, read_pool, set_up, unus
 from reactune.errors import CanaryError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
-from reactune.privacy.hashing import load_key
+from reactune.privacy.hashing import load_hashing_key
 from reactune.records import STAGES, Rollout
 from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
@@ -274,7 +274,7 @@ def serving_people(folder: Path, people: Audience, *, seed: int, say: Say) -> It
             engine,
             chat=load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy),
             runtime=runtime,
-            key=load_key(config.privacy, os.environ),
+            key=load_hashing_key(config.privacy, os.environ),
             settings=config.serve,
             root=run_root(config),
             clock=clock.now,

@@ -17,7 +17,7 @@ from reactune.config.settings import Config
 from reactune.erasure import requests
 from reactune.erasure.requests import Erasure
 from reactune.erasure.runs import clear_runs, erasures_of
-from reactune.privacy.hashing import Keyring, load_keyring
+from reactune.privacy.hashing import HashingKeys, load_hashing_keys
 from reactune.release import registry
 from reactune.runs.folders import lock
 from reactune.runs.locks import lease
@@ -41,11 +41,11 @@ def finish_all(config: Config, *, say: Say) -> int:
     with deployment.database(config) as engine:
         if not _open(engine):
             return 0
-    keyring = load_keyring(config.privacy, os.environ)
-    return finish(config, keyring, now=datetime.now(UTC), say=say)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
+    return finish(config, hashing_keys, now=datetime.now(UTC), say=say)
 
 
-def finish(config: Config, keyring: Keyring, *, now: datetime, say: Say) -> int:
+def finish(config: Config, hashing_keys: HashingKeys, *, now: datetime, say: Say) -> int:
     """Do what is left of every erasure that was asked for; how many were finished.
 
     Killed anywhere, it is called again, and goes on. One process at a time may be at it.
@@ -62,7 +62,7 @@ def finish(config: Config, keyring: Keyring, *, now: datetime, say: Say) -> int:
             pull(root)
             these = _open(engine)
             work: dict[str, Callable[[Sequence[Erasure]], None]] = {
-                "runs": partial(clear_runs, config, engine, root, keyring),
+                "runs": partial(clear_runs, config, engine, root, hashing_keys),
                 "registry": partial(_tell_registry, config, engine),
                 "targets": partial(_forget_targets, engine),
                 "files": lambda _: compact(engine),
@@ -83,7 +83,7 @@ def finish(config: Config, keyring: Keyring, *, now: datetime, say: Say) -> int:
 
 def ask_for_people(
     config: Config,
-    keyring: Keyring,
+    hashing_keys: HashingKeys,
     user_ids: Sequence[str],
     *,
     reason: str,
@@ -93,7 +93,7 @@ def ask_for_people(
     """Forget people in the database, and write down that they are to be forgotten elsewhere."""
     with deployment.database(config) as engine:
         asked = requests.ask_for_people(
-            engine, keyring, user_ids, actor="hand", reason=reason, now=now
+            engine, hashing_keys, user_ids, actor="hand", reason=reason, now=now
         )
     for key_id in asked.numbers["keys_not_given"]:
         say(f"unseen    rows hashed with key {key_id}, which is not given; some may be theirs")

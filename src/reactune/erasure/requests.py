@@ -14,8 +14,21 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from reactune.privacy.consent import bury, chunks, key_ids, note_consent, shut_door
-from reactune.privacy.hashing import Key, Keyring, aliases, print_of, prints_of, texts_in
+from reactune.privacy.consent import (
+    add_tombstones,
+    chunks,
+    key_ids,
+    lock_for_erasing,
+    record_consent,
+)
+from reactune.privacy.hashing import (
+    HashingKey,
+    HashingKeys,
+    fingerprint_of,
+    fingerprints_of,
+    hashed_ids,
+    texts_in,
+)
 from reactune.store.database import inserting, writing
 from reactune.store.queries import current_rollout
 from reactune.store.schema import erased_prints, erasures, metadata, tip_scores
@@ -45,7 +58,7 @@ def rows_of(connection: sa.Connection, marks: Mapping[str, str]) -> dict[str, Le
     return left
 
 
-def add_prints(connection: sa.Connection, key: Key, left: Mapping[str, Left]) -> None:
+def add_prints(connection: sa.Connection, key: HashingKey, left: Mapping[str, Left]) -> None:
     """Keep fingerprints of what goes, by the mark of the person, so that a search can look for it.
 
     They are made with the key, and tell nobody without it anything.
@@ -54,8 +67,8 @@ def add_prints(connection: sa.Connection, key: Key, left: Mapping[str, Left]) ->
         (mark, each)
         for mark, theirs in left.items()
         for each in (
-            *(print_of(key, tip_id) for tip_id in theirs.tip_ids),
-            *(each for text in theirs.texts for each in prints_of(key, text)),
+            *(fingerprint_of(key, tip_id) for tip_id in theirs.tip_ids),
+            *(each for text in theirs.texts for each in fingerprints_of(key, text)),
         )
     }
     if prints:
@@ -168,7 +181,7 @@ class Erasure:
 
 def ask_for_people(
     engine: sa.Engine,
-    keyring: Keyring,
+    hashing_keys: HashingKeys,
     user_ids: Iterable[str],
     *,
     actor: Actor,
@@ -180,20 +193,20 @@ def ask_for_people(
     Their tombstones keep rows up to `now` from coming back, and they are not learned from until
     they say otherwise. Repeating it is harmless.
     """
-    names = [aliases(keyring, user_id) for user_id in dict.fromkeys(user_ids)]
+    names = [hashed_ids(hashing_keys, user_id) for user_id in dict.fromkeys(user_ids)]
     marks = {each.user_key: person[0].mark for person in names for each in person}
     everyone = [each for person in names for each in person]
     with writing(engine) as connection:
-        shut_door(connection)
+        lock_for_erasing(connection)
         left = rows_of(connection, marks)
-        add_prints(connection, keyring.current, left)
-        bury(connection, everyone, now=now)
-        note_consent(connection, everyone, allowed=False, now=now)
+        add_prints(connection, hashing_keys.current, left)
+        add_tombstones(connection, everyone, now=now)
+        record_consent(connection, everyone, allowed=False, now=now)
         tips = {tip_id for theirs in left.values() for tip_id in theirs.tip_ids}
         numbers = {
             "people": len(names),
             **remove_rows(connection, "user_key", marks),
-            "keys_not_given": sorted(key_ids(connection).keys() - keyring.key_ids),
+            "keys_not_given": sorted(key_ids(connection).keys() - hashing_keys.key_ids),
         }
         remove_rows(connection, "tip_id", tips)  # reactions that wait for these tips
         targets = {"marks": marks, "tip_ids": sorted(tips)}
@@ -214,7 +227,7 @@ def ask_for_expired(
     """Take rows from before a moment out of the database, and write down that they are to go."""
     reason = f"older than {older_than:%Y-%m-%d}" if older_than else "models without use"
     with writing(engine) as connection:
-        shut_door(connection)
+        lock_for_erasing(connection)
         return _write(
             connection,
             scope="expired",

@@ -31,7 +31,7 @@ from reactune import deployment
 from reactune.config.settings import Config
 from reactune.erasure import requests
 from reactune.erasure.requests import Erasure, Held, Left, add_prints
-from reactune.privacy.hashing import Keyring
+from reactune.privacy.hashing import HashingKeys
 from reactune.records import STAGES
 from reactune.release import registry
 from reactune.runs.amend import (
@@ -213,7 +213,7 @@ def clear_runs(
     config: Config,
     engine: sa.Engine,
     root: RunRoot,
-    keyring: Keyring,
+    hashing_keys: HashingKeys,
     erasures: Sequence[Erasure],
 ) -> None:
     """Take what is to go out of every run; runs that are too old, or of no use, go altogether."""
@@ -226,7 +226,7 @@ def clear_runs(
             with keep_out_others(root, run, STAGES):
                 remove_run(root, run)
         else:
-            _clear_run(config, engine, root, run, targets, keyring, ids)
+            _clear_run(config, engine, root, run, targets, hashing_keys, ids)
 
 
 def _clear_run(
@@ -235,7 +235,7 @@ def _clear_run(
     root: RunRoot,
     run: Path,
     targets: Targets,
-    keyring: Keyring,
+    hashing_keys: HashingKeys,
     ids: Sequence[str],
 ) -> None:
     is_noted = any(run.name in each.runs for each in erasures_of(engine, ids))
@@ -248,7 +248,7 @@ def _clear_run(
         rows = list(rows_to_go(run, targets))
         if not rows and not is_noted:
             return
-        _note(config, engine, run, rows, keyring, ids)
+        _note(config, engine, run, rows, hashing_keys, ids)
         notes = [_note_of(each, run) for each in erasures_of(engine, ids) if run.name in each.runs]
         if is_ended(run):
             bring(root, run, unlike_stated(run, recorded_outputs(run, DATA_STAGES)))
@@ -264,7 +264,7 @@ def _note(
     engine: sa.Engine,
     run: Path,
     rows: Sequence[Row],
-    keyring: Keyring,
+    hashing_keys: HashingKeys,
     ids: Sequence[str],
 ) -> None:
     """Write down what a run holds before it goes: of whom, whether it was learned, how it read."""
@@ -279,7 +279,7 @@ def _note(
             left[mark].add(row.tip_id, row.tip, row.context_json)
     days = timedelta(days=config.privacy.retrain_within_days)
     with writing(engine) as connection:
-        add_prints(connection, keyring.current, left)
+        add_prints(connection, hashing_keys.current, left)
         models = [m for m in queries.all_model_versions(connection) if m.run_id == run.name]
         for erasure_id, count in most.items():
             is_learned = erasure_id in learned

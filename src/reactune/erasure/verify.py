@@ -24,7 +24,14 @@ from reactune.config.settings import Config, hide_passwords
 from reactune.data.labelled import PREFIX
 from reactune.erasure import requests
 from reactune.privacy.consent import chunks, key_ids
-from reactune.privacy.hashing import Key, Keyring, aliases, find_prints, print_of, short_key
+from reactune.privacy.hashing import (
+    HashingKey,
+    HashingKeys,
+    find_fingerprints,
+    fingerprint_of,
+    hashed_ids,
+    short_key,
+)
 from reactune.release import registry
 from reactune.runs.remote import RunRoot, reach, run_root
 from reactune.store.database import reading
@@ -55,7 +62,7 @@ class Sought:
     user_ids: tuple[str, ...] = field(repr=False)
     user_keys: frozenset[str] = field(repr=False)
     prints: frozenset[str] = field(repr=False)
-    keys: tuple[Key, ...]
+    keys: tuple[HashingKey, ...]
 
     @cached_property
     def spellings(self) -> tuple[bytes, ...]:
@@ -95,7 +102,7 @@ def find_ids(sought: Sought, data: bytes) -> Found:
 
 def find_texts(sought: Sought, data: bytes) -> Found:
     """Pieces of texts that were erased."""
-    found = frozenset(p for key in sought.keys for p in find_prints(key, data, sought.prints))
+    found = frozenset(p for key in sought.keys for p in find_fingerprints(key, data, sought.prints))
     return Found(frozenset({TEXT} if found else ()), found)
 
 
@@ -103,7 +110,9 @@ def find_tips(sought: Sought, tip_ids: Iterable[str]) -> Found:
     """Tips that were erased, by their whole ids."""
     if not sought.prints:
         return Found()
-    found = {print_of(key, tip_id) for tip_id in tip_ids for key in sought.keys} & sought.prints
+    found = {
+        fingerprint_of(key, tip_id) for tip_id in tip_ids for key in sought.keys
+    } & sought.prints
     return Found(frozenset({TIP} if found else ()))
 
 
@@ -233,7 +242,7 @@ class Report:
 
 
 def verify(
-    config: Config, keyring: Keyring, user_ids: Sequence[str], *, also: Sequence[Path] = ()
+    config: Config, hashing_keys: HashingKeys, user_ids: Sequence[str], *, also: Sequence[Path] = ()
 ) -> Report:
     """Look for people in every table, file and record of the registry that is ours, and in `also`.
 
@@ -243,8 +252,8 @@ def verify(
     """
     report = Report()
     with deployment.database(config) as engine:
-        sought = _sought(engine, keyring, user_ids)
-        _look_at_journal(engine, keyring, user_ids, report)
+        sought = _sought(engine, hashing_keys, user_ids)
+        _look_at_journal(engine, hashing_keys, user_ids, report)
         _look_into_tables(engine, sought, report)
     if engine.dialect.name == "sqlite":
         _look_into_files(_files_of_sqlite(config.store_url), sought, report, "database file")
@@ -258,8 +267,8 @@ def verify(
     return report
 
 
-def _sought(engine: sa.Engine, keyring: Keyring, user_ids: Sequence[str]) -> Sought:
-    names = [each for user_id in user_ids for each in aliases(keyring, user_id)]
+def _sought(engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str]) -> Sought:
+    names = [each for user_id in user_ids for each in hashed_ids(hashing_keys, user_id)]
     prints: set[str] = set()
     table = erased_prints.c
     with reading(engine) as connection:
@@ -270,16 +279,16 @@ def _sought(engine: sa.Engine, keyring: Keyring, user_ids: Sequence[str]) -> Sou
         user_ids=tuple(user_ids),
         user_keys=frozenset(each.user_key for each in names),
         prints=frozenset(prints),
-        keys=keyring.keys,
+        keys=hashing_keys.all,
     )
 
 
 def _look_at_journal(
-    engine: sa.Engine, keyring: Keyring, user_ids: Sequence[str], report: Report
+    engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str], report: Report
 ) -> None:
     """What the database itself says is not done, and rows whose key is not given."""
     with reading(engine) as connection:
-        unknown = {k: n for k, n in key_ids(connection).items() if k not in keyring.key_ids}
+        unknown = {k: n for k, n in key_ids(connection).items() if k not in hashing_keys.key_ids}
         waiting = requests.open_erasures(connection)
     for key_id, rows in sorted(unknown.items()):
         report.unseen.append(

@@ -22,7 +22,7 @@ SHORT_KEY_DIGITS = 16  # 64 bits: ten million people have two alike with a chanc
 
 
 @dataclass(frozen=True)
-class Key:
+class HashingKey:
     """The secret that turns user ids into `user_key`; its own id may be stored, it may not."""
 
     secret: bytes = field(repr=False)
@@ -33,7 +33,7 @@ class Key:
         return hmac.new(self.secret, b"reactune key id", hashlib.sha256).hexdigest()[:8]
 
 
-def load_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> Key:
+def load_hashing_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> HashingKey:
     """The key from the environment.
 
     Raises:
@@ -46,10 +46,10 @@ def load_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> Key:
             f"{MIN_KEY_CHARS} are needed to hash user ids; make one with `openssl rand -hex 32` "
             "and keep it: another key makes other users of the same people"
         )
-    return Key(secret.encode())
+    return HashingKey(secret.encode())
 
 
-def user_key(key: Key, user_id: str) -> str:
+def user_key(key: HashingKey, user_id: str) -> str:
     """HMAC-SHA256 of the user id, 64 hexadecimal digits: equal ids give equal keys."""
     return hmac.digest(key.secret, user_id.encode("utf-8", "surrogatepass"), "sha256").hex()
 
@@ -60,25 +60,25 @@ def short_key(user_key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Keyring:
+class HashingKeys:
     """The key that new rows are hashed with, and those that stored rows may still be."""
 
-    current: Key
-    old: tuple[Key, ...] = ()
+    current: HashingKey
+    old: tuple[HashingKey, ...] = ()
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def all(self) -> tuple[HashingKey, ...]:
         """Every key once, the current one first."""
         return tuple(dict.fromkeys((self.current, *self.old)))
 
     @property
     def key_ids(self) -> frozenset[str]:
         """The names of all keys."""
-        return frozenset(key.key_id for key in self.keys)
+        return frozenset(key.key_id for key in self.all)
 
 
 @dataclass(frozen=True)
-class Alias:
+class HashedId:
     """One person under one key. `mark` tells that it is them, and leads to none of their rows."""
 
     key_id: str
@@ -86,13 +86,13 @@ class Alias:
     mark: str
 
 
-def load_keyring(settings: PrivacyConfig, environ: Mapping[str, str]) -> Keyring:
+def load_hashing_keys(settings: PrivacyConfig, environ: Mapping[str, str]) -> HashingKeys:
     """The current key and the older ones from the environment.
 
     Raises:
         PrivacyError: a variable that the settings name is missing or shorter than 32 characters.
     """
-    current = load_key(settings, environ)
+    current = load_hashing_key(settings, environ)
     for name in settings.old_key_envs:
         if len(environ.get(name, "")) < MIN_KEY_CHARS:
             raise PrivacyError(
@@ -100,32 +100,36 @@ def load_keyring(settings: PrivacyConfig, environ: Mapping[str, str]) -> Keyring
                 f"characters, {MIN_KEY_CHARS} are needed; give that older key, or take the name "
                 "out once `reactune doctor` says that no row is hashed with it"
             )
-    return Keyring(current, tuple(Key(environ[name].encode()) for name in settings.old_key_envs))
+    return HashingKeys(
+        current, tuple(HashingKey(environ[name].encode()) for name in settings.old_key_envs)
+    )
 
 
 def given_key_ids(settings: PrivacyConfig, environ: Mapping[str, str]) -> frozenset[str]:
     """The names of those keys that the environment holds, whichever are missing."""
     secrets = (environ.get(name, "") for name in (settings.key_env, *settings.old_key_envs))
-    return frozenset(Key(each.encode()).key_id for each in secrets if len(each) >= MIN_KEY_CHARS)
+    return frozenset(
+        HashingKey(each.encode()).key_id for each in secrets if len(each) >= MIN_KEY_CHARS
+    )
 
 
-def aliases(keyring: Keyring, user_id: str) -> tuple[Alias, ...]:
+def hashed_ids(hashing_keys: HashingKeys, user_id: str) -> tuple[HashedId, ...]:
     """What the person is called under every key, the current one first."""
-    return tuple(_alias(key, user_key(key, user_id)) for key in keyring.keys)
+    return tuple(_alias(key, user_key(key, user_id)) for key in hashing_keys.all)
 
 
-def marks_of(keyring: Keyring, hashed: str) -> tuple[str, ...]:
+def marks_of(hashing_keys: HashingKeys, hashed: str) -> tuple[str, ...]:
     """The marks that a `user_key` may have, of which it is not known by which key it was made."""
-    return tuple(mark_of(key, hashed) for key in keyring.keys)
+    return tuple(mark_of(key, hashed) for key in hashing_keys.all)
 
 
-def mark_of(key: Key, hashed: str) -> str:
+def mark_of(key: HashingKey, hashed: str) -> str:
     """The mark of a `user_key`: 64 hexadecimal digits that only the key's owner can find again."""
     return hmac.digest(key.secret, f"reactune mark {hashed}".encode(), "sha256").hex()
 
 
-def _alias(key: Key, hashed: str) -> Alias:
-    return Alias(key.key_id, hashed, mark_of(key, hashed))
+def _alias(key: HashingKey, hashed: str) -> HashedId:
+    return HashedId(key.key_id, hashed, mark_of(key, hashed))
 
 
 WINDOW_BYTES, SPREAD = 16, 8
@@ -138,7 +142,7 @@ Hashes = NDArray[np.uint64]
 Slide = Callable[[Hashes, Hashes], Hashes]
 
 
-def prints_of(key: Key, text: str) -> frozenset[str]:
+def fingerprints_of(key: HashingKey, text: str) -> frozenset[str]:
     """Fingerprints of some windows of the text; none of one shorter than `FOUND_BYTES`.
 
     Winnowing (Schleimer, Wilkerson, Aiken, SIGMOD 2003): of each `SPREAD` neighbouring windows the
@@ -155,12 +159,12 @@ def prints_of(key: Key, text: str) -> frozenset[str]:
     return frozenset(_prints(key, data, hashes, np.flatnonzero(is_taken)))
 
 
-def print_of(key: Key, value: str) -> str:
+def fingerprint_of(key: HashingKey, value: str) -> str:
     """The fingerprint of a whole value, however short."""
     return f"{0:06x}{_digest(key, b'whole ' + value.encode())}"
 
 
-def find_prints(key: Key, data: bytes, wanted: Collection[str]) -> set[str]:
+def find_fingerprints(key: HashingKey, data: bytes, wanted: Collection[str]) -> set[str]:
     """Which of the wanted fingerprints are of a window of the data."""
     sought = set(wanted)
     tags = np.array(sorted({int(each[:6], 16) for each in sought}), np.uint64)
@@ -197,7 +201,9 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(each)
 
 
-def _prints(key: Key, data: bytes, hashes: Hashes, places: NDArray[np.int64]) -> Iterator[str]:
+def _prints(
+    key: HashingKey, data: bytes, hashes: Hashes, places: NDArray[np.int64]
+) -> Iterator[str]:
     """Fingerprints of the windows at these places.
 
     The tag, 24 bits of the keyed hash, stands before the digest: few digests must be made to find
@@ -211,11 +217,11 @@ def _tags(hashes: Hashes) -> Hashes:
     return hashes >> np.uint64(64 - TAG_BITS)
 
 
-def _digest(key: Key, value: bytes) -> str:
+def _digest(key: HashingKey, value: bytes) -> str:
     return hashlib.blake2b(value, key=_derived(key)[:64], digest_size=16).hexdigest()
 
 
-def _rolling(key: Key, data: bytes) -> Hashes:
+def _rolling(key: HashingKey, data: bytes) -> Hashes:
     """A keyed polynomial of every window, modulo 2**64."""
     table, factor = _table(key)
     coded = table[np.frombuffer(data, np.uint8)]
@@ -238,11 +244,11 @@ def _slide(values: Hashes, choose: Slide) -> Hashes:
 
 
 @lru_cache(16)
-def _table(key: Key) -> tuple[Hashes, np.uint64]:
+def _table(key: HashingKey) -> tuple[Hashes, np.uint64]:
     words = np.frombuffer(_derived(key)[64:], "<u8").astype(np.uint64)
     return words[:256], words[256] | np.uint64(1)
 
 
 @lru_cache(16)
-def _derived(key: Key) -> bytes:
+def _derived(key: HashingKey) -> bytes:
     return hashlib.shake_256(b"reactune print " + key.secret).digest(64 + 8 * 257)

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reactune.errors import AwayError, DataError
-from reactune.privacy.consent import Aliases, admit, find_erased
-from reactune.privacy.hashing import Key
+from reactune.privacy.consent import HashedIds, admit, erased_tips
+from reactune.privacy.hashing import HashingKey
 from reactune.records import Reaction
 from reactune.store.database import writing
 from reactune.store.schema import UtcTime, early_reactions, rollouts, silent_answers, tip_scores
@@ -36,7 +36,7 @@ class Given:
     """
 
     row: Mapping[str, Any]
-    names: Aliases = field(default=(), repr=False)
+    names: HashedIds = field(default=(), repr=False)
     awaited: bool = True
 
     @property
@@ -79,7 +79,7 @@ Fact = Given | Shown | Reacted | Silent
 
 
 def write_facts(
-    connection: sa.Connection, facts: Sequence[Fact], *, keys: Sequence[Key] = ()
+    connection: sa.Connection, facts: Sequence[Fact], *, keys: Sequence[HashingKey] = ()
 ) -> list[Written]:
     """Write facts in their order; per fact, whether its tip was there or it is kept for it.
 
@@ -95,7 +95,7 @@ def write_facts(
     silent = _insert_silent(connection, [fact for fact in facts if isinstance(fact, Silent)])
     later = [fact for fact in facts if isinstance(fact, Shown | Reacted)]
     known = _known(connection, {fact.tip_id for fact in later})
-    erased = find_erased(connection, keys, {fact.tip_id for fact in later} - known)
+    erased = erased_tips(connection, keys, {fact.tip_id for fact in later} - known)
     early = [fact for fact in later if fact.tip_id not in known | erased]
     _write(connection, tip_scores, [fact for fact in later if fact.tip_id in known])
     if early:
@@ -245,7 +245,7 @@ class Recorder:
     Nothing waits for a timer: while one transaction is on its way to disk the next one gathers.
     """
 
-    def __init__(self, engine: sa.Engine, keys: Sequence[Key] = ()) -> None:
+    def __init__(self, engine: sa.Engine, keys: Sequence[HashingKey] = ()) -> None:
         self._engine, self._keys = engine, keys
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()

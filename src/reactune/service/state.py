@@ -20,7 +20,7 @@ from anyio import CapacityLimiter, to_thread
 from reactune.config.sections import LabelConfig, ServeConfig
 from reactune.errors import DataError
 from reactune.model.prompt import Chat
-from reactune.privacy.hashing import Key, Keyring
+from reactune.privacy.hashing import HashingKey, HashingKeys
 from reactune.records import Completion, ModelVersion, Runtime, Sampling
 from reactune.runs.remote import HERE, RunRoot
 from reactune.service.events import Recorder, forget_early, reconcile
@@ -47,7 +47,7 @@ class Service:
     chat: Chat
     runtime: Runtime
     write: Write
-    keyring: Keyring
+    hashing_keys: HashingKeys
     settings: ServeConfig
     labels: LabelConfig
     clock: Callable[[], datetime]
@@ -63,8 +63,8 @@ def open_service(
     *,
     chat: Chat,
     runtime: Runtime,
-    key: Key,
-    old_keys: Sequence[Key] = (),
+    key: HashingKey,
+    old_keys: Sequence[HashingKey] = (),
     settings: ServeConfig,
     labels: LabelConfig | None = None,
     root: RunRoot = HERE,
@@ -76,20 +76,20 @@ def open_service(
 
     Without `write`, tips are written by the runtime's `generate`, each in a thread.
     """
-    keyring = Keyring(key, tuple(old_keys))
+    hashing_keys = HashingKeys(key, tuple(old_keys))
     live = LiveModels(engine, runtime, root=root, grace_seconds=60.0 + 2 * settings.timeout_seconds)
     return Service(
         engine=engine,
         chat=chat,
         runtime=runtime,
         write=write or partial(_write_in_thread, runtime),
-        keyring=keyring,
+        hashing_keys=hashing_keys,
         settings=settings,
         labels=labels or LabelConfig(),
         clock=clock,
         draw=draw,
         live=live,
-        recorder=Recorder(engine, keyring.keys),
+        recorder=Recorder(engine, hashing_keys.all),
     )
 
 

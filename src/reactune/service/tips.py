@@ -22,8 +22,8 @@ from reactune.errors import AwayError, DataError
 from reactune.model.context import Part
 from reactune.model.prompt import assemble, render
 from reactune.pii.spans import refill
-from reactune.privacy.consent import Aliases
-from reactune.privacy.hashing import aliases
+from reactune.privacy.consent import HashedIds
+from reactune.privacy.hashing import hashed_ids
 from reactune.records import REACTIONS, Prompt, Reaction, Sampling
 from reactune.service.answers import (
     Answer,
@@ -191,12 +191,12 @@ def check_ready(service: Service) -> None:
     service.runtime.generate(champion, prompt, Sampling(0.0, 1.0, max_tokens=1, seed=0))
 
 
-def _identify(service: Service, asked: Asked) -> tuple[Aliases, str]:
+def _identify(service: Service, asked: Asked) -> tuple[HashedIds, str]:
     if not asked.user_id or not asked.kind.isprintable() or not asked.kind:
         raise DataError("a tip needs a user id and a printable kind; give both")
     if asked.tip_id and not TIP_ID.fullmatch(asked.tip_id):
         raise DataError("tip_id: give 16 to 64 letters, digits, - or _, drawn at random")
-    names = aliases(service.keyring, asked.user_id)
+    names = hashed_ids(service.hashing_keys, asked.user_id)
     return names, asked.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
 
 

@@ -62,14 +62,14 @@ UserId = Annotated[str, Path(min_length=1, max_length=512)]
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the paths below `/v1/users`."""
-    engine, keyring = service.engine, service.keyring
+    engine, hashing_keys = service.engine, service.hashing_keys
 
     @app.delete("/v1/users/{user:path}", status_code=202)
     def erase(user: UserId) -> ErasureAnswer:
         """Forget a user: at once in the database, elsewhere with the next `run` or `erase`."""
         asked = ask_for_people(
             engine,
-            keyring,
+            hashing_keys,
             [user],
             actor="service",
             reason="asked of the service",
@@ -81,7 +81,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     def training(user: UserId, body: TrainingRequest) -> None:
         """Say whether later models may learn from this user."""
         decide = allow_training if body.allowed else refuse_training
-        decide(engine, keyring, user, now=service.clock())
+        decide(engine, hashing_keys, user, now=service.clock())
 
 
 # FastAPI's own spans and logs hold paths and bodies with ids and texts in them:
@@ -177,7 +177,7 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         if not 0 < len(user) <= 512:
             raise DataError("user: the app's id of the user, 1 to 512 characters")
         live = await lineup_now(service)
-        rollout, person = live.rollout, user_key(service.keyring.current, user)
+        rollout, person = live.rollout, user_key(service.hashing_keys.current, user)
         if rollout.unit == "tip" and not tip_id:
             raise DataError("tips are routed one by one ([canary] unit); give a tip_id")
         unit = unit_key(rollout.unit, tip_id=tip_id, user_key=person, at=service.clock())

@@ -23,7 +23,7 @@ from reactune.config.sections import ServeConfig
 from reactune.config.settings import Config
 from reactune.errors import ConfigError
 from reactune.model.prompt import load_chat
-from reactune.privacy.hashing import load_keyring
+from reactune.privacy.hashing import load_hashing_keys
 from reactune.process import child_environment
 from reactune.records import Runtime
 from reactune.runs.remote import fetch_release, run_root
@@ -61,7 +61,7 @@ def serve_all(config: Config) -> None:
             "name a PostgreSQL in [store] url, or set one worker"
         )
     open_store(config.store_url).dispose()
-    load_keyring(config.privacy, os.environ)
+    load_hashing_keys(config.privacy, os.environ)
     with (
         _listening_socket(config.serve) as shared,
         TemporaryDirectory(prefix="reactune-figures-") as figures,
@@ -90,7 +90,7 @@ def serve(
         from reactune.release import runtimes
 
         connect = runtimes.connect
-    keyring = load_keyring(config.privacy, os.environ)
+    hashing_keys = load_hashing_keys(config.privacy, os.environ)
     engine = open_store(config.store_url)
     root = run_root(config)
     rollout, models = read_live(engine, root=root)
@@ -101,8 +101,8 @@ def serve(
         engine,
         chat=chat,
         runtime=runtime,
-        key=keyring.current,
-        old_keys=keyring.old,
+        key=hashing_keys.current,
+        old_keys=hashing_keys.old,
         settings=config.serve,
         labels=config.labels,
         root=root,

@@ -13,14 +13,14 @@ from reactune.data.labels.scores import admission, after_consent, read_scores
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.requests import ask_for_people
 from reactune.errors import DataError
-from reactune.privacy.consent import refusals, refuse_training
-from reactune.privacy.hashing import Keyring, user_key
+from reactune.privacy.consent import refuse_training, user_statuses
+from reactune.privacy.hashing import HashingKeys, user_key
 from reactune.records import Counts
 from reactune.store.database import create_store, reading, writing
 
 # Ibis asks DuckDB for its results by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated, use to_arrow:DeprecationWarning")
-BOTH, BEFORE = Keyring(KEY, (OLD_KEY,)), Keyring(OLD_KEY)
+BOTH, BEFORE = HashingKeys(KEY, (OLD_KEY,)), HashingKeys(OLD_KEY)
 
 
 def row(number, user, *, key=KEY, created_at=START):
@@ -51,7 +51,7 @@ def learned(engine, source, folder, *, ring=RING):
     """The tips that a run would learn from, and who was left out for what."""
     left_out = Counter()
     with reading(engine) as connection:
-        admits = admission(refusals(connection, ring), source, left_out)
+        admits = admission(user_statuses(connection, ring), source, left_out)
     store = engine.url.render_as_string()
     with open_scores(source, store_url=store, folder=folder) as table:
         batches = read_scores(table, LabelConfig(), source=source, key=ring.current, admits=admits)

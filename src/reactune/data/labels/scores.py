@@ -22,7 +22,7 @@ from reactune.data.labels.sources import (
     unbound_scores,
 )
 from reactune.errors import ConfigError, PrivacyError
-from reactune.privacy.hashing import Key, user_key
+from reactune.privacy.hashing import HashingKey, user_key
 from reactune.records import Counts
 from reactune.store.labels import Evidence, LabelRule, label_rule
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 from collections import Counter
 from functools import lru_cache
 
-from reactune.privacy.consent import Refusals
+from reactune.privacy.consent import UserStatuses
 
 LABELLED = (
     "tip_id",
@@ -81,7 +81,7 @@ def read_scores(
     labels: LabelConfig,
     *,
     source: SourceConfig,
-    key: Key,
+    key: HashingKey,
     admits: Admits | None = None,
     batch_rows: int = 10_000,
 ) -> Iterator["pa.RecordBatch"]:
@@ -242,7 +242,7 @@ def _is_allowed(scores: Scores) -> "BooleanValue":
     return table.training_allowed & table.user_key.notin(opted_out)
 
 
-def _user_keys(values: "pa.Array", *, source: SourceConfig, key: Key) -> "pa.Array":
+def _user_keys(values: "pa.Array", *, source: SourceConfig, key: HashingKey) -> "pa.Array":
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -261,27 +261,29 @@ OPTED_OUT, ERASED = "opted out", "erased"
 MAX_CACHED = 100_000
 
 
-def admission(refusals: Refusals, source: SourceConfig, left_out: Counter[str]) -> Admits | None:
+def admission(
+    statuses: UserStatuses, source: SourceConfig, left_out: Counter[str]
+) -> Admits | None:
     """The test for `read_scores`, or None where nobody refuses.
 
     Whom it turns down is counted in `left_out`, by reason.
     """
-    if not refusals.standings:
+    if not statuses.by_mark:
         return None
     is_raw = RAW_ID in source.columns
-    standing_of = lru_cache(MAX_CACHED)(refusals.of_id if is_raw else refusals.of_user_key)
+    status_of = lru_cache(MAX_CACHED)(statuses.of_id if is_raw else statuses.of_user_key)
 
     def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
         return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
 
     def _admits(user: str | None, created_at: datetime | None) -> bool:
-        standing = standing_of(user or "")
-        if standing.refuses(created_at):
+        status = status_of(user or "")
+        if status.refuses(created_at):
             left_out[ERASED] += 1
             return False
-        if not standing.training_allowed:
+        if not status.training_allowed:
             left_out[OPTED_OUT] += 1
-        return standing.training_allowed
+        return status.training_allowed
 
     return admits
 
