@@ -1,6 +1,7 @@
-"""`reactune deploy`: a version goes on trial because somebody says so.
+"""What is live, and what follows it: champion and challenger, their files, aliases and tags.
 
-A run deploys its own version (`pipeline.py`); how a trial ends is told in `review.py`.
+One row of `rollouts` says what is live. MLflow's aliases and the model server's tags follow it
+and are repaired from it. The base model is version 1 and the first champion.
 """
 
 import secrets
@@ -30,7 +31,7 @@ from reactune.store import queries
 from reactune.store.database import opened_store, reading, writing
 
 BASE_RUN = "base"
-BASE_SECTIONS = ("export", "prompt", "model")
+BASE_SECTIONS = ("export", "prompt", "privacy", "model")
 
 
 def database(config: Config) -> AbstractContextManager[sa.Engine]:

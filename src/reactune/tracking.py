@@ -20,6 +20,14 @@ from reactune.train.trainer import Trained, read_log
 
 Curve = Sequence[tuple[int, float]]
 LOGGED = ("labels", "dataset", "prompt", "model", "train", "gate", "export")  # sections
+TEXTS = {
+    "loss.svg": "train/loss.svg",
+    "trainer.log": "train/trainer.log",
+    "gate.svg": "evaluate/gate.svg",
+    "gate.json": "evaluate/gate.json",
+    "parity.json": "export/parity.json",
+    "dataset.md": "dataset/README.md",
+}
 
 
 def write_training(
@@ -117,13 +125,3 @@ def earlier_counts(run: Path) -> dict[str, Counts]:
     """What the stage before the dataset counted, for the dataset's card."""
     extracted = manifests(run)["extract"].counts
     return {name: Counts(**extracted[name]) for name in ("labels", "de-identification")}
-
-
-TEXTS = {
-    "loss.svg": "train/loss.svg",
-    "trainer.log": "train/trainer.log",
-    "gate.svg": "evaluate/gate.svg",
-    "gate.json": "evaluate/gate.json",
-    "parity.json": "export/parity.json",
-    "dataset.md": "dataset/README.md",
-}
