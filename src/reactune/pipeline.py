@@ -183,11 +183,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     base = base_model(config.model)
     chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     examples = read_examples(run / "dataset")
-    rows = rows_by_method(
-        chat,
-        [(e.kind, e.context_json, e.tip, e.label) for e in examples["train"]],
-        [(a.kind, a.context_json, a.tip, b.tip) for a, b in pairs(examples["train"])],
-    )
+    rows = rows_by_method(chat, examples["train"], pairs(examples["train"]))
     with progress_bars() as bar:
         trained = train_methods(
             folder,

@@ -19,6 +19,8 @@ Phase = Literal["idle", "shadow", "canary", "ramp", "holdback", "closed"]
 Unit = Literal["tip", "user_day", "user"]
 Verdict = Literal["promote", "roll back", "wait"]
 Actor = Literal["review", "hand"]
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 STAGES = ("extract", "dataset", "train", "evaluate", "export", "register", "deploy")
 REVIEW_STEPS = ("compare", "decide", "promote", "rollback", "wait")
 
@@ -54,6 +56,23 @@ class Completion:
     stopped: Literal["stop", "length"]
     seconds: float
     logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tip that somebody liked or did not, and what it was an answer to."""
+
+    tip_id: str
+    user_key: str
+    kind: str
+    context_json: str
+    instruction: str
+    input: str
+    prompt: str
+    tip: str
+    label: bool
+    dwell_ms: int
+    created_at: datetime
 
 
 @dataclass(frozen=True)

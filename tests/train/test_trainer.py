@@ -11,15 +11,19 @@ import numpy as np
 import psutil
 import pytest
 
+from dataset_fixtures import example
 from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
+from reactune.model.prompt import completion_ids, rebuild
 from reactune.process import child_environment
 from reactune.train.job import tokens_of, write_job
 from reactune.train.trainer import (
+    MIN_PAIRS,
     is_same_job,
     last_word,
     plan_job,
     read_progress,
+    rows_by_method,
     run_trainer,
     train,
     train_methods,
@@ -246,3 +250,34 @@ def test_the_loss_counts_the_completion_only(rows):
     made = sft_row(row)
     assert made["input_ids"] == row["prompt_ids"] + row["completion_ids"]
     assert [label for label in made["labels"] if label != -100] == row["completion_ids"]
+
+
+def test_examples_become_rows_of_every_method_that_they_allow(chat):
+    contexts = ['{"v":1,"context":{"free_text":"call the bank"}}', '{"free_text":"water it"}']
+    examples = [
+        example(f"tip-{n}", f"Tip {n}.", label=n % 2 == 0, context=contexts[n // 2 % 2])
+        for n in range(8)
+    ]
+    pairs = [(examples[0], examples[1])]
+    rows = rows_by_method(chat, examples, pairs * MIN_PAIRS)
+    assert list(rows) == ["sft", "kto", "dpo"]
+    assert rows["sft"] == [row for row in rows["kto"] if row["label"]]
+    for row, each in zip(rows["kto"], examples, strict=True):
+        assert row == {
+            "prompt_ids": list(rebuild(chat, each.kind, each.context_json).token_ids),
+            "completion_ids": list(completion_ids(chat, each.tip)),
+            "label": each.label,
+        }
+    assert rows["dpo"][0] == {
+        "prompt_ids": rows["kto"][0]["prompt_ids"],
+        "chosen_ids": rows["kto"][0]["completion_ids"],
+        "rejected_ids": rows["kto"][1]["completion_ids"],
+    }
+
+
+def test_too_few_pairs_are_no_rows_of_dpo_and_no_positives_none_of_sft(chat):
+    disliked = [example("tip", label=False, context="{}")]
+    assert list(rows_by_method(chat, disliked, [])) == ["kto"]
+    liked = example("liked", context="{}")
+    pairs = [(liked, disliked[0])] * (MIN_PAIRS - 1)
+    assert list(rows_by_method(chat, [liked], pairs)) == ["sft", "kto"]

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from reactune.config.sections import GateConfig
-from reactune.data.dataset.rules import Example
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model, score
 from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
+from reactune.records import Example
 
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000

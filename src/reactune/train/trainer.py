@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.model.prompt import Chat, completion_ids, rebuild
 from reactune.process import child_environment
+from reactune.records import Example
 from reactune.train.backends import BACKENDS, python_of, usable_methods
 from reactune.train.job import (
     EXIT_BAD_JOB,
@@ -69,40 +71,38 @@ def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]
 
 
 MIN_PAIRS = 50
-Tip = tuple[str, str, str, bool]  # kind, logged context, text, liked
-Pair = tuple[str, str, str, str]  # kind, logged context, liked text, disliked text
-
-
-def judged_rows(chat: Chat, tips: Iterable[Tip]) -> list[dict[str, Any]]:
-    """Rows of KTO: every tip with its label."""
-    return [
-        {
-            "prompt_ids": list(rebuild(chat, kind, context_json).token_ids),
-            "completion_ids": list(completion_ids(chat, text)),
-            "label": liked,
-        }
-        for kind, context_json, text, liked in tips
-    ]
-
-
-def pair_rows(chat: Chat, pairs: Iterable[Pair]) -> list[dict[str, Any]]:
-    """Rows of DPO: a liked and a disliked tip for one context."""
-    return [
-        {
-            "prompt_ids": list(rebuild(chat, kind, context_json).token_ids),
-            "chosen_ids": list(completion_ids(chat, chosen)),
-            "rejected_ids": list(completion_ids(chat, rejected)),
-        }
-        for kind, context_json, chosen, rejected in pairs
-    ]
+Pair = tuple[Example, Example]  # a liked and a disliked tip for one context
 
 
 def rows_by_method(
-    chat: Chat, tips: Iterable[Tip], pairs: Iterable[Pair]
+    chat: Chat, examples: Iterable[Example], pairs: Iterable[Pair]
 ) -> dict[JobMethod, list[dict[str, Any]]]:
-    """The rows of every method that the examples allow: DPO needs `MIN_PAIRS` pairs."""
-    judged = judged_rows(chat, tips)
-    paired = pair_rows(chat, pairs)
+    """The tokenised rows of every method that the examples allow: DPO needs `MIN_PAIRS` pairs.
+
+    KTO gets every example with its label, SFT the liked ones. Each context is parsed once,
+    however many examples share it.
+    """
+
+    @cache
+    def prompt_ids(kind: str, context_json: str) -> list[int]:
+        return list(rebuild(chat, kind, context_json).token_ids)
+
+    judged = [
+        {
+            "prompt_ids": prompt_ids(each.kind, each.context_json),
+            "completion_ids": list(completion_ids(chat, each.tip)),
+            "label": each.label,
+        }
+        for each in examples
+    ]
+    paired = [
+        {
+            "prompt_ids": prompt_ids(liked.kind, liked.context_json),
+            "chosen_ids": list(completion_ids(chat, liked.tip)),
+            "rejected_ids": list(completion_ids(chat, disliked.tip)),
+        }
+        for liked, disliked in pairs
+    ]
     rows: dict[JobMethod, list[dict[str, Any]]] = {
         "sft": [row for row in judged if row["label"]],
         "kto": judged,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_fixtures import SMALL, START, WORDS
+from dataset_fixtures import SMALL, START, WORDS, example
 from places import SHARED
 from reactune.config.sections import DatasetConfig, ModelConfig, PrivacyConfig, PromptConfig
 from reactune.data.dataset.build import build
@@ -28,32 +28,16 @@ from reactune.data.dataset.exports import (
     read_examples,
 )
 from reactune.data.dataset.near_duplicates import near_older
-from reactune.data.dataset.rules import PARTS, Example, choose, load, part_of, plain_text, split
+from reactune.data.dataset.rules import choose, load, part_of, plain_text, split
 from reactune.data.deidentify.batches import clean
 from reactune.data.labelled import clean_schema, read_batches, workspace, write_batches
 from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
-from reactune.records import Counts
+from reactune.records import PARTS, Counts
 
 WRITTEN = {"README.md", "reactions.svg", "refused.svg", "refused.parquet"}  # also while it waits
 UPWORTHY = SHARED / "data/upworthy/tip_scores.jsonl.gz"
-
-
-def example(tip_id, tip="Take a walk.", *, label=True, user="u1", context="c1", kind="focus", at=0):
-    return Example(
-        tip_id=tip_id,
-        user_key=user,
-        kind=kind,
-        context_json=context,
-        instruction=f"Write a {kind} tip.",
-        input=f"Context {context}",
-        prompt=f"<|user|>{kind} {context}<|assistant|>",
-        tip=tip,
-        label=label,
-        dwell_ms=30_000 if label else 2_000,
-        created_at=START + timedelta(minutes=at),
-    )
 
 
 def many(count, seed=7, users=60):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reactune.config.sections import DatasetConfig
-from reactune.data.dataset.rules import PARTS, Part
 from reactune.data.labelled import one_row, quoted
-from reactune.records import Counts
+from reactune.records import PARTS, Counts, Part
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reactune.config.sections import DatasetConfig
-from reactune.data.dataset.rules import PARTS, Example, Part
 from reactune.data.labelled import GROUP_ROWS, in_groups, quoted, write_groups
 from reactune.errors import DataError
-from reactune.records import canonical_json
+from reactune.records import PARTS, Example, Part, canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,19 +8,18 @@ which part an example falls into is `parts.py`'s.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from reactune.config.sections import DatasetConfig
 from reactune.data.labelled import one_row, quoted
 from reactune.errors import DataError
+from reactune.records import PARTS, Part
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache, partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
 ORDER = f"list_position({list(PARTS)}, part)"  # of a part, in SQL
 
 
@@ -205,23 +202,6 @@ def without_steering(settings: DatasetConfig) -> str:
 MAX_USERS_CACHED = 100_000
 NEAR = "near duplicates"
 LEAKED = "text stands in an earlier part"
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One tip that somebody liked or did not, and what it was an answer to."""
-
-    tip_id: str
-    user_key: str
-    kind: str
-    context_json: str
-    instruction: str
-    input: str
-    prompt: str
-    tip: str
-    label: bool
-    dwell_ms: int
-    created_at: datetime
 
 
 Progress = Callable[[str, int], None]
