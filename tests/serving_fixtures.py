@@ -3,11 +3,13 @@
 import contextlib
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 
 from reactune.canary import rollout
 from reactune.canary.routing import route, unit_key
@@ -63,6 +65,20 @@ class ModelServer:
         answer = self.answers[model.version]
         text = answer if isinstance(answer, str) else answer(prompt, sampling)
         return Completion(text, len(prompt), len(text), "stop", 0.01, logprob=-1.5)
+
+    async def write(self, model, prompt, sampling):
+        # A thread of its own each: one that hangs is left behind and holds up nobody.
+        ask = partial(self.generate, model, prompt, sampling)
+        return await to_thread.run_sync(ask, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+
+    async def end_writing(self):
+        pass
+
+    def chat_prompt_tokens(self, model, user_text):
+        return None
+
+    def set_aliases(self, models, *, fetch):
+        return []
 
     def retire(self, model):
         self.published.remove(model.version)

@@ -200,7 +200,6 @@ def repair_projections(config: Config) -> list[str]:
     rollout = current(config)
     if rollout is None:
         return []
-    family = config.registry.model_name
     moved = registry.set_aliases(
         config.registry,
         config.tracking_uri,
@@ -208,13 +207,14 @@ def repair_projections(config: Config) -> list[str]:
         challenger=rollout.challenger,
     )
     models = {model.version: model for model in versions(config)}
-    named = {
-        "champion": models[rollout.champion],
-        "challenger": None if rollout.challenger is None else models[rollout.challenger],
+    family = config.registry.model_name
+    aliases = {
+        f"{family}:champion": models[rollout.champion],
+        f"{family}:challenger": None if rollout.challenger is None else models[rollout.challenger],
     }
     with closing(runtimes.connect(config.serve)) as runtime:
         fetch = partial(fetch_release, run_root(config))
-        return moved + runtimes.point_aliases(runtime, family, named, fetch=fetch)
+        return moved + runtime.set_aliases(aliases, fetch=fetch)
 
 
 def deploy(config: Config, number: int | None, *, now: datetime) -> str:

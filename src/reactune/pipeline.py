@@ -245,12 +245,12 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
         report = parity.check(
             base,
             release,
+            chat=chat,
             prompts=[rebuild(chat, e.kind, e.context_json) for e in examples],
             completions=[completion_ids(chat, e.tip) for e in examples],
             runtime=runtime,
             settings=config.export,
             max_tokens=config.serve.max_tokens,
-            chat_tokens=runtimes.chat_counter(runtime, release, chat),
         )
         runtime.retire(release)
     files = write_release(release)

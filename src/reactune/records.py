@@ -6,7 +6,7 @@ Frozen dataclasses without logic of one package; importing them costs nothing.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -91,7 +91,10 @@ class ModelVersion:
 
 
 class Runtime(Protocol):
-    """A model server: Ollama, or llama.cpp in a process of ours. Same calls, same meaning."""
+    """A model server: Ollama, or llama.cpp in a process of ours. Same calls, same meaning.
+
+    This is all that the package calls on one, and each server implements all of it.
+    """
 
     def publish(self, model: ModelVersion) -> None:
         """Make the version answerable under its name; repeating it changes nothing.
@@ -105,6 +108,40 @@ class Runtime(Protocol):
 
         Raises:
             ReleaseError: the server is away, slow beyond its time limit, or answers nonsense.
+        """
+
+    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
+        """`generate`, awaited. All calls come from one event loop until `end_writing`.
+
+        Raises:
+            ReleaseError: as `generate`.
+        """
+
+    async def end_writing(self) -> None:
+        """Close the connections of `write`, in its event loop; the next `write` opens new ones."""
+
+    def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int | None:
+        """How many tokens the server's own chat template makes of a user message.
+
+        None: the server has no such template.
+
+        Raises:
+            ReleaseError: as `generate`.
+        """
+
+    def set_aliases(
+        self,
+        models: Mapping[str, ModelVersion | None],
+        *,
+        fetch: Callable[[ModelVersion], object],
+    ) -> list[str]:
+        """Make each mutable tag follow its version, or remove it for None; a line per change.
+
+        `fetch` brings the files of a version here before it is published. A server without such
+        tags changes nothing.
+
+        Raises:
+            ReleaseError: the server is away, or refuses a version.
         """
 
     def retire(self, model: ModelVersion) -> None:

@@ -111,8 +111,9 @@ class Broken:
     def publish(self, model): pass
     def retire(self, model): pass
     def close(self): pass
-    def generate(self, model, prompt, sampling):
+    async def write(self, model, prompt, sampling):
         raise KeyError(prompt)
+    async def end_writing(self): pass
 
 runtimes.connect = lambda settings: Broken()
 main(sys.argv[1:])

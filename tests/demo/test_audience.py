@@ -41,8 +41,9 @@ from reactune.demo.situations import KINDS, situations
 from reactune.errors import ConfigError, DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
-from reactune.records import Completion, ModelVersion, Sampling
+from reactune.records import ModelVersion, Sampling
 from reactune.store.labels import label_rule
+from serving_fixtures import ModelServer
 
 LABELS = LabelConfig()
 WORLD = situations(1_200, seed=5)
@@ -344,25 +345,11 @@ def test_the_situations_of_the_pool_are_those_of_its_seed():
     assert {repr(each) for each in read_pool().situations} <= made
 
 
-class Live:
-    """A model server that says that it was asked."""
-
-    def publish(self, model):
-        pass
-
-    def generate(self, model, prompt, sampling):
-        return Completion("live", 1, 1, "stop", 0.1)
-
-    def retire(self, model):
-        pass
-
-    def close(self):
-        pass
-
-
 def test_only_the_base_model_sampled_as_in_the_pool_answers_from_it(chat, tmp_path):
     pool = read_pool()
-    runtime = PooledRuntime(Live(), pool)
+    live = ModelServer({1: "live", 2: "live"})
+    live.published += [1, 2]
+    runtime = PooledRuntime(live, pool)
     tip = pool.tips[7]
     prompt = assemble(chat, tip.situation.kind, tip.situation.context).text
     model = ModelVersion(

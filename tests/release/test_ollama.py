@@ -204,21 +204,21 @@ def test_a_file_that_is_no_gguf_is_refused(settings, tiny, tmp_path):
 
 def test_an_alias_follows_a_version_and_says_whether_it_moved(settings, tiny, smollm, server):
     server.publish(tiny)
-    assert server.point("tip-generator:champion", smollm)
-    assert not server.point("tip-generator:champion", smollm)
-    assert server.point("tip-generator:champion", tiny)
+    assert server.set_alias("tip-generator:champion", smollm)
+    assert not server.set_alias("tip-generator:champion", smollm)
+    assert server.set_alias("tip-generator:champion", tiny)
     assert tiny.sha256 in shown(settings, "tip-generator:champion")["modelfile"]
-    assert server.point("favourite", tiny)
-    assert not server.point("favourite", tiny)
+    assert server.set_alias("favourite", tiny)
+    assert not server.set_alias("favourite", tiny)
     for name in ("tip-generator:champion", "favourite", "never-was-there"):
-        server.forget(name)
+        server.delete_name(name)
     server.retire(tiny)
     assert server.names() == {smollm.name}
 
 
 def test_an_alias_to_a_version_that_is_not_there_is_an_error(server, tiny):
     with pytest.raises(ReleaseError, match=r"refused to point .*champion to tip-generator:v7"):
-        server.point("tip-generator:champion", tiny)
+        server.set_alias("tip-generator:champion", tiny)
 
 
 def test_retiring_frees_memory_and_name_and_may_be_repeated(settings, tiny):

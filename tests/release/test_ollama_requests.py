@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reactune.release.ollama import Asking
+from reactune.release.ollama import AsyncConnections
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ def server():
 
 def ask(url):
     async def both():
-        asking = Asking(url, timeout_seconds=5)
+        connections = AsyncConnections(url, timeout_seconds=5)
         try:
-            return await asking.post("/api/x", {})
+            return await connections.post("/api/x", {})
         finally:
-            await asking.close()
+            await connections.close()
 
-    status, told = asyncio.run(both())
+    status, body = asyncio.run(both())
     assert status == 200
-    return json.loads(told)
+    return json.loads(body)
 
 
 def test_the_proxy_of_the_environment_is_used_unless_the_host_is_excepted(server, monkeypatch):

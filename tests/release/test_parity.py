@@ -10,7 +10,7 @@ from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, Se
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.logprobs import open_model, score
-from reactune.model.prompt import assemble, completion_ids, load_chat, write_prompt_folder
+from reactune.model.prompt import assemble, completion_ids, load_chat, render, write_prompt_folder
 from reactune.records import Completion, ModelVersion, Prompt, Sampling
 from reactune.release.gguf import export_base, export_merged
 from reactune.release.llamacpp import LlamaCpp
@@ -23,6 +23,7 @@ from reactune.release.parity import (
     load_gguf,
     special_tokens,
 )
+from release_fixtures import token_count
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -120,23 +121,21 @@ def version(smollm2, chat, adapter, exported):
     return make
 
 
+@pytest.fixture
+def checked(smollm2, chat, prompts, completions, server):
+    """Runs `check` on the module's prompts; keywords replace its arguments."""
+    standard = {"chat": chat, "prompts": prompts, "completions": completions, "runtime": server}
+    standard |= {"settings": SETTINGS, "max_tokens": 16, "threads": 1}
+    return lambda model, **changes: check(smollm2, model, **standard | changes)
+
+
 @pytest.mark.parametrize(
     ("name", "gap"), [("q8_0", 0.1), pytest.param("f16", 0.01, marks=pytest.mark.slow)]
 )
 def test_what_was_learned_is_in_the_file_and_is_served(
-    smollm2, version, server, prompts, completions, name, gap
+    version, server, prompts, completions, checked, name, gap
 ):
-    report = check(
-        smollm2,
-        version(name),
-        prompts=prompts,
-        completions=completions,
-        runtime=server,
-        settings=SETTINGS,
-        max_tokens=24,
-        threads=1,
-        chat_tokens=lambda prompt: len(prompt.token_ids),
-    )
+    report = checked(version(name), max_tokens=24)
     assert report.failures == ()
     assert report.prompts == len(CONTEXTS)
     assert report.tokens == sum(map(len, completions))
@@ -149,34 +148,14 @@ def test_what_was_learned_is_in_the_file_and_is_served(
     assert "as trained" in report.line()
 
 
-def test_the_base_is_served_as_it_is(smollm2, version, server, prompts, completions):
-    report = check(
-        smollm2,
-        version("base", adapter=None),
-        prompts=prompts,
-        completions=completions,
-        runtime=server,
-        settings=SETTINGS,
-        max_tokens=16,
-        threads=1,
-    )
+def test_the_base_is_served_as_it_is(version, checked):
+    report = checked(version("base", adapter=None))
     assert report.failures == ()
     assert report.learned_kept is None
 
 
-def test_a_file_without_what_was_learned_fails_both_ways(
-    smollm2, version, server, prompts, completions
-):
-    report = check(
-        smollm2,
-        version("base"),
-        prompts=prompts,
-        completions=completions,
-        runtime=server,
-        settings=SETTINGS,
-        max_tokens=16,
-        threads=1,
-    )
+def test_a_file_without_what_was_learned_fails_both_ways(version, checked):
+    report = checked(version("base"))
     gap, kept, agreement = report.failures
     assert "log-probabilities differ" in gap
     assert "of what was learned is in the file" in kept
@@ -186,27 +165,34 @@ def test_a_file_without_what_was_learned_fails_both_ways(
 
 
 def test_a_server_that_reads_another_prompt_than_was_trained_fails(
-    smollm2, chat, version, server, prompts, completions
+    smollm2, version, prompts, checked
 ):
     other = load_chat(smollm2.folder, PromptConfig(system="Be brief."))
     drifted = [
         replace(prompt, text=assemble(other, "tip", context).text)
         for prompt, context in zip(prompts, CONTEXTS, strict=True)
     ]
-    report = check(
-        smollm2,
-        version("q8_0"),
-        prompts=drifted,
-        completions=completions,
-        runtime=server,
-        settings=SETTINGS,
-        max_tokens=8,
-        threads=1,
-        chat_tokens=lambda prompt: 7,
-    )
+    report = checked(version("q8_0"), prompts=drifted, max_tokens=8)
     expected = len(prompts[0].token_ids)
     assert any(f"template gives {expected}" in failure for failure in report.failures)
-    assert any("chat endpoint reads 7" in failure for failure in report.failures)
+
+
+def test_a_chat_template_of_the_server_must_make_the_prompts_that_were_trained(
+    chat, version, server, prompts, completions, checked
+):
+    class WithTemplate(LlamaCpp):
+        def chat_prompt_tokens(self, model, user_text):
+            right = token_count(render(chat, user_text))
+            return right if "12 eggs" in user_text else right + 1
+
+    with closing(WithTemplate(server.settings)) as runtime:
+        some = {"prompts": prompts[:2], "completions": completions[:2]}
+        report = checked(version("q8_0"), runtime=runtime, max_tokens=4, **some)
+    expected = len(prompts[1].token_ids)
+    assert [failure for failure in report.failures if "chat" in failure] == [
+        f"the server's chat endpoint reads {expected + 1} prompt tokens where the template gives "
+        f"{expected}"
+    ]
 
 
 def test_the_exported_file_gives_the_logits_of_the_merged_model(
@@ -345,14 +331,7 @@ def test_a_full_answer_that_reaches_its_limit_is_no_fault():
     assert judge(served(tokens=8, stopped="length")).failures == ()
 
 
-def test_parity_needs_prompts_with_completions_that_end_alike(smollm2, version, server, prompts):
+def test_parity_needs_prompts_with_completions_that_end_alike(version, prompts, checked):
     for given, completions in (([], []), (prompts[:2], [(1, 2)]), (prompts[:2], [(1, 2), (1, 3)])):
         with pytest.raises(ReleaseError, match="stop token"):
-            check(
-                smollm2,
-                version("q8_0"),
-                prompts=given,
-                completions=completions,
-                runtime=server,
-                settings=SETTINGS,
-            )
+            checked(version("q8_0"), prompts=given, completions=completions)

@@ -111,7 +111,7 @@ def test_a_model_server_that_talks_nonsense_or_is_slow_costs_nobody_their_tip(
             champion_timeout_seconds=1.5,
         )  # fmt: skip
         runtime = Ollama(settings)
-        service = service_of(store, chat, runtime, settings=settings, write=runtime.write)
+        service = service_of(store, chat, runtime, settings=settings)
         asked = Asked("person-1@example.org", "focus", MORNING)
         assert (await give_tip(service, asked)).content == GOOD[0]
         rows.append(last_row(store))
@@ -119,7 +119,7 @@ def test_a_model_server_that_talks_nonsense_or_is_slow_costs_nobody_their_tip(
         process.wait(20)
         assert (await give_tip(service, asked)).content == GOOD[0]
         rows.append(last_row(store))
-        await runtime.awaited.close()
+        await runtime.end_writing()
         close_service(service)
 
     with model_server(*options) as (url, process):

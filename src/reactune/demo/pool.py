@@ -10,15 +10,16 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
 import click
+from anyio import to_thread
 from tqdm import tqdm
 
 from reactune.config.settings import CONFIG_NAME, Config, load
@@ -180,6 +181,27 @@ class PooledRuntime:
             stopped=tip.stopped,
             seconds=0.0,
         )
+
+    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
+        """`generate` in a thread: the demo's tips are written in event loops of one tip each."""
+        ask = partial(self.generate, model, prompt, sampling)
+        return await to_thread.run_sync(ask, abandon_on_cancel=True)
+
+    async def end_writing(self) -> None:
+        """Nothing to close: `write` holds no connection."""
+
+    def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int | None:
+        """As `Runtime.chat_prompt_tokens`."""
+        return self.runtime.chat_prompt_tokens(model, user_text)
+
+    def set_aliases(
+        self,
+        models: Mapping[str, ModelVersion | None],
+        *,
+        fetch: Callable[[ModelVersion], object],
+    ) -> list[str]:
+        """As `Runtime.set_aliases`."""
+        return self.runtime.set_aliases(models, fetch=fetch)
 
     def retire(self, model: ModelVersion) -> None:
         """As `Runtime.retire`."""

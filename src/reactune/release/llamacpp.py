@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -156,9 +156,7 @@ class LlamaCpp:
     settings: ServeConfig
     servers: dict[str, Server] = field(default_factory=dict)
     client: httpx.Client = field(default_factory=lambda: _http_client())
-    awaited: httpx.AsyncClient = field(
-        default_factory=lambda: httpx.AsyncClient(trust_env=False, limits=LIMITS)
-    )
+    async_client: httpx.AsyncClient | None = None  # opened by `write` in its event loop
     lock: threading.Lock = field(default_factory=threading.Lock)
     starting: threading.Lock = field(default_factory=threading.Lock)
     # Linux ends a child with the thread that started it, so one thread starts all and stays.
@@ -209,10 +207,28 @@ class LlamaCpp:
         server, is_new = self._server_for(model, prompt)
         started = time.monotonic()
         with self._errors(server, model):
-            ids = (await self._ask(server, "/tokenize", tokens_request(prompt)))["tokens"]
+            ids = (await self._post_async(server, "/tokenize", tokens_request(prompt)))["tokens"]
             body = request_of(ids, sampling, stop=server.stop, reuse_prefix=is_new)
-            answer = await self._ask(server, "/completion", body)
+            answer = await self._post_async(server, "/completion", body)
             return completion_of(answer, seconds=time.monotonic() - started)
+
+    async def end_writing(self) -> None:
+        """Close the connections of `write`; the next call opens new ones."""
+        client, self.async_client = self.async_client, None
+        if client is not None:
+            await client.aclose()
+
+    def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> None:
+        """None: no template of the server is involved."""
+
+    def set_aliases(
+        self,
+        models: Mapping[str, ModelVersion | None],
+        *,
+        fetch: Callable[[ModelVersion], object],
+    ) -> list[str]:
+        """Nothing: this server has no tags."""
+        return []
 
     def retire(self, model: ModelVersion) -> None:
         """Stop the version's child, if there is one."""
@@ -256,8 +272,10 @@ class LlamaCpp:
                 f"publish it again; its log: {server.log}"
             ) from error
 
-    async def _ask(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return _read(await self.awaited.post(**self._request(server, path, body)))
+    async def _post_async(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self.async_client is None:
+            self.async_client = httpx.AsyncClient(trust_env=False, limits=LIMITS)
+        return _read(await self.async_client.post(**self._request(server, path, body)))
 
     def _post(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return _read(self.client.post(**self._request(server, path, body)))

@@ -5,7 +5,7 @@ is published with the model is for people, and for the parity check.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from reactune.records import Completion, ModelVersion, Sampling
 IDLE_SECONDS = 5.0
 
 
-class Asking:
+class AsyncConnections:
     """Kept-alive connections to one server; all calls from one event loop, which closes them."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
@@ -75,12 +75,12 @@ class Ollama:
     settings: ServeConfig
     client: ollama.Client = field(init=False)
     loader: ollama.Client = field(init=False)
-    awaited: Asking = field(init=False)
+    connections: AsyncConnections = field(init=False)
 
     def __post_init__(self) -> None:
         url = self.settings.ollama_url
         self.client = ollama.Client(host=url, timeout=self.settings.timeout_seconds)
-        self.awaited = Asking(url, timeout_seconds=self.settings.timeout_seconds)
+        self.connections = AsyncConnections(url, timeout_seconds=self.settings.timeout_seconds)
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
 
     def publish(self, model: ModelVersion) -> None:
@@ -135,15 +135,15 @@ class Ollama:
         request = self._request_of(model, prompt, sampling)
         started = time.monotonic()
         with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):
-            status, told = await self.awaited.post("/api/generate", request)
+            status, body = await self.connections.post("/api/generate", request)
             if status != httpx.codes.OK:
-                raise ollama.ResponseError(told.decode(errors="replace"), status)
-            answer = ollama.GenerateResponse.model_validate_json(told)
+                raise ollama.ResponseError(body.decode(errors="replace"), status)
+            answer = ollama.GenerateResponse.model_validate_json(body)
             return completion_of(answer, request, seconds=time.monotonic() - started)
 
     async def end_writing(self) -> None:
-        """Close the connections of `write`, in its event loop."""
-        await self.awaited.close()
+        """Close the connections of `write`; the next call opens new ones."""
+        await self.connections.close()
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int:
         """How many tokens the server's own template makes of a user message.
@@ -161,8 +161,32 @@ class Ollama:
             )
             return prompt_tokens_of(answer, room=room)
 
-    def point(self, alias: str, model: ModelVersion) -> bool:
-        """Let a mutable tag such as `tip-generator:champion` follow a version; whether it moved.
+    def set_aliases(
+        self,
+        models: Mapping[str, ModelVersion | None],
+        *,
+        fetch: Callable[[ModelVersion], object],
+    ) -> list[str]:
+        """Make each tag (such as `tip-generator:champion`) follow its version, or remove it.
+
+        Raises:
+            ReleaseError: the server is away, or refuses a version.
+        """
+        moved = []
+        for alias, model in models.items():
+            if model is None:
+                if tagged(alias) in self.names():
+                    self.delete_name(alias)
+                    moved.append(f"Ollama tag {alias}: removed")
+                continue
+            fetch(model)
+            self.publish(model)
+            if self.set_alias(alias, model):
+                moved.append(f"Ollama tag {alias}: -> {model.name}")
+        return moved
+
+    def set_alias(self, alias: str, model: ModelVersion) -> bool:
+        """Make a mutable tag follow a published version; whether it moved.
 
         Raises:
             ReleaseError: the server is away or lacks the version.
@@ -200,9 +224,9 @@ class Ollama:
             ReleaseError: the server is away.
         """
         self.unload(model)
-        self.forget(model.name)
+        self.delete_name(model.name)
 
-    def forget(self, name: str) -> None:
+    def delete_name(self, name: str) -> None:
         """Delete a name; one that is not there is fine.
 
         Raises:

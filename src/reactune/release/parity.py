@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from reactune.config.sections import ExportConfig
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, open_model, score
+from reactune.model.prompt import Chat, user_text
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
 
 # Tensors that llama.cpp keeps ready-made and transformers computes from its settings.
@@ -191,22 +192,22 @@ def check(
     base: BaseModel,
     model: ModelVersion,
     *,
+    chat: Chat,
     prompts: Sequence[Prompt],
     completions: Sequence[Ids],
     runtime: Runtime,
     settings: ExportConfig,
     max_tokens: int = 64,
     threads: int = 0,
-    chat_tokens: Callable[[Prompt], int] | None = None,
 ) -> ParityReport:
     """Compare the exported file and the server with the trained model on held-out prompts.
 
     Token by token: `completions` (token ids of one tip per prompt, with the stop token) are scored
     in float32 by base plus `model.adapter` as transformers and PEFT run them, by the base alone,
     and by `model.gguf` loaded back. As served: the runtime answers each prompt greedily, and the
-    trained model says for each token whether it would have written it. `chat_tokens`, if given,
-    tells how many tokens the server's chat endpoint reads of a prompt. The version is published
-    first; retiring it is the caller's. Failures are in the report.
+    trained model says for each token whether it would have written it. Where the server has a chat
+    template of its own, that must make the same prompts. The version is published first; retiring
+    it is the caller's. Failures are in the report.
 
     Raises:
         ReleaseError: the server does not answer, the file cannot be loaded, or there is no prompt.
@@ -220,14 +221,14 @@ def check(
     started = time.monotonic()
     tokenizer = Tokenizer.from_file(str(base.folder / "tokenizer.json"))
     answers = _answer_greedily(runtime, model, prompts, max_tokens)
-    asked = [None if chat_tokens is None else chat_tokens(prompt) for prompt in prompts]
+    chat_tokens = [runtime.chat_prompt_tokens(model, user_text(chat, each)) for each in prompts]
     answered = [answer_ids(tokenizer, answer, stop=max(stops)) for answer in answers]
     rows = [(prompt.token_ids, ids) for prompt, ids in zip(prompts, completions, strict=True)]
     answer_rows = [(prompt.token_ids, ids) for prompt, ids in zip(prompts, answered, strict=True)]
     trained, choices = _ask_trained(base, model, rows, answer_rows, threads=threads)
     untrained = None if model.adapter is None else _ask_base(base, rows, threads=threads)
     exported = _ask_exported(base, model.gguf, rows)
-    parts = zip(prompts, answers, answered, choices, asked, strict=True)
+    parts = zip(prompts, answers, answered, choices, chat_tokens, strict=True)
     return compare(
         trained,
         exported,

@@ -241,7 +241,7 @@ async def _write(
     """What the model writes within `limit` seconds; every failure of it is an ordinary state."""
     loop = asyncio.get_running_loop()
     started = loop.time()
-    writing_it = asyncio.ensure_future(service.write(model, prompt.text, sampling))
+    writing_it = asyncio.ensure_future(service.runtime.write(model, prompt.text, sampling))
     try:
         await asyncio.wait({writing_it}, timeout=limit)
     finally:

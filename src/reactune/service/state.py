@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,19 +15,17 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from anyio import CapacityLimiter, to_thread
 
 from reactune.config.sections import LabelConfig, ServeConfig
 from reactune.errors import DataError
 from reactune.model.prompt import Chat
 from reactune.privacy.hashing import HashingKey, HashingKeys
-from reactune.records import Completion, ModelVersion, Runtime, Sampling
+from reactune.records import Runtime
 from reactune.runs.remote import HERE, RunRoot
 from reactune.service.events import Recorder, forget_early, reconcile
 from reactune.service.rollout_watcher import LiveModels, watching
 from reactune.store.database import writing
 
-Write = Callable[[ModelVersion, str, Sampling], Awaitable[Completion]]
 RECONCILE_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -38,15 +36,14 @@ _utc_now = partial(datetime.now, UTC)
 class Service:
     """Made by `open_service`, ended by `close_service`.
 
-    `draw(n)` gives n random bits: tip ids and sampling seeds come from it. `write` is the
-    runtime's `generate`, awaited. `listeners` are told every exposure that was recorded. `silent`
-    are the answers of a challenger in the shadow phase that are under way.
+    `draw(n)` gives n random bits: tip ids and sampling seeds come from it.
+    `listeners` are called with every exposure that was recorded. `silent` are the answers of a
+    challenger in the shadow phase that are under way.
     """
 
     engine: sa.Engine
     chat: Chat
     runtime: Runtime
-    write: Write
     hashing_keys: HashingKeys
     settings: ServeConfig
     labels: LabelConfig
@@ -68,21 +65,16 @@ def open_service(
     settings: ServeConfig,
     labels: LabelConfig | None = None,
     root: RunRoot = HERE,
-    write: Write | None = None,
     clock: Callable[[], datetime] = _utc_now,
     draw: Callable[[int], int] = secrets.randbits,
 ) -> Service:
-    """A service over an open store and a connected model server; nothing is published yet.
-
-    Without `write`, tips are written by the runtime's `generate`, each in a thread.
-    """
+    """A service over an open store and a connected model server; nothing is published yet."""
     hashing_keys = HashingKeys(key, tuple(old_keys))
     live = LiveModels(engine, runtime, root=root, grace_seconds=60.0 + 2 * settings.timeout_seconds)
     return Service(
         engine=engine,
         chat=chat,
         runtime=runtime,
-        write=write or partial(_write_in_thread, runtime),
         hashing_keys=hashing_keys,
         settings=settings,
         labels=labels or LabelConfig(),
@@ -124,11 +116,3 @@ def _reconcile(service: Service, stop: threading.Event) -> None:
             continue
         if found:
             log.info("%d reactions met their tips", found)
-
-
-async def _write_in_thread(
-    runtime: Runtime, model: ModelVersion, prompt: str, sampling: Sampling
-) -> Completion:
-    # A thread of its own each: one that hangs is left behind and holds up nobody.
-    ask = partial(runtime.generate, model, prompt, sampling)
-    return await to_thread.run_sync(ask, abandon_on_cancel=True, limiter=CapacityLimiter(1))

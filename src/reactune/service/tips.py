@@ -138,7 +138,14 @@ def request_tip(
     tip_id: str = "",
 ) -> Tip:
     """`give_tip`, for callers without an event loop."""
-    return asyncio.run(give_tip(service, Asked(user_id, kind, context, tuple(names), tip_id)))
+    return asyncio.run(_give_one_tip(service, Asked(user_id, kind, context, tuple(names), tip_id)))
+
+
+async def _give_one_tip(service: Service, asked: Asked) -> Tip:
+    try:
+        return await give_tip(service, asked)
+    finally:
+        await service.runtime.end_writing()  # the event loop ends here, and its connections
 
 
 async def note_shown(service: Service, tip_id: str) -> Written:

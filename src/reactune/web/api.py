@@ -106,8 +106,7 @@ def create_app(service: Service) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ring.kept_fresh(), tending(service):
             yield
-        if end := getattr(service.runtime, "end_writing", None):
-            await end()
+        await service.runtime.end_writing()
 
     app = FastAPI(
         title="reactune",

@@ -106,7 +106,6 @@ def serve(
         settings=config.serve,
         labels=config.labels,
         root=root,
-        write=getattr(runtime, "write", None),
     )
     try:
         _listen(create_app(service), config.serve, sockets)
