@@ -63,7 +63,6 @@ threads = 1
 
 [gate]
 max_examples = 60
-few_shot = 1
 
 [export]
 parity_prompts = 4

@@ -48,7 +48,6 @@ Report = Callable[[str], None]
 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 TRAINED = tuple(f"train/{name}" for name in ADAPTER)
-PARITY_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
             progress=bar,
         )
     adapters: dict[str, Path] = {each.method: each.adapter for each in trained}
-    limit, seed = config.gate.max_examples, config.gate.seed
-    validation = sample(examples["validation"], limit=limit, seed=seed)
+    validation = sample(examples["validation"], limit=config.gate.max_examples)
     reports = validation_reports(base, chat, validation, adapters, config.gate)
     best = next(each for each in trained if each.method == best_method(reports, config.gate))
     keep_adapter(best.adapter, folder / "adapter")
@@ -218,7 +216,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     if champion is not None and champion.adapter is not None:
         fetch_adapter(run_root(config), champion)
         adapters["champion"] = champion.adapter
-    chosen = sample(examples["test"], limit=config.gate.max_examples, seed=config.gate.seed)
+    chosen = sample(examples["test"], limit=config.gate.max_examples)
     report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
     write_atomically(folder / "gate.json", json.dumps(asdict(report), indent=2))
     write_atomically(folder / "gate.svg", gate_picture(report))
@@ -240,7 +238,7 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
     adapter = run / "train" / "adapter"
     release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
     test = read_examples(run / "dataset")["test"]
-    examples = sample(test, limit=config.export.parity_prompts, seed=PARITY_SEED)
+    examples = sample(test, limit=config.export.parity_prompts)
     with closing(runtimes.connect(config.serve)) as runtime:
         report = parity.check(
             base,

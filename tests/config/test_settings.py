@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reactune.config.sections import StoreConfig
 from reactune.config.settings import (
+    REMOVED,
     Config,
     commented_file,
     described,
@@ -21,7 +22,11 @@ from reactune.config.settings import (
     toml_value,
     without_passwords,
 )
+from reactune.data import ingest
+from reactune.data.dataset import rules
 from reactune.errors import ConfigError
+from reactune.evaluate import gate
+from reactune.train import trainer
 
 
 @pytest.fixture
@@ -98,6 +103,46 @@ def test_what_is_wrong_is_named_with_its_file(here, text, named):
         load(file)
     assert "reactune.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_no_longer_exist_are_read_with_one_warning_for_each_file(here, caplog):
+    file = write(here, "[gate]\nmax_pairs = 1500\nseed = 5\n[train]\nbeta = 0.3\nlora_rank = 4\n")
+    assert load(file).train.lora_rank == load(file).train.lora_rank == 4
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"{file}: settings without effect, delete them: gate.max_pairs = 1500 (in force: no "
+        "limit), gate.seed = 5 (in force: 7), train.beta = 0.3 (in force: 0.1)"
+    )
+
+
+def test_a_removed_setting_given_by_set_is_warned_of(here, caplog):
+    assert load(None, ("gate.few_shot=11", "train.lora_rank=4")).train.lora_rank == 4
+    (record,) = caplog.records
+    assert record.getMessage().startswith("--set: ")
+    assert "gate.few_shot = 11 (in force: 3)" in record.getMessage()
+
+
+def test_the_warning_names_the_values_that_the_readers_use():
+    in_force = {
+        "ingest.batch_rows": ingest.BATCH_ROWS,
+        "dataset.max_imbalance": rules.MAX_IMBALANCE,
+        "dataset.near_duplicate": rules.NEAR_DUPLICATE,
+        "dataset.burst_seconds": rules.BURST_SECONDS,
+        "dataset.constant_dwell_reactions": rules.CONSTANT_DWELL_REACTIONS,
+        "dataset.constant_dwell_spread": rules.CONSTANT_DWELL_SPREAD,
+        "dataset.max_share_of_kind": rules.MAX_SHARE_OF_KIND,
+        "train.lora_dropout": trainer.LORA_DROPOUT,
+        "train.beta": trainer.BETA,
+        "gate.few_shot": gate.FEW_SHOT,
+        "gate.seed": gate.SEED,
+    }
+    assert in_force | {"gate.max_pairs": "no limit"} == REMOVED
+
+
+def test_nothing_that_protects_people_or_decides_a_rollout_was_removed():
+    assert {name.partition(".")[0] for name in REMOVED}.isdisjoint({"privacy", "labels", "canary"})
+    assert {f"{section}.{key}" for section, key, *_ in described()}.isdisjoint(REMOVED)
 
 
 @pytest.mark.parametrize("override", ["train", "train.lora_rank", "lora_rank=3", "=3", ".a=3"])

@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from places import SHARED
 from reactune.config.sections import IngestConfig
-from reactune.data.ingest import SUPERSEDED, ingest
+from reactune.data.ingest import BATCH_ROWS, SUPERSEDED, ingest
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.hashing import HashingKey
 from reactune.store.database import create_store, writing
@@ -56,7 +56,7 @@ def without(name):
     return {key: value for key, value in ROW.items() if key != name}
 
 
-def take(engine, *files, rejects=None, progress=None, **config):
+def take(engine, *files, rejects=None, progress=None, batch_rows=BATCH_ROWS, **config):
     rejects = rejects or files[0].parent / "rejects.jsonl"
     return ingest(
         engine,
@@ -65,6 +65,7 @@ def take(engine, *files, rejects=None, progress=None, **config):
         key=KEY,
         rejects=rejects,
         progress=progress,
+        batch_rows=batch_rows,
     )
 
 
@@ -690,7 +691,7 @@ from reactune.data.ingest import ingest
 from reactune.privacy.hashing import HashingKey
 from reactune.store.database import open_store
 ingest(
-    open_store(sys.argv[1]), [Path(sys.argv[2])], settings=IngestConfig(batch_rows=20),
+    open_store(sys.argv[1]), [Path(sys.argv[2])], settings=IngestConfig(), batch_rows=20,
     key=HashingKey(sys.argv[3].encode()), rejects=Path(sys.argv[4]),
     progress=lambda _: print(flush=True),
 )

@@ -37,8 +37,6 @@ class IngestConfig(Section):
     """Our column name = the name it has in the file, for columns named otherwise."""
     max_text_chars: int = Field(20_000, ge=1)
     """A tip or a context longer than this is rejected."""
-    batch_rows: int = Field(1_000, ge=1, le=100_000)
-    """Rows written in one transaction."""
 
 
 class PrivacyConfig(Section):
@@ -126,14 +124,10 @@ class TrainConfig(Section):
     """Scale of the LoRA matrices: alpha / rank."""
     lora_layers: int = Field(0, ge=0)
     """Adapt the last so many layers only, which saves the way back through the others; 0: all."""
-    lora_dropout: Share = 0.0
-    """Dropout on the LoRA input."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of SFT."""
     preference_learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of KTO and DPO."""
-    beta: float = Field(0.1, gt=0)
-    """How closely KTO and DPO hold on to the reference model."""
     kto_loss: Literal["kto", "apo_zero_unpaired"] = "apo_zero_unpaired"
     """Loss of the method `kto`; the second needs no KL estimate and half the time."""
     epochs: float = Field(1.0, gt=0)
@@ -159,18 +153,12 @@ class GateConfig(Section):
 
     max_examples: int = Field(300, ge=20)
     """Held-out examples scored per model, at most (a seeded sample)."""
-    max_pairs: int = Field(2_000, ge=20)
-    """Held-out pairs compared, at most (a seeded sample)."""
-    few_shot: int = Field(3, ge=1)
-    """Liked tips of the same kind shown to the few-shot base model."""
     tolerance: Share = 0.02
     """How much worse a model may rank whose loss is certainly lower."""
     max_loss_rise: float = Field(0.5, ge=0)
     """How much higher the loss, per token, of a model may be that certainly ranks better."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Intervals hold with chance 1 - alpha."""
-    seed: int = 7
-    """Seeds samples and bootstrap."""
 
 
 class ExportConfig(Section):
@@ -369,10 +357,6 @@ class DatasetConfig(Section):
     """Examples that one user may contribute; the newest are kept."""
     max_per_text: int = Field(1, ge=1)
     """Examples of one text, kind and label, in as many contexts; the oldest are kept."""
-    max_imbalance: float = Field(10.0, ge=1)
-    """How many times as often one label of a kind may stand as the other; the newest are kept."""
-    near_duplicate: float = Field(0.9, ge=0.05, le=1)
-    """Tips of one kind and label whose word 3-shingles overlap by this Jaccard share are one."""
     split_by: Literal["user", "time"] = "user"
     """`user`: no user is in two parts. `time`: what validation and test hold is younger than all
     of train, and users may come back."""
@@ -380,14 +364,6 @@ class DatasetConfig(Section):
     """Shares of users, or of examples by age, in train, validation and test."""
     seed: int = 7
     """Seeds the split by user; a user stays in one part as long as the seed stays."""
-    burst_seconds: int = Field(60, ge=1)
-    """More than `burst_reactions` of a user within so short a time are no person's."""
     burst_reactions: int = Field(20, ge=1)
-    """Tips that a person can have read in `burst_seconds`: 12 words take 3 seconds at 238 words a
-    minute (Brysbaert, Journal of Memory and Language 109, 2019)."""
-    constant_dwell_reactions: int = Field(10, ge=3)
-    """Reactions with one label that a user must have given before their dwell can be constant."""
-    constant_dwell_spread: float = Field(1.05, ge=1)
-    """A dwell is constant if a user's ninth decile is at most this many times the first."""
-    max_share_of_kind: Share = 0.2
-    """A user who gave more of a kind's reactions steers it, where ten others gave some."""
+    """Tips that a person can read in a minute, 12 words in 3 seconds (238 words a minute;
+    Brysbaert, Journal of Memory and Language 109, 2019). Faster reactions are left out."""

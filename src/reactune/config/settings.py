@@ -5,9 +5,11 @@ Reading settings is left to `config.py`.
 
 import hashlib
 import json
+import logging
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +38,22 @@ from reactune.config.sections import (
 from reactune.errors import ConfigError
 
 CONFIG_NAME = "reactune.toml"
+# Settings of earlier versions that are read and have no effect, with the value in force now: that
+# of the constant beside its reader.
+REMOVED: Mapping[str, float | str] = {
+    "ingest.batch_rows": 1_000,
+    "dataset.max_imbalance": 10,
+    "dataset.near_duplicate": 0.9,
+    "dataset.burst_seconds": 60,
+    "dataset.constant_dwell_reactions": 10,
+    "dataset.constant_dwell_spread": 1.05,
+    "dataset.max_share_of_kind": 0.2,
+    "train.lora_dropout": 0.0,
+    "train.beta": 0.1,
+    "gate.max_pairs": "no limit",
+    "gate.few_shot": 3,
+    "gate.seed": 7,
+}
 # SQLAlchemy takes a password up to the `@`, PostgreSQL's client also one in the query.
 PASSWORD_IN_URL = re.compile(r"((?<=://)[^/@:\s]*:)[^@\s]*(?=@)|((?<=[?&])password=)[^&\s]*")
 
@@ -151,7 +169,8 @@ def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any
 def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
     """Read the settings: defaults, then the file, then `section.key=value` overrides.
 
-    Without a path, `reactune.toml` of the current folder is read if it is there.
+    Without a path, `reactune.toml` of the current folder is read if it is there. Settings that
+    no longer exist have no effect; the log gets one warning a file that names them.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, a value out of range.
@@ -163,17 +182,38 @@ def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
         tables = tomllib.loads(file.read_text()) if file.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    _drop_removed(file, tables)
     for override in overrides:
         section, key, value = _parse_override(override)
+        chosen = {key: value}
+        _drop_removed("--set", {section: chosen})
         if not isinstance(tables.setdefault(section, {}), dict):
             raise ConfigError(f"{file}: {section} is a section; write [{section}] with keys below")
-        tables[section][key] = value
+        tables[section] |= chosen
     if "folder" in tables:
         raise ConfigError(f"{file}: unknown key folder")
     try:
         return Config(folder=file.absolute().parent, **tables)
     except ValidationError as error:
         raise ConfigError(f"{file}: {_describe(error)}") from error
+
+
+def _drop_removed(place: Path | str, tables: Mapping[str, Any]) -> None:
+    """Take settings that no longer exist out of the tables, with a warning that lists them."""
+    dropped = [
+        f"{section}.{key} = {toml_value(keys.pop(key))} (in force: {REMOVED[f'{section}.{key}']})"
+        for section, keys in tables.items()
+        if isinstance(keys, dict)
+        for key in list(keys)
+        if f"{section}.{key}" in REMOVED
+    ]
+    if dropped:
+        _warn_once(f"{place}: settings without effect, delete them: {', '.join(dropped)}")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:

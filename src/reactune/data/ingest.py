@@ -43,6 +43,7 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo
 MAX_ID_CHARS = 500
 MAX_DWELL_MS = 2**31 - 1
 MAX_DEPTH = 20
+BATCH_ROWS = 1_000  # written in one transaction
 
 
 def score_of(
@@ -204,6 +205,7 @@ def ingest(
     rejects: Path,
     old_keys: Sequence[HashingKey] = (),
     progress: Callable[[int], object] | None = None,
+    batch_rows: int = BATCH_ROWS,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
 
@@ -229,9 +231,7 @@ def ingest(
     with _fresh(rejects, files) as log, closing(_register()) as register:
         for path in files:
             position = 0
-            for lines in _batches(
-                read(path, names, max_line_bytes=line_bytes), settings.batch_rows
-            ):
+            for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
                 scores, flaws = _sort_out(lines, settings=settings, hashing_keys=hashing_keys)
                 _list(flaws, path, log)
                 kept = _write(scores, engine)

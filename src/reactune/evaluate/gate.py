@@ -20,6 +20,8 @@ from reactune.records import Example
 
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
+SEED = 7  # of samples and bootstraps
+FEW_SHOT = 3  # liked tips of the same kind shown to the few-shot base model
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def examine(
     (it moves away from what people dislike), so a small rise is no fault.
     """
     means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
-    weights = user_weights([example.user for example in examples], seed=settings.seed)
+    weights = user_weights([example.user for example in examples])
     losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
     accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
     totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
@@ -152,10 +154,10 @@ def differences(row: GateRow) -> tuple[Estimate, Estimate, Estimate]:
     return loss, by_mean, by_gain
 
 
-def user_weights(users: Sequence[str], *, seed: int) -> Floats:
+def user_weights(users: Sequence[str]) -> Floats:
     """Bootstrap weights by user, shape (1 + BOOTSTRAPS, examples); the first row is all ones."""
     names, index = np.unique(np.array(users), return_inverse=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
     return np.vstack([np.ones(len(users)), drawn[:, index].astype(float)])
 
@@ -209,10 +211,10 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 MIN_SHARED_CONTEXTS = 50  # pairs within one context, below which pairs within one kind are taken
 
 
-def sample(examples: Sequence[Example], *, limit: int, seed: int) -> list[Example]:
+def sample(examples: Sequence[Example], *, limit: int) -> list[Example]:
     """At most `limit` examples, as many of each label as there are, in the order of tip_id."""
     ordered = sorted(examples, key=lambda example: example.tip_id)
-    random.Random(seed).shuffle(ordered)
+    random.Random(SEED).shuffle(ordered)
     liked = [example for example in ordered if example.label]
     disliked = [example for example in ordered if not example.label]
     half = max(limit // 2, limit - len(disliked) if len(disliked) < limit // 2 else limit // 2)
@@ -246,14 +248,12 @@ def rows_of(chat: Chat, examples: Sequence[Example]) -> list[Row]:
     ]
 
 
-def few_shot_rows(
-    chat: Chat, examples: Sequence[Example], train: Sequence[Example], settings: GateConfig
-) -> list[Row]:
+def few_shot_rows(chat: Chat, examples: Sequence[Example], train: Sequence[Example]) -> list[Row]:
     """As `rows_of`, after earlier turns with liked tips of the same kind from the training part."""
     shots: dict[str, list[tuple[str, str]]] = {}
     for kind in {example.kind for example in examples}:
         liked = sorted((e for e in train if e.label and e.kind == kind), key=lambda e: e.tip_id)
-        chosen = random.Random(settings.seed).sample(liked, min(settings.few_shot, len(liked)))
+        chosen = random.Random(SEED).sample(liked, min(FEW_SHOT, len(liked)))
         shots[kind] = [(e.context_json, e.tip) for e in chosen]
     return [
         (
@@ -309,7 +309,7 @@ def gate_report(
 ) -> GateReport:
     """Base, few-shot base and each of `adapters` ("tuned" is one of them) on the same examples."""
     rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
-    shots = few_shot_rows(chat, examples, train, settings)
+    shots = few_shot_rows(chat, examples, train)
     plain, prompted = score_rows(base, None, [rows, shots], name="base", kinds=kinds)
     scores = {"base": plain, "few-shot": prompted}
     for name, adapter in adapters.items():

@@ -71,6 +71,8 @@ def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]
 
 
 MIN_PAIRS = 50
+BETA = 0.1  # how closely KTO and DPO hold on to the reference model
+LORA_DROPOUT = 0.0
 Pair = tuple[Example, Example]  # a liked and a disliked tip for one context
 
 
@@ -214,11 +216,11 @@ def plan_job(
         steps=max(1, int(min(wanted, affordable))),
         batch_size=settings.batch_size,
         learning_rate=rate,
-        beta=settings.beta,
+        beta=BETA,
         kto_loss=settings.kto_loss,
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
+        lora_dropout=LORA_DROPOUT,
         lora_layers=settings.lora_layers,
         checkpoint_steps=settings.checkpoint_steps,
         max_seconds=max_seconds,

@@ -97,4 +97,10 @@ def test_who_gives_most_of_a_kind_steers_that_kind_only(humans):
     crowd = [{**each, "kind": "sleep", "tip_id": each["tip_id"] + "s"} for each in others(humans)]
     found = out(humans, [*rows[:-400], *crowd], "steering")
     assert found == [each["tip_id"] for each in many]
-    assert out(humans, [*rows[:-400], *crowd], "steering", max_share_of_kind=0.3) == []
+
+
+@pytest.mark.parametrize(("count", "expected"), [(100, 0), (101, 101)])
+def test_a_user_steers_a_kind_with_more_than_a_fifth_of_its_reactions(humans, count, expected):
+    loud = someone(humans, "loud", range(0, 3_600 * count, 3_600), range(800, 800 + count))
+    found = out(humans, [*others(humans), *loud], "steering")
+    assert found == [each["tip_id"] for each in loud][:expected]

@@ -30,6 +30,12 @@ from reactune.data.dataset.exports import (
     write_parquet,
 )
 from reactune.data.dataset.rules import (
+    BURST_SECONDS,
+    CONSTANT_DWELL_REACTIONS,
+    CONSTANT_DWELL_SPREAD,
+    MAX_IMBALANCE,
+    MAX_SHARE_OF_KIND,
+    NEAR_DUPLICATE,
     Progress,
     choose,
     count_examples,
@@ -284,19 +290,19 @@ def _rules(settings: DatasetConfig) -> str:
     if settings.split_by == "time":
         way = "by age, the newest for test"
     return f"""\
-* More than {settings.burst_reactions} reactions of a user within {settings.burst_seconds} s: all of
+* More than {settings.burst_reactions} reactions of a user within {BURST_SECONDS} s: all of
   them are left out, a person reads slower.
-* A user who looks equally long at {settings.constant_dwell_reactions} tips of one label or more
-  (eight in ten within a factor of {settings.constant_dwell_spread:g}): left out, unless many do.
-* A user who gave more than {settings.max_share_of_kind:.0%} of a kind's reactions, where others
+* A user who looks equally long at {CONSTANT_DWELL_REACTIONS} tips of one label or more
+  (eight in ten within a factor of {CONSTANT_DWELL_SPREAD:g}): left out, unless many do.
+* A user who gave more than {MAX_SHARE_OF_KIND:.0%} of a kind's reactions, where others
   gave some: left out there.
 * One text in one context with both labels: the label that more users gave stays, each user's newest
   reaction counting once; a tie removes all. The same text in different contexts stays.
 * Exact duplicates (kind, context, text, label) and near duplicates (kind, label, Jaccard index of
-  word 3-shingles of {settings.near_duplicate:g} or more): the oldest stays.
+  word 3-shingles of {NEAR_DUPLICATE:g} or more): the oldest stays.
 * At most {settings.max_per_text} of each kind, label and text: the oldest; at most
   {settings.max_per_user} of each user: the newest; of each kind, one label at most
-  {settings.max_imbalance:g} times as often as the other: the newest.
+  {MAX_IMBALANCE} times as often as the other: the newest.
 * Split {shares} {way}; no text stands in two parts, the earlier part keeps it."""
 
 

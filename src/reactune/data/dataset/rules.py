@@ -121,6 +121,12 @@ def plain_text(tip: str) -> str:
 OTHERS = 10  # other users that must have reacted too before one stands out from them
 COMMON = 0.2  # a dwell that so large a share of others' reactions has is a clock's, not a machine's
 BIN = 0.05  # width of the bins of log dwell in which that share is looked up
+BURST_SECONDS = 60
+CONSTANT_DWELL_REACTIONS = 10  # of one label that a user gave before a dwell can be constant
+CONSTANT_DWELL_SPREAD = 1.05  # ninth decile of a constant dwell by its first, at most
+MAX_SHARE_OF_KIND = 0.2  # of a kind's reactions; a user who gave more steers it
+NEAR_DUPLICATE = 0.9  # Jaccard index of word 3-shingles from which two tips are one
+MAX_IMBALANCE = 10  # how many times as often one label of a kind may stand as the other
 
 
 def without_bursts(settings: DatasetConfig) -> str:
@@ -129,7 +135,7 @@ def without_bursts(settings: DatasetConfig) -> str:
     A rule on rates, as in Buehrer, Stokes, Chellapilla, A large-scale study of automated web
     search traffic (AIRWeb 2008). All reactions of a window that is over the limit are left out.
     """
-    window = f"INTERVAL {settings.burst_seconds} SECONDS"
+    window = f"INTERVAL {BURST_SECONDS} SECONDS"
     return f"""
         SELECT * EXCLUDE (fast, fastest) FROM (
             SELECT *, max(fast) OVER (PARTITION BY person ORDER BY reacted_at
@@ -147,7 +153,7 @@ def without_constant_dwell(settings: DatasetConfig) -> str:
     internet chat, USENIX Security 2008). Where others have that dwell as often, the clock is
     coarse, and nobody is left out.
     """
-    enough, spread = settings.constant_dwell_reactions, settings.constant_dwell_spread
+    enough, spread = CONSTANT_DWELL_REACTIONS, CONSTANT_DWELL_SPREAD
     return f"""
         WITH ranked AS (
             SELECT person, label, greatest(dwell_ms, 1) AS dwell,
@@ -194,7 +200,7 @@ def without_steering(settings: DatasetConfig) -> str:
         WITH given AS (SELECT kind, person, count(*) AS number FROM examples GROUP BY ALL),
         steered AS (
             SELECT kind, person FROM given
-            QUALIFY number > {settings.max_share_of_kind!r} * sum(number) OVER (PARTITION BY kind)
+            QUALIFY number > {MAX_SHARE_OF_KIND} * sum(number) OVER (PARTITION BY kind)
             AND count(*) OVER (PARTITION BY kind) > {OTHERS})
         SELECT * FROM examples ANTI JOIN steered USING (kind, person)"""
 
@@ -253,7 +259,7 @@ def choose(
     removed = {}
     for reason, rule in RULES:
         if reason == NEAR:
-            find_near(connection, settings, folder=folder)
+            find_near(connection, folder=folder)
         removed[reason] = keep_only(connection, rule(settings), reason)
         progress(reason, count_examples(connection))
     return removed
@@ -321,17 +327,17 @@ def cap_users(settings: DatasetConfig) -> str:
 
 
 def cap_labels(settings: DatasetConfig) -> str:
-    """Of each kind, one label at most `max_imbalance` times as often as the other: the newest."""
+    """Of each kind, one label at most `MAX_IMBALANCE` times as often as the other: the newest."""
     return f"""
         WITH rarer AS (
             SELECT kind, greatest(1, least(count(*) FILTER (label), count(*) FILTER (NOT label)))
                 AS number FROM examples GROUP BY kind)
         SELECT examples.* FROM examples JOIN rarer USING (kind)
         QUALIFY row_number() OVER (PARTITION BY kind, label ORDER BY created_at DESC, place DESC)
-            <= {settings.max_imbalance!r} * rarer.number"""
+            <= {MAX_IMBALANCE} * rarer.number"""
 
 
-def find_near(connection: "DuckDBPyConnection", settings: DatasetConfig, *, folder: Path) -> None:
+def find_near(connection: "DuckDBPyConnection", *, folder: Path) -> None:
     """Fill `near` with the texts of a kind and label that are near an older one that stays.
 
     One kind and label after the other, so that memory holds sketches of one of them.
@@ -348,7 +354,7 @@ def find_near(connection: "DuckDBPyConnection", settings: DatasetConfig, *, fold
     for kind, label in groups:
         with TemporaryDirectory(dir=folder) as sketches:
             texts = _texts_by_age(connection, kind, label)
-            near = near_older(texts, settings.near_duplicate, folder=Path(sketches))
+            near = near_older(texts, NEAR_DUPLICATE, folder=Path(sketches))
         connection.register("found", pa.table({"age": np.flatnonzero(near)}))
         connection.execute(
             "INSERT INTO near SELECT kind, label, folded FROM texts JOIN found USING (age) "
