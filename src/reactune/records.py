@@ -6,6 +6,8 @@ Frozen dataclasses without logic of one package; importing them costs nothing.
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,19 +23,24 @@ Verdict = Literal["promote", "roll back", "wait"]
 Actor = Literal["review", "hand"]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+WORD = re.compile(r"[^\W_]+")
 STAGES = ("extract", "dataset", "train", "evaluate", "export", "register", "deploy")
 REVIEW_STEPS = ("compare", "decide", "promote", "rollback", "wait")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One assembled prompt: what the model sees, what is logged, and what fills it in again."""
+    """One assembled prompt: what the model sees, what is logged, what its placeholders stand for.
+
+    `context` is what `context_json` holds, so that nobody parses it again.
+    """
 
     kind: str
     context_json: str
     text: str
     token_ids: tuple[int, ...]
     placeholders: Mapping[str, str] = field(default_factory=dict, repr=False)
+    context: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,21 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space: line breaks do not make another text."""
+    return " ".join(text.split())
+
+
+def folded_text(text: str) -> str:
+    """The text as people compare it: equal for texts that differ in white space and case only."""
+    return one_line(text).casefold()
+
+
+def plain_words(text: str) -> str:
+    """The words alone, in small letters: equal for texts that differ in punctuation, too."""
+    return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def canonical_json(value: Any) -> str:

@@ -22,6 +22,7 @@ def prompt_of(**context):
         text="The office is open, call 555-0100-200 or go there.",
         token_ids=(),
         placeholders={"<EMAIL_1>": "anna@example.com"},
+        context=context,
     )
 
 

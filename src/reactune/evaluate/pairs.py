@@ -20,6 +20,7 @@ from reactune.evaluate.gate import Estimate, score_rows
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
+from reactune.records import folded_text
 from reactune.runs.folders import find_run
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
@@ -75,7 +76,7 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     fresh = [
         pair
         for pair in pairs
-        if _same(pair.chosen) not in seen and _same(pair.rejected) not in seen
+        if folded_text(pair.chosen) not in seen and folded_text(pair.rejected) not in seen
     ]
     if not fresh:
         raise DataError(
@@ -181,18 +182,15 @@ def _trained_texts(config: Config, run_id: str) -> frozenset[str]:
     run = _run(config, run_id)
     fetch(run_root(config), run_id, "dataset", under=EXAMPLES)
     parts = read_examples(run / "dataset")
-    return frozenset(_same(example.tip) for examples in parts.values() for example in examples)
+    return frozenset(
+        folded_text(example.tip) for examples in parts.values() for example in examples
+    )
 
 
 def _run(config: Config, run_id: str) -> Path:
     """The folder of a run, with the manifests that it has now."""
     pull(run_root(config))
     return find_run(config.run_root, run_id)
-
-
-def _same(text: str) -> str:
-    """The text as it is compared: case and white space do not make another tip."""
-    return " ".join(text.split()).casefold()
 
 
 def _pair(file: Path, number: int, line: str) -> Pair:

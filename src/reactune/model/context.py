@@ -3,23 +3,69 @@
 Pure functions; which parts are allowed, and how long they may be together, is `prompt.py`'s.
 """
 
+import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from reactune.errors import DataError
 from reactune.pii.spans import Detector, Text, labelled, scrub_rows
+from reactune.records import canonical_json
 
 Scalar = str | int | float | bool
 Part = Scalar | Sequence[str] | Mapping[str, Scalar]
 CleanPart = Scalar | list[str] | dict[str, Scalar]
 
+CONTEXT_VERSION = 1  # of the logged context: raise it when rendering changes
 MAX_ITEMS = 50
 LONG_NUMBER = 100_000_000  # nine digits: what may be a telephone number, a card, an account
+
+
+@dataclass(frozen=True)
+class LoggedContext:
+    """The context in a row of a tip, parsed once; equal texts are equal contexts.
+
+    `is_assembled` is false where another app logged it in a form of its own.
+    """
+
+    text: str = field(repr=False)
+    parts: Mapping[str, Any] = field(compare=False, repr=False)
+    is_assembled: bool = field(compare=False)
+
+
+def parse_context(context_json: str | None) -> LoggedContext:
+    """The context that a row holds: what `context_to_log` wrote, or any JSON object.
+
+    Raises:
+        DataError: the text is no JSON object, or of a version that this release does not know.
+    """
+    try:
+        value = json.loads(context_json or "")
+    except (ValueError, RecursionError) as error:
+        raise DataError("context_json is not JSON; log a JSON object") from error
+    if not isinstance(value, dict):
+        raise DataError(f"context_json is a JSON {type(value).__name__}; log a JSON object")
+    if value.keys() != {"v", "context"}:
+        return LoggedContext(context_json or "", value, is_assembled=False)
+    if value["v"] != CONTEXT_VERSION:
+        raise DataError(
+            f"context_json has version {value['v']!r}, this release reads {CONTEXT_VERSION}; "
+            "install the release that logged it"
+        )
+    if not isinstance(value["context"], dict):
+        raise DataError("the logged context is no JSON object; log what `assemble` returned")
+    return LoggedContext(context_json or "", value["context"], is_assembled=True)
+
+
+def context_to_log(parts: Mapping[str, CleanPart]) -> str:
+    """What is logged of an assembled context; `parse_context` reads it."""
+    return canonical_json({"v": CONTEXT_VERSION, "context": parts})
 
 
 def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) -> CleanPart:

@@ -17,22 +17,24 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from reactune.config.sections import PrivacyConfig, PromptConfig, ServeConfig
-from reactune.errors import DataError, ReleaseError
+from reactune.errors import ReleaseError
 from reactune.model.context import (
     CleanPart,
+    LoggedContext,
     Part,
     break_special_tokens,
     clean_part,
+    context_to_log,
     entry_names,
     line,
+    parse_context,
     scrub_parts,
     shorten,
 )
 from reactune.pii.detectors import open_detector, remembering
 from reactune.pii.spans import Detector
-from reactune.records import ModelVersion, Prompt, canonical_json
+from reactune.records import ModelVersion, Prompt
 
-VERSION = 1  # of the logged context: raise it when rendering changes
 # No token stands for more characters than this, so a text longer than budget x this is over.
 MAX_TOKEN_CHARS = 32
 MAX_TEXTS = 10_000  # of one context, each looked at once
@@ -126,8 +128,7 @@ def assemble(
         parts = fitting
         if is_settled:
             break
-    context_json = canonical_json({"v": VERSION, "context": parts})
-    return _prompt(chat, kind, parts, context_json, placeholders)
+    return _prompt(chat, kind, parts, context_to_log(parts), placeholders)
 
 
 def rebuild(chat: Chat, kind: str, context_json: str) -> Prompt:
@@ -138,17 +139,14 @@ def rebuild(chat: Chat, kind: str, context_json: str) -> Prompt:
     Raises:
         DataError: the text is no JSON object, or of a version that this release does not know.
     """
-    try:
-        logged = json.loads(context_json)
-    except ValueError as error:
-        raise DataError(f"context_json of a {kind!r} tip is not JSON") from error
-    if not isinstance(logged, dict):
-        raise DataError(f"context_json of a {kind!r} tip is no JSON object")
-    if logged.keys() != {"v", "context"}:
-        return assemble(chat, kind, logged)
-    if logged["v"] != VERSION:
-        raise DataError(f"context_json has version {logged['v']!r}; this release reads {VERSION}")
-    return _prompt(chat, kind, logged["context"], context_json, {})
+    return prompt_of(chat, kind, parse_context(context_json))
+
+
+def prompt_of(chat: Chat, kind: str, logged: LoggedContext) -> Prompt:
+    """As `rebuild`, of a context that is parsed already."""
+    if not logged.is_assembled:
+        return assemble(chat, kind, logged.parts)
+    return _prompt(chat, kind, logged.parts, logged.text, {})
 
 
 def completion_ids(chat: Chat, tip: str) -> tuple[int, ...]:
@@ -183,7 +181,7 @@ def user_text_of(chat: Chat, kind: str, context: Mapping[str, CleanPart]) -> str
 
 def user_text(chat: Chat, prompt: Prompt) -> str:
     """The user message of an assembled prompt, for a server that applies the template itself."""
-    return user_text_of(chat, prompt.kind, json.loads(prompt.context_json)["context"])
+    return user_text_of(chat, prompt.kind, prompt.context)
 
 
 def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) -> tuple[int, ...]:
@@ -192,11 +190,9 @@ def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) ->
     if chat.settings.system:
         messages.append({"role": "system", "content": chat.settings.system})
     for context_json, tip in examples:
-        context = json.loads(context_json)["context"]
-        user_text = user_text_of(chat, prompt.kind, context)
-        messages += [{"role": "user", "content": user_text}, {"role": "assistant", "content": tip}]
-    context = json.loads(prompt.context_json)["context"]
-    messages.append({"role": "user", "content": user_text_of(chat, prompt.kind, context)})
+        earlier = user_text_of(chat, prompt.kind, parse_context(context_json).parts)
+        messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": tip}]
+    messages.append({"role": "user", "content": user_text(chat, prompt)})
     return _encode(chat, render_messages(chat, messages))
 
 
@@ -230,6 +226,7 @@ def _prompt(
         text=text,
         token_ids=_encode(chat, text),
         placeholders=placeholders,
+        context=context,
     )
 
 

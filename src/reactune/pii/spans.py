@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 
 from reactune.config.sections import KINDS
+from reactune.records import folded_text
 
 Detector = Callable[[Sequence[str]], list[list["Span"]]]
 
@@ -124,7 +125,7 @@ def scrub_rows(
     `names` are people the app knows of; they, and people found in one text, are looked for in
     all texts of the row.
     """
-    people = {_folded(name): name.strip() for name in names if name.strip()}
+    people = {folded_text(name): name.strip() for name in names if name.strip()}
     work = [_Row(row, of) for row, of in zip(rows, placeholders, strict=True)]
     todo = [(row, index) for row in work for index in range(len(row.texts))]
     while todo:
@@ -157,7 +158,7 @@ class _Row:
         self.labels = [text.label for text in row]
         self.texts = [text.value for text in row]
         self._placeholders = placeholders
-        self._given = {_folded(value): name for name, value in placeholders.items()}
+        self._given = {folded_text(value): name for name, value in placeholders.items()}
         standing = (match.group() for text in self.texts for match in PLACEHOLDER.finditer(text))
         self._taken = {*standing, *placeholders}
 
@@ -195,13 +196,13 @@ class _Row:
         for span in without_overlaps(text, [*standing, *found]):
             if span.kind:
                 value = text[span.start : span.end]
-                value = people.get(_folded(value), value)
+                value = people.get(folded_text(value), value)
                 parts += [text[end : span.start], self._placeholder(span.kind, value)]
                 end = span.end
         return "".join([*parts, text[end:]])
 
     def _placeholder(self, kind: str, value: str) -> str:
-        key = _folded(value)
+        key = folded_text(value)
         if key not in self._given:
             number = next(
                 n for n in range(1, len(self._taken) + 2) if f"<{kind}_{n}>" not in self._taken
@@ -231,7 +232,3 @@ def _name_pattern(given: Iterable[str], found: Iterable[str]) -> re.Pattern[str]
         return None
     either = "|".join(names[name] for name in sorted(names, key=lambda n: (-len(n), n)))
     return re.compile(rf"(?<!\w)(?:{either})(?!\w)")
-
-
-def _folded(value: str) -> str:
-    return " ".join(value.casefold().split())

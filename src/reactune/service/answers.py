@@ -4,10 +4,8 @@ Every text passes the guard. What becomes of the answer is told in `serving.py`.
 """
 
 import asyncio
-import json
 import logging
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +19,15 @@ from reactune.config.sections import ServeConfig
 from reactune.errors import CanaryError, DataError, ReleaseError
 from reactune.pii.detectors import by_form
 from reactune.pii.spans import refill, scrub
-from reactune.records import Arm, Completion, ModelVersion, Prompt, Sampling, canonical_json
+from reactune.records import (
+    Arm,
+    Completion,
+    ModelVersion,
+    Prompt,
+    Sampling,
+    canonical_json,
+    plain_words,
+)
 from reactune.service.events import Silent
 from reactune.service.rollout_watcher import Lineup
 from reactune.service.state import Service
@@ -57,7 +63,7 @@ def judge_text(text: str, prompt: Prompt, settings: ServeConfig) -> GuardVerdict
         return "personal data"
     if _is_unsafe(shown, settings.unsafe_texts):
         return "unsafe"
-    if _loops(text) or _plain(text) in _recent_tips(prompt):
+    if _loops(text) or plain_words(text) in _recent_tips(prompt):
         return "repeated"
     return "passed"
 
@@ -69,26 +75,20 @@ def _holds_personal_data(text: str, prompt: Prompt) -> bool:
 
 
 def _is_unsafe(shown: str, listed: tuple[str, ...]) -> bool:
-    plain = f" {_plain(shown)} "
-    return any(f" {_plain(each)} " in plain for each in listed if _plain(each))
+    plain = f" {plain_words(shown)} "
+    return any(f" {plain_words(each)} " in plain for each in listed if plain_words(each))
 
 
 def _loops(text: str) -> bool:
-    words = _plain(text).split()
+    words = plain_words(text).split()
     grams = Counter(tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1))
-    sentences = Counter(filter(None, map(_plain, re.split(r"[.!?\n]+", text))))
+    sentences = Counter(filter(None, map(plain_words, re.split(r"[.!?\n]+", text))))
     return any(count >= LOOPS for count in (*grams.values(), *sentences.values()))
 
 
 def _recent_tips(prompt: Prompt) -> set[str]:
-    recent = json.loads(prompt.context_json)["context"].get("recent_tips", [])
-    return {_plain(each) for each in ([recent] if isinstance(recent, str) else recent)}
-
-
-def _plain(text: str) -> str:
-    """Words in small letters, without signs: two texts that a person would call the same."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
+    recent = prompt.context.get("recent_tips", [])
+    return {plain_words(each) for each in ([recent] if isinstance(recent, str) else recent)}
 
 
 Fallback = Literal["error", "timeout", "blocked", "stopped"]

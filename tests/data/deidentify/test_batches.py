@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reactune.config.sections import ModelConfig, PrivacyConfig, PromptConfig
-from reactune.data.deidentify.batches import allow_batch, clean
+from reactune.data.deidentify.batches import clean
 from reactune.data.deidentify.rows import (
     FOREIGN,
     INCOMPLETE,
@@ -17,6 +17,7 @@ from reactune.data.deidentify.rows import (
     UNFILLABLE,
     UNREADABLE,
     common_values,
+    read_context,
     withhold,
 )
 from reactune.data.labelled import clean_schema, read_batches, write_batches
@@ -314,8 +315,8 @@ def test_rows_that_lose_a_key_which_is_not_allowed_are_counted(chat):
     kept, result = cleaned(chat, rows)
     assert result.dropped == 2
     assert {each["input"] for each in kept} == {"Free text: hi"}
-    (batch,) = batches_of(rows, size=4)
-    allowed, lost = allow_batch(batch, ("free_text",))
-    assert lost == [True, True, False, False]
-    assert (allowed.num_rows, allowed.schema) == (4, batch.schema)
-    assert "diagnosis" not in json.dumps(allowed.to_pylist(), default=str)
+    contexts = [read_context(each["context_json"], {"free_text"}) for each in rows]
+    assert [lost for _, lost in contexts] == [True, True, False, False]
+    assert [logged and logged.text for logged, _ in contexts] == [
+        '{"free_text":"hi"}', '{"context":{"free_text":"hi"},"v":1}', rows[2]["context_json"], None
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from reactune.config.sections import DatasetConfig
 from reactune.data.labelled import one_row, quoted
 from reactune.errors import DataError
-from reactune.records import PARTS, Part
+from reactune.records import PARTS, Part, folded_text, one_line
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -106,16 +106,6 @@ def require_no_leaks(
             "reactune, please report it"
         )
     return found
-
-
-def folded_text(tip: str) -> str:
-    """The tip as it is compared between parts: white space and case do not matter."""
-    return plain_text(tip).casefold()
-
-
-def plain_text(tip: str) -> str:
-    """The tip as it is compared: runs of white space count as one space."""
-    return " ".join(tip.split())
 
 
 OTHERS = 10  # other users that must have reacted too before one stands out from them
@@ -394,7 +384,7 @@ def _with_texts(
 
     part = lru_cache(MAX_USERS_CACHED)(partial(part_of, settings=settings))
     for batch in batches:
-        plain = [plain_text(tip) for tip in batch.column("tip").to_pylist()]
+        plain = [one_line(tip) for tip in batch.column("tip").to_pylist()]
         folded = [text.casefold() for text in plain]
         added = [plain, folded, [part(user) for user in batch.column("user_key").to_pylist()]]
         columns = [batch.column(name) for name in clean_schema().names]

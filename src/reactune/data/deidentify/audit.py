@@ -1,7 +1,4 @@
-"""What the contexts of logged tips hold, key by key, and an allow-list proposed from it.
-
-Pure functions; where the contexts come from, and whether one follows the proposal, is for others.
-"""
+"""What the contexts of logged tips hold, key by key, and an allow-list proposed from it."""
 
 import json
 from collections import Counter
@@ -11,6 +8,8 @@ from statistics import median
 from typing import Literal
 
 from reactune.config.settings import Config
+from reactune.errors import DataError
+from reactune.model.context import parse_context
 from reactune.pii.spans import Detector, labelled, without_label
 from reactune.records import canonical_json
 
@@ -47,7 +46,7 @@ class KeyReport:
 
 
 @dataclass
-class _Seen:
+class _KeyCounts:
     rows: int = 0
     texts: int = 0
     words: int = 0
@@ -64,16 +63,16 @@ def audit(
 ) -> list[KeyReport]:
     """A report on every key in the contexts: pairs of user_key and context_json.
 
-    `enough` is how many users must share a value. Contexts that are no JSON objects are passed
-    over. Values are held as hashes; up to 100,000 different ones of a key are told apart.
+    `enough` is how many users must share a value. Contexts that are no JSON objects are skipped.
+    Values are held as hashes; up to 100,000 different ones of a key are told apart.
     """
-    seen: dict[str, _Seen] = {}
+    counts: dict[str, _KeyCounts] = {}
     rows = 0
     for batch in _batches(contexts):
         rows += len(batch)
-        _look(batch, seen, detect)
+        _count(batch, counts, detect)
         progress(len(batch))
-    reports = [_report(key, held, rows, enough) for key, held in seen.items()]
+    reports = [_report(key, held, rows, enough) for key, held in counts.items()]
     return sorted(reports, key=lambda report: (-report.rows, report.key))
 
 
@@ -102,13 +101,9 @@ def _batches(
     batch: list[tuple[str, Mapping[str, object]]] = []
     for user, context_json in contexts:
         try:
-            context = json.loads(context_json)
-        except (ValueError, RecursionError, TypeError):
+            batch.append((user, parse_context(context_json).parts))
+        except DataError:
             continue
-        if isinstance(context, dict) and context.keys() == {"v", "context"}:
-            context = context["context"]
-        if isinstance(context, dict):
-            batch.append((user, context))
         if len(batch) == BATCH:
             yield batch
             batch = []
@@ -116,8 +111,10 @@ def _batches(
         yield batch
 
 
-def _look(
-    batch: Sequence[tuple[str, Mapping[str, object]]], seen: dict[str, _Seen], detect: Detector
+def _count(
+    batch: Sequence[tuple[str, Mapping[str, object]]],
+    counts: dict[str, _KeyCounts],
+    detect: Detector,
 ) -> None:
     entries = [
         (user, key, value)
@@ -128,7 +125,7 @@ def _look(
     texts = [labelled(key.rpartition(".")[2], _text(value)) for _, key, value in entries]
     found = detect([text.label + text.value for text in texts])
     for (user, key, value), text, spans in zip(entries, texts, found, strict=True):
-        held = seen.setdefault(key, _Seen())
+        held = counts.setdefault(key, _KeyCounts())
         held.rows += 1
         held.words += len(_text(value).split())
         held.kinds.update({span.kind for span in without_label(spans, text.label)})
@@ -156,7 +153,7 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _report(key: str, held: _Seen, rows: int, enough: int) -> KeyReport:
+def _report(key: str, held: _KeyCounts, rows: int, enough: int) -> KeyReport:
     shared = [len(users) for users in held.users.values()]
     kinds = {kind: number / held.rows for kind, number in held.kinds.most_common()}
     rare = sum(users < enough for users in shared) / len(shared)

@@ -1,33 +1,22 @@
-"""Labelled rows, on their way from the source into a run: made safe by many, kept on disk, sorted.
+"""Labelled rows on their way from the source into a run: safe or refused, sorted, in two files.
 
-What makes a row safe is `deidentify.py`'s, who does the work `workers.py`'s.
+The same rows give the same files, whichever engine does the work and in whatever order they come.
 """
 
 import os
 import pickle
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
-
-from reactune.config.sections import DataConfig
-from reactune.errors import DataError
-from reactune.process import die_with_parent
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reactune.config.sections import PrivacyConfig
+from reactune.config.sections import DataConfig, PrivacyConfig
 from reactune.data.deidentify.rows import (
     ContextOf,
     Contexts,
@@ -36,38 +25,96 @@ from reactune.data.deidentify.rows import (
     clean_context,
     clean_row,
     common_values,
-    context_in,
-    only_allowed,
-    texts_in,
+    common_values_in,
+    detectable_texts,
+    read_context,
     withhold,
     without_rare,
 )
-from reactune.data.labelled import Batches, Kept, in_memory, judged_schema
-from reactune.model.prompt import Chat
-from reactune.pii.detectors import remembering
-from reactune.records import Counts
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-from pathlib import Path
-
-from reactune.data.deidentify.rows import common_values_in
 from reactune.data.labelled import (
     LABELLED,
     REFUSED,
+    Batches,
+    Kept,
+    in_memory,
+    judged_schema,
     on_disk,
     workspace,
     write_refused,
     write_sorted,
 )
+from reactune.errors import DataError
+from reactune.model.context import parse_context
+from reactune.model.prompt import Chat
+from reactune.pii.detectors import remembering
+from reactune.process import die_with_parent
+from reactune.records import Counts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILES = (LABELLED, REFUSED)
+MAX_CACHED = 50_000
+AHEAD = 2  # batches that wait for each process, so that none waits for the database
+WINDOW = 16  # batches of each worker that Ray holds at a time: it bounds what leaves this process
 
 Work = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
 Make = Callable[[], Work]
 Each = Callable[[Make, Batches], Batches]
 
-AHEAD = 2  # batches that wait for each process, so that none waits for the database
-WINDOW = 16  # batches of each worker that Ray holds at a time: it bounds what leaves this process
+_works: list[Work] = []  # of a process of the pool: made once, when it starts
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Safe rows, the others with the reason, and how many lost a rare value or a context key."""
+
+    batches: Batches
+    refused: tuple[Batches, ...]
+    counts: Counts
+    withheld: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of the rows that came in, and how many lost a rare value or a context key."""
+
+    counts: Counts
+    withheld: int
+    dropped: int
+
+
+def extract(
+    batches: Batches,
+    *,
+    chat: Chat,
+    privacy: PrivacyConfig,
+    settings: DataConfig,
+    folder: Path,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Extracted:
+    """Write the safe rows of `scores.read_scores` and the list of refused ones into `folder`.
+
+    The files are the same whoever does the work, and in whatever order rows come. In memory are
+    some batches of each worker; rows that are safe but for rare values lie in `folder` meanwhile.
+
+    Raises:
+        DataError: a worker died, or memory or disk do not suffice.
+    """
+    with workspace(folder, memory_gb=settings.memory_gb) as (connection, place):
+        cleaned = clean(
+            batches,
+            chat=chat,
+            privacy=privacy,
+            each=each_batch(settings),
+            keep=on_disk(place),
+            common_of=partial(common_values_in, connection),
+            progress=progress,
+        )
+        write_sorted(connection, cleaned.batches, folder / LABELLED)
+        write_refused(connection, cleaned.refused, folder / REFUSED)
+    return Extracted(cleaned.counts, cleaned.withheld, cleaned.dropped)
 
 
 def each_batch(settings: DataConfig) -> Each:
@@ -148,44 +195,11 @@ def on_ray(make: Make, batches: Batches, *, workers: int) -> "Iterator[pa.Record
             ray.shutdown()
 
 
-def _on_table(made: bytes, table: "pa.Table") -> "pa.Table":
-    import pyarrow as pa
-
-    work = work_of(made)
-    return pa.Table.from_batches([work(batch) for batch in table.combine_chunks().to_batches()])
-
-
 @lru_cache(maxsize=1)
 def work_of(made: bytes) -> Work:
     """Made once in a process of Ray's, which does many tables: a detector takes time to open."""
     work: Work = pickle.loads(made)()
     return work
-
-
-_works: list[Work] = []  # of a process of the pool: made once, when it starts
-
-
-def _start(make: Make) -> None:
-    die_with_parent()
-    _works.append(make())
-
-
-def _work(batch: "pa.RecordBatch") -> "pa.RecordBatch":
-    return _works[0](batch)
-
-
-MAX_CACHED = 50_000
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """Safe rows, the others with the reason, and how many lost a rare value or a context key."""
-
-    batches: Batches
-    refused: tuple[Batches, ...]
-    counts: Counts
-    withheld: int
-    dropped: int
 
 
 def clean(
@@ -203,9 +217,9 @@ def clean(
     Every context is rebuilt as the model reads it, the tip is scrubbed with the placeholders of
     its context, and values of `rare_keys` that fewer than `min_users_per_value` users share are
     withheld. `each` does the work on batches, here or elsewhere, `keep` holds its results, and
-    `common_of` counts users. `progress` is told the number of rows done, after every batch.
+    `common_of` counts users. `progress` gets the number of rows done, after every batch.
     """
-    first = keep(_told(each(partial(cleaner, chat, privacy), batches), progress))
+    first = keep(_reported(each(partial(cleaner, chat, privacy), batches), progress))
     passes: tuple[Kept, ...] = (first,)
     if privacy.rare_keys and privacy.min_users_per_value > 1:
         common = common_of(_users_and_contexts(first.safe), privacy)
@@ -233,45 +247,33 @@ def withholder(chat: Chat, privacy: PrivacyConfig, common: frozenset[Value]) -> 
     return partial(withhold_batch, context_of=context_of, chat=chat, privacy=privacy, common=common)
 
 
-def allow_batch(
-    batch: "pa.RecordBatch", context_keys: Sequence[str]
-) -> tuple["pa.RecordBatch", list[bool]]:
-    """The batch without context keys that are not allowed to leave, and which rows lost some.
-
-    Contexts that cannot be read stay as they are: `clean_batch` refuses them.
-    """
-    import pyarrow as pa
-
-    allowed = frozenset(context_keys)
-    logged = batch.column("context_json").to_pylist()
-    kept = [only_allowed(context_json, allowed) for context_json in logged]
-    lost = [before != after for before, after in zip(logged, kept, strict=True)]
-    if not any(lost):
-        return batch, lost
-    index = batch.schema.get_field_index("context_json")
-    column = pa.array(kept, batch.schema.field(index).type)
-    return batch.set_column(index, batch.schema.field(index), column), lost
-
-
 def clean_batch(
     batch: "pa.RecordBatch", *, context_of: ContextOf, chat: Chat, languages: Sequence[str]
 ) -> "pa.RecordBatch":
     """The rows of one batch, safe, or refused with the reason: `judged_schema`.
 
-    `languages` are those that a model is configured for; none: a row's language does not matter.
+    Context keys that are not allowed are dropped before anything else sees them. `languages` are
+    those that a model is configured for; none: a row's language does not matter.
     """
-    allowed, dropped = allow_batch(batch, chat.settings.context_keys)
-    logged = allowed.to_pylist()
-    # Texts of a batch are looked at together; the rows then ask for them one by one.
-    chat.detect([text for row in logged for text in texts_in(row, chat.settings.context_keys)])
-    rows: list[Mapping[str, Any]] = []
-    for row, lost in zip(logged, dropped, strict=True):
+    rows = batch.to_pylist()
+    keys = chat.settings.context_keys
+    contexts = [read_context(row["context_json"], frozenset(keys)) for row in rows]
+    # Detectors take the texts of a batch together; the rows then ask for them one by one.
+    chat.detect(
+        [
+            text
+            for row, (logged, _) in zip(rows, contexts, strict=True)
+            for text in detectable_texts(row, logged, keys)
+        ]
+    )
+    judged: list[Mapping[str, Any]] = []
+    for row, (logged, dropped) in zip(rows, contexts, strict=True):
         try:
-            safe = clean_row(row, context_of=context_of, chat=chat, languages=languages)
-            rows.append({**safe, "dropped": lost})
+            safe = clean_row(row, logged, context_of=context_of, chat=chat, languages=languages)
+            judged.append({**safe, "dropped": dropped})
         except UnsafeRowError as reason:
-            rows.append({**_refused(row, reason), "dropped": lost})
-    return _batch(rows)
+            judged.append({**_refused(row, reason), "dropped": dropped})
+    return _batch(judged)
 
 
 def withhold_batch(
@@ -282,20 +284,39 @@ def withhold_batch(
     privacy: PrivacyConfig,
     common: frozenset[Value],
 ) -> "pa.RecordBatch":
-    """The rows without rare values, those that lost one marked, or refused: `judged_schema`.
+    """The clean rows without rare values, those that lost one marked, or refused: `judged_schema`.
 
-    A row whose tip or remaining context says a withheld text as well is refused.
+    A row whose tip or remaining context holds a withheld text as well is refused.
     """
-    rows: list[Mapping[str, Any]] = []
+    judged: list[Mapping[str, Any]] = []
     for row in batch.to_pylist():
-        context, texts = withhold(context_in(row), privacy, common)
-        lost = context != context_in(row)
+        context = parse_context(row["context_json"]).parts
+        kept, lost = withhold(context, privacy, common)
+        if kept == context:
+            judged.append({**row, "withheld": False})
+            continue
         try:
-            shorter = without_rare(row, context, texts, context_of=context_of, chat=chat)
-            rows.append({**shorter, "withheld": lost})
+            shorter = without_rare(row, kept, lost, context_of=context_of, chat=chat)
+            judged.append({**shorter, "withheld": True})
         except UnsafeRowError as reason:
-            rows.append({**_refused(row, reason), "withheld": lost})
-    return _batch(rows)
+            judged.append({**_refused(row, reason), "withheld": True})
+    return _batch(judged)
+
+
+def _start(make: Make) -> None:
+    die_with_parent()
+    _works.append(make())
+
+
+def _work(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    return _works[0](batch)
+
+
+def _on_table(made: bytes, table: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    work = work_of(made)
+    return pa.Table.from_batches([work(batch) for batch in table.combine_chunks().to_batches()])
 
 
 def _with_memory(chat: Chat) -> tuple[Chat, ContextOf]:
@@ -313,10 +334,10 @@ def _users_and_contexts(batches: Batches) -> Contexts:
     for batch in batches:
         users, contexts = batch.column("user_key"), batch.column("context_json")
         for user, context_json in zip(users.to_pylist(), contexts.to_pylist(), strict=True):
-            yield user, json.loads(context_json)["context"]
+            yield user, parse_context(context_json).parts
 
 
-def _told(batches: Batches, progress: Callable[[int], None]) -> "Iterator[pa.RecordBatch]":
+def _reported(batches: Batches, progress: Callable[[int], None]) -> "Iterator[pa.RecordBatch]":
     done = 0
     for batch in batches:
         yield batch
@@ -328,47 +349,3 @@ def _batch(rows: Sequence[Mapping[str, Any]]) -> "pa.RecordBatch":
     import pyarrow as pa
 
     return pa.RecordBatch.from_pylist(rows, schema=judged_schema())
-
-
-FILES = (LABELLED, REFUSED)
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What became of the rows that came in, and how many lost a rare value or a context key."""
-
-    counts: Counts
-    withheld: int
-    dropped: int
-
-
-def extract(
-    batches: Batches,
-    *,
-    chat: Chat,
-    privacy: PrivacyConfig,
-    settings: DataConfig,
-    folder: Path,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> Extracted:
-    """Write the safe rows of `scores.read_scores` and the list of refused ones into `folder`.
-
-    The files are the same whoever does the work, and in whatever order rows come. In memory are
-    some batches of each worker; rows that are safe but for rare values lie in `folder` meanwhile.
-
-    Raises:
-        DataError: a worker died, or memory or disk do not suffice.
-    """
-    with workspace(folder, memory_gb=settings.memory_gb) as (connection, place):
-        cleaned = clean(
-            batches,
-            chat=chat,
-            privacy=privacy,
-            each=each_batch(settings),
-            keep=on_disk(place),
-            common_of=partial(common_values_in, connection),
-            progress=progress,
-        )
-        write_sorted(connection, cleaned.batches, folder / LABELLED)
-        write_refused(connection, cleaned.refused, folder / REFUSED)
-    return Extracted(cleaned.counts, cleaned.withheld, cleaned.dropped)

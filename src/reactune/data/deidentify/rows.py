@@ -1,12 +1,11 @@
-"""Context values that too few people share: found by counting users, and taken out of contexts.
+"""One labelled row, made safe: its context as the model reads it, its tip scrubbed, or refused.
 
-Which keys are watched, and how many users are enough, are settings.
+Values of a context that too few users share are withheld in a second pass, once users are counted.
 """
 
-import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +13,31 @@ from reactune.config.sections import PrivacyConfig
 from reactune.errors import DataError, PrivacyError
 from reactune.model.context import (
     CleanPart,
+    LoggedContext,
     Scalar,
     break_special_tokens,
     clean_part,
+    context_to_log,
     is_scalar,
+    parse_context,
     scrub_parts,
     texts_of,
 )
 from reactune.model.prompt import (
     MAX_TOKEN_CHARS,
-    VERSION,
     Chat,
     assemble,
     input_of,
     instruction_of,
-    rebuild,
+    prompt_of,
 )
 from reactune.pii.detectors import by_form, is_foreign_row
 from reactune.pii.spans import PLACEHOLDER, refill, scrub
-from reactune.records import Prompt, canonical_json
+from reactune.records import Prompt, canonical_json, plain_words
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
-
 
 INCOMPLETE = "incomplete"
 UNREADABLE = "context cannot be read"
@@ -45,6 +45,9 @@ PERSONAL_KIND = "personal data in the kind"
 UNFILLABLE = "personal data in the tip that its context does not hold"
 FOREIGN = "a language that no model is configured for"
 REPEATED = "a withheld value stands elsewhere in the row"
+
+BATCH_ROWS = 10_000
+MIN_RARE_NUMBER = 1_000  # smaller numbers occur everywhere, so finding one again means nothing
 
 
 class UnsafeRowError(PrivacyError):
@@ -62,44 +65,90 @@ class CleanContext:
     placeholders: Mapping[str, str] = field(repr=False)
 
 
-ContextOf = Callable[[str, str], CleanContext]
+ContextOf = Callable[[str, LoggedContext], CleanContext]
+Value = tuple[str, str]  # a key, such as user_settings.city, and one of its values as JSON
+Contexts = Iterable[tuple[str, Mapping[str, CleanPart]]]  # user_key and context
 
 
-def only_allowed(context_json: str | None, allowed: frozenset[str]) -> str | None:
-    """The logged context without keys that are not allowed; as it is if it holds none or is none.
+def read_context(
+    context_json: str | None, allowed: Collection[str]
+) -> tuple[LoggedContext | None, bool]:
+    """The logged context without keys that are not allowed, and whether it lost any.
 
-    What tells that a context was logged by `assemble` is no key of it.
+    None for a context that cannot be read, which refuses the row.
     """
     try:
-        logged = json.loads(context_json or "")
-    except (ValueError, RecursionError):
-        return context_json
-    if not isinstance(logged, dict):
-        return context_json
-    is_ours = logged.keys() == {"v", "context"} and isinstance(logged["context"], dict)
-    context = logged["context"] if is_ours else logged
-    if is_ours != (logged.keys() == {"v", "context"}) or context.keys() <= allowed:
-        return context_json
-    kept = {key: part for key, part in context.items() if key in allowed}
-    return canonical_json({**logged, "context": kept} if is_ours else kept)
+        logged = parse_context(context_json)
+    except DataError:
+        return None, False
+    kept = {key: part for key, part in logged.parts.items() if key in allowed}
+    if len(kept) == len(logged.parts):
+        return logged, False
+    text = context_to_log(kept) if logged.is_assembled else canonical_json(kept)
+    return replace(logged, text=text, parts=kept), True
 
 
-def clean_context(chat: Chat, kind: str, context_json: str) -> CleanContext:
+def detectable_texts(
+    row: Mapping[str, Any], logged: LoggedContext | None, keys: Sequence[str]
+) -> Iterator[str]:
+    """The texts that detectors will be asked about: of the tip, and of a readable context."""
+    if row["tip_content"]:
+        yield row["tip_content"]
+    for key in keys if logged else ():
+        part = logged.parts.get(key) if logged else None
+        if isinstance(part, list):
+            part = [item for item in part if isinstance(item, str)]
+        if isinstance(part, dict):
+            part = {name: value for name, value in part.items() if is_scalar(value)}
+        if isinstance(part, str | list | dict):
+            yield from (text.label + text.value for text in texts_of(key, part))
+
+
+def clean_row(
+    row: Mapping[str, Any],
+    logged: LoggedContext | None,
+    *,
+    context_of: ContextOf,
+    chat: Chat,
+    languages: Sequence[str],
+) -> dict[str, Any]:
+    """The row with its prompt and its scrubbed tip.
+
+    Raises:
+        UnsafeRowError: it cannot be made safe, or is in a language no model is configured for.
+    """
+    if any(row[name] in (None, "") for name in ("tip_id", "user_key", "kind", "created_at")):
+        raise UnsafeRowError(INCOMPLETE)
+    if row["tip_content"] is None or row["context_json"] is None:
+        raise UnsafeRowError(INCOMPLETE)
+    if scrub(row["kind"], placeholders={}, detect=by_form) != row["kind"]:
+        raise UnsafeRowError(PERSONAL_KIND)
+    if logged is None:
+        raise UnsafeRowError(UNREADABLE)
+    context = context_of(row["kind"], logged)
+    tip = clean_tip(chat, row["tip_content"], context)
+    text, scrubbed = (f"{context.input}\n{each}" for each in (row["tip_content"], tip))
+    if languages and is_foreign_row(text, scrubbed, languages=languages):
+        raise UnsafeRowError(FOREIGN)
+    return {**row, **_model_columns(context), "tip": tip}
+
+
+def clean_context(chat: Chat, kind: str, logged: LoggedContext) -> CleanContext:
     """The logged context as the model reads it, safe under the settings of today.
 
     A context that was logged under looser settings, or not by `assemble`, is assembled anew.
 
     Raises:
-        UnsafeRowError: the context, or a value in it, is none.
+        UnsafeRowError: a value in it has no place in a context.
     """
     try:
-        prompt = _safe_prompt(chat, kind, context_json)
+        prompt = _safe_prompt(chat, kind, logged)
     except (DataError, RecursionError) as error:
         raise UnsafeRowError(UNREADABLE) from error
     return CleanContext(
         context_json=prompt.context_json,
         instruction=instruction_of(chat, kind),
-        input=input_of(json.loads(prompt.context_json)["context"], chat.settings),
+        input=input_of(prompt.context, chat.settings),
         prompt=prompt.text,
         placeholders=prompt.placeholders,
     )
@@ -124,127 +173,6 @@ def clean_tip(chat: Chat, tip: str, context: CleanContext) -> str:
     return scrubbed
 
 
-def clean_row(
-    row: Mapping[str, Any], *, context_of: ContextOf, chat: Chat, languages: Sequence[str]
-) -> dict[str, Any]:
-    """The row with its prompt and its scrubbed tip.
-
-    Raises:
-        UnsafeRowError: it cannot be made safe, or is in a language no model is configured for.
-    """
-    if any(row[name] in (None, "") for name in ("tip_id", "user_key", "kind", "created_at")):
-        raise UnsafeRowError(INCOMPLETE)
-    if row["tip_content"] is None or row["context_json"] is None:
-        raise UnsafeRowError(INCOMPLETE)
-    if scrub(row["kind"], placeholders={}, detect=by_form) != row["kind"]:
-        raise UnsafeRowError(PERSONAL_KIND)
-    context = context_of(row["kind"], row["context_json"])
-    tip = clean_tip(chat, row["tip_content"], context)
-    text, scrubbed = (f"{context.input}\n{each}" for each in (row["tip_content"], tip))
-    if languages and is_foreign_row(text, scrubbed, languages=languages):
-        raise UnsafeRowError(FOREIGN)
-    return {**row, **_model_columns(context), "tip": tip}
-
-
-def without_rare(
-    row: Mapping[str, Any],
-    context: Mapping[str, CleanPart],
-    texts: Iterable[str],
-    *,
-    context_of: ContextOf,
-    chat: Chat,
-) -> dict[str, Any]:
-    """The row with the context that is left of it; `texts` are the rare values it lost.
-
-    Raises:
-        UnsafeRowError: the tip or the rest of the context says one of them again.
-    """
-    if context == context_in(row):
-        return dict(row)
-    shorter = context_of(row["kind"], canonical_json({"v": VERSION, "context": context}))
-    if any(_says(f"{shorter.input}\n{row['tip']}", text) for text in texts):
-        raise UnsafeRowError(REPEATED)
-    return {**row, **_model_columns(shorter), "tip": clean_tip(chat, row["tip"], shorter)}
-
-
-def _model_columns(context: CleanContext) -> dict[str, str]:
-    return {
-        "context_json": context.context_json,
-        "instruction": context.instruction,
-        "input": context.input,
-        "prompt": context.prompt,
-    }
-
-
-def _safe_prompt(chat: Chat, kind: str, context_json: str) -> Prompt:
-    try:
-        logged = json.loads(context_json)
-    except ValueError as error:
-        raise DataError("context_json is not JSON") from error
-    if not isinstance(logged, dict) or logged.keys() != {"v", "context"} or logged["v"] != VERSION:
-        return rebuild(chat, kind, context_json)
-    context = logged["context"]
-    if not isinstance(context, dict):
-        raise DataError("the logged context is no JSON object")
-    if not _is_safe(chat, context):
-        return assemble(chat, kind, context)
-    prompt = rebuild(chat, kind, context_json)
-    budget = chat.settings.max_context_tokens
-    if len(prompt.token_ids) <= budget:
-        return prompt
-    tokens = chat.tokenizer.encode(input_of(context, chat.settings), add_special_tokens=False).ids
-    return prompt if len(tokens) <= budget else assemble(chat, kind, context)
-
-
-def _is_safe(chat: Chat, context: Mapping[str, Any]) -> bool:
-    if not context.keys() <= set(chat.settings.context_keys):
-        return False
-    max_chars = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
-    plain = {
-        key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=max_chars)
-        for key, part in context.items()
-    }
-    return plain == context and scrub_parts(plain, placeholders={}, detect=chat.detect) == context
-
-
-def texts_in(row: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
-    """The texts that detectors will be asked about: of the tip, and of a context that is one."""
-    if row["tip_content"]:
-        yield row["tip_content"]
-    try:
-        logged = json.loads(row["context_json"] or "")
-    except (ValueError, RecursionError):
-        return
-    if isinstance(logged, dict) and logged.keys() == {"v", "context"}:
-        logged = logged["context"]
-    if isinstance(logged, dict):
-        for key in keys:
-            part = logged.get(key)
-            if isinstance(part, list):
-                part = [item for item in part if isinstance(item, str)]
-            if isinstance(part, dict):
-                part = {name: value for name, value in part.items() if is_scalar(value)}
-            if isinstance(part, str | list | dict):
-                yield from (text.label + text.value for text in texts_of(key, part))
-
-
-def _says(text: str, value: str) -> bool:
-    words = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.casefold()).split())} "
-    sought = " ".join("".join(c if c.isalnum() else " " for c in value.casefold()).split())
-    return bool(sought) and f" {sought} " in words
-
-
-def context_in(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The context of a row that was cleaned."""
-    context: dict[str, Any] = json.loads(row["context_json"])["context"]
-    return context
-
-
-Value = tuple[str, str]  # a key, such as user_settings.city, and one of its values as JSON
-Contexts = Iterable[tuple[str, Mapping[str, CleanPart]]]  # user_key and context
-BATCH_ROWS = 10_000
-
-
 def common_values(contexts: Contexts, privacy: PrivacyConfig) -> frozenset[Value]:
     """The values of `rare_keys` that at least `min_users_per_value` different users share.
 
@@ -264,8 +192,8 @@ def common_values_in(
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.string()) for name in ("name", "value", "person")])
-    found = _batches(contexts, privacy, schema)
-    connection.register("watched", pa.RecordBatchReader.from_batches(schema, found))
+    watched = _watched_batches(contexts, privacy, schema)
+    connection.register("watched", pa.RecordBatchReader.from_batches(schema, watched))
     rows = connection.execute(
         "SELECT name, value FROM (SELECT DISTINCT name, value, person FROM watched) "
         "GROUP BY name, value HAVING count(*) >= $1",
@@ -299,9 +227,68 @@ def withhold(
     return kept, tuple(str(value) for _, value in rare if _is_telling(value))
 
 
+def without_rare(
+    row: Mapping[str, Any],
+    kept: Mapping[str, CleanPart],
+    lost: Iterable[str],
+    *,
+    context_of: ContextOf,
+    chat: Chat,
+) -> dict[str, Any]:
+    """The clean row with what `withhold` kept of its context; `lost` are the values withheld.
+
+    Raises:
+        UnsafeRowError: the tip or the rest of the context holds one of them again.
+    """
+    shorter = context_of(row["kind"], parse_context(context_to_log(kept)))
+    if any(_holds(f"{shorter.input}\n{row['tip']}", text) for text in lost):
+        raise UnsafeRowError(REPEATED)
+    return {**row, **_model_columns(shorter), "tip": clean_tip(chat, row["tip"], shorter)}
+
+
+def _model_columns(context: CleanContext) -> dict[str, str]:
+    return {
+        "context_json": context.context_json,
+        "instruction": context.instruction,
+        "input": context.input,
+        "prompt": context.prompt,
+    }
+
+
+def _safe_prompt(chat: Chat, kind: str, logged: LoggedContext) -> Prompt:
+    if not logged.is_assembled or not _is_safe(chat, logged.parts):
+        return assemble(chat, kind, logged.parts)
+    prompt = prompt_of(chat, kind, logged)
+    budget = chat.settings.max_context_tokens
+    if len(prompt.token_ids) <= budget:
+        return prompt
+    text = input_of(logged.parts, chat.settings)
+    tokens = chat.tokenizer.encode(text, add_special_tokens=False).ids
+    return prompt if len(tokens) <= budget else assemble(chat, kind, logged.parts)
+
+
+def _is_safe(chat: Chat, context: Mapping[str, Any]) -> bool:
+    if not context.keys() <= set(chat.settings.context_keys):
+        return False
+    max_chars = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
+    plain = {
+        key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=max_chars)
+        for key, part in context.items()
+    }
+    return plain == context and scrub_parts(plain, placeholders={}, detect=chat.detect) == context
+
+
+def _holds(text: str, value: str) -> bool:
+    """Whether the words of the value stand in the text one after the other."""
+    words = plain_words(value)
+    return bool(words) and f" {words} " in f" {plain_words(text)} "
+
+
 def _is_telling(value: Scalar) -> bool:
-    """Whether finding the value elsewhere means anything: small numbers stand everywhere."""
-    return isinstance(value, str) or (not isinstance(value, bool) and abs(value) >= 1_000)
+    """Whether finding the value elsewhere in the row means that it is the same fact."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, str) or abs(value) >= MIN_RARE_NUMBER
 
 
 def _watched(
@@ -320,7 +307,7 @@ def _watched(
                 yield name, value
 
 
-def _batches(
+def _watched_batches(
     contexts: Contexts, privacy: PrivacyConfig, schema: "pa.Schema"
 ) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa

@@ -1,0 +1,37 @@
+"""Texts as they are compared, and values as they are written."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reactune.records import canonical_json, folded_text, one_line, plain_words
+
+
+def test_white_space_alone_does_not_make_another_text():
+    assert one_line(" Take\u00a0a\n\n walk.\t") == "Take a walk."
+    assert one_line("Take a walk.") != one_line("take a walk.")
+
+
+def test_case_alone_does_not_make_another_text():
+    assert folded_text("STRASSE  frei") == folded_text("straße frei") == "strasse frei"
+    assert folded_text("Go.") != folded_text("Go!")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["take a walk", "Take a WALK!", "take, a walk...", "take_a_walk", "\uff54ake a walk"],
+)
+def test_punctuation_and_forms_of_characters_do_not_make_other_words(text):
+    assert plain_words(text) == "take a walk"
+
+
+@given(st.text())
+def test_comparing_a_compared_text_changes_nothing(text):
+    assert one_line(one_line(text)) == one_line(text)
+    assert folded_text(folded_text(text)) == folded_text(text)
+    assert " ".join(plain_words(text).split()) == plain_words(text)
+
+
+def test_equal_values_give_equal_json():
+    assert canonical_json({"b": 1, "a": "ä"}) == canonical_json({"a": "ä", "b": 1})
+    assert canonical_json({"b": [1, 2], "a": None}) == '{"a":null,"b":[1,2]}'
