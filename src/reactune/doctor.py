@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from platformdirs import user_cache_dir
 
-from reactune.config.settings import Config, hide_passwords
-from reactune.errors import ReactuneError
+from reactune.config.settings import Config
+from reactune.errors import ReactuneError, hide_passwords
 from reactune.model.files import (
     WHEELS,
     Shape,
@@ -61,6 +61,11 @@ def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Fin
 
     A machine without the `train` extra is examined as one that only serves.
     """
+    found = _findings(config, environ)
+    return [replace(each, text=hide_passwords(each.text)) for each in found]
+
+
+def _findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     training = _extra("train", is_needed=False)
     key, key_ids = _key(config, environ)
     findings = [
@@ -160,7 +165,7 @@ def _database(config: Config, given: frozenset[str]) -> Finding:
         tips, known = _tips_and_keys(config)
     except ReactuneError as error:
         return Finding("database", "missing", str(error))
-    place = f"{hide_passwords(config.store_url)}, tips: {tips:,}"
+    place = f"{config.store_url}, tips: {tips:,}"
     if not given or known <= given:
         return Finding("database", "ok", place)
     others = ", ".join(sorted(known - given))
@@ -219,17 +224,15 @@ def _registry(config: Config) -> Finding:
 def _registry_over_http(uri: str) -> Finding:
     import httpx
 
-    shown = hide_passwords(uri)
     try:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=WAIT_SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):
-        text = f"no MLflow server at {shown}; start it, or set another registry.tracking_uri"
+        text = f"no MLflow server at {uri}; start it, or set another registry.tracking_uri"
         return Finding("MLflow", "missing", text)
-    return Finding("MLflow", "ok", shown)
+    return Finding("MLflow", "ok", uri)
 
 
 def _registry_in_database(uri: str) -> Finding:
-    shown = hide_passwords(uri)
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).is_file():
         return Finding("MLflow", "ok", f"{file} will be made by the first run")
@@ -238,8 +241,8 @@ def _registry_in_database(uri: str) -> Finding:
             connection.execute(sa.text("SELECT version_num FROM alembic_version"))
     except (sa.exc.SQLAlchemyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        return Finding("MLflow", "missing", f"{shown}: {reason}; check registry.tracking_uri")
-    return Finding("MLflow", "ok", shown)
+        return Finding("MLflow", "missing", f"{uri}: {reason}; check registry.tracking_uri")
+    return Finding("MLflow", "ok", uri)
 
 
 def _trainer(config: Config) -> Finding:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loop_fixtures import SECRET, reactions, write_settings
-from reactune.cli.session import FULL, WITHHELD, be_discreet, where, without_messages
+from reactune.cli.session import FULL, WITHHELD, be_discreet, where, without_secrets
 from reactune.config.settings import load
 from reactune.errors import DataError
 from reactune.privacy.hashing import HashingKey, user_key
@@ -78,7 +78,7 @@ def test_logs_and_threads_word_tracebacks_alike(capsys, caplog, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     be_discreet()
-    caplog.handler.addFilter(without_messages)
+    caplog.handler.addFilter(without_secrets)
     try:
         fails_with_a_text()
     except KeyError:

@@ -21,6 +21,7 @@ from reactune.release.registry import (
     aliases,
     register,
     set_aliases,
+    tag_versions,
     version_numbers,
 )
 from registry_fixtures import CURVE, SETTINGS, TAGS, record_in
@@ -91,6 +92,27 @@ def test_files_lie_where_they_were_meant_to_and_never_in_the_current_folder(
     register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")
     assert list(elsewhere.iterdir()) == []
     assert [path.read_bytes() for path in (tmp_path / "kept").rglob("model.gguf")] == [b"weights"]
+
+
+def test_no_password_of_a_url_reaches_mlflow(uri, record, tmp_path):
+    urls = "postgresql://u:s3cret@h/db postgresql://h/db?user=u&password=s3cret s3://b/r?key=s3cret"
+    named = replace(
+        record,
+        params={"model.base": urls},
+        tags={"dataset": urls},
+        texts={"trainer.log": f"cannot reach {urls}"},
+    )
+    register(SETTINGS, uri, named, artifact_root=tmp_path / "kept")
+    tag_versions(SETTINGS, uri, {1: {"reason": urls}})
+    with mlflow_client(uri) as client:
+        version = client.get_model_version(SETTINGS.model_name, "1")
+        run = client.get_run(version.run_id)
+    shown = "postgresql://u:***@h/db postgresql://h/db?user=u&password=*** s3://b/r?key=***"
+    assert run.data.params["model.base"] == run.data.tags["dataset"] == shown
+    assert version.tags["dataset"] == version.tags["reason"] == shown
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in kept if b"s3cret" in path.read_bytes()] == []
+    assert "trainer.log" in {path.name for path in kept}
 
 
 def test_registering_twice_is_registering_once(uri, record, tmp_path):

@@ -106,8 +106,8 @@ def explain(session: Session, dialect: str) -> None:
     from pygments.formatters import TerminalFormatter
     from pygments.lexers import SqlLexer
 
-    from reactune.config.settings import hide_passwords
     from reactune.data.labels.scores import LABELLED, label_sql
+    from reactune.errors import hide_passwords
 
     config = session.config()
     url = config.source.url or config.store_url

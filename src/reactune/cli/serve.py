@@ -20,7 +20,8 @@ def init(session: Session) -> None:
     $ reactune init
     $ reactune --set store.url=postgresql://localhost/tips init
     """
-    from reactune.config.settings import CONFIG_NAME, commented_file, hide_passwords, load
+    from reactune.config.settings import CONFIG_NAME, commented_file, load
+    from reactune.errors import hide_passwords
     from reactune.records import write_atomically
     from reactune.store.database import create_store
 

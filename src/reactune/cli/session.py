@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from reactune.errors import ReactuneError
+from reactune.errors import ReactuneError, hide_passwords
 
 if TYPE_CHECKING:
     from reactune.config.settings import Config
@@ -33,7 +33,7 @@ JOINTS = {
 def where(error: BaseException) -> str:
     """The traceback with names of files, functions and types, and our own messages alone."""
     if os.environ.get(FULL) == "full":
-        return "".join(traceback.format_exception(error))
+        return hide_passwords("".join(traceback.format_exception(error)))
     earlier = ""
     if error.__cause__ is not None:
         earlier = where(error.__cause__) + JOINTS["__cause__"]
@@ -57,7 +57,7 @@ def named(error: BaseException) -> str:
         else f"{kind.__module__}.{kind.__qualname__}"
     )
     if is_ours or (kind.__module__ == "builtins" and isinstance(error, PLAIN)):
-        return f"{name}: {error}"
+        return hide_passwords(f"{name}: {error}")
     return f"{name} {WITHHELD}"
 
 
@@ -73,11 +73,12 @@ def be_discreet() -> None:
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(without_messages)
+        handler.addFilter(without_secrets)
 
 
-def without_messages(record: logging.LogRecord) -> bool:
-    """A filter of a log: the traceback of a record is worded by `where`."""
+def without_secrets(record: logging.LogRecord) -> bool:
+    """A filter of a log: passwords in URLs are hidden, and `where` words the traceback."""
+    record.msg, record.args = hide_passwords(record.getMessage()), None
     if record.exc_info and record.exc_info[1] is not None:
         record.exc_text = where(record.exc_info[1]).rstrip("\n")
         record.exc_info = None

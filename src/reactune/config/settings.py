@@ -35,7 +35,7 @@ from reactune.config.sections import (
     StoreConfig,
     TrainConfig,
 )
-from reactune.errors import ConfigError
+from reactune.errors import ConfigError, hide_passwords
 
 CONFIG_NAME = "reactune.toml"
 # Settings of earlier versions that are read and have no effect, with the value in force now: that
@@ -54,8 +54,6 @@ REMOVED: Mapping[str, float | str] = {
     "gate.few_shot": 3,
     "gate.seed": 7,
 }
-# SQLAlchemy takes a password up to the `@`, PostgreSQL's client also one in the query.
-PASSWORD_IN_URL = re.compile(r"((?<=://)[^/@:\s]*:)[^@\s]*(?=@)|((?<=[?&])password=)[^&\s]*")
 
 
 class Config(Section):
@@ -139,19 +137,20 @@ def absolute_sqlite_url(url: str, folder: Path) -> str:
     return prefix + str((folder / url.removeprefix(prefix)).absolute())
 
 
-def hide_passwords(text: str) -> str:
-    """The text with `***` where a URL in it holds a password."""
-    return PASSWORD_IN_URL.sub(r"\1\2***", text)
-
-
 def without_passwords(config: Config) -> dict[str, dict[str, Any]]:
-    """Every section as plain values, fit for records: passwords in URLs are hidden."""
-    sections: dict[str, dict[str, Any]] = config.model_dump(mode="json", exclude={"folder"})
-    for section in sections.values():
-        for key, value in section.items():
-            if isinstance(value, str):
-                section[key] = hide_passwords(value)
-    return sections
+    """Every section as plain values, as it may be recorded."""
+    return masked(config.model_dump(mode="json", exclude={"folder"}))
+
+
+def masked(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sections as they may be recorded: passwords in URLs are hidden."""
+    return {
+        name: {
+            key: hide_passwords(value) if isinstance(value, str) else value
+            for key, value in section.items()
+        }
+        for name, section in sections.items()
+    }
 
 
 def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -163,7 +162,7 @@ def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any
         "model": {"cache_dir"},
         "privacy": {"old_key_envs", "retrain_within_days", "retention_days"},
     }
-    return config.model_dump(mode="json", include=set(sections), exclude=places)
+    return masked(config.model_dump(mode="json", include=set(sections), exclude=places))
 
 
 def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:

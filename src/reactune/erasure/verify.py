@@ -20,9 +20,10 @@ import sqlalchemy as sa
 from platformdirs import user_cache_dir
 
 from reactune import deployment
-from reactune.config.settings import Config, hide_passwords
+from reactune.config.settings import Config
 from reactune.data.labelled import PREFIX
 from reactune.erasure import requests
+from reactune.errors import hide_passwords
 from reactune.privacy.consent import chunks, key_ids
 from reactune.privacy.hashing import (
     HashingKey,

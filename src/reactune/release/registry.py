@@ -4,7 +4,6 @@ The only importer of mlflow. What is live is decided elsewhere; aliases here onl
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reactune.config.sections import RegistryConfig
-from reactune.errors import ReleaseError
+from reactune.errors import ReleaseError, hide_passwords
 
 RUN_TAG = "reactune.run_id"
 ALIASES = ("champion", "challenger")
@@ -21,7 +20,6 @@ SERVERS = ("http:", "https:")
 ANSWER_SECONDS = 10  # in which a server must say that it is there
 WEIGHTS = (".gguf", ".safetensors")
 PARAM_CHARS = 6000  # MLflow's limit
-PASSWORD = re.compile(r"//([^/:@]*):[^@/]*@")
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -61,7 +59,7 @@ def register(settings: RegistryConfig, uri: str, record: Record, *, artifact_roo
         if known is not None:
             return known
         experiment = _experiment(client, settings.experiment, uri, artifact_root)
-        tags = {**record.tags, RUN_TAG: record.run_id}
+        tags = {**_plain(record.tags), RUN_TAG: record.run_id}
         run = _unfinished(client, experiment, record) or client.create_run(
             experiment, run_name=record.run_id, tags=tags
         )
@@ -128,7 +126,9 @@ def tag_versions(settings: RegistryConfig, uri: str, tags: Mapping[int, Mapping[
         known = set(_numbers(client, settings.model_name).values())
         for number, values in tags.items():
             for name, value in values.items() if number in known else ():
-                client.set_model_version_tag(settings.model_name, str(number), name, value)
+                client.set_model_version_tag(
+                    settings.model_name, str(number), name, hide_passwords(value)
+                )
 
 
 def remove_files(settings: RegistryConfig, uri: str, number: int) -> None:
@@ -223,12 +223,15 @@ def _require_server(uri: str) -> None:
 
 
 def _refusal(uri: str, error: Exception) -> ReleaseError:
-    what = PASSWORD.sub(r"//\1:***@", f"MLflow at {uri} did not do it: {_first_line(error)}")
-    return ReleaseError(f"{what}; see [registry] tracking_uri, and repeat")
+    return ReleaseError(
+        f"MLflow at {uri} did not do it: {_first_line(error)}; see [registry] tracking_uri, and "
+        "repeat"
+    )
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = hide_passwords(str(error)).strip().splitlines()
+    return (lines or [type(error).__name__])[0][:300]
 
 
 def _files(client: Any, run: str, folder: str | None = None) -> Iterator[str]:
@@ -275,7 +278,11 @@ def _unfinished(client: Any, experiment: str, record: Record) -> Any | None:
 
 
 def _params(record: Record) -> dict[str, str]:
-    return {name: str(value)[:PARAM_CHARS] for name, value in record.params.items()}
+    return {name: text[:PARAM_CHARS] for name, text in _plain(record.params).items()}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: hide_passwords(str(value)) for name, value in values.items()}
 
 
 def _log(client: Any, entry: Any, record: Record) -> None:
@@ -293,7 +300,7 @@ def _log(client: Any, entry: Any, record: Record) -> None:
     for start in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
     for name, text in record.texts.items():
-        client.log_text(run, text, name)
+        client.log_text(run, hide_passwords(text), name)
     for path, folder in record.artifacts.items():
         log = client.log_artifacts if path.is_dir() else client.log_artifact
         log(run, str(path), folder or None)

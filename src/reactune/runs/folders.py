@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reactune import __version__
+from reactune.config.settings import masked
 from reactune.errors import DataError
 from reactune.records import sha256_of, write_atomically
 from reactune.runs.locks import lease
@@ -148,7 +149,7 @@ def is_up_to_date(
     """
     return manifest.inputs.items() <= inputs.items() and all(
         settings.get(section, {}).get(key, value) == value
-        for section, values in manifest.settings.items()
+        for section, values in masked(manifest.settings).items()
         for key, value in values.items()
     )
 

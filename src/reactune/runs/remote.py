@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reactune.config.settings import Config, hide_passwords
+from reactune.config.settings import Config
 from reactune.errors import ConfigError, DataError
 from reactune.records import ModelVersion, sha256_of, write_atomically
 from reactune.runs.manifest import read_manifest
@@ -185,7 +185,6 @@ def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
         ConfigError: nothing installed speaks this URL.
         DataError: it does not answer, or refuses.
     """
-    shown = hide_passwords(root.url)
     options = {"auto_mkdir": True} if root.url.startswith(("file:", "local:")) else {}
     try:
         import fsspec
@@ -194,7 +193,7 @@ def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
         files, top = fsspec.url_to_fs(root.url, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"[run] root = {shown}: {error}; s3:// needs `pip install 'reactune[s3]'`, other "
+            f"[run] root = {root.url}: {error}; s3:// needs `pip install 'reactune[s3]'`, other "
             "stores the package of fsspec that speaks their protocol"
         ) from error
     try:
@@ -202,7 +201,7 @@ def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
     except refusals() as error:
         reason = str(error) or type(error).__name__
         raise DataError(
-            f"{shown} did not do it: {reason}; see [run] root, the credentials in the "
+            f"{root.url} did not do it: {reason}; see [run] root, the credentials in the "
             "environment and the network, and repeat"
         ) from error
 
@@ -275,7 +274,7 @@ def _fetch_file(root: RunRoot, place: str, name: str, digest: str) -> None:
         found = sha256_of(partial) if partial.is_file() else "no object"
         if found != digest:
             raise DataError(
-                f"{hide_passwords(root.url)}/{place}/{name} is not what its stage wrote: SHA-256 "
+                f"{root.url}/{place}/{name} is not what its stage wrote: SHA-256 "
                 f"{digest} expected, {found} found; delete {place}/manifest.json there, and do "
                 f"stage {place.rpartition('/')[2]} again"
             )

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reactune.errors import hide_passwords
 from reactune.service.state import Service
 
 # prometheus_client's own name of the folder where workers keep their figures.
@@ -127,7 +128,9 @@ class JsonLines(logging.Formatter):
         """The record as one line."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"at": at, "level": record.levelname, "of": record.name}
-        return json.dumps({**line, "message": record.getMessage(), **getattr(record, "told", {})})
+        return json.dumps(
+            {**line, "message": hide_passwords(record.getMessage()), **getattr(record, "told", {})}
+        )
 
 
 def spans() -> Callable[[str], AbstractContextManager[Any]]:

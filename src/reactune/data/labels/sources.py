@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ibis import BaseBackend
     from ibis.expr.types import Table
 
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -421,7 +420,7 @@ def _remote(url: str) -> tuple[Any, str]:
         files, place = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"source.url = {_without_password(url)}: {error}; it may start with parquet://, with a "
+            f"source.url = {url}: {error}; it may start with parquet://, with a "
             "protocol of fsspec (s3:// needs `pip install 'reactune[s3]'`), or with the name of an "
             f"Ibis back-end: {', '.join(sorted(backends()))}"
         ) from error
@@ -457,14 +456,14 @@ def _driver_errors() -> tuple[type[Exception], ...]:
 def _not_installed(url: str, error: ModuleNotFoundError) -> ConfigError:
     scheme = _scheme(url)
     return ConfigError(
-        f"source.url = {_without_password(url)} needs {error.name}, which is not installed; run "
+        f"source.url = {url} needs {error.name}, which is not installed; run "
         f"`pip install 'ibis-framework[{scheme}]'`"
     )
 
 
 def _unreadable(table: str, url: str, error: Exception) -> DataError:
     return DataError(
-        f"cannot read table {table} of {_without_password(url)}: {_reason(error)}; "
+        f"cannot read table {table} of {url}: {_reason(error)}; "
         "see to it, or to [source] and [store] in the settings, and repeat"
     )
 
@@ -479,7 +478,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, quoting):
         return f"{type(error).__name__}: a value is not of the type that its column must have"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", url)
