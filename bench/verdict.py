@@ -21,10 +21,10 @@ from reactune.canary.power import needed_drift
 from reactune.canary.sequential import (
     HARM,
     Difference,
+    adjusted_differences,
     effect,
-    foreseen_differences,
-    harm_evidence,
-    mismatch_evidence,
+    harm_log_e_values,
+    mismatch_log_e_values,
 )
 from reactune.config.sections import CanaryConfig
 from record import record
@@ -82,7 +82,7 @@ class Ends:
 
 def differ(worlds: Worlds, share: np.ndarray) -> tuple[Difference, np.ndarray]:
     """Our estimate and burn-in after each unit."""
-    return foreseen_differences(
+    return adjusted_differences(
         worlds.tips,
         worlds.positives,
         worlds.challenger,
@@ -133,7 +133,7 @@ def _see(drawn: Worlds, scene: Scene, planned: float, looks: np.ndarray) -> Seen
         weight=found.weight[:, looks],
         promoted=first(ours.low[:, looks] > 0),
         worse=first(ours.high[:, looks] < 0),
-        given_up=first(ours.is_hopeless[:, looks] | (ours.progress[:, looks] >= 1)),
+        given_up=first(ours.is_futile[:, looks] | (ours.progress[:, looks] >= 1)),
     )
 
 
@@ -243,10 +243,10 @@ def false_alarms(scene: Scene, worlds: int, rng: np.random.Generator) -> dict[st
         one = draw(scene, 0.0, 1, rng)
         arm = one.challenger[0]
         quick = rng.binomial(one.tips[0] - one.positives[0], 0.1) > 0
-        harm = harm_evidence(quick, arm, scene.share, margin=SETTINGS.harm_margin)
+        harm = harm_log_e_values(quick, arm, scene.share, margin=SETTINGS.harm_margin)
         alarm = -math.log(HARM * PARTS["quick dismissals"] * SETTINGS.alpha)
         hits["quick dismissals"] += bool(harm[-1] >= alarm)
-        mismatch = mismatch_evidence(arm, scene.share)
+        mismatch = mismatch_log_e_values(arm, scene.share)
         hits["sample ratio"] += bool(mismatch[-1] >= -math.log(SETTINGS.srm_alpha))
     return {name: count / worlds for name, count in hits.items()}
 

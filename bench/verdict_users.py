@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import verdict_peers as peers
-from reactune.canary.sequential import effect, foreseen_differences
+from reactune.canary.sequential import adjusted_differences, effect
 from reactune.config.sections import CanaryConfig
 from record import record
 from verdict import clopper_pearson
@@ -89,7 +89,7 @@ PEERS = {
 def look(scene: Scene, world: World, day: int) -> tuple[int, float, int]:
     """What ours says after a day (1 better, -1 worse, 0 nothing), z where it reads one, units."""
     there = world.came <= day
-    found, ready = foreseen_differences(
+    found, ready = adjusted_differences(
         world.tips[day, there],
         world.positives[day, there],
         world.challenger[there],

@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 
 from reactune.canary.outcomes import Outcomes
-from reactune.canary.sequential import effect, foreseen_differences
+from reactune.canary.sequential import adjusted_differences, effect
 from reactune.config.sections import CanaryConfig
 
 COUNTS = (
@@ -49,7 +49,7 @@ def effect_of(
     tips, positives = np.asarray(tips), np.asarray(positives)
     share = np.broadcast_to(share, tips.shape)
     earlier_tips, earlier_positives = (np.broadcast_to(each, tips.shape) for each in earlier)
-    found, is_ready = foreseen_differences(
+    found, is_ready = adjusted_differences(
         tips,
         positives,
         challenger,

@@ -1,6 +1,7 @@
-"""A review in steps, for a scheduler: compare, decide, then what was decided, each done once.
+"""One review of the open rollout: what is compared, what is decided, and what is done about it.
 
-Every step has a folder and a manifest, as stages have. What it finds and does is `review.py`'s.
+`review` does it all at once. `run_step` does one step for a scheduler, each once and with a
+manifest of its own, as the stages of a run have: `compare`, `decide`, then what was decided.
 """
 
 import json
@@ -9,15 +10,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-import sqlalchemy as sa
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from reactune import deployment
 from reactune.canary import rollout as rollouts
 from reactune.canary.compare import Comparison, Decision, age_days, compare, decide, next_share
 from reactune.canary.outcomes import read_outcomes
-from reactune.canary.rollout import Holdback, Silence, first_share, judge_silence, read_silence
+from reactune.canary.rollout import (
+    Holdback,
+    ShadowReport,
+    first_share,
+    judge_shadow,
+    read_shadow,
+)
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config, deciding, without_passwords
 from reactune.errors import CanaryError
@@ -28,42 +35,45 @@ from reactune.runs.remote import RunRoot, pull, push, run_root
 from reactune.store import queries
 from reactune.store.database import reading
 
+SNAPSHOT, DECISION = "compare/look.json", "decide/decision.json"
+VERDICTS: dict[str, Verdict] = {"promote": "promote", "rollback": "roll back", "wait": "wait"}
+
 
 @dataclass(frozen=True)
-class Look:
-    """A rollout as it was at one moment, and how its arms compared; None without a challenger.
+class Snapshot:
+    """A rollout at one moment, and the comparison of its arms; None without a challenger.
 
-    In the shadow phase there is `silence` to compare, in a holdback the gain that was `promised`.
+    The shadow phase has a report of its answers, a holdback the gain that the promotion `promised`.
     """
 
     rollout: Rollout
     comparison: Comparison | None
     age_days: float = 0.0
-    silence: Silence | None = None
+    shadow: Annotated[ShadowReport | None, Field(alias="silence")] = None  # its name in look.json
     promised: float | None = None
 
     def line(self) -> str:
-        """One line for the person at the terminal."""
+        """One line for the operator."""
         if self.comparison is None:
             return f"version {self.rollout.champion} is champion, none is on trial"
-        if self.silence is not None:
-            return f"version {self.rollout.challenger} answers beside the champion, unseen"
-        told = (
+        if self.shadow is not None:
+            return f"version {self.rollout.challenger} is in the shadow phase"
+        rates = (
             f"champion {self.comparison.champion_rate:.1%}, "
             f"challenger {self.comparison.challenger_rate:.1%} of tips"
         )
-        if self.promised is not None:
-            told += (
-                f"; kept back: version {self.rollout.champion} was promoted at "
-                f"{100 * self.promised:+.1f} points and stands at "
-                f"{-100 * self.comparison.estimate:+.1f}"
-            )
-        return told
+        if self.promised is None:
+            return rates
+        return (
+            f"{rates}; holdback: version {self.rollout.champion} was promoted at "
+            f"{100 * self.promised:+.1f} points and is now at "
+            f"{-100 * self.comparison.estimate:+.1f}"
+        )
 
 
 @dataclass(frozen=True)
 class Review:
-    """What a review found and did. `rollout` is what is live after it."""
+    """The verdict of a review and what it changed. `rollout` is what is live after it."""
 
     verdict: Verdict
     line: str
@@ -74,83 +84,20 @@ class Review:
 def review(config: Config, *, now: datetime) -> Review:
     """Compare, decide, act on it, record it with its numbers, and repair the projections.
 
-    Safe to call as often as one likes, and by two at once. Without a challenger only the
-    projections are looked after.
+    Safe to call at any time, and by two at once. Without a challenger it only repairs the
+    projections.
 
     Raises:
         CanaryError: nothing is live yet.
     """
-    seen = look(config, now=now)
-    if seen.comparison is None:
+    snapshot = take_snapshot(config, now=now)
+    if snapshot.comparison is None:
         repaired = deployment.repair_projections(config)
-        return Review("wait", "; ".join([seen.line(), *repaired]), seen.rollout)
-    decision = judge(config, seen)
-    found = act(config, seen, decision, now=now)
-    told = f"{decision.verdict}: {decision.reason}; {seen.line()}"
-    return replace(found, line="; ".join([told, found.line] if found.line else [told]))
-
-
-def look(config: Config, *, now: datetime) -> Look:
-    """What is live, and how its arms compare by now; changes nothing.
-
-    Raises:
-        CanaryError: nothing is live yet.
-    """
-    current = deployment.live(config)
-    if current.challenger is None:
-        return Look(current, None)
-    with deployment.database(config) as engine, reading(engine) as connection:
-        outcomes = read_outcomes(
-            connection,
-            current.rollout_id,
-            labels=config.labels,
-            settings=config.canary,
-            now=now,
-        )
-        silence, promised = None, None
-        if current.phase == "shadow":
-            slow_ms = config.canary.slow_ms
-            silence = read_silence(connection, current.rollout_id, slow_ms=slow_ms)
-        if current.phase == "holdback":
-            promised = queries.last_estimate(
-                connection, current.rollout_id.removesuffix(queries.AFTER)
-            )
-    comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
-    return Look(current, comparison, age_days(outcomes, now=now), silence, promised)
-
-
-def judge(config: Config, seen: Look) -> Decision:
-    """What follows from a comparison; the same look gives the same decision.
-
-    Raises:
-        CanaryError: nobody was on trial then.
-    """
-    if seen.silence is not None:
-        return judge_silence(seen.silence, settings=config.canary)
-    return decide(
-        _comparison_of(seen),
-        settings=config.canary,
-        phase=seen.rollout.phase,
-        age_days=seen.age_days,
-    )
-
-
-def act(config: Config, seen: Look, decision: Decision, *, now: datetime) -> Review:
-    """Do what was decided, record it with its numbers, and repair the projections.
-
-    What was decided on a rollout that has ended or grown since is not done any more, so that
-    repeating it changes nothing. The line says what changed, or nothing.
-
-    Raises:
-        CanaryError: nobody was on trial then, or nothing is live.
-    """
-    share = _share_after(config.canary, seen, decision)
-    with deployment.database(config) as engine:
-        after = _act(engine, seen.rollout, decision, share, config.canary, now=now)
-    changes = deployment.repair_projections(config)
-    if after.share != seen.rollout.share and after.challenger is not None:
-        changes.insert(0, f"share {seen.rollout.share:.0%} -> {after.share:.0%}")
-    return Review(decision.verdict, "; ".join(changes), after, seen.comparison)
+        return Review("wait", "; ".join([snapshot.line(), *repaired]), snapshot.rollout)
+    decision = judge(config, snapshot)
+    done = act(config, snapshot, decision, now=now)
+    line = f"{decision.verdict}: {decision.reason}; {snapshot.line()}"
+    return replace(done, line="; ".join([line, done.line] if done.line else [line]))
 
 
 def promote(config: Config, *, now: datetime) -> Review:
@@ -160,71 +107,98 @@ def promote(config: Config, *, now: datetime) -> Review:
         CanaryError: there is no challenger.
     """
     current = deployment.live(config)
+    why = Reason("hand", "by hand", {}, now)
     with deployment.database(config) as engine:
-        why = Reason("hand", "by hand", {}, now)
-        after = rollouts.promote(engine, current, why, holdback=_holdback(config.canary, current))
+        holdback = _holdback(config.canary, current)
+        after = rollouts.promote(engine, current, why, holdback=holdback)
     repaired = deployment.repair_projections(config)
     line = f"version {after.champion} is champion now"
     return Review("promote", "; ".join([line, *repaired]), after)
 
 
 def roll_back(config: Config, *, now: datetime) -> Review:
-    """Take the challenger back, by hand.
+    """Withdraw the challenger, by hand.
 
     Raises:
         CanaryError: there is no challenger.
     """
+    current = deployment.live(config)
     with deployment.database(config) as engine:
-        why = Reason("hand", "by hand", {}, now)
-        after = rollouts.roll_back(engine, deployment.live(config), why)
+        after = rollouts.roll_back(engine, current, Reason("hand", "by hand", {}, now))
     repaired = deployment.repair_projections(config)
     line = f"the challenger is withdrawn, version {after.champion} stays champion"
     return Review("roll back", "; ".join([line, *repaired]), after)
 
 
-def _act(
-    engine: sa.Engine,
-    seen: Rollout,
-    decision: Decision,
-    share: float | None,
-    settings: CanaryConfig,
-    *,
-    now: datetime,
-) -> Rollout:
-    why = Reason("review", decision.reason, decision.numbers, now)
-    if decision.verdict == "promote":
-        return rollouts.promote(engine, seen, why, holdback=_holdback(settings, seen))
-    if decision.verdict == "roll back":
-        return rollouts.roll_back(engine, seen, why)
-    if share is None:
-        return rollouts.record_wait(engine, seen, why)
-    return rollouts.set_share(engine, seen, share, why=why)
+def take_snapshot(config: Config, *, now: datetime) -> Snapshot:
+    """What is live, and how its arms compare by now; changes nothing.
+
+    Raises:
+        CanaryError: nothing is live yet.
+    """
+    current = deployment.live(config)
+    if current.challenger is None:
+        return Snapshot(current, None)
+    with deployment.database(config) as engine, reading(engine) as connection:
+        outcomes = read_outcomes(
+            connection,
+            current.rollout_id,
+            labels=config.labels,
+            settings=config.canary,
+            now=now,
+        )
+        shadow, promised = None, None
+        if current.phase == "shadow":
+            slow_ms = config.canary.slow_ms
+            shadow = read_shadow(connection, current.rollout_id, slow_ms=slow_ms)
+        if current.phase == "holdback":
+            trial = current.rollout_id.removesuffix(queries.AFTER)
+            promised = queries.last_estimate(connection, trial)
+    comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
+    return Snapshot(current, comparison, age_days(outcomes, now=now), shadow, promised)
 
 
-def _share_after(settings: CanaryConfig, seen: Look, decision: Decision) -> float | None:
-    """The next share that the decision allows; a holdback does not grow."""
-    if seen.silence is not None:
-        return first_share(seen.silence, decision, settings=settings)
-    if seen.rollout.phase == "holdback":
-        return None
-    return next_share(_comparison_of(seen), decision, share=seen.rollout.share, settings=settings)
+def judge(config: Config, snapshot: Snapshot) -> Decision:
+    """The decision on a snapshot; the same snapshot gives the same decision.
+
+    Raises:
+        CanaryError: it has no challenger.
+    """
+    if snapshot.shadow is not None:
+        return judge_shadow(snapshot.shadow, settings=config.canary)
+    return decide(
+        _comparison_of(snapshot),
+        settings=config.canary,
+        phase=snapshot.rollout.phase,
+        age_days=snapshot.age_days,
+    )
 
 
-def _holdback(settings: CanaryConfig, seen: Rollout) -> Holdback | None:
-    """Who keeps the former champion after a promotion; not where that one itself comes back."""
-    if not settings.holdback or seen.phase == "holdback":
-        return None
-    return Holdback(settings.holdback, secrets.token_hex(8))
+def act(config: Config, snapshot: Snapshot, decision: Decision, *, now: datetime) -> Review:
+    """Do what was decided, record it with its numbers, and repair the projections.
 
+    A decision on a rollout that has ended or grown since is not carried out, so that repeating it
+    changes nothing. The line names the changes, if any.
 
-def _comparison_of(seen: Look) -> Comparison:
-    if seen.comparison is None:
-        raise CanaryError(f"{seen.line()}: there is nothing to decide")
-    return seen.comparison
-
-
-LOOK, DECISION = "compare/look.json", "decide/decision.json"
-VERDICTS: dict[str, Verdict] = {"promote": "promote", "rollback": "roll back", "wait": "wait"}
+    Raises:
+        CanaryError: the snapshot has no challenger, or nothing is live.
+    """
+    seen, why = snapshot.rollout, Reason("review", decision.reason, decision.numbers, now)
+    share = _share_after(config.canary, snapshot, decision)
+    with deployment.database(config) as engine:
+        if decision.verdict == "promote":
+            holdback = _holdback(config.canary, seen)
+            after = rollouts.promote(engine, seen, why, holdback=holdback)
+        elif decision.verdict == "roll back":
+            after = rollouts.roll_back(engine, seen, why)
+        elif share is not None:
+            after = rollouts.set_share(engine, seen, share, why=why)
+        else:
+            after = rollouts.record_wait(engine, seen, why)
+    changes = deployment.repair_projections(config)
+    if after.share != seen.share and after.challenger is not None:
+        changes.insert(0, f"share {seen.share:.0%} -> {after.share:.0%}")
+    return Review(decision.verdict, "; ".join(changes), after, snapshot.comparison)
 
 
 def run_step(
@@ -232,8 +206,8 @@ def run_step(
 ) -> bool:
     """Do one step of a review, unless it is done; whether there was something to do.
 
-    `compare` starts the review where there is none of this name. The other steps have nothing
-    to do where nobody was on trial, and the last three where another verdict was found.
+    `compare` starts the review if there is none of this name. The other steps have nothing to do
+    without a challenger, and the last three under another verdict.
 
     Raises:
         DataError: the step before it is not done, or another process is in this step.
@@ -254,14 +228,14 @@ def run_step(
 
 
 def reviews(config: Config) -> RunRoot:
-    """Where reviews are kept: beside the runs, on this machine or at the URL."""
+    """The folder of reviews beside the runs, on this machine or at the URL."""
     runs = run_root(config)
     url = f"{runs.url}/reviews" if runs.url else ""
     return replace(runs, folder=runs.folder / "reviews", url=url)
 
 
 def reason_to_skip(folder: Path, step: str) -> str | None:
-    """Why this step has nothing to do after what the steps before it found, or None."""
+    """Why this step has nothing to do after the steps before it, or None."""
     compared, decided = read_manifest(folder / "compare"), read_manifest(folder / "decide")
     if compared and compared.outcome == "waiting":
         return compared.summary
@@ -271,9 +245,9 @@ def reason_to_skip(folder: Path, step: str) -> str | None:
 
 
 def do(config: Config, step: str, folder: Path, *, now: datetime) -> Manifest:
-    """The manifest of a step that there is reason to do."""
+    """The manifest of a step that has something to do."""
     work = {"compare": compare_arms, "decide": take_decision}.get(step, do_as_decided)
-    inputs = {"compare": (), "decide": (LOOK,)}.get(step, (LOOK, DECISION))
+    inputs = {"compare": (), "decide": (SNAPSHOT,)}.get(step, (SNAPSHOT, DECISION))
     manifest, _ = run_stage(
         folder,
         step,
@@ -287,19 +261,21 @@ def do(config: Config, step: str, folder: Path, *, now: datetime) -> Manifest:
 
 
 def compare_arms(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
-    """Reactions to both arms -> a comparison. With nobody on trial, projections are put right."""
-    seen = look(config, now=now)
-    write_atomically(folder / "look.json", json.dumps(asdict(seen), indent=2, default=str))
-    if seen.comparison is None:
-        summary = "; ".join([f"waiting: {seen.line()}", *deployment.repair_projections(config)])
+    """Reactions to both arms -> a snapshot. Without a challenger it repairs the projections."""
+    snapshot = take_snapshot(config, now=now)
+    values = TypeAdapter(Snapshot).dump_python(snapshot, by_alias=True)
+    write_atomically(folder / "look.json", json.dumps(values, indent=2, default=str))
+    if snapshot.comparison is None:
+        repaired = deployment.repair_projections(config)
+        summary = "; ".join([f"waiting: {snapshot.line()}", *repaired])
         return StageResult(summary, outputs=("look.json",), outcome="waiting")
-    counts = {"units": seen.comparison.units, "tips": seen.comparison.tips}
-    return StageResult(seen.line(), outputs=("look.json",), counts=counts)
+    counts = {"units": snapshot.comparison.units, "tips": snapshot.comparison.tips}
+    return StageResult(snapshot.line(), outputs=("look.json",), counts=counts)
 
 
 def take_decision(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
-    """Comparison -> a verdict, with its reason and numbers."""
-    decision = judge(config, read_look(review))
+    """Snapshot -> a verdict, with its reason and numbers."""
+    decision = judge(config, read_snapshot(review))
     write_atomically(folder / "decision.json", json.dumps(asdict(decision), indent=2))
     return StageResult(
         summary=f"{decision.verdict}: {decision.reason}",
@@ -311,13 +287,36 @@ def take_decision(config: Config, review: Path, folder: Path, now: datetime) -> 
 def do_as_decided(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
     """Verdict -> what is live, unless the rollout has ended or grown since."""
     decision = Decision(**json.loads((review / DECISION).read_text(encoding="utf-8")))
-    found = act(config, read_look(review), decision, now=now)
-    after = found.rollout
+    done = act(config, read_snapshot(review), decision, now=now)
+    after = done.rollout
     trial = "none" if after.challenger is None else f"version {after.challenger}"
     line = f"version {after.champion} is champion, {trial} is on trial"
-    return StageResult("; ".join([line, found.line] if found.line else [line]))
+    return StageResult("; ".join([line, done.line] if done.line else [line]))
 
 
-def read_look(review: Path) -> Look:
-    """What `compare` saw."""
-    return TypeAdapter(Look).validate_json((review / LOOK).read_text(encoding="utf-8"))
+def read_snapshot(review: Path) -> Snapshot:
+    """The snapshot that the step `compare` of this review took."""
+    return TypeAdapter(Snapshot).validate_json((review / SNAPSHOT).read_text(encoding="utf-8"))
+
+
+def _share_after(settings: CanaryConfig, snapshot: Snapshot, decision: Decision) -> float | None:
+    """The next share that the decision allows; a holdback does not grow."""
+    if snapshot.shadow is not None:
+        return first_share(snapshot.shadow, decision, settings=settings)
+    if snapshot.rollout.phase == "holdback":
+        return None
+    share = snapshot.rollout.share
+    return next_share(_comparison_of(snapshot), decision, share=share, settings=settings)
+
+
+def _holdback(settings: CanaryConfig, rollout: Rollout) -> Holdback | None:
+    """The holdback after a promotion; none after that of the former champion itself."""
+    if not settings.holdback or rollout.phase == "holdback":
+        return None
+    return Holdback(settings.holdback, secrets.token_hex(8))
+
+
+def _comparison_of(snapshot: Snapshot) -> Comparison:
+    if snapshot.comparison is None:
+        raise CanaryError(f"{snapshot.line()}: there is nothing to decide")
+    return snapshot.comparison

@@ -1,6 +1,6 @@
 """`reactune status`: what is live, how far the next training is, and how the last run ended.
 
-Reads only; a line a fact.
+It changes nothing, and has one line for each fact.
 """
 
 import os
@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from reactune import deployment
-from reactune.analysis.plan import look_ahead
-from reactune.canary.rollout import Silence, read_silence
+from reactune.analysis.plan import forecast as forecast_verdict
 from reactune.config.settings import Config
 from reactune.data.labels.scores import DayCount, daily_counts, forecast
 from reactune.data.labels.sources import open_scores
 from reactune.erasure import requests
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids
-from reactune.records import Rollout
+from reactune.review import take_snapshot
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 from reactune.runs.remote import pull, run_root
@@ -25,7 +24,7 @@ from reactune.store.queries import NOTHING_LIVE
 
 
 def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Lines for the person at the terminal."""
+    """Lines for the operator."""
     pull(run_root(config))
     return [
         *live_lines(config, now=now),
@@ -48,16 +47,17 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
             f", challenger {names[rollout.challenger]} at {rollout.share:.0%} ({rollout.phase} "
             f"since {rollout.share_since:%Y-%m-%d %H:%M} UTC)"
         )
-    if rollout.phase == "shadow":
-        return [line, f"shadow    {_silence(config, rollout).line()}"]
-    if rollout.phase in ("canary", "ramp"):
-        return [line, f"verdict   {look_ahead(config, rollout, now=now)}"]
-    return [line]
-
-
-def _silence(config: Config, rollout: Rollout) -> Silence:
-    with deployment.database(config) as engine, reading(engine) as connection:
-        return read_silence(connection, rollout.rollout_id, slow_ms=config.canary.slow_ms)
+    if rollout.phase not in ("shadow", "canary", "ramp"):
+        return [line]
+    snapshot = take_snapshot(config, now=now)
+    if snapshot.shadow is not None:
+        return [line, f"shadow    {snapshot.shadow.line()}"]
+    if snapshot.comparison is None:
+        return [line]
+    verdict = forecast_verdict(
+        config.canary, rollout, snapshot.comparison, age_days=snapshot.age_days, now=now
+    )
+    return [line, f"verdict   {verdict}"]
 
 
 def erasure_lines(config: Config, *, now: datetime) -> list[str]:

@@ -11,9 +11,9 @@ from scipy.stats import binomtest, chisquare, ttest_ind
 
 from places import SHARED
 from reactune.analysis.compare import (
-    Asked,
-    check_course,
+    Options,
     check_ratio,
+    check_sequence,
     clustered,
     compare_file,
     contrast,
@@ -34,7 +34,7 @@ LABELS = LabelConfig()
 COUNTED = Columns(arm=(), by="test", tips="shown", positives="clicked")
 
 
-def asked(**changes):
+def options(**changes):
     values = {
         "positive": frozenset({"done"}),
         "champion": "",
@@ -44,7 +44,7 @@ def asked(**changes):
         "srm_alpha": 0.001,
         "planned_units": 5_000,
     }
-    return Asked(**values | changes)
+    return Options(**values | changes)
 
 
 def lines_in(folder, rows, name="rows.jsonl"):
@@ -54,7 +54,7 @@ def lines_in(folder, rows, name="rows.jsonl"):
 
 
 def compared(folder, rows, columns, **changes):
-    return compare_file(lines_in(folder, rows), columns, asked(**changes), LABELS)
+    return compare_file(lines_in(folder, rows), columns, options(**changes), LABELS)
 
 
 def visits(seed, people=300, *, lift=0.2):
@@ -114,7 +114,7 @@ def test_the_ratio_at_one_look_is_a_chi_square():
     counts, shares = {"a": 9_500, "b": 570}, {"a": 0.95, "b": 0.05}
     found = check_ratio(counts, shares, alpha=0.001, looks="once")
     # The value that gbstats gives for these counts.
-    assert found.surprise == pytest.approx(0.0023610, abs=1e-6)
+    assert found.p_value == pytest.approx(0.0023610, abs=1e-6)
     assert found.is_passed
     assert not check_ratio({"a": 1_000, "b": 1_200}, {"a": 1, "b": 1}, alpha=0.001,
                            looks="once").is_passed  # fmt: skip
@@ -125,7 +125,7 @@ def test_the_ratio_at_many_looks_rarely_alarms_where_a_repeated_chi_square_does(
     shares, alarms, naive = {"a": 0.5, "b": 0.5}, 0, 0
     for _ in range(100):
         course = np.where(rng.random(1_000) < 0.5, "a", "b")
-        alarms += not check_course(course.tolist(), shares, alpha=0.05).is_passed
+        alarms += not check_sequence(course.tolist(), shares, alpha=0.05).is_passed
         counts = np.cumsum(course == "a")[49::50]
         seen = np.stack([counts, np.arange(50, 1_001, 50) - counts], axis=1)
         naive += bool((chisquare(seen, axis=1).pvalue < 0.05).any())
@@ -223,15 +223,15 @@ def test_the_label_rules_dwell_times_are_asked_for_by_naming_their_column(tmp_pa
     ("row", "columns", "told"),
     [
         ({"arm": "a"}, Columns(), "line 1: no column 'reaction'; `reactune compare --help`"),
-        ({"arm": "", "reaction": "done"}, Columns(), "line 1: no arm"),
-        ({"arm": "a", "n": -1, "reaction": "done"}, Columns(count="n"), "n = -1 is no count"),
-        ({"arm": "a", "n": "x", "reaction": "done"}, Columns(count="n"), "n = 'x' is no number"),
+        ({"arm": "", "reaction": "done"}, Columns(), "line 1: arm: no arm; remove such rows"),
+        ({"arm": "a", "n": -1, "reaction": "done"}, Columns(count="n"), "n = -1 is not a count"),
+        ({"arm": "a", "n": "x", "reaction": "done"}, Columns(count="n"), "n = 'x' is not a number"),
         ({"arm": "a", "n": 1, "k": 2}, Columns(tips="n", positives="k"), "2 positives of 1 tips"),
         ({"arm": "a", "u": None, "reaction": "done"}, Columns(unit="u"), "u is empty"),
         (
             {"arm": "a", "d": "long", "reaction": "done"},
             Columns(dwell="d"),
-            "d = 'long' is no number",
+            "d = 'long' is not a number",
         ),
     ],
 )
@@ -294,7 +294,7 @@ def test_372_of_2385_real_tests_fail_the_sample_ratio_check_whatever_the_file_sa
     file = tmp_path / "arms.parquet"
     pq.write_table(table, file)
     columns = Columns(arm=(), by="test_id", tips="impressions", positives="clicks")
-    found = compare_file(file, columns, asked(), LABELS)
+    found = compare_file(file, columns, options(), LABELS)
     refused = {trial.name for trial in found if trial.refusal}
     seen = {}
     for row in table.to_pylist():
@@ -317,5 +317,5 @@ def test_all_five_real_policy_comparisons_come_out_right(capsys):
     # The shares that the data's own description gives.
     assert out[0].startswith("510: RoundRobin 8.78% of 41,442, LilUCB 10.07% of 41,185: +1.29")
     assert out[4].startswith("514: RoundRobin 26.38% of 96,408, LilUCB 31.22% of 95,790: +4.84")
-    assert out[5].startswith("note: no column says whose tips these are")
+    assert out[5].startswith("note: no --unit column: every tip counts")
     assert out[6] == "5 comparisons: 5 better, 0 worse, 0 undecided, 0 refused"

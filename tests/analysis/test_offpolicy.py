@@ -42,8 +42,8 @@ def logged(place, action, reward, *, guess=GUESS):
         logged_chance=OLD[place, action],
         new_chance=NEW[place, action],
         predicted=guess[place, action],
-        prospect=(guess * NEW).sum(axis=1)[place],
-        most_weight=float((NEW / OLD).max()),
+        expected=(guess * NEW).sum(axis=1)[place],
+        max_weight=float((NEW / OLD).max()),
     )
 
 
@@ -104,8 +104,8 @@ def test_a_log_is_worth_as_many_answers_as_its_weights_leave():
     lone = Logged(np.ones(200), np.full(200, 0.5), np.repeat([1.0, 0.0], [1, 199]))
     found = evaluate(lone)
     assert found.effective == pytest.approx(1)
-    assert found.standing == "unknown"
-    assert found.reason == "the log tells as much as 1 answers, 100 needed"
+    assert found.conclusion == "unknown"
+    assert found.reason == "effective sample size 1, 100 needed"
 
 
 def test_the_bounds_hold_at_all_lengths_of_the_log():
@@ -114,7 +114,7 @@ def test_the_bounds_hold_at_all_lengths_of_the_log():
     for _ in range(80):
         log = drawn(rng, 250)
         weight = log.new_chance / log.logged_chance
-        low, high = value_bounds(log.reward, weight, alpha=0.05, most_weight=log.most_weight)
+        low, high = value_bounds(log.reward, weight, alpha=0.05, max_weight=log.max_weight)
         # The bounds are the tightest of all lengths, so that one look is a look at each.
         missed += not low <= WORTH <= high
     assert beta.ppf(0.01, missed, 81 - missed) * bool(missed) <= 0.05
@@ -133,7 +133,7 @@ def test_knowing_the_largest_weight_tightens_the_upper_bound_for_rare_rewards():
     reward = (rng.random(5_000) < 0.01).astype(float)
     weight = np.where(rng.random(5_000) < 0.5, 1.6, 0.4)
     _, wide = value_bounds(reward, weight, alpha=0.05)
-    _, tight = value_bounds(reward, weight, alpha=0.05, most_weight=1.6)
+    _, tight = value_bounds(reward, weight, alpha=0.05, max_weight=1.6)
     assert 0.01 < tight < wide / 2
 
 
@@ -152,10 +152,10 @@ def test_certainly_worse_is_vetoed_and_the_rest_is_ranked_by_what_is_sure():
     reward = (rng.random(2_000) < np.where(action, 0.6, 0.2)).astype(float)
     half = np.full(2_000, 0.5)
     found = [
-        evaluate(Logged(reward, half, np.where(action, chance, 1 - chance), most_weight=2.0))
+        evaluate(Logged(reward, half, np.where(action, chance, 1 - chance), max_weight=2.0))
         for chance in (0.55, 0.0, 0.95)
     ]
-    assert [each.standing for each in found] == ["allowed", "veto", "allowed"]
+    assert [each.conclusion for each in found] == ["allowed", "veto", "allowed"]
     assert rank(found) == [2, 0]
 
 
@@ -163,7 +163,7 @@ def test_chances_that_cannot_be_right_are_noticed():
     log = drawn(np.random.default_rng(8), 2_000)
     wrong = Logged(log.reward, log.logged_chance, np.minimum(log.new_chance * 1.3, 1))
     found = evaluate(wrong)
-    assert found.standing == "unknown"
+    assert found.conclusion == "unknown"
     assert "chances are wrong" in found.reason
 
 
@@ -173,15 +173,15 @@ def test_chances_that_cannot_be_right_are_noticed():
         ({"reward": [0.5, 1.5]}, "answer 2: reward = 1.5"),
         ({"logged_chance": [0.0, 0.5]}, "answer 1: logged chance = 0; give values in 0..1, above"),
         ({"new_chance": [0.5, np.nan]}, "answer 2: new chance = nan"),
-        ({"most_weight": 0.5}, "weights reach more than the 0.5"),
+        ({"max_weight": 0.5}, "a weight is 1, above the largest of 0.5; correct --most-weight"),
     ],
 )  # fmt: skip
 def test_a_log_that_cannot_be_is_refused_with_the_value(changes, told):
     values = {"reward": [0, 1], "logged_chance": [0.5, 0.5], "new_chance": [0.5, 0.5], **changes}
     with pytest.raises(CanaryError) as caught:
-        evaluate(Logged(**{n: v if n == "most_weight" else np.array(v) for n, v in values.items()}))
+        evaluate(Logged(**{n: v if n == "max_weight" else np.array(v) for n, v in values.items()}))
     assert told in str(caught.value)
-    with pytest.raises(CanaryError, match="no logged answers"):
+    with pytest.raises(CanaryError, match="0 logged answers"):
         evaluate(Logged(np.zeros(0), np.zeros(0), np.zeros(0)))
 
 
@@ -207,17 +207,17 @@ def test_chances_of_a_policy_are_counted_in_its_own_rows_and_rewards_foreseen_be
     assert log.reward.tolist() == [1, 0, 1, 0]
     assert earned.tolist() == [0, 1, 1, 0]
     assert log.new_chance.tolist() == [0.75, 0.25, 0.75, 0]
-    assert log.most_weight == 1.5
+    assert log.max_weight == 1.5
     # The third answer: a earned 1 of 1, drawn to the average of 1 of 2 with the weight of 20.
     assert log.predicted[2] == pytest.approx((1 + 20 * 0.5) / 21)
-    assert log.prospect[2] == pytest.approx(0.75 * 11 / 21 + 0.25 * (0 + 20 * 0.5) / 21)
+    assert log.expected[2] == pytest.approx(0.75 * 11 / 21 + 0.25 * (0 + 20 * 0.5) / 21)
     assert log.predicted[0] == 0
     code, out, _ = call(
         capsys, "ope", file, "--policy", "who", "--from", "old", "--to", "new", "--action", "did",
         "--given", "at", "--largest", "2",
     )  # fmt: skip
     assert code == 3
-    assert "new really earned 0.50000 of 4 answers in this file" in out
+    assert "new earned 0.50000 of 4 answers in this file" in out
 
 
 def test_what_the_file_does_not_say_is_named(tmp_path):
@@ -225,7 +225,7 @@ def test_what_the_file_does_not_say_is_named(tmp_path):
     of = Rewards("reward", "propensity")
     with pytest.raises(DataError, match="line 1: no column 'newer'; `reactune ope --help`"):
         read_targets(file, ["newer"], of)
-    with pytest.raises(DataError, match="column 'new' holds what is no number"):
+    with pytest.raises(DataError, match="column 'new' has a value that is not a number"):
         read_targets(file, ["new"], of)
     with pytest.raises(DataError, match="no rows of policy 'ours'; there are old"):
         read_policies(file, Policies("who", "old", "ours", "new"), of)
@@ -264,10 +264,10 @@ def test_the_command_ranks_several_policies_and_says_what_it_cannot_tell(
     code, out, _ = call(capsys, "ope", file, "--target", "less", "--target", "more",
                         "--most-weight", "2")  # fmt: skip
     assert code == 0
-    assert out.splitlines()[-1] == "in this order by what is sure: more, less"
+    assert out.splitlines()[-1] == "ranked by lower bound: more, less"
     code, out, _ = call(capsys, "ope", lines_in(tmp_path, rows[:50]), "--target", "more")
     assert code == 3
-    assert "no conclusion: the log tells as much as" in out
+    assert "no conclusion: effective sample size" in out
     code, _, err = call(capsys, "ope", file)
     assert code == 2
     assert "name the new policy" in err

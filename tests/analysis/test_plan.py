@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from reactune.analysis.plan import assumed_traffic, bars_of, dates_of, plan_lines, plan_options
+from reactune.analysis.plan import assumed_traffic, bars_of, forecast, plan_lines, plan_options
 from reactune.canary.compare import Comparison
 from reactune.canary.power import Step, Traffic, measure, plan, read_traffic
 from reactune.cli import main
@@ -75,7 +75,7 @@ def test_how_alike_reactions_within_a_unit_are_is_measured(icc):
     found = measure(tips, rng.binomial(tips, taste), people, settings=CanaryConfig(), days=10)
     assert found.correlation == pytest.approx(icc, abs=0.03)
     # Nobody comes twice, so nothing of anybody is foreseen.
-    assert found.foreseen == pytest.approx(0, abs=0.01)
+    assert found.explained == pytest.approx(0, abs=0.01)
     assert found.units_per_day == 400
 
 
@@ -89,7 +89,7 @@ def test_what_is_foreseen_is_the_part_of_the_variance_that_people_explain():
         settings=CanaryConfig(own_weight=1.0), days=40,
     )  # fmt: skip
     # Variance 0.25 in all, 0.09 within a person; the first visits teach who is who.
-    assert found.foreseen == pytest.approx(0.64, abs=0.08)
+    assert found.explained == pytest.approx(0.64, abs=0.08)
 
 
 def test_what_is_given_comes_before_what_was_measured():
@@ -98,8 +98,8 @@ def test_what_is_given_comes_before_what_was_measured():
     assert assumed_traffic(measured, **given) == measured
     found = assumed_traffic(measured, baseline=0.0, units_per_day=7.0, tips_per_unit=1.0)
     assert (found.baseline, found.units_per_day, found.tips_per_unit) == (0.0, 7.0, 1.0)
-    assert (found.correlation, found.foreseen) == (0.2, 0.1)
-    with pytest.raises(CanaryError, match="say --baseline"):
+    assert (found.correlation, found.explained) == (0.2, 0.1)
+    with pytest.raises(CanaryError, match="give --baseline"):
         assumed_traffic(None, **given)
 
 
@@ -111,11 +111,11 @@ def test_the_table_says_for_each_way_what_its_plan_says():
     assert names == [
         "5% throughout", "10% throughout", "25% throughout", "50% throughout", "ramp 5-10-25-50 %",
     ]  # fmt: skip
-    ramp = plan(0.2, 0.03, steps=RAMP, tips_per_unit=2.0, correlation=0.1, foreseen=0.05)
+    ramp = plan(0.2, 0.03, steps=RAMP, tips_per_unit=2.0, correlation=0.1, explained=0.05)
     assert options[-1].plan == ramp
     assert options[-1].days(ramp.units) == ramp.units / 400
     lines = plan_lines(options, traffic, 0.03, settings=settings)
-    assert lines[0].startswith("from 20.0% to 23.0% of tips; 400 person-days a day, 2.0 tips each")
+    assert lines[0].startswith("from 20.0% to 23.0% of tips; 400 user-days a day, 2.0 tips each")
     assert f"{ramp.tips:,}" in lines[6]
     assert f"{ramp.units / 400:,.1f}" in lines[6]
     assert f"set canary.planned_units = {ramp.planned_units};" in lines[-1]
@@ -149,22 +149,22 @@ def seen(progress, units=400):
     return Comparison(
         units=units, tips=units, challenger_units=20, challenger_tips=20, champion_rate=0.3,
         challenger_rate=0.3, estimate=0.0, low=-1.0, high=1.0, progress=progress, is_ready=True,
-        is_hopeless=False, guardrails=(), mismatch=0.0, moved_away=0, moved_in=0,
+        is_futile=False, guardrails=(), mismatch=0.0, moved_away=0, moved_in=0,
         fallback_share=0.0, units_at_share={0.05: units},
     )  # fmt: skip
 
 
 def test_the_forecast_of_an_open_rollout_is_what_is_left_at_its_pace_along_the_ramp():
-    told = dates_of(CanaryConfig(), OPENED, seen(0.02), per_day=200, days=2, now=NOW)
+    line = forecast(CanaryConfig(), OPENED, seen(0.02), age_days=2, now=NOW)
     # Left: 98 % of 20,000 x 0.0475 = 931: 200 units at 5 % give 9.5, at 10 % 18, at 25 % 37.5,
     # and (931 - 65) / 0.25 = 3,464 at 50 %: 4,064 units, 21 days.
-    assert told.startswith("2% of what was planned is known after 400 units; a verdict likely by ")
-    assert told.endswith("by 2026-03-31 at the latest, at 200 units a day")
+    assert line.startswith("2% of the plan is done after 400 units; a verdict likely by ")
+    assert line.endswith("by 2026-03-31 at the latest, at 200 units a day")
 
 
 def test_no_verdict_is_promised_before_the_fewest_days():
-    told = dates_of(CanaryConfig(min_days=30), OPENED, seen(0.9), per_day=20_000, days=2, now=NOW)
-    assert told.endswith("a verdict by 2026-04-07 at the latest, at 20,000 units a day")
+    line = forecast(CanaryConfig(min_days=30), OPENED, seen(0.9, units=40_000), age_days=2, now=NOW)
+    assert line.endswith("a verdict by 2026-04-07 at the latest, at 20,000 units a day")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_
     assert f"{plan(0.2, 0.03, steps=RAMP).tips:,}" in out
     code, out, _ = call("--baseline", "0.2", "--units-per-day", "500", "--picture", "plan.PNG")
     assert code == 0
-    assert "500 person-days a day" in out
+    assert "500 user-days a day" in out
     assert (tmp_path / "plan.PNG").read_bytes().startswith(b"\x89PNG")
     assert call("--baseline", "0.2", "--picture", "plan.svg")[0] == 0
     assert "ramp 5-10-25-50 %" in (tmp_path / "plan.svg").read_text()
@@ -198,7 +198,7 @@ def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ([], 1, "say --baseline"),
+        ([], 1, "give --baseline"),
         (["--baseline", "1.5"], 1, "baseline = 1.5: give a value between 0 and 1"),
         (["--baseline", "0.2", "--lift", "0.9"], 1, "lift = 0.9: with baseline = 0.2"),
         (["--baseline", "0.2", "--power", "1"], 1, "power = 1.0: give a value between 0.05 and 1"),

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from canary_fixtures import outcomes_of
 from places import BENCH
-from reactune.canary.compare import follow
+from reactune.canary.compare import trajectory
 from reactune.config.sections import CanaryConfig
 
 
@@ -98,11 +98,11 @@ def test_the_rule_that_is_measured_is_the_one_that_is_shipped(bench):
             earlier_tips=again.earlier_tips[world],
             earlier_positives=again.earlier_positives[world],
         )
-        path = follow(outcomes, settings=CanaryConfig(), planned_units=planned_units)
+        path = trajectory(outcomes, settings=CanaryConfig(), planned_units=planned_units)
         ends = {
-            "promoted": path.low > 0,
-            "worse": path.high < 0,
-            "given_up": path.is_hopeless | (path.progress >= 1),
+            "promoted": path.effect.low > 0,
+            "worse": path.effect.high < 0,
+            "given_up": path.effect.is_futile | (path.effect.progress >= 1),
         }
         for name, reached in ends.items():
             here = getattr(seen, name)[world]

@@ -10,9 +10,14 @@ import tea_tasting as tt
 from scipy.stats import beta, chisquare, norm
 
 from canary_fixtures import draw_worlds, effect_of, outcomes_of, some_of
-from reactune.canary.compare import Path, bounds_over_time, compare, decide, follow, next_share
-from reactune.canary.outcomes import earlier_by_person
-from reactune.canary.sequential import differences, expected_rates, harm_evidence, mismatch_evidence
+from reactune.canary.compare import bounds_over_time, compare, decide, next_share, trajectory
+from reactune.canary.outcomes import earlier_by_user
+from reactune.canary.sequential import (
+    differences,
+    expected_rates,
+    harm_log_e_values,
+    mismatch_log_e_values,
+)
 from reactune.config.sections import CanaryConfig
 
 SETTINGS = CanaryConfig(planned_units=5_000)
@@ -132,11 +137,12 @@ def test_swapping_the_arms_swaps_the_sign_and_nothing_else():
 
 def test_the_path_ends_where_the_comparison_stands_at_every_length():
     world = one_world(4, 900, share=np.repeat([0.2, 0.5], 450), rate=0.4, tips=2)
-    path = follow(world, settings=SETTINGS, planned_units=5_000)
+    path = trajectory(world, settings=SETTINGS, planned_units=5_000)
     for units in (1, 60, 451, 900):
         now = asdict(compare(some_of(world, slice(units)), settings=SETTINGS, planned_units=5_000))
-        for name in ("estimate", "low", "high", "progress", "is_hopeless", "mismatch"):
-            assert now[name] == pytest.approx(getattr(path, name)[units - 1])
+        for name in ("estimate", "low", "high", "progress", "is_futile"):
+            assert now[name] == pytest.approx(getattr(path.effect, name)[units - 1])
+        assert now["mismatch"] == pytest.approx(path.mismatch[units - 1])
 
 
 def test_a_ramp_through_a_changing_audience_does_not_pass_for_an_effect():
@@ -233,14 +239,14 @@ def test_the_guardrail_rarely_alarms_at_the_edge_of_what_is_allowed():
     for _ in range(300):
         challenger = rng.random(len(RAMP)) < RAMP
         event = rng.random(len(RAMP)) < np.where(challenger, 0.25, 0.2)
-        alarms += harm_evidence(event, challenger, RAMP, margin=0.25)[-1] >= log(20)
+        alarms += harm_log_e_values(event, challenger, RAMP, margin=0.25)[-1] >= log(20)
     assert clopper_pearson_low(alarms, 300) <= 0.05
 
 
 def test_the_sample_ratio_check_rarely_alarms_on_a_sound_ramp():
     rng = np.random.default_rng(11)
     alarms = sum(
-        mismatch_evidence(rng.random(len(RAMP)) < RAMP, RAMP)[-1] >= log(20) for _ in range(300)
+        mismatch_log_e_values(rng.random(len(RAMP)) < RAMP, RAMP)[-1] >= log(20) for _ in range(300)
     )
     assert clopper_pearson_low(alarms, 300) <= 0.05
 
@@ -336,12 +342,12 @@ def test_quick_dismissals_roll_a_challenger_back_before_the_bounds_may_decide():
 
 def test_the_evidence_of_each_share_is_its_own_and_is_multiplied():
     share, everyone = np.repeat([0.1, 0.5], 30), np.ones(60, bool)
-    both = harm_evidence(everyone, everyone, share, margin=0.25)[-1]
-    alone = [harm_evidence(everyone[:30], everyone[:30], np.full(30, p), margin=0.25)[-1]
+    both = harm_log_e_values(everyone, everyone, share, margin=0.25)[-1]
+    alone = [harm_log_e_values(everyone[:30], everyone[:30], np.full(30, p), margin=0.25)[-1]
              for p in (0.1, 0.5)]  # fmt: skip
     assert both == pytest.approx(sum(alone))
-    both = mismatch_evidence(everyone, share)[-1]
-    alone = [mismatch_evidence(everyone[:30], np.full(30, p))[-1] for p in (0.1, 0.5)]
+    both = mismatch_log_e_values(everyone, share)[-1]
+    alone = [mismatch_log_e_values(everyone[:30], np.full(30, p))[-1] for p in (0.1, 0.5)]
     assert both == pytest.approx(sum(alone))
 
 
@@ -365,13 +371,13 @@ def test_a_tenth_of_lost_exposures_is_found_where_a_chi_square_finds_it():
     kept = ~(challenger & (rng.random(20_000) < 0.1))
     arm = challenger[kept]
     assert chisquare([arm.sum(), (~arm).sum()]).pvalue < 0.001
-    assert mismatch_evidence(arm, np.full(len(arm), 0.5))[-1] >= log(1_000)
+    assert mismatch_log_e_values(arm, np.full(len(arm), 0.5))[-1] >= log(1_000)
 
 
 def test_evidence_once_shown_stays_shown():
     rng = np.random.default_rng(19)
     arm = rng.random(5_000) < np.repeat([0.6, 0.45], 2_500)
-    evidence = mismatch_evidence(arm, np.full(5_000, 0.5))
+    evidence = mismatch_log_e_values(arm, np.full(5_000, 0.5))
     assert np.all(np.diff(evidence) >= 0)
 
 
@@ -456,22 +462,23 @@ def test_bounds_over_time_end_with_the_comparison_and_are_thinned():
     world = one_world(27, 3_000, share=0.3, rate=0.4, effect=0.1)
     path = bounds_over_time(world, settings=SETTINGS, planned_units=5_000, points=50)
     result = compare(world, settings=SETTINGS, planned_units=5_000)
-    assert {len(getattr(path, each.name)) for each in fields(Path)} == {50}
-    assert (path.low[-1], path.high[-1]) == (result.low, result.high)
+    assert {len(getattr(path.effect, each.name)) for each in fields(path.effect)} == {50}
+    assert len(path.mismatch) == len(path.first_shown_at) == 50
+    assert (path.effect.low[-1], path.effect.high[-1]) == (result.low, result.high)
     assert path.first_shown_at[-1] == world.first_shown_at[-1]
 
 
 def test_bounds_over_no_time_are_an_empty_path():
     empty = outcomes_of(challenger=[])
-    assert len(bounds_over_time(empty, settings=SETTINGS, planned_units=5_000).low) == 0
+    assert len(bounds_over_time(empty, settings=SETTINGS, planned_units=5_000).effect.low) == 0
 
 
 def test_units_drawn_without_a_lot_say_nothing():
     world = one_world(28, 2_000, share=0.3, rate=0.3)
     more = replace(world, share=np.where(np.arange(2_000) < 500, 1.0, 0.3))
     seen = compare(more, settings=SETTINGS, planned_units=5_000)
-    path = follow(more, settings=SETTINGS, planned_units=5_000)
-    assert len(path.low) == 1_500
+    path = trajectory(more, settings=SETTINGS, planned_units=5_000)
+    assert len(path.effect.low) == 1_500
     assert np.isfinite(seen.estimate)
 
 
@@ -485,7 +492,7 @@ def people(seed, *, units=6_000, persons=300, share=0.3, effect=0.0):
     positives = rng.binomial(tips, np.clip(taste[who] + effect * arm, 0, 1))
     seen = rng.integers(5, 40, persons)
     liked = rng.binomial(seen, taste)
-    earlier = earlier_by_person(
+    earlier = earlier_by_user(
         who.tolist(),
         tips,
         positives,
@@ -552,34 +559,34 @@ def test_where_no_gain_is_in_prospect_the_rollout_ends_before_its_plan():
     late = judge(world, planned=6_000)
     assert early.verdict == "wait"
     assert late.verdict == "roll back"
-    assert "no gain is in prospect" in late.reason
+    assert "futile, a promotion is too unlikely" in late.reason
     assert 0.3 < late.numbers["progress"] < 0.7
 
 
 def test_nothing_is_learnt_after_the_planned_end():
     world = one_world(34, 4_000, share=0.5, rate=0.3, effect=0.05)
-    path = follow(world, settings=SETTINGS, planned_units=1_500)
-    end = int(np.argmax(path.progress >= 1))
+    path = trajectory(world, settings=SETTINGS, planned_units=1_500)
+    end = int(np.argmax(path.effect.progress >= 1))
     assert 1_200 < end < 1_900
-    assert path.low[-1] == path.low[end]
-    assert path.high[-1] == path.high[end]
-    assert np.all(path.progress[end:] == 1)
+    assert path.effect.low[-1] == path.effect.low[end]
+    assert path.effect.high[-1] == path.effect.high[end]
+    assert np.all(path.effect.progress[end:] == 1)
 
 
 def test_bounds_only_narrow():
     world = one_world(35, 4_000, share=0.3, rate=0.3, effect=0.02)
-    path = follow(world, settings=SETTINGS, planned_units=4_000)
-    assert np.all(np.diff(path.low[path.is_ready]) >= 0)
-    assert np.all(np.diff(path.high[path.is_ready]) <= 0)
+    path = trajectory(world, settings=SETTINGS, planned_units=4_000)
+    assert np.all(np.diff(path.effect.low[path.effect.is_ready]) >= 0)
+    assert np.all(np.diff(path.effect.high[path.effect.is_ready]) <= 0)
 
 
 def test_a_burn_in_longer_than_the_plan_leaves_one_look_at_its_end():
     world = one_world(36, 2_000, share=0.1, rate=0.3, effect=0.6)
-    path = follow(world, settings=SETTINGS, planned_units=100)
-    first = int(np.argmax(path.is_ready))
+    path = trajectory(world, settings=SETTINGS, planned_units=100)
+    first = int(np.argmax(path.effect.is_ready))
     assert first > 100
-    assert path.progress[first] == 1
-    assert path.low[first] > 0
+    assert path.effect.progress[first] == 1
+    assert path.effect.low[first] > 0
     assert judge(world, planned=100).verdict == "promote"
 
 
@@ -592,7 +599,7 @@ def test_a_difference_that_turns_round_puts_the_rollout_on_hold():
     )
     decision = judge(both, planned=40_000)
     assert decision.is_hold
-    assert "is so no more" in decision.reason
+    assert "contradict earlier ones" in decision.reason
 
 
 @pytest.mark.parametrize("trend", [np.linspace(1, 9, 3_000), np.linspace(9, 1, 3_000)])

@@ -10,7 +10,7 @@ from canary_fixtures import outcomes_of
 from reactune.canary.compare import compare, decide
 from reactune.canary.guardrails import PARTS
 from reactune.canary.outcomes import KindCounts
-from reactune.canary.sequential import excess_evidence
+from reactune.canary.sequential import excess_log_e_values
 from reactune.config.sections import CanaryConfig
 
 SETTINGS = CanaryConfig(planned_units=5_000)
@@ -93,7 +93,7 @@ def test_many_quick_dismissals_of_one_unit_are_one_event():
         watched(outcomes_of(challenger=arm, quick_dismissals=arm * n, tips=9))["quick dismissals"]
         for n in (1, 9)
     )
-    assert once.evidence == often.evidence > log(40)
+    assert once.log_e_value == often.log_e_value > log(40)
 
 
 def test_no_event_among_many_units_is_no_evidence_of_harm():
@@ -127,5 +127,5 @@ def test_all_guardrails_together_rarely_alarm_at_the_edge_of_what_is_allowed():
 
 def test_a_limit_is_held_against_the_units_of_one_arm():
     event, among = np.ones(40, bool), np.arange(40) < 30
-    assert excess_evidence(event, among, limit=0.1)[-1] > log(1e6)
-    assert excess_evidence(event, ~among & (np.arange(40) < 0), limit=0.1)[-1] == 0
+    assert excess_log_e_values(event, among, limit=0.1)[-1] > log(1e6)
+    assert excess_log_e_values(event, ~among & (np.arange(40) < 0), limit=0.1)[-1] == 0

@@ -41,7 +41,7 @@ def test_the_planned_rollout_finds_the_planned_lift_about_as_often_and_as_soon_a
     ends = seen.progress >= 1
     promoted = np.argmax(seen.low > 0, axis=1)
     is_promoted = seen.low[:, -1] > 0
-    over = ends | seen.is_hopeless | (seen.low > 0)
+    over = ends | seen.is_futile | (seen.low > 0)
     verdict = np.argmax(over, axis=1)
     found = (is_promoted & (promoted == verdict)).mean()
     assert 0.73 <= found <= 0.88
@@ -53,7 +53,7 @@ def test_half_of_the_rollouts_without_a_lift_end_when_planned():
     planned = plan(0.3, 0.06, steps=[Step(0.5)])
     challenger, tips, positives = draw_worlds(rng, 300, planned.units + 200, share=0.5, rate=0.3)
     seen = effect_of(tips, positives, challenger, 0.5, planned_units=planned.planned_units)
-    over = (seen.progress >= 1) | seen.is_hopeless | (seen.high < 0)
+    over = (seen.progress >= 1) | seen.is_futile | (seen.high < 0)
     assert np.median(np.argmax(over, axis=1)) == pytest.approx(planned.idle_units, rel=0.2)
 
 
@@ -67,7 +67,7 @@ def test_reactions_of_one_unit_that_resemble_each_other_cost_tips():
 
 def test_what_is_foreseen_costs_none():
     alone = plan(0.3, 0.03, steps=[Step(0.1)])
-    assert plan(0.3, 0.03, steps=[Step(0.1)], foreseen=0.25).tips == pytest.approx(
+    assert plan(0.3, 0.03, steps=[Step(0.1)], explained=0.25).tips == pytest.approx(
         0.75 * alone.tips, abs=1
     )
 
@@ -109,7 +109,7 @@ def test_the_needed_drift_is_little_more_than_that_of_a_single_look():
         {"baseline": 0.0}, {"baseline": 1.0}, {"lift": 0.0}, {"lift": 0.8}, {"lift": nan},
         {"lift": -0.1}, {"share": 0.0}, {"share": 1.0}, {"power": 1.0}, {"alpha": 0.0},
         {"alpha": 0.5}, {"tips_per_unit": 0.5}, {"tips_per_unit": inf}, {"correlation": 1.5},
-        {"foreseen": 1.0},
+        {"explained": 1.0},
     ],
     ids=str,
 )  # fmt: skip

@@ -135,7 +135,7 @@ def test_an_unknown_first_champion_is_refused(models):
 def test_a_rollout_to_nobody_or_everybody_is_refused(models, share):
     bootstrap_champion(models, 1, settings=SETTINGS, now=NOON)
     settings = CanaryConfig(share=share, ramp=())
-    with pytest.raises(CanaryError, match="both arms"):
+    with pytest.raises(CanaryError, match="one arm stays empty"):
         open_rollout(models, 2, settings=settings, salt="s", now=NOON)
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from loop_fixtures import copy_of_trained, expose
 from reactune import deployment, review
 from reactune.canary import rollout
-from reactune.canary.rollout import Holdback, Silence, first_share, judge_silence, read_silence
+from reactune.canary.rollout import Holdback, ShadowReport, first_share, judge_shadow, read_shadow
 from reactune.config.sections import CanaryConfig
 from reactune.records import Completion, Reason
 from reactune.service.events import Recorder, Silent
@@ -71,9 +71,9 @@ def ask_some(service, count=3):
     return asyncio.run(asking())
 
 
-def silence_of(engine, opened):
+def shadow_of(engine, opened):
     with engine.connect() as connection:
-        return read_silence(connection, opened.rollout_id, slow_ms=5_000)
+        return read_shadow(connection, opened.rollout_id, slow_ms=5_000)
 
 
 def test_a_challenger_in_the_shadow_answers_and_nobody_sees_it(engine, chat):
@@ -85,7 +85,7 @@ def test_a_challenger_in_the_shadow_answers_and_nobody_sees_it(engine, chat):
     assert {tip.content for tip in ask_some(service)} == {"Champion's tip."}
     close_service(service)
     assert {(row["arm"], row["propensity"]) for row in rows_of(engine)} == {("champion", 1.0)}
-    assert silence_of(engine, opened) == Silence(3, failed=0, refused=0, slow=0, misread=0)
+    assert shadow_of(engine, opened) == ShadowReport(3, failed=0, refused=0, slow=0, misread=0)
     with engine.connect() as connection:
         for table in silent_answers.metadata.sorted_tables:
             assert UNSEEN not in str(connection.execute(sa.select(table)).all())
@@ -101,7 +101,7 @@ def test_what_is_wrong_with_silent_answers_is_counted(engine, chat, answer, more
     service = service_of(engine, chat, Counting({1: "A tip.", 2: answer}, chat, more=more))
     ask_some(service)
     close_service(service)
-    seen = silence_of(engine, opened)
+    seen = shadow_of(engine, opened)
     assert (seen.answers, getattr(seen, fault)) == (3, 3)
     assert seen.failed + seen.refused + seen.slow + seen.misread == 3
 
@@ -114,22 +114,22 @@ def test_silent_answers_go_with_their_rollout_and_late_ones_are_not_counted(engi
     roll_back(engine, opened)
     ask_some(service)
     close_service(service)
-    assert silence_of(engine, opened).answers == 0
+    assert shadow_of(engine, opened).answers == 0
 
 
 @pytest.mark.parametrize(
     ("seen", "verdict", "said", "share"),
     [
-        (Silence(9, 0, 0, 0, 0), "wait", "9 of 10 silent answers", None),
-        (Silence(10, 1, 1, 0, 0), "wait", "fit to be met", 0.05),
-        (Silence(10, 1, 1, 1, 0), "roll back", "not fit to be met", None),
-        (Silence(3, 3, 0, 0, 0), "roll back", "not fit to be met", None),
-        (Silence(30, 2, 2, 2, 0), "wait", "fit to be met", 0.05),
-        (Silence(1, 0, 0, 0, 1), "roll back", "another template", None),
+        (ShadowReport(9, 0, 0, 0, 0), "wait", "9 of 10 shadow answers", None),
+        (ShadowReport(10, 1, 1, 0, 0), "wait", "shadow phase passed", 0.05),
+        (ShadowReport(10, 1, 1, 1, 0), "roll back", "shadow phase failed", None),
+        (ShadowReport(3, 3, 0, 0, 0), "roll back", "shadow phase failed", None),
+        (ShadowReport(30, 2, 2, 2, 0), "wait", "shadow phase passed", 0.05),
+        (ShadowReport(1, 0, 0, 0, 1), "roll back", "another prompt template", None),
     ],
 )
 def test_people_meet_a_challenger_that_is_fit(seen, verdict, said, share):
-    decision = judge_silence(seen, settings=SHADOW)
+    decision = judge_shadow(seen, settings=SHADOW)
     assert (decision.verdict, said in decision.reason) == (verdict, True)
     assert first_share(seen, decision, settings=SHADOW) == share
 
@@ -153,9 +153,9 @@ def in_shadow(folder, verdict):
 
 def test_after_enough_good_silent_answers_a_review_lets_people_meet_it(tmp_path):
     config = in_shadow(tmp_path, "passed")
-    assert "shadow    10 silent answers: 0 failed" in "\n".join(status(config, now=NOW))
+    assert "shadow    10 shadow answers: 0 failed" in "\n".join(status(config, now=NOW))
     found = review.review(config, now=NOW)
-    assert found.line.startswith("wait: fit to be met: 10 silent answers")
+    assert found.line.startswith("wait: shadow phase passed: 10 shadow answers")
     assert (found.rollout.phase, found.rollout.share) == ("canary", 0.05)
     assert "share 0% -> 5%" in found.line
 
@@ -180,7 +180,7 @@ def test_a_holdback_tells_what_became_of_the_gain(tmp_path):
     found = review.review(config, now=now)
     gain = -100 * found.comparison.estimate
     assert "version 2 was promoted at +" in found.line
-    assert f"and stands at {gain:+.1f}" in found.line
+    assert f"and is now at {gain:+.1f}" in found.line
     # Who is kept back is drawn anew: some 200 people, and 40 points give or take 3.4.
     assert 20 < gain < 60
 

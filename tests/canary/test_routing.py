@@ -12,7 +12,6 @@ from reactune.canary.routing import (
     bucket,
     bucket_after,
     bucket_ranges,
-    choose,
     equal_weights,
     fnv1a32,
     propensity,
@@ -140,13 +139,6 @@ def test_every_public_vector_of_the_ranges_holds():
     assert len(vectors) == 13
 
 
-def test_every_public_vector_of_the_choice_holds():
-    vectors = vectors_of("chooseVariation")
-    for name, place, ranges, published in vectors:
-        assert choose(place, ranges) == (None if published == -1 else published), name
-    assert len(vectors) == 13
-
-
 def test_every_public_vector_of_the_equal_weights_holds():
     for count, published in vectors_of("getEqualWeights"):
         assert list(equal_weights(count)) == pytest.approx(published)
@@ -154,9 +146,10 @@ def test_every_public_vector_of_the_equal_weights_holds():
 
 @given(st.text(), st.text(), SHARES)
 def test_the_arm_is_the_choice_from_the_ranges_of_challenger_and_champion(unit, salt, share):
-    ranges = bucket_ranges((share, 1 - share))
-    arm = ("challenger", "champion")[choose((bucket(unit, salt=salt) + 0.5) / BUCKETS, ranges)]
-    assert arm == route(unit, salt=salt, share=share)
+    place = (bucket(unit, salt=salt) + 0.5) / BUCKETS
+    ranges = zip(("challenger", "champion"), bucket_ranges((share, 1 - share)), strict=True)
+    arms = [arm for arm, (low, high) in ranges if low <= place < high]
+    assert arms == [route(unit, salt=salt, share=share)]
 
 
 @given(st.text(), st.text())

@@ -9,12 +9,12 @@ from scipy.integrate import quad
 from ville._boundaries import best_rho, normal_mixture
 
 from reactune.canary.sequential import (
-    allocation_evidence,
+    allocation_log_e_value,
     kappa,
-    mixture_evidence,
+    mixture_log_e_value,
     multiplier,
     planned_multiplier,
-    ratio_evidence,
+    ratio_log_e_value,
 )
 
 ALPHAS = st.floats(1e-4, 0.3)
@@ -52,12 +52,12 @@ def test_bounds_are_those_that_growthbook_publishes(estimate, error, people, pla
 
 def test_the_mixture_evidence_is_the_one_of_the_reference_implementation():
     # confseq: normal_log_mixture(10, 100, 100, .05, two-sided); a sum of 10 with variance 100.
-    assert mixture_evidence(1.0, kappa(0.05)) == pytest.approx(-0.6510052, abs=1e-6)
+    assert mixture_log_e_value(1.0, kappa(0.05)) == pytest.approx(-0.6510052, abs=1e-6)
 
 
 @given(st.floats(0.01, 1e4), ALPHAS)
 def test_evidence_reaches_one_over_alpha_where_the_bound_is(x, alpha):
-    assert mixture_evidence(multiplier(x, alpha), x) == pytest.approx(-log(alpha))
+    assert mixture_log_e_value(multiplier(x, alpha), x) == pytest.approx(-log(alpha))
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
@@ -91,12 +91,16 @@ def test_a_smaller_alpha_gives_wider_bounds(information, alpha):
 )
 def test_the_sample_ratio_evidence_is_the_published_one(counts, published):
     # optimizely/ssrm, ssrm_test.py: prior (1, 1, 1), shares (.4, .4, .2).
-    assert ratio_evidence(counts, (0.4, 0.4, 0.2), (1, 1, 1)) == pytest.approx(published, abs=1e-8)
+    assert ratio_log_e_value(counts, (0.4, 0.4, 0.2), (1, 1, 1)) == pytest.approx(
+        published, abs=1e-8
+    )
 
 
 def test_the_sample_ratio_evidence_agrees_with_a_third_implementation():
     # savvi with k = 100: counts (9400, 600), shares (.95, .05).
-    assert ratio_evidence((9400, 600), (0.95, 0.05), (95, 5)) == pytest.approx(7.4190848, abs=1e-7)
+    assert ratio_log_e_value((9400, 600), (0.95, 0.05), (95, 5)) == pytest.approx(
+        7.4190848, abs=1e-7
+    )
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.floats(0.01, 0.99))
@@ -108,14 +112,14 @@ def test_sample_ratio_evidence_is_the_product_of_its_one_step_predictions(draws,
         predicted = (prior[arm] + counts[arm]) / (prior.sum() + counts.sum())
         evidence += log(predicted) - log((share, 1 - share)[arm])
         counts[arm] += 1
-    assert ratio_evidence(counts, (share, 1 - share), prior) == pytest.approx(evidence, abs=1e-6)
+    assert ratio_log_e_value(counts, (share, 1 - share), prior) == pytest.approx(evidence, abs=1e-6)
 
 
 @pytest.mark.parametrize("ceiling", [0.05, 0.0616, 0.5, 0.9])
 @pytest.mark.parametrize("length", [1, 4, 12])
 def test_the_allocation_evidence_is_an_e_value_exactly(ceiling, length):
     hits = np.arange(length + 1)
-    evidence = np.exp(allocation_evidence(hits, length, ceiling=ceiling))
+    evidence = np.exp(allocation_log_e_value(hits, length, ceiling=ceiling))
     ways = np.array([comb(length, int(x)) for x in hits])
     mean = {
         p: np.sum(ways * p**hits * (1 - p) ** (length - hits) * evidence)
@@ -131,7 +135,7 @@ def test_the_allocation_evidence_never_grows_on_average_whatever_came_before():
         if hits > events:
             continue
         now, hit, miss = np.exp(
-            allocation_evidence(
+            allocation_log_e_value(
                 [hits, hits + 1, hits], [events, events + 1, events + 1], ceiling=ceiling
             )
         )
@@ -150,21 +154,23 @@ def test_the_allocation_evidence_is_the_integral_it_claims_to_be(hits, events):
 
     mixed = quad(lambda chance: prior(chance) * ratio(chance), ceiling, 1, epsabs=0)[0]
     whole = quad(prior, ceiling, 1, epsabs=0)[0]
-    assert np.exp(allocation_evidence(hits, events, ceiling=ceiling)) == pytest.approx(
+    assert np.exp(allocation_log_e_value(hits, events, ceiling=ceiling)) == pytest.approx(
         mixed / whole
     )
 
 
 @pytest.mark.parametrize("ceiling", [0.05, 0.1, 0.5])
 def test_nothing_is_less_harmful_than_no_hit_among_many(ceiling):
-    evidence = allocation_evidence(np.zeros(7), [0, 10, 100, 1e3, 1e4, 1e5, 1e6], ceiling=ceiling)
+    evidence = allocation_log_e_value(
+        np.zeros(7), [0, 10, 100, 1e3, 1e4, 1e5, 1e6], ceiling=ceiling
+    )
     assert np.all(np.isfinite(evidence))
     assert np.all(np.diff(evidence) < 0)
 
 
 def test_where_the_tail_is_too_thin_for_a_float_the_evidence_goes_on_as_before():
     hits, events = 30, np.arange(6_000, 9_000)
-    evidence = allocation_evidence(np.full(3_000, hits), events, ceiling=0.1)
+    evidence = allocation_log_e_value(np.full(3_000, hits), events, ceiling=0.1)
     steps = np.diff(evidence)
     assert np.all(steps < 0)
     # No jump where one formula takes over from the other; the bound of the series is tight.

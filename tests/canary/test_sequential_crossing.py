@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from reactune.canary.sequential import TIMES, closing_constant, crossings, kappa, planned_multiplier
+from reactune.canary.sequential import (
+    TIMES,
+    boundary_constant,
+    crossings,
+    kappa,
+    planned_multiplier,
+)
 
 NOTHING = np.full_like(TIMES, -np.inf)
 
@@ -62,7 +68,7 @@ def test_the_planned_bounds_are_crossed_with_the_promised_chance(chance):
 
 def test_bounds_that_need_not_last_for_ever_are_narrower():
     rate = kappa(0.05)
-    constant = closing_constant(rate, 0.025)
+    constant = boundary_constant(rate, 0.025)
     assert 0 < constant < -2 * log(0.05)
     shape = np.sqrt(TIMES * (1 + 1 / (rate * TIMES)) * (np.log1p(rate * TIMES) - 2 * log(0.05)))
     above, _ = crossings(shape, NOTHING, drift=0.0)

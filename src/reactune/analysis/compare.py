@@ -1,13 +1,13 @@
-"""`reactune compare`: reactions under several arms, compared as the canary compares.
+"""`reactune compare`: the arms of any file of reactions, compared with the canary's statistics.
 
-What the file says is read by `arm_files.py`; what the sums say is for `canary/arms.py`.
+A comparison whose data cannot be trusted is refused with the reason, never reported as a result.
 """
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import exp, inf, log, sqrt
+from math import exp, inf, sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +16,37 @@ from scipy.stats import chi2
 from scipy.stats import t as student
 
 from reactune.analysis.tables import Columns, read_rows
-from reactune.canary.sequential import SRM_PRIOR, Floats, kappa, multiplier, ratio_evidence
+from reactune.canary.sequential import SRM_PRIOR, Floats, kappa, multiplier, ratio_log_e_value
 from reactune.config.sections import LabelConfig
 from reactune.errors import CanaryError, DataError
 
 Looks = Literal["once", "many"]
 Finding = Literal["better", "worse", "undecided"]
 
+# As in the canary: beyond both of these, arms were not assigned by unit.
+MIXED_SHARE, MIXED_UNITS = 0.01, 10
+NAMES_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare: which reactions are positive, against which arm, and how often it is read.
+
+    `shares` are those the arms were assigned by; empty means that all are alike.
+    """
+
+    positive: frozenset[str]
+    champion: str
+    shares: Mapping[str, float]
+    looks: Looks
+    alpha: float
+    srm_alpha: float
+    planned_units: int
+
 
 @dataclass(frozen=True)
 class Arm:
-    """What people did under one arm. `variance` is that of `rate`, over units that are drawn."""
+    """The counts of one arm. `variance` is that of `rate`, over randomised units."""
 
     name: str
     units: int
@@ -53,7 +73,7 @@ class Contrast:
 
     @property
     def finding(self) -> Finding:
-        """What the bounds allow to say."""
+        """What the bounds show."""
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "undecided"
@@ -61,21 +81,119 @@ class Contrast:
 
 @dataclass(frozen=True)
 class RatioCheck:
-    """Units per arm against the shares they were drawn by.
+    """The sample-ratio check: units per arm against the shares they were assigned by.
 
-    `surprise` is the chance of so uneven arms: a chi-square's p, or 1 / E of the sequential test.
+    `p_value` is that of a chi-square test, or 1 / E of the sequential test.
     """
 
     counts: Mapping[str, int]
     shares: Mapping[str, float]
-    surprise: float
+    p_value: float
     is_passed: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One comparison of a file. Without `contrasts` it is refused, for the reason in `refusal`."""
+
+    name: str
+    contrasts: tuple[Contrast, ...]
+    refusal: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Group:
+    """The running sums (tips, positives) of one comparison while the file is read."""
+
+    totals: dict[str, list[int]] = field(default_factory=dict)
+    units: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    assignments: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def compare_file(
+    file: Path, columns: Columns, options: Options, labels: LabelConfig
+) -> list[Trial]:
+    """Every comparison of the file, in the order of their names.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, a value is not valid, or no
+            comparison has the champion's arm.
+        CanaryError: shares were given for other arms.
+    """
+    groups: dict[str, _Group] = {}
+    for row in read_rows(file, columns, positive=options.positive, labels=labels):
+        group = groups.setdefault(row.by, _Group())
+        _add(group.totals, row.arm, row.tips, row.positives)
+        if columns.unit:
+            _add(group.units.setdefault(row.unit, {}), row.arm, row.tips, row.positives)
+        if columns.time:
+            group.assignments.append((row.time, row.unit, row.arm))
+    if not groups:
+        raise DataError(f"{file}: no rows to compare; check the file")
+    known = {arm for group in groups.values() for arm in group.totals}
+    if options.champion and options.champion not in known:
+        raise DataError(f"{file}: no arm {options.champion!r}; there are {_listed(known)}")
+    return [_trial(name, groups[name], columns, options) for name in sorted(groups)]
+
+
+def parse_shares(texts: Sequence[str]) -> dict[str, float]:
+    """`ARM=SHARE` texts as numbers.
+
+    Raises:
+        CanaryError: a text has another form, or a share that is not above 0.
+    """
+    shares = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            shares[name] = float(number)
+        except ValueError:
+            shares[name] = 0.0
+        if not name or not 0 < shares[name] < inf:
+            raise CanaryError(f"--share {text!r}: write ARM=SHARE, a number above 0")
+    return shares
+
+
+def report(trials: Sequence[Trial]) -> list[str]:
+    """All comparisons, the notes on them, and how many have each finding."""
+    lines = [line for trial in trials for line in lines_of(trial)]
+    notes = {note: None for trial in trials for note in trial.notes}
+    lines += [f"note: {note}" for note in notes]
+    if len(trials) > 1:
+        findings = Counter(each.finding for trial in trials for each in trial.contrasts)
+        refused = sum(bool(trial.refusal) for trial in trials)
+        counts = [f"{findings[name]:,} {name}" for name in ("better", "worse", "undecided")]
+        lines.append(f"{len(trials):,} comparisons: {', '.join(counts)}, {refused:,} refused")
+    return lines
+
+
+def lines_of(trial: Trial) -> list[str]:
+    """The lines of one comparison: both rates, the difference with its bounds, and the finding."""
+    head = f"{trial.name}: " if trial.name else ""
+    if trial.refusal:
+        return [head + trial.refusal]
+    return [head + _line_of(each) for each in trial.contrasts]
+
+
+def intervals_of(trials: Sequence[Trial]) -> list[tuple[str, float, float, float]]:
+    """Rows for a picture: name, difference and bounds in points, of what was not refused."""
+    return [
+        (
+            f"{trial.name} {each.arm.name}".strip(),
+            100 * each.estimate,
+            100 * each.low,
+            100 * each.high,
+        )
+        for trial in trials
+        for each in trial.contrasts
+    ]
 
 
 def clustered(name: str, tips: Floats, positives: Floats) -> Arm:
     """An arm from the sums of its units: the variance of a ratio of sums (delta method).
 
-    Deng, Knoblich and Lu, arXiv:1803.06336; a regression with clustered errors gives the same.
+    Deng, Knoblich and Lu, arXiv:1803.06336; a regression with clustered errors agrees.
     """
     units, shown = len(tips), float(tips.sum())
     if not shown:
@@ -87,7 +205,7 @@ def clustered(name: str, tips: Floats, positives: Floats) -> Arm:
 
 
 def independent(name: str, tips: int, positives: int) -> Arm:
-    """An arm of which only the totals are known: every tip is taken for a draw of its own."""
+    """An arm of which only the totals are known: every tip counts as a unit of its own."""
     rate = positives / tips if tips else 0.0
     return Arm(name, tips, tips, positives, rate * (1 - rate) / max(tips - 1, 1))
 
@@ -95,9 +213,9 @@ def independent(name: str, tips: int, positives: int) -> Arm:
 def contrast(
     champion: Arm, arm: Arm, *, alpha: float, looks: Looks, planned_units: int
 ) -> Contrast:
-    """The difference with bounds that fail with chance alpha, at this look or at any.
+    """The difference with bounds that fail with chance alpha, at one reading or at all together.
 
-    `once`: Welch's t interval, for a file that is looked at once. `many`: a confidence sequence
+    `once`: Welch's t interval, for a file that is read once. `many`: a confidence sequence
     (Waudby-Smith et al., arXiv:2103.06476), tightest at `planned_units` of both arms.
     """
     estimate, error = arm.rate - champion.rate, sqrt(arm.variance + champion.variance)
@@ -117,10 +235,10 @@ def contrast(
 def check_ratio(
     counts: Mapping[str, int], shares: Mapping[str, float], *, alpha: float, looks: Looks
 ) -> RatioCheck:
-    """Do the arms have as many units as their shares let expect?
+    """Do the arms have as many units as their shares imply?
 
     `once`: Pearson's chi-square. `many`: the sequential Dirichlet-multinomial test (Lindon and
-    Malek, arXiv:2011.03567), which may be read whenever the file has grown.
+    Malek, arXiv:2011.03567), which may be repeated whenever the file has grown.
 
     Raises:
         CanaryError: the shares are not of these arms, or not above 0.
@@ -129,133 +247,44 @@ def check_ratio(
         raise CanaryError(
             f"shares {dict(shares)}: give one above 0 for each of the arms {sorted(counts)}"
         )
-    whole = sum(shares.values())
-    parts = {name: share / whole for name, share in shares.items()}
-    seen = np.array([counts[name] for name in parts], np.float64)
-    wanted = np.array(list(parts.values()))
-    surprise = _chi_square(seen, wanted) if looks == "once" else _sequential(seen[None], wanted)
-    return RatioCheck(dict(counts), parts, surprise, surprise >= alpha)
+    parts = _normalised(shares)
+    observed = np.array([counts[name] for name in parts], np.float64)
+    expected = np.array(list(parts.values()))
+    if looks == "once":
+        p_value = _chi_square(observed, expected)
+    else:
+        p_value = _sequential(observed[None], expected)
+    return RatioCheck(dict(counts), parts, p_value, p_value >= alpha)
 
 
-def check_course(course: Sequence[str], shares: Mapping[str, float], *, alpha: float) -> RatioCheck:
-    """The sequential check after each unit, in the order of time; what was shown stays shown."""
-    names = list(shares)
-    whole = sum(shares.values())
-    index = np.array([names.index(name) for name in course])
+def check_sequence(arms: Sequence[str], shares: Mapping[str, float], *, alpha: float) -> RatioCheck:
+    """The sequential check after each unit, in the order of time; an alarm is not taken back."""
+    parts = _normalised(shares)
+    names = list(parts)
+    index = np.array([names.index(arm) for arm in arms])
     counts = np.cumsum(index[:, None] == np.arange(len(names)), axis=0)
-    wanted = np.array([shares[name] / whole for name in names])
-    surprise = _sequential(counts.astype(np.float64), wanted)
+    p_value = _sequential(counts.astype(np.float64), np.array(list(parts.values())))
     last = dict(zip(names, counts[-1].tolist(), strict=True))
-    return RatioCheck(last, dict(zip(names, wanted, strict=True)), surprise, surprise >= alpha)
+    return RatioCheck(last, parts, p_value, p_value >= alpha)
 
 
-def _chi_square(seen: Floats, wanted: Floats) -> float:
-    expected = wanted * seen.sum()
-    if len(seen) < 2 or not seen.sum():
-        return 1.0
-    statistic = float(((seen - expected) ** 2 / expected).sum())
-    return float(chi2.sf(statistic, len(seen) - 1))
+def _add(sums: dict[str, list[int]], arm: str, tips: int, positives: int) -> None:
+    total = sums.setdefault(arm, [0, 0])
+    total[0], total[1] = total[0] + tips, total[1] + positives
 
 
-def _sequential(counts: Floats, wanted: Floats) -> float:
-    evidence = ratio_evidence(counts, wanted, SRM_PRIOR * wanted)
-    return exp(-max(float(evidence.max()), log(1.0)))
-
-
-# As in the canary: units of several arms beyond both of these are no draw.
-MOST_MIXED_SHARE, MOST_MIXED_UNITS = 0.01, 10
-MOST_NAMED = 5
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How to compare: what counts as positive, against which arm, and how often it is looked at.
-
-    `shares` are those the arms were drawn by; empty means that all are alike.
-    """
-
-    positive: frozenset[str]
-    champion: str
-    shares: Mapping[str, float]
-    looks: Looks
-    alpha: float
-    srm_alpha: float
-    planned_units: int
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One comparison of a file. Without `contrasts` it is refused, and `refusal` says why."""
-
-    name: str
-    contrasts: tuple[Contrast, ...]
-    refusal: str = ""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Group:
-    """What is summed of one comparison while the file is read."""
-
-    totals: dict[str, list[int]] = field(default_factory=dict)
-    units: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    course: list[tuple[str, str, str]] = field(default_factory=list)
-
-
-def compare_file(file: Path, columns: Columns, asked: Asked, labels: LabelConfig) -> list[Trial]:
-    """Every comparison of the file, in the order of their names.
-
-    Raises:
-        DataError: the file cannot be read, a column is not there, a value is not what it must
-            be, or no comparison has the champion's arm.
-        CanaryError: shares were given for other arms.
-    """
-    groups: dict[str, _Group] = {}
-    for row in read_rows(file, columns, positive=asked.positive, labels=labels):
-        group = groups.setdefault(row.by, _Group())
-        total = group.totals.setdefault(row.arm, [0, 0])
-        total[0], total[1] = total[0] + row.tips, total[1] + row.positives
-        if columns.unit:
-            sums = group.units.setdefault(row.unit, {}).setdefault(row.arm, [0, 0])
-            sums[0], sums[1] = sums[0] + row.tips, sums[1] + row.positives
-        if columns.time:
-            group.course.append((row.time, row.unit, row.arm))
-    if not groups:
-        raise DataError(f"{file}: no rows to compare")
-    known = {arm for group in groups.values() for arm in group.totals}
-    if asked.champion and asked.champion not in known:
-        raise DataError(f"{file}: no arm {asked.champion!r}; there are {_some_of(known)}")
-    return [_trial(name, groups[name], columns, asked) for name in sorted(groups)]
-
-
-def _trial(name: str, group: _Group, columns: Columns, asked: Asked) -> Trial:
-    names = list(group.totals) if not columns.arm else sorted(group.totals)
+def _trial(name: str, group: _Group, columns: Columns, options: Options) -> Trial:
+    names = sorted(group.totals) if columns.arm else list(group.totals)
     if len(names) < 2:
         return Trial(name, (), f"refused: only the arm {names[0]}; a comparison needs two")
-    if asked.champion and asked.champion not in names:
-        return Trial(name, (), f"refused: no arm {asked.champion}; there are {_some_of(names)}")
+    if options.champion and options.champion not in names:
+        return Trial(name, (), f"refused: no arm {options.champion}; there are {_listed(names)}")
     arms, mixed = _arms(group, columns, names)
-    ratio = _ratio(arms, group, asked.shares or dict.fromkeys(arms, 1.0), columns, asked)
+    ratio = _ratio(arms, group, columns, options)
     notes = _notes(columns, mixed)
-    if refusal := _refusal(ratio, mixed, len(group.units), asked):
+    if refusal := _refusal(ratio, mixed, len(group.units), options):
         return Trial(name, (), refusal, notes)
-    return Trial(name, _contrasts(arms, asked), notes=notes)
-
-
-def _contrasts(arms: Mapping[str, Arm], asked: Asked) -> tuple[Contrast, ...]:
-    """Every arm against the champion; together they err with chance alpha (Bonferroni)."""
-    champion = arms[asked.champion or ("champion" if "champion" in arms else next(iter(arms)))]
-    others = [arm for arm in arms.values() if arm is not champion]
-    return tuple(
-        contrast(
-            champion,
-            arm,
-            alpha=asked.alpha / len(others),
-            looks=asked.looks,
-            planned_units=asked.planned_units,
-        )
-        for arm in others
-    )
+    return Trial(name, _contrasts(arms, options), notes=notes)
 
 
 def _arms(group: _Group, columns: Columns, names: Sequence[str]) -> tuple[dict[str, Arm], int]:
@@ -271,129 +300,104 @@ def _arms(group: _Group, columns: Columns, names: Sequence[str]) -> tuple[dict[s
     return arms, mixed
 
 
+def _contrasts(arms: Mapping[str, Arm], options: Options) -> tuple[Contrast, ...]:
+    """Every arm against the champion; together they err with chance alpha (Bonferroni)."""
+    champion = arms[options.champion or ("champion" if "champion" in arms else next(iter(arms)))]
+    others = [arm for arm in arms.values() if arm is not champion]
+    return tuple(
+        contrast(
+            champion,
+            arm,
+            alpha=options.alpha / len(others),
+            looks=options.looks,
+            planned_units=options.planned_units,
+        )
+        for arm in others
+    )
+
+
 def _ratio(
-    arms: Mapping[str, Arm],
-    group: _Group,
-    shares: Mapping[str, float],
-    columns: Columns,
-    asked: Asked,
+    arms: Mapping[str, Arm], group: _Group, columns: Columns, options: Options
 ) -> RatioCheck:
-    if asked.looks == "many" and columns.time:
-        seen: set[str] = set()
-        course = []
-        for unit, arm in _in_time(group.course):
-            if not columns.unit or unit not in seen:
-                seen.add(unit)
-                course.append(arm)
-        return check_course(course, shares, alpha=asked.srm_alpha)
+    shares = options.shares or dict.fromkeys(arms, 1.0)
+    if options.looks == "many" and columns.time:
+        assigned = _in_time(group.assignments)
+        arms_in_time = [arm for _, arm in assigned]
+        if columns.unit:
+            first: dict[str, str] = {}
+            for unit, arm in assigned:
+                first.setdefault(unit, arm)
+            arms_in_time = list(first.values())
+        return check_sequence(arms_in_time, shares, alpha=options.srm_alpha)
     counts = {name: arm.units for name, arm in arms.items()}
-    return check_ratio(counts, shares, alpha=asked.srm_alpha, looks=asked.looks)
+    return check_ratio(counts, shares, alpha=options.srm_alpha, looks=options.looks)
 
 
-def _in_time(course: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Units and arms in the order of time: of numbers where all are, else of texts."""
-    times: Sequence[float] | Sequence[str] = [time for time, _, _ in course]
+def _in_time(assignments: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Units and arms in the order of time: of numbers if all are, else of texts."""
+    times: Sequence[float] | Sequence[str] = [time for time, _, _ in assignments]
     with suppress(ValueError):
         times = [float(time) for time in times]
-    order = sorted(range(len(course)), key=times.__getitem__)
-    return [course[number][1:] for number in order]
+    order = sorted(range(len(assignments)), key=times.__getitem__)
+    return [assignments[number][1:] for number in order]
 
 
-def _refusal(ratio: RatioCheck, mixed: int, units: int, asked: Asked) -> str:
+def _normalised(shares: Mapping[str, float]) -> dict[str, float]:
+    whole = sum(shares.values())
+    return {name: share / whole for name, share in shares.items()}
+
+
+def _chi_square(observed: Floats, shares: Floats) -> float:
+    expected = shares * observed.sum()
+    if len(observed) < 2 or not observed.sum():
+        return 1.0
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    return float(chi2.sf(statistic, len(observed) - 1))
+
+
+def _sequential(counts: Floats, shares: Floats) -> float:
+    """An anytime-valid p-value: 1 over the largest e-value so far."""
+    log_e = ratio_log_e_value(counts, shares, SRM_PRIOR * shares)
+    return exp(-max(float(log_e.max()), 0.0))
+
+
+def _refusal(ratio: RatioCheck, mixed: int, units: int, options: Options) -> str:
     if not ratio.is_passed:
         counts = " + ".join(f"{count:,}" for count in ratio.counts.values())
         shares = " : ".join(f"{share:.3g}" for share in ratio.shares.values())
         return (
-            f"refused: {counts} do not fit the shares {shares} (p = {ratio.surprise:.1e}, below "
-            f"{asked.srm_alpha:g}); look for exposures that get lost"
+            f"refused: {counts} do not fit the shares {shares} (p = {ratio.p_value:.1e}, below "
+            f"{options.srm_alpha:g}); check for lost exposures"
         )
-    if mixed >= max(MOST_MIXED_UNITS, MOST_MIXED_SHARE * units):
-        return f"refused: {mixed:,} of {units:,} units met several arms; look at how they are drawn"
+    if mixed >= max(MIXED_UNITS, MIXED_SHARE * units):
+        return f"refused: {mixed:,} of {units:,} units met several arms; check the assignment"
     return ""
 
 
 def _notes(columns: Columns, mixed: int) -> tuple[str, ...]:
-    notes = []
     if not columns.unit:
-        notes.append(
-            "no column says whose tips these are: each counts as a person of its own. Whoever "
-            "reacted more than once makes the bounds too narrow, and the sample ratio counts tips"
+        return (
+            "no --unit column: every tip counts as a user of its own. Users with several tips make "
+            "the bounds too narrow, and the sample ratio counts tips",
         )
-    elif mixed:
-        notes.append(f"{mixed:,} units met several arms and are left out")
-    return tuple(notes)
+    return (f"{mixed:,} units met several arms and are left out",) if mixed else ()
 
 
-def _some_of(names: Collection[str]) -> str:
-    few = sorted(names)[:MOST_NAMED]
-    return ", ".join(few) + (
-        f" and {len(names) - len(few):,} more" if len(names) > len(few) else ""
-    )
-
-
-def parse_shares(texts: Sequence[str]) -> dict[str, float]:
-    """`ARM=SHARE` texts as numbers.
-
-    Raises:
-        CanaryError: one is written otherwise.
-    """
-    shares = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        try:
-            shares[name] = float(number)
-        except ValueError:
-            shares[name] = 0.0
-        if not name or not 0 < shares[name] < inf:
-            raise CanaryError(f"--share {text!r}: write ARM=SHARE, a number above 0")
-    return shares
-
-
-def report(found: Sequence[Trial]) -> list[str]:
-    """All comparisons, what could not be seen, and how many came out how."""
-    lines = [line for trial in found for line in lines_of(trial)]
-    notes = {note: None for trial in found for note in trial.notes}
-    lines += [f"note: {note}" for note in notes]
-    if len(found) > 1:
-        findings = Counter(each.finding for trial in found for each in trial.contrasts)
-        refused = sum(bool(trial.refusal) for trial in found)
-        told = [f"{findings[name]:,} {name}" for name in ("better", "worse", "undecided")]
-        lines.append(f"{len(found):,} comparisons: {', '.join(told)}, {refused:,} refused")
-    return lines
-
-
-def lines_of(trial: Trial) -> list[str]:
-    """What a person reads of one comparison."""
-    head = f"{trial.name}: " if trial.name else ""
-    if trial.refusal:
-        return [head + trial.refusal]
-    return [head + line_of(each) for each in trial.contrasts]
-
-
-def line_of(found: Contrast) -> str:
-    """Both rates, the difference with its bounds, and what may be said."""
-    champion, arm = found.champion, found.arm
-    said = {
+def _line_of(contrast: Contrast) -> str:
+    champion, arm = contrast.champion, contrast.arm
+    findings = {
         "better": f"{arm.name} is better",
         "worse": f"{arm.name} is worse",
         "undecided": "undecided",
     }
     return (
         f"{champion.name} {champion.rate:.2%} of {champion.tips:,}, {arm.name} {arm.rate:.2%} of "
-        f"{arm.tips:,}: {100 * found.estimate:+.2f} points ({100 * found.low:+.2f} to "
-        f"{100 * found.high:+.2f}): {said[found.finding]}"
+        f"{arm.tips:,}: {100 * contrast.estimate:+.2f} points ({100 * contrast.low:+.2f} to "
+        f"{100 * contrast.high:+.2f}): {findings[contrast.finding]}"
     )
 
 
-def intervals_of(trials: Sequence[Trial]) -> list[tuple[str, float, float, float]]:
-    """Rows for a picture: name, difference and bounds in points, of what was not refused."""
-    return [
-        (
-            f"{trial.name} {each.arm.name}".strip(),
-            100 * each.estimate,
-            100 * each.low,
-            100 * each.high,
-        )
-        for trial in trials
-        for each in trial.contrasts
-    ]
+def _listed(names: Collection[str]) -> str:
+    few = sorted(names)[:NAMES_LISTED]
+    rest = f" and {len(names) - len(few):,} more" if len(names) > len(few) else ""
+    return ", ".join(few) + rest

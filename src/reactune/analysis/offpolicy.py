@@ -1,6 +1,6 @@
-"""`reactune ope`: a file of logged answers, with the chances of the policies that gave them.
+"""`reactune ope`: what another policy would have earned, from a log of choices and their chances.
 
-What follows from chances and rewards is for `canary/offpolicy.py`.
+It may veto a policy or rank several, and never promotes one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,36 +10,67 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from reactune.analysis.tables import read_columns, value_of
 from reactune.canary.sequential import Floats
 from reactune.errors import CanaryError, DataError
 
-Standing = Literal["veto", "allowed", "unknown"]
+Conclusion = Literal["veto", "allowed", "unknown"]
+Indices = NDArray[np.intp]
 
-# Below either of these the weights rest on too few answers to conclude anything.
-LEAST_EFFECTIVE, LEAST_EFFECTIVE_SHARE = 100.0, 0.01
+# Below either of these the weights rest on too few answers for a conclusion.
+MIN_EFFECTIVE, MIN_EFFECTIVE_SHARE = 100.0, 0.01
 # Parts of the largest admissible stake; small ones win slowly and surely, large ones at once.
 STAKES: Floats = np.geomspace(1e-4, 0.9, 24)
-HALVINGS = 20  # bounds to one in a million
+BISECTIONS = 20  # bounds to one in a million
+# How many average rewards a choice's own are weighed against, where they are predicted.
+OWN_WEIGHT = 20.0
 
 
 @dataclass(frozen=True)
 class Logged:
-    """Rewards in 0..1 of logged answers, and how likely both policies were to give each.
+    """Rewards in 0..1 of logged answers, and the chance that both policies had of each.
 
-    Where a model of rewards is at hand, `predicted` is its value for the answer that was given,
-    and `prospect` its mean over the new policy's answers; both known before the reward.
-    `most_weight` is what the new chance over the logged one can be at most, where that is known.
+    With a reward model, `predicted` is its value for the answer that was given, and `expected` its
+    mean over the new policy's answers; both known before the reward.
+    `max_weight` is the largest possible ratio of new to logged chance, if it is known.
     """
 
     reward: Floats
     logged_chance: Floats
     new_chance: Floats
     predicted: Floats | None = None
-    prospect: Floats | None = None
-    most_weight: float = np.inf
+    expected: Floats | None = None
+    max_weight: float = np.inf
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The column of a row's policy, and the names of the logged policy and of the new one.
+
+    A choice is the value of `action`, in the context of the values of `given`.
+    """
+
+    column: str
+    logged: str
+    new: str
+    action: str
+    given: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The columns of the reward and of the logged chance, and the largest reward there is.
+
+    `max_weight` is the largest possible ratio of new to logged chance, if it is known.
+    """
+
+    reward: str
+    propensity: str
+    largest: float = 1.0
+    max_weight: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -52,11 +83,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the new policy would have earned per answer, and how much the log can tell of it.
+    """The new policy's value per answer, and how far the log supports it.
 
-    `low` and `high` hold at every length of the log with chance 1 - alpha, exactly; `standing`
-    compares them with the bounds of what was earned. `mean_weight` is near 1 where the chances
-    are right; `clipped` is the share of weights that were cut.
+    `low` and `high` hold at every length of the log with chance 1 - alpha, exactly; `conclusion`
+    compares them with the bounds of what the logged policy earned. `mean_weight` is near 1 if the
+    chances are right; `clipped` is the share of weights that were clipped.
     """
 
     answers: int
@@ -73,15 +104,72 @@ class Evaluation:
     mean_weight_error: float
     largest_weight: float
     clipped: float
-    standing: Standing
+    conclusion: Conclusion
     reason: str
 
 
-def evaluate(log: Logged, *, alpha: float = 0.05, clip: float = np.inf) -> Evaluation:
-    """Inverse propensity, self-normalised and doubly robust estimates, with their health.
+def read_targets(file: Path, targets: Sequence[str], of: Rewards) -> dict[str, Logged]:
+    """Logged answers for each column that holds a new policy's chance of the answer given.
 
-    IPS: mean(w r); SNIPS: sum(w r) / sum(w); DR: mean(prospect + w (r - predicted)), with
-    w = new / logged chance, cut at `clip`. Bounds: see `value_bounds`.
+    Raises:
+        DataError: the file cannot be read, a column is missing, or a value is not a number.
+    """
+    names = [of.reward, of.propensity, *targets]
+    table = _table(file, names)
+    columns = {name: _numbers(file, table, name) for name in names}
+    return {
+        target: Logged(
+            reward=columns[of.reward] / of.largest,
+            logged_chance=columns[of.propensity],
+            new_chance=columns[target],
+            max_weight=of.max_weight,
+        )
+        for target in targets
+    }
+
+
+def read_policies(file: Path, policies: Policies, of: Rewards) -> tuple[Logged, Floats]:
+    """Answers of the logged policy, and the rewards that the new one earned in this file.
+
+    The new policy's chances are counted in its own rows. Each reward is predicted from earlier
+    logged answers only, so that the doubly robust estimate stays unbiased.
+
+    Raises:
+        DataError: the file cannot be read, a column or a policy is missing, or a value is not a
+            number.
+    """
+    names = [policies.column, policies.action, *policies.given, of.reward, of.propensity]
+    table = _table(file, names)
+    policy = np.array([str(row[policies.column]) for row in table])
+    for wanted in (policies.logged, policies.new):
+        if wanted not in policy:
+            raise DataError(
+                f"{file}: no rows of policy {wanted!r}; there are {', '.join(np.unique(policy))}"
+            )
+    rewards = _numbers(file, table, of.reward) / of.largest
+    choice, context = _indexed(table, policies)
+    is_logged, is_new = policy == policies.logged, policy == policies.new
+    chances = _counted(choice[is_new], context[is_new], choice.max(), context.max())
+    rows = np.flatnonzero(is_logged)
+    predicted, expected = _predict(rewards[rows], choice[rows], context[rows], chances)
+    logged_chance = _numbers(file, table, of.propensity)[rows]
+    cells = context[rows] * chances.shape[1] + choice[rows]
+    logged = Logged(
+        reward=rewards[rows],
+        logged_chance=logged_chance,
+        new_chance=chances[context[rows], choice[rows]],
+        max_weight=min(of.max_weight, _max_weight(cells, logged_chance, chances)),
+        predicted=predicted,
+        expected=expected,
+    )
+    return logged, rewards[is_new]
+
+
+def evaluate(log: Logged, *, alpha: float = 0.05, clip: float = np.inf) -> Evaluation:
+    """Inverse propensity, self-normalised and doubly robust estimates, and their weights.
+
+    IPS: mean(w r); SNIPS: sum(w r) / sum(w); DR: mean(expected + w (r - predicted)), with
+    w = new / logged chance, clipped at `clip`. Bounds: see `value_bounds`.
 
     Raises:
         CanaryError: no answers, a chance or a reward outside 0..1, or a logged chance of 0.
@@ -92,13 +180,13 @@ def evaluate(log: Logged, *, alpha: float = 0.05, clip: float = np.inf) -> Evalu
     answers, total = len(weight), float(weight.sum())
     snips = float(weight @ log.reward) / total if total else 0.0
     spread = float(np.sqrt((weight**2 * (log.reward - snips) ** 2).sum()))
-    most = log.most_weight if clip >= log.most_weight else np.inf
-    low, high = value_bounds(log.reward, weight, alpha=alpha, most_weight=most)
-    earned_low, earned_high = value_bounds(log.reward, np.ones(answers), alpha=alpha, most_weight=1)
-    squares = float((weight**2).sum())
-    health = _mean(whole)
-    effective = total**2 / squares if squares else 0.0
-    standing, reason = _stand(effective, answers, health, high=high, earned_low=earned_low)
+    most = log.max_weight if clip >= log.max_weight else np.inf
+    low, high = value_bounds(log.reward, weight, alpha=alpha, max_weight=most)
+    earned_low, earned_high = value_bounds(log.reward, np.ones(answers), alpha=alpha, max_weight=1)
+    mean_weight, effective = _mean(whole), _effective_size(weight)
+    conclusion, reason = _conclude(
+        effective, answers, mean_weight, high=high, earned_low=earned_low
+    )
     return Evaluation(
         answers=answers,
         earned=_mean(log.reward),
@@ -110,55 +198,55 @@ def evaluate(log: Logged, *, alpha: float = 0.05, clip: float = np.inf) -> Evalu
         earned_low=earned_low,
         earned_high=earned_high,
         effective=effective,
-        mean_weight=health.value,
-        mean_weight_error=health.error,
+        mean_weight=mean_weight.value,
+        mean_weight_error=mean_weight.error,
         largest_weight=float(whole.max()),
         clipped=float((whole > clip).mean()),
-        standing=standing,
+        conclusion=conclusion,
         reason=reason,
     )
 
 
 def value_bounds(
-    reward: Floats, weight: Floats, *, alpha: float, most_weight: float = np.inf
+    reward: Floats, weight: Floats, *, alpha: float, max_weight: float = np.inf
 ) -> tuple[float, float]:
     """Bounds on the policy's value that hold at every length of the log with chance 1 - alpha.
 
     Bets against each value v: wealth is multiplied by 1 + c (w r / v - 1), whose mean is at most
     1 if the value is at most v; averaged over stakes c. From above the same with 1 - r, exact for
-    w without bound and for w cut anywhere (Waudby-Smith et al., arXiv:2210.10768). Where w is
-    known to be at most W and is not cut, W - w r is bet on beside it, with half of the chance:
-    much tighter for rare rewards.
+    unbounded w and for w clipped anywhere (Waudby-Smith et al., arXiv:2210.10768). If w is known
+    to be at most W and is not clipped, W - w r is bet on as well, with half of the chance: much
+    tighter for rare rewards.
     """
     low = _lower_bound(weight * reward, alpha / 2)
-    if not np.isfinite(most_weight):
+    if not np.isfinite(max_weight):
         return low, 1 - _lower_bound(weight * (1 - reward), alpha / 2)
     at_most = 1 - _lower_bound(weight * (1 - reward), alpha / 4)
-    left = _lower_bound(np.maximum(1 - weight * reward / most_weight, 0), alpha / 4)
-    return low, min(at_most, most_weight * (1 - left))
+    left = _lower_bound(np.maximum(1 - weight * reward / max_weight, 0), alpha / 4)
+    return low, min(at_most, max_weight * (1 - left))
 
 
 def rank(evaluations: Sequence[Evaluation]) -> list[int]:
-    """Places of those that are not vetoed and known, the one that surely earns most first."""
-    known = [n for n, each in enumerate(evaluations) if each.standing == "allowed"]
+    """Indices of the allowed evaluations, the highest lower bound first."""
+    known = [n for n, each in enumerate(evaluations) if each.conclusion == "allowed"]
     return sorted(known, key=lambda n: evaluations[n].low, reverse=True)
 
 
-def lines_of(name: str, found: Evaluation) -> list[str]:
-    """What a person reads of one evaluation."""
-    said = {"ips": found.ips, "snips": found.snips, "dr": found.dr}
+def lines_of(name: str, evaluation: Evaluation) -> list[str]:
+    """The lines of one evaluation: estimates, what was logged, the weights, and the conclusion."""
+    named = {"ips": evaluation.ips, "snips": evaluation.snips, "dr": evaluation.dr}
     estimates = ", ".join(
-        f"{key} {each.value:.5f} (se {each.error:.5f})" for key, each in said.items() if each
+        f"{key} {each.value:.5f} (se {each.error:.5f})" for key, each in named.items() if each
     )
     words = {"veto": "veto", "allowed": "no veto", "unknown": "no conclusion"}
-    cut = f", {found.clipped:.2%} cut" if found.clipped else ""
+    clipped = f", {evaluation.clipped:.2%} clipped" if evaluation.clipped else ""
     return [
-        f"{name}: {estimates}; between {found.low:.5f} and {found.high:.5f}",
-        f"  logged {found.earned.value:.5f} of {found.answers:,} answers, between "
-        f"{found.earned_low:.5f} and {found.earned_high:.5f}",
-        f"  worth {found.effective:,.0f} answers; weights average {found.mean_weight:.3f}, "
-        f"largest {found.largest_weight:.1f}{cut}",
-        f"  {words[found.standing]}: {found.reason}",
+        f"{name}: {estimates}; between {evaluation.low:.5f} and {evaluation.high:.5f}",
+        f"  logged {evaluation.earned.value:.5f} of {evaluation.answers:,} answers, between "
+        f"{evaluation.earned_low:.5f} and {evaluation.earned_high:.5f}",
+        f"  effective sample size {evaluation.effective:,.0f}; weights average "
+        f"{evaluation.mean_weight:.3f}, largest {evaluation.largest_weight:.1f}{clipped}",
+        f"  {words[evaluation.conclusion]}: {evaluation.reason}",
     ]
 
 
@@ -167,7 +255,7 @@ def _lower_bound(gains: Floats, alpha: float) -> float:
     below, above = 0.0, 1.0
     if not gains.any():
         return 0.0
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         middle = (below + above) / 2
         if _most_wealth(gains / middle) >= -log(alpha):
             below = middle
@@ -178,27 +266,33 @@ def _lower_bound(gains: Floats, alpha: float) -> float:
 
 def _most_wealth(ratios: Floats) -> float:
     """The largest log wealth over time, averaged over the stakes."""
-    courses = np.cumsum(np.log1p(STAKES[:, None] * (ratios - 1)), axis=1)
-    return float(np.max(logsumexp(courses, axis=0))) - log(len(STAKES))
+    paths = np.cumsum(np.log1p(STAKES[:, None] * (ratios - 1)), axis=1)
+    return float(np.max(logsumexp(paths, axis=0))) - log(len(STAKES))
+
+
+def _effective_size(weight: Floats) -> float:
+    """Kish's effective sample size of the weights."""
+    squares = float((weight**2).sum())
+    return float(weight.sum()) ** 2 / squares if squares else 0.0
 
 
 def _doubly_robust(log: Logged, weight: Floats) -> Estimate | None:
-    if log.predicted is None or log.prospect is None:
+    if log.predicted is None or log.expected is None:
         return None
-    return _mean(log.prospect + weight * (log.reward - log.predicted))
+    return _mean(log.expected + weight * (log.reward - log.predicted))
 
 
-def _stand(
-    effective: float, answers: int, health: Estimate, *, high: float, earned_low: float
-) -> tuple[Standing, str]:
-    least = max(LEAST_EFFECTIVE, LEAST_EFFECTIVE_SHARE * answers)
+def _conclude(
+    effective: float, answers: int, mean_weight: Estimate, *, high: float, earned_low: float
+) -> tuple[Conclusion, str]:
+    least = max(MIN_EFFECTIVE, MIN_EFFECTIVE_SHARE * answers)
     if effective < least:
-        return "unknown", f"the log tells as much as {effective:,.0f} answers, {least:,.0f} needed"
-    if abs(health.value - 1) > 4 * health.error + 1e-9:
-        return "unknown", f"weights average {health.value:.3f} instead of 1: chances are wrong"
+        return "unknown", f"effective sample size {effective:,.0f}, {least:,.0f} needed"
+    if abs(mean_weight.value - 1) > 4 * mean_weight.error + 1e-9:
+        return "unknown", f"weights average {mean_weight.value:.3f} instead of 1: chances are wrong"
     if high < earned_low:
-        return "veto", "it would certainly have earned less than what was logged"
-    return "allowed", "nothing in the log speaks against it"
+        return "veto", "its upper bound is below the lower bound of what was logged"
+    return "allowed", "its upper bound is not below what was logged"
 
 
 def _mean(values: Floats) -> Estimate:
@@ -208,7 +302,7 @@ def _mean(values: Floats) -> Estimate:
 
 def _check(log: Logged) -> None:
     if not len(log.reward):
-        raise CanaryError("no logged answers: nothing to evaluate")
+        raise CanaryError("0 logged answers: nothing to evaluate; check the file and its columns")
     ranges = (
         ("reward", log.reward, 0.0),
         ("logged chance", log.logged_chance, np.finfo(np.float64).tiny),
@@ -222,139 +316,54 @@ def _check(log: Logged) -> None:
                 f"answer {row + 1}: {name} = {values[row]:g}; give values in 0..1"
                 f"{', above 0' if least else ''}"
             )
-    if (log.new_chance / log.logged_chance > log.most_weight * (1 + 1e-9)).any():
-        raise CanaryError(f"weights reach more than the {log.most_weight:g} said to be the most")
-
-
-# How many rewards of the average a choice's own are weighed against, where they are predicted.
-OWN_WEIGHT = 20.0
-
-
-@dataclass(frozen=True)
-class Policies:
-    """Which column names the policy of a row, which policy was logged and which is new.
-
-    A choice is what `action` says, in the circumstances that `given` says.
-    """
-
-    column: str
-    logged: str
-    new: str
-    action: str
-    given: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """The columns of the reward and of the logged chance, and the largest reward there is.
-
-    `most_weight` is the largest ratio of new to logged chance that can occur, where it is known.
-    """
-
-    reward: str
-    propensity: str
-    largest: float = 1.0
-    most_weight: float = np.inf
-
-
-def read_targets(file: Path, targets: Sequence[str], of: Rewards) -> dict[str, Logged]:
-    """Logged answers for each column that holds a new policy's chance of the answer given.
-
-    Raises:
-        DataError: the file cannot be read, a column is not there, or a value is no number.
-    """
-    names = [of.reward, of.propensity, *targets]
-    table = _table(file, names)
-    columns = {name: _numbers(file, table, name) for name in names}
-    return {
-        target: Logged(
-            reward=columns[of.reward] / of.largest,
-            logged_chance=columns[of.propensity],
-            new_chance=columns[target],
-            most_weight=of.most_weight,
+    if (log.new_chance / log.logged_chance > log.max_weight * (1 + 1e-9)).any():
+        most = float((log.new_chance / log.logged_chance).max())
+        raise CanaryError(
+            f"a weight is {most:g}, above the largest of {log.max_weight:g}; correct --most-weight"
         )
-        for target in targets
-    }
 
 
-def read_policies(file: Path, policies: Policies, of: Rewards) -> tuple[Logged, Floats]:
-    """Answers of the logged policy, and the rewards that the new one really got in this file.
-
-    The new policy's chances are counted in its own rows. Rewards are predicted from the answers
-    logged before, so that the doubly robust estimate stays unbiased.
-
-    Raises:
-        DataError: the file cannot be read, a column or a policy is not there, or a value is no
-            number.
-    """
-    names = [policies.column, policies.action, *policies.given, of.reward, of.propensity]
-    table = _table(file, names)
-    policy = np.array([str(row[policies.column]) for row in table])
-    for wanted in (policies.logged, policies.new):
-        if wanted not in policy:
-            raise DataError(
-                f"{file}: no rows of policy {wanted!r}; there are {', '.join(np.unique(policy))}"
-            )
-    rewards = _numbers(file, table, of.reward) / of.largest
-    choice, circumstance = _indexed(table, policies)
-    is_logged, is_new = policy == policies.logged, policy == policies.new
-    chances = _counted(choice[is_new], circumstance[is_new], choice.max(), circumstance.max())
-    rows = np.flatnonzero(is_logged)
-    predicted, prospect = _foresee(rewards[rows], choice[rows], circumstance[rows], chances)
-    logged_chance = _numbers(file, table, of.propensity)[rows]
-    cells = circumstance[rows] * chances.shape[1] + choice[rows]
-    logged = Logged(
-        reward=rewards[rows],
-        logged_chance=logged_chance,
-        new_chance=chances[circumstance[rows], choice[rows]],
-        most_weight=min(of.most_weight, _most_weight(cells, logged_chance, chances)),
-        predicted=predicted,
-        prospect=prospect,
-    )
-    return logged, rewards[is_new]
-
-
-def _counted(choice: Any, circumstance: Any, choices: int, circumstances: int) -> Floats:
-    """Chance of each choice in each circumstance, as often as it was taken there."""
-    counts = np.zeros((circumstances + 1, choices + 1))
-    np.add.at(counts, (circumstance, choice), 1)
+def _counted(choice: Indices, context: Indices, choices: int, contexts: int) -> Floats:
+    """The frequency of each choice in each context."""
+    counts = np.zeros((contexts + 1, choices + 1))
+    np.add.at(counts, (context, choice), 1)
     chances: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return chances
 
 
-def _most_weight(cells: Any, logged_chance: Floats, chances: Floats) -> float:
-    """The largest weight there can be, if the logged chances are always the same; else infinite."""
+def _max_weight(cells: Indices, logged_chance: Floats, chances: Floats) -> float:
+    """The largest possible weight if the logged chances are constant; else infinite."""
     least, most = np.full(chances.size, np.inf), np.zeros(chances.size)
     np.minimum.at(least, cells, logged_chance)
     np.maximum.at(most, cells, logged_chance)
-    wanted = chances.ravel() > 0
-    if not np.allclose(least[wanted], most[wanted], rtol=1e-9):
+    possible = chances.ravel() > 0
+    if not np.allclose(least[possible], most[possible], rtol=1e-9):
         return np.inf
-    return float((chances.ravel()[wanted] / least[wanted]).max())
+    return float((chances.ravel()[possible] / least[possible]).max())
 
 
-def _foresee(
-    rewards: Floats, choice: Any, circumstance: Any, chances: Floats
+def _predict(
+    rewards: Floats, choice: Indices, context: Indices, chances: Floats
 ) -> tuple[Floats, Floats]:
-    """For each answer the reward foreseen from those before it, and its mean under the policy."""
+    """Each answer's reward predicted from earlier answers, and its mean under the new policy."""
     sums, counts = np.zeros_like(chances), np.zeros_like(chances)
-    predicted, prospect = np.empty(len(rewards)), np.empty(len(rewards))
+    predicted, expected = np.empty(len(rewards)), np.empty(len(rewards))
     total = 0.0
-    for number, (reward, taken, here) in enumerate(zip(rewards, choice, circumstance, strict=True)):
+    for number, (reward, taken, here) in enumerate(zip(rewards, choice, context, strict=True)):
         average = total / number if number else 0.0
         row = (sums[here] + OWN_WEIGHT * average) / (counts[here] + OWN_WEIGHT)
-        predicted[number], prospect[number] = row[taken], row @ chances[here]
+        predicted[number], expected[number] = row[taken], row @ chances[here]
         sums[here, taken] += reward
         counts[here, taken] += 1
         total += reward
-    return predicted, prospect
+    return predicted, expected
 
 
-def _indexed(table: Sequence[Mapping[str, Any]], policies: Policies) -> tuple[Any, Any]:
+def _indexed(table: Sequence[Mapping[str, Any]], policies: Policies) -> tuple[Indices, Indices]:
     actions = [str(row[policies.action]) for row in table]
     givens = ["\0".join(str(row[name]) for name in policies.given) for row in table]
-    choice, circumstance = (np.unique(each, return_inverse=True)[1] for each in (actions, givens))
-    return choice, circumstance
+    choice, context = (np.unique(each, return_inverse=True)[1] for each in (actions, givens))
+    return choice, context
 
 
 def _table(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -363,7 +372,7 @@ def _table(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         for line in read_columns(file, names, command="ope")
     ]
     if not rows:
-        raise DataError(f"{file}: no rows to evaluate")
+        raise DataError(f"{file}: no rows to evaluate; check the file")
     return rows
 
 
@@ -371,4 +380,6 @@ def _numbers(file: Path, table: Sequence[Mapping[str, Any]], name: str) -> Float
     try:
         return np.array([float(row[name]) for row in table])
     except (TypeError, ValueError) as error:
-        raise DataError(f"{file}: column {name!r} holds what is no number: {error}") from error
+        raise DataError(
+            f"{file}: column {name!r} has a value that is not a number: {error}"
+        ) from error

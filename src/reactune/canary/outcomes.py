@@ -1,7 +1,4 @@
-"""What people did with each arm's tips: one row per unit, summed in SQL.
-
-What the sums say about the challenger is for `compare.py`.
-"""
+"""The outcomes of a rollout: one row per unit, counted in SQL over all tips that were shown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class KindCounts:
-    """Tips of one kind, and the positives among them, for each unit that got some of it."""
+    """Tips of one kind, and the positives among them, for each unit that was shown any."""
 
     unit: NDArray[np.int64]
     tips: Counts
@@ -33,13 +30,13 @@ class KindCounts:
 class Outcomes:
     """Units of one rollout in the order in which they were first shown a tip.
 
-    All arrays have one entry per unit. A unit belongs to the arm of its first tip, and all
-    its tips count there, whoever wrote them (intention to treat): answers of the champion for
-    a challenger that failed are `fallbacks` of the challenger's arm, and `fell_back` says it of
-    the unit's first tip alone. `share` is the chance that this unit had of the challenger;
-    `both_arms` marks units that later met the other arm. `repeats` are tips with the text of the
-    tip of that kind which the arm gave just before, to whomever. `earlier_...` is what the unit's
-    person was shown before it, in the rollout or outside. `kinds` splits tips and positives.
+    All arrays have one entry per unit. A unit belongs to the arm of its first tip, and all its
+    tips count there, whichever model wrote them (intention to treat): answers of the champion
+    for a challenger that failed are `fallbacks` of the challenger's arm, and `fell_back` marks
+    units whose first tip was one. `share` is the unit's chance of the challenger; `both_arms`
+    marks units that later met the other arm. `repeats` are tips with the same text as the arm's
+    previous tip of that kind, to any user. `earlier_...` counts what the unit's user was shown
+    before it, in the rollout or outside. `kinds` splits tips and positives.
     """
 
     unit_key: NDArray[np.str_]
@@ -84,10 +81,10 @@ def read_outcomes(
     rows = sorted(rows, key=lambda row: (row.first_shown_at, row.unit_key))
     place = {row.unit_key: number for number, row in enumerate(rows)}
     before = connection.execute(_history(rollout_id, labels, closed)).all()
-    positives, seen = (_column(rows, name, np.int64) for name in ("positives", "tips"))
-    earlier_tips, earlier_positives = earlier_by_person(
-        [row.person for row in rows],
-        seen,
+    positives, shown = (_column(rows, name, np.int64) for name in ("positives", "tips"))
+    earlier_tips, earlier_positives = earlier_by_user(
+        [row.user_key for row in rows],
+        shown,
         positives,
         before={row.user_key: (row.tips, row.positives) for row in before},
     )
@@ -108,18 +105,18 @@ def read_outcomes(
     )
 
 
-def earlier_by_person(
-    person: Sequence[str],
+def earlier_by_user(
+    users: Sequence[str],
     tips: Counts,
     positives: Counts,
     *,
     before: Mapping[str, tuple[int, int]],
 ) -> tuple[Counts, Counts]:
-    """Tips and positives of each unit's person in the units before it, and `before` all of them."""
-    so_far = {who: list(counts) for who, counts in before.items()}
+    """Tips and positives of each unit's user in earlier units, and `before` the first of them."""
+    so_far = {user: list(counts) for user, counts in before.items()}
     earlier = np.zeros((2, len(tips)), np.int64)
-    for number, who in enumerate(person):
-        counts = so_far.setdefault(who, [0, 0])
+    for number, user in enumerate(users):
+        counts = so_far.setdefault(user, [0, 0])
         earlier[:, number] = counts
         counts[0] += int(tips[number])
         counts[1] += int(positives[number])
@@ -131,10 +128,10 @@ def _column(rows: Sequence[Any], name: str, kind: type[Any]) -> NDArray[Any]:
 
 
 def _kinds(rows: Sequence[Any], place: Mapping[str, int]) -> dict[str, KindCounts]:
-    found: dict[str, list[tuple[int, int, int]]] = {}
+    counts: dict[str, list[tuple[int, int, int]]] = {}
     for row in rows:
-        found.setdefault(row.kind, []).append((place[row.unit_key], row.tips, row.positives))
-    columns = {kind: np.array(sorted(found[kind]), np.int64).T for kind in sorted(found)}
+        counts.setdefault(row.kind, []).append((place[row.unit_key], row.tips, row.positives))
+    columns = {kind: np.array(sorted(counts[kind]), np.int64).T for kind in sorted(counts)}
     return {kind: KindCounts(*values) for kind, values in columns.items()}
 
 
@@ -142,7 +139,7 @@ def _sums_by_unit(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
     of = tips.c
     return sa.select(
         of.unit_key,
-        sa.func.max(of.user_key).label("person"),
+        sa.func.max(of.user_key).label("user_key"),
         sa.func.max(sa.case((of.nth == 1, of.challenger))).label("challenger"),
         sa.func.max(sa.case((of.nth == 1, of.share))).label("share"),
         sa.func.max(sa.case((of.nth == 1, of.fallbacks))).label("fell_back"),
@@ -158,7 +155,7 @@ def _sums_by_unit(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
 def _sums_by_kind(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
     of = tips.c
     counts = sa.func.count().label("tips"), sa.func.sum(of.positives).label("positives")
-    # Exposures of people who were erased have no kind any more.
+    # Exposures of users who were erased have no kind any more.
     query = sa.select(of.unit_key, of.kind, *counts).where(of.kind != "")
     return query.group_by(of.unit_key, of.kind)
 
@@ -166,7 +163,7 @@ def _sums_by_kind(tips: sa.Subquery) -> sa.Select[*tuple[Any, ...]]:
 def _closed_tips(
     rollout_id: str, labels: LabelConfig, settings: CanaryConfig, closed: datetime
 ) -> sa.Subquery:
-    """Each tip that counts, as zeros and ones, numbered within its unit."""
+    """Each tip whose window has closed, as zeros and ones, numbered within its unit."""
     row = tip_scores.c
     in_time = (row.shown_at, row.tip_id)
     text_before = sa.func.lag(row.tip_content).over(
@@ -206,11 +203,11 @@ def _closed_tips(
 
 
 def _history(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Select[*tuple[Any, ...]]:
-    """What the rollout's people were shown before its first tip, and how much of it they did."""
+    """Tips and positives of the rollout's users before its first tip."""
     row = tip_scores.c
     here = sa.and_(row.rollout_id == rollout_id, row.shown_at <= closed)
     began = sa.select(sa.func.min(row.shown_at)).where(here).scalar_subquery()
-    people = sa.select(row.user_key).where(here)
+    users = sa.select(row.user_key).where(here)
     is_positive = label_rule(labels).positive_condition()
     return (
         sa.select(
@@ -219,7 +216,7 @@ def _history(rollout_id: str, labels: LabelConfig, closed: datetime) -> sa.Selec
             sa.func.sum(sa.case((is_positive, 1), else_=0)).label("positives"),
         )
         .where(
-            row.user_key.in_(people),
+            row.user_key.in_(users),
             row.source == labels.source,
             row.shown_at < began,
             sa.or_(row.rollout_id.is_(None), row.rollout_id != rollout_id),

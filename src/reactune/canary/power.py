@@ -1,7 +1,4 @@
-"""How much comes in, and how alike people's reactions are: what a plan needs to know.
-
-Counts in SQL; what a plan makes of it is for `planning.py`.
-"""
+"""The planned size of a rollout: how many units and tips until its verdict, at recent traffic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +11,14 @@ import numpy as np
 import sqlalchemy as sa
 from scipy.optimize import brentq
 
-from reactune.canary.outcomes import Counts, earlier_by_person
+from reactune.canary.outcomes import Counts, earlier_by_user
 from reactune.canary.sequential import (
     PROMOTION,
-    PROSPECT_END,
-    PROSPECT_START,
     TIMES,
     Floats,
     crossings,
     expected_rates,
+    futility_line,
     planned_multiplier,
 )
 from reactune.config.sections import CanaryConfig, LabelConfig
@@ -31,10 +27,12 @@ from reactune.records import Unit
 from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 
+RECENT_DAYS = 14
+
 
 @dataclass(frozen=True)
 class Step:
-    """A share of the challenger, and how many units it is kept for at least; the last for ever."""
+    """A share of the challenger, and the number of units it is kept for; the last has no end."""
 
     share: float
     units: int = 0
@@ -42,11 +40,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A rollout that promotes by `units` with the wanted chance, if the lift is there.
+    """A rollout that promotes by `units` with the wanted power, if the lift is there.
 
     Half of the rollouts with that lift have their verdict by `likely_units`, half of those with
-    none by `idle_units`. Units and tips are those of both arms. `planned_units` is what the
-    setting of that name has to be: the units at the first share that would tell as much.
+    none by `idle_units`. Units and tips are those of both arms. `planned_units` is the value for
+    the setting of that name: the units at the first share that carry as much information.
     """
 
     units: int
@@ -58,6 +56,21 @@ class Plan:
     planned_units: int
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Recent units per day, tips per unit, and the rate at which they are positive.
+
+    `correlation` is that of reactions within one unit, `explained` the part of the variance that
+    the covariate, the users' past, explains.
+    """
+
+    units_per_day: float
+    tips_per_unit: float
+    baseline: float
+    correlation: float
+    explained: float
+
+
 def plan(
     baseline: float,
     lift: float,
@@ -67,23 +80,26 @@ def plan(
     power: float = 0.8,
     tips_per_unit: float = 1.0,
     correlation: float = 0.0,
-    foreseen: float = 0.0,
+    explained: float = 0.0,
 ) -> Plan:
-    """The smallest rollout in which bounds that are read all the time promote with this chance.
+    """The smallest rollout that promotes with this power when its bounds are read all the time.
 
-    `baseline` is the champion's positives per tip, `lift` the difference to be found,
-    `steps` the shares one after the other, `correlation` that of reactions within one unit,
-    `foreseen` the part of the variance that people's past explains. The sum behind the estimate
-    moves like a Brownian motion whose drift at the planned end is `lift` over its standard error
-    there; `passage.py` says with which drift it is promoted.
+    `baseline` is the champion's positives per tip, `lift` the difference to detect, `steps` the
+    shares in order; see `Traffic` for the rest. The sum behind the estimate moves like a Brownian
+    motion whose drift at the planned end is `lift` over its standard error there.
 
     Raises:
         CanaryError: a value for which no finite plan exists.
     """
-    _check(baseline, lift, steps, alpha, power, tips_per_unit, correlation, foreseen)
+    for step in steps:
+        _check_between("share", step.share, low=0, high=1)
+    _check_between("power", power, low=0.05, high=1)
+    _check_between("alpha", alpha, low=0, high=0.5)
+    _check_rates(baseline, lift)
+    _check_traffic(tips_per_unit, correlation, explained)
     spread = baseline * (1 - baseline) * (1 + (tips_per_unit - 1) * correlation) / tips_per_unit
     drift = needed_drift(alpha, power)
-    weight = (drift / lift) ** 2 * spread * (1 - foreseen)
+    weight = (drift / lift) ** 2 * spread * (1 - explained)
     likely, idle = (median_end(alpha, each) for each in (drift, 0.0))
     units, likely_units, idle_units = (units_for(weight * t, steps) for t in (1.0, likely, idle))
     first = steps[0].share
@@ -100,19 +116,19 @@ def plan(
 
 @cache
 def needed_drift(alpha: float, power: float) -> float:
-    """Standard errors, at the planned end, that a lift needs to be promoted with this chance."""
-    upper, lower = _bounds(alpha)
+    """Standard errors, at the planned end, of a lift that is promoted with this power."""
+    upper, lower = _boundaries(alpha)
 
-    def lacking(drift: float) -> float:
+    def missing(drift: float) -> float:
         return float(crossings(upper, lower, drift=drift)[0][-1]) - power
 
-    return float(brentq(lacking, 0.0, 30.0, xtol=1e-3))
+    return float(brentq(missing, 0.0, 30.0, xtol=1e-3))
 
 
 @cache
 def median_end(alpha: float, drift: float) -> float:
     """The part of the plan by which half of the rollouts with this drift have their verdict."""
-    above, below = crossings(*_bounds(alpha), drift=drift)
+    above, below = crossings(*_boundaries(alpha), drift=drift)
     return float(np.interp(0.5, above + below, TIMES))
 
 
@@ -139,77 +155,20 @@ def challenger_units(units: int, steps: Sequence[Step]) -> float:
     return on_challenger + units * steps[-1].share
 
 
-def _bounds(alpha: float) -> tuple[Floats, Floats]:
-    """What promotes, and where promotion is out of prospect, on the scale of `crossings`."""
-    chance = PROMOTION * alpha
-    goal = planned_multiplier(1.0, alpha, chance=chance)
-    upper = planned_multiplier(TIMES, alpha, chance=chance) * np.sqrt(TIMES)
-    return upper, goal * (PROSPECT_START + (PROSPECT_END - PROSPECT_START) * TIMES)
-
-
-def _check(
-    baseline: float,
-    lift: float,
-    steps: Sequence[Step],
-    alpha: float,
-    power: float,
-    tips_per_unit: float,
-    correlation: float,
-    foreseen: float,
-) -> None:
-    _check_between("baseline", baseline, low=0, high=1)
-    for step in steps:
-        _check_between("share", step.share, low=0, high=1)
-    _check_between("power", power, low=0.05, high=1)
-    _check_between("alpha", alpha, low=0, high=0.5)
-    if not 1 <= tips_per_unit < inf or not 0 <= correlation <= 1 or not 0 <= foreseen < 1:
-        raise CanaryError(
-            f"tips_per_unit = {tips_per_unit}, correlation = {correlation}, "
-            f"foreseen = {foreseen}: give at least 1 tip, a correlation in 0..1, and a part below 1"
-        )
-    if lift <= 0 or not baseline + lift <= 1:
-        raise CanaryError(
-            f"lift = {lift}: with baseline = {baseline} it must lead to a higher rate, at most 1"
-        )
-
-
-def _check_between(name: str, value: float, *, low: float, high: float) -> None:
-    if not low < value < high:
-        raise CanaryError(f"{name} = {value}: give a value between {low} and {high}, both excluded")
-
-
-RECENT_DAYS = 14
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Recent units per day, tips per unit, and the rate at which they are positive.
-
-    `correlation` is that of reactions within one unit, `foreseen` the part of the variance that
-    people's past explains.
-    """
-
-    units_per_day: float
-    tips_per_unit: float
-    baseline: float
-    correlation: float
-    foreseen: float
-
-
 def read_traffic(
     connection: sa.Connection, *, labels: LabelConfig, settings: CanaryConfig, now: datetime
 ) -> Traffic | None:
-    """The traffic of the last two weeks, whoever wrote the tips; None where nothing was shown."""
+    """The traffic of the last two weeks under any model; None if nothing was shown."""
     since = now - timedelta(days=RECENT_DAYS)
     closed = now - timedelta(seconds=settings.window_seconds)
     row = tip_scores.c
+    is_positive = label_rule(labels).positive_condition()
     unit: dict[Unit, tuple[sa.ColumnElement[Any], ...]] = {
         "tip": (row.tip_id,),
         "user_day": (_day(connection, row.shown_at),),
         "user": (),
     }
     first = sa.func.min(row.shown_at)
-    is_positive = label_rule(labels).positive_condition()
     query = (
         sa.select(
             row.user_key,
@@ -232,10 +191,15 @@ def read_traffic(
 
 
 def measure(
-    tips: Counts, positives: Counts, person: list[str], *, settings: CanaryConfig, days: float
+    tips: Counts,
+    positives: Counts,
+    users: Sequence[str],
+    *,
+    settings: CanaryConfig,
+    days: float,
 ) -> Traffic:
-    """What units of so many days, in the order of time, say about those to come."""
-    earlier_tips, earlier_positives = earlier_by_person(person, tips, positives, before={})
+    """The traffic in the units of so many days, oldest first."""
+    earlier_tips, earlier_positives = earlier_by_user(users, tips, positives, before={})
     expected = expected_rates(
         tips,
         positives,
@@ -244,28 +208,50 @@ def measure(
         own_weight=settings.own_weight,
     )
     baseline = float(positives.sum() / tips.sum())
-    plain = float(((positives - tips * baseline) ** 2).sum())
-    left = float(((positives - tips * expected) ** 2).sum())
+    total = float(((positives - tips * baseline) ** 2).sum())
+    residual = float(((positives - tips * expected) ** 2).sum())
     single = baseline * (1 - baseline)
     pairs = float((tips * (tips - 1)).sum())
-    correlation = (plain / single - tips.sum()) / pairs if single and pairs else 0.0
+    correlation = (total / single - tips.sum()) / pairs if single and pairs else 0.0
     return Traffic(
         units_per_day=len(tips) / days,
         tips_per_unit=float(tips.mean()),
         baseline=baseline,
         correlation=float(np.clip(correlation, 0, 1)),
-        foreseen=float(np.clip(1 - left / plain, 0, 0.95)) if plain else 0.0,
+        explained=float(np.clip(1 - residual / total, 0, 0.95)) if total else 0.0,
     )
 
 
+def _boundaries(alpha: float) -> tuple[Floats, Floats]:
+    """What promotes, and what is futile, on the scale of `crossings`."""
+    upper = planned_multiplier(TIMES, alpha, chance=PROMOTION * alpha) * np.sqrt(TIMES)
+    return upper, futility_line(TIMES, alpha)
+
+
 def _day(connection: sa.Connection, time: sa.ColumnElement[datetime]) -> sa.ColumnElement[object]:
-    """The UTC day of a time, in the words of the database."""
+    """The UTC day of a time, in the database's dialect."""
     if connection.dialect.name == "postgresql":
         return sa.cast(sa.func.timezone("UTC", time), sa.Date)
     return sa.func.date(time)
 
 
-def unit_days(unit: Unit) -> str:
-    """What a unit is called in a sentence."""
-    names: dict[Unit, str] = {"tip": "tips", "user_day": "person-days", "user": "people"}
-    return names[unit]
+def _check_rates(baseline: float, lift: float) -> None:
+    _check_between("baseline", baseline, low=0, high=1)
+    if lift <= 0 or not baseline + lift <= 1:
+        raise CanaryError(
+            f"lift = {lift}: with baseline = {baseline} give one that leads to a higher rate, "
+            "at most 1"
+        )
+
+
+def _check_traffic(tips_per_unit: float, correlation: float, explained: float) -> None:
+    if not 1 <= tips_per_unit < inf or not 0 <= correlation <= 1 or not 0 <= explained < 1:
+        raise CanaryError(
+            f"tips_per_unit = {tips_per_unit}, correlation = {correlation}, explained = "
+            f"{explained}: give at least 1 tip, a correlation in 0..1, and a part below 1"
+        )
+
+
+def _check_between(name: str, value: float, *, low: float, high: float) -> None:
+    if not low < value < high:
+        raise CanaryError(f"{name} = {value}: give a value between {low} and {high}, both excluded")

@@ -1,6 +1,8 @@
-"""The shadow phase: a challenger answers beside the champion, and nobody sees what it writes.
+"""What is live, and every change of it: one transaction each, and safe to repeat.
 
-Counts in, a decision out: may people meet it? Whether they like it, only reactions tell.
+A rollout opens in the shadow phase or at the first share of users, grows along the ramp, and ends
+with a promotion or a rollback. In the shadow phase the challenger answers beside the champion, and
+nobody sees its answers; `judge_shadow` decides from their counts whether users may.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +20,33 @@ from reactune.store.schema import silent_answers
 
 @dataclass(frozen=True)
 class Holdback:
-    """The share of units that keeps the former champion, and the salt that draws them."""
+    """The share of units that keep the former champion, and the salt that selects them."""
 
     share: float
     salt: str
+
+
+@dataclass(frozen=True)
+class ShadowReport:
+    """How many shadow answers there are, and how many had a fault.
+
+    `failed` have no text, `refused` one that the guard blocks, `slow` a good one after more than
+    `slow_ms`; an answer counts in one of the three at most. For `misread` ones the model server
+    counted other prompt tokens than our template has: it applies another template.
+    """
+
+    answers: int
+    failed: int
+    refused: int
+    slow: int
+    misread: int
+
+    def line(self) -> str:
+        """One line for the operator."""
+        return (
+            f"{self.answers:,} shadow answers: {self.failed:,} failed, {self.refused:,} refused "
+            f"by the guard, {self.slow:,} slow, {self.misread:,} with another prompt template"
+        )
 
 
 def bootstrap_champion(
@@ -62,17 +87,20 @@ def bootstrap_champion(
 def open_rollout(
     engine: sa.Engine, challenger: int, *, settings: CanaryConfig, salt: str, now: datetime
 ) -> Rollout:
-    """Put a challenger beside the champion, silently or at the first share; may be repeated.
+    """Open a rollout in the shadow phase or at the first share; repeating it changes nothing.
 
-    The salt must be new and random: it draws the units of this rollout afresh. Unit, planned
-    size and first share stay as they are written here, whatever the settings say later.
+    The salt must be new and random, so that this rollout's units are drawn independently of the
+    last one's. Unit, planned size and first share are fixed here; later settings do not change
+    them.
 
     Raises:
-        CanaryError: no champion yet, a rollout already open, an unknown version, or a share
-            of nobody or everybody.
+        CanaryError: nothing is live yet, another rollout is open, the version is unknown, or the
+            share leaves one arm empty.
     """
     if not 0 < settings.share < 1:
-        raise CanaryError(f"canary.share = {settings.share}: a rollout needs people in both arms")
+        raise CanaryError(
+            f"canary.share = {settings.share}: one arm stays empty; set it between 0 and 1"
+        )
     with database.writing(engine) as connection:
         live = _locked(connection)
         if live.challenger == challenger:
@@ -161,6 +189,48 @@ def record_wait(engine: sa.Engine, rollout: Rollout, why: Reason) -> Rollout:
         return live
 
 
+def read_shadow(connection: sa.Connection, rollout_id: str, *, slow_ms: int) -> ShadowReport:
+    """The counts of a rollout's shadow answers so far."""
+    of = silent_answers.c
+    passed = of.verdict == "passed"
+    none = of.verdict.in_(("error", "timeout"))
+    faults = {
+        "failed": none,
+        "refused": sa.not_(passed | none),
+        "slow": passed & (of.answer_ms > slow_ms),
+        "misread": of.tokens_read != of.prompt_tokens,
+    }
+    counts = [sa.func.count().filter(fault).label(name) for name, fault in faults.items()]
+    query = sa.select(sa.func.count().label("answers"), *counts)
+    row = connection.execute(query.where(of.rollout_id == rollout_id)).mappings().one()
+    return ShadowReport(**row)
+
+
+def judge_shadow(report: ShadowReport, *, settings: CanaryConfig) -> Decision:
+    """Roll back a challenger with too many faults; otherwise wait, for answers or for users."""
+    faults = report.failed + report.refused + report.slow
+    allowed = settings.shadow_faults * max(report.answers, settings.shadow_answers)
+    numbers = {**asdict(report), "allowed": settings.shadow_faults, "of": settings.shadow_answers}
+    if report.misread:
+        reason = f"the model server applies another prompt template: {report.line()}"
+        return Decision("roll back", reason, numbers)
+    if faults > allowed:
+        return Decision("roll back", f"shadow phase failed: {report.line()}", numbers)
+    if report.answers < settings.shadow_answers:
+        reason = f"{report.answers:,} of {settings.shadow_answers:,} shadow answers"
+        return Decision("wait", reason, numbers)
+    return Decision("wait", f"shadow phase passed: {report.line()}", numbers)
+
+
+def first_share(
+    report: ShadowReport, decision: Decision, *, settings: CanaryConfig
+) -> float | None:
+    """The share of users after a passed shadow phase; None while that is not over."""
+    if decision.verdict != "wait" or report.answers < settings.shadow_answers:
+        return None
+    return settings.share
+
+
 def _close(
     engine: sa.Engine,
     rollout: Rollout,
@@ -208,69 +278,3 @@ def _check_registered(connection: sa.Connection, version: int) -> None:
     known = [model.version for model in queries.all_model_versions(connection)]
     if version not in known:
         raise CanaryError(f"version {version} is not registered; known versions: {known}")
-
-
-@dataclass(frozen=True)
-class Silence:
-    """How many silent answers there are, and what was wrong with some.
-
-    Each has one of the first three faults at most.
-
-    `failed` gave no text, `refused` one that the guard does not let pass, `slow` a good one after
-    more than `slow_ms`. `misread` are those for which the model server counted other prompt
-    tokens than our template gives: it applies another one.
-    """
-
-    answers: int
-    failed: int
-    refused: int
-    slow: int
-    misread: int
-
-    def line(self) -> str:
-        """One line for the person at the terminal."""
-        return (
-            f"{self.answers:,} silent answers: {self.failed:,} failed, {self.refused:,} refused "
-            f"by the guard, {self.slow:,} slow, {self.misread:,} read by another template"
-        )
-
-
-def read_silence(connection: sa.Connection, rollout_id: str, *, slow_ms: int) -> Silence:
-    """What is known of a rollout's silent answers by now."""
-    of = silent_answers.c
-    passed = of.verdict == "passed"
-    none = of.verdict.in_(("error", "timeout"))
-    faults = {
-        "failed": none,
-        "refused": sa.not_(passed | none),
-        "slow": passed & (of.answer_ms > slow_ms),
-        "misread": of.tokens_read != of.prompt_tokens,
-    }
-    counts = [sa.func.count().filter(fault).label(name) for name, fault in faults.items()]
-    query = sa.select(sa.func.count().label("answers"), *counts)
-    row = connection.execute(query.where(of.rollout_id == rollout_id)).mappings().one()
-    return Silence(**row)
-
-
-def judge_silence(seen: Silence, *, settings: CanaryConfig) -> Decision:
-    """Roll back a challenger that is not fit to be met; otherwise wait, for answers or people."""
-    faults = seen.failed + seen.refused + seen.slow
-    allowed = settings.shadow_faults * max(seen.answers, settings.shadow_answers)
-    numbers = {**asdict(seen), "allowed": settings.shadow_faults, "of": settings.shadow_answers}
-    if seen.misread:
-        return Decision(
-            "roll back", f"its prompts are read by another template: {seen.line()}", numbers
-        )
-    if faults > allowed:
-        return Decision("roll back", f"not fit to be met: {seen.line()}", numbers)
-    if seen.answers < settings.shadow_answers:
-        told = f"{seen.answers:,} of {settings.shadow_answers:,} silent answers"
-        return Decision("wait", told, numbers)
-    return Decision("wait", f"fit to be met: {seen.line()}", numbers)
-
-
-def first_share(seen: Silence, decision: Decision, *, settings: CanaryConfig) -> float | None:
-    """The share with which people meet it, or None as long as there are too few silent answers."""
-    if decision.verdict != "wait" or seen.answers < settings.shadow_answers:
-        return None
-    return settings.share

@@ -1,7 +1,4 @@
-"""Which arm answers: a pure function of unit, salt and share.
-
-What is live, and at what share, is for `rollout.py`; exposures are written by the service.
-"""
+"""Which arm answers: a pure function of unit, salt and share, as in GrowthBook's SDKs."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -35,7 +32,7 @@ def bucket(unit_value: str, *, salt: str) -> int:
 
 
 def bucket_after(salt_hash: int, unit_value: str) -> int:
-    """`bucket`, with the hash of the salt computed before: for those who route many units."""
+    """`bucket` with a salt that was hashed before, for callers that route many units."""
     return fnv1a32(str(fnv1a32(unit_value, start=salt_hash))) % BUCKETS
 
 
@@ -61,22 +58,17 @@ def equal_weights(count: int) -> tuple[float, ...]:
     return (1 / count,) * count if count > 0 else ()
 
 
-def choose(place: float, ranges: Sequence[tuple[float, float]]) -> int | None:
-    """Which of the half-open ranges holds a place in [0, 1); None where no range does."""
-    return next((n for n, (low, high) in enumerate(ranges) if low <= place < high), None)
-
-
 def route(unit_value: str, *, salt: str, share: float) -> Arm:
     """The arm of a unit; the challenger holds the buckets in [0, share).
 
     Raising the share never moves a unit away from the challenger. The share is rounded to
-    the 10,000 buckets; `propensity` tells the chance that follows.
+    the 10,000 buckets; `propensity` is the chance that follows.
     """
     return "challenger" if bucket(unit_value, salt=salt) < challenger_buckets(share) else "champion"
 
 
 def propensity(arm: Arm, share: float) -> float:
-    """Chance with which `route` gives this arm to a fresh unit; logged with every exposure."""
+    """Chance with which `route` assigns a new unit to this arm; logged with every exposure."""
     buckets = challenger_buckets(share)
     return (buckets if arm == "challenger" else BUCKETS - buckets) / BUCKETS
 
@@ -84,19 +76,18 @@ def propensity(arm: Arm, share: float) -> float:
 def unit_key(unit: Unit, *, tip_id: str, user_key: str, at: datetime) -> str:
     """What is routed as one: the tip itself, all tips of a user on one UTC day, or all of a user.
 
-    People are named by `short_key`, since the hash that draws arms reads every digit.
-
-    With `user_day` a user may meet both models, on different days; with `user` the difference
-    between people stands in every comparison, so it wants CUPED.
+    A user stands in it by `short_key`, as the hash that draws arms reads every digit. With
+    `user_day` a user may meet both models, on different days; with `user` the differences between
+    users stay in every comparison, which CUPED reduces.
     """
     if unit == "tip":
         return tip_id
-    person = short_key(user_key)
-    return person if unit == "user" else day_start(at) + person
+    user = short_key(user_key)
+    return user if unit == "user" else day_start(at) + user
 
 
 def day_start(at: datetime) -> str:
-    """What all units of a UTC day begin with, so that it can be hashed once for all of them."""
+    """The prefix of all units of a UTC day, so that it can be hashed once for all of them."""
     return f"{at.astimezone(UTC):%Y-%m-%d}:"
 
 

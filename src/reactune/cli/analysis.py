@@ -1,4 +1,4 @@
-"""Commands that weigh without acting: compare a file, plan a rollout, evaluate logged choices."""
+"""Commands that change nothing: compare a file, plan a rollout, evaluate logged choices."""
 
 import sys
 from datetime import UTC, datetime
@@ -29,12 +29,12 @@ PICTURE_OPTION = click.option(
 @click.option(
     "--champion", default="", help="Arm compared with.  [default: champion, or the first]"
 )
-@click.option("--unit", default="", help="Column of whom or what was drawn as one.")
+@click.option("--unit", default="", help="Column of the unit of assignment, such as the user.")
 @click.option("--by", default="", help="Column whose values are compared separately.")
 @click.option("--reaction", default="reaction", show_default=True, help="Column of the reaction.")
 @click.option("--positive", multiple=True, help="Reaction that counts.  [default: done]")
 @click.option("--dwell", default="", help="Column of the dwell time: the label rule applies to it.")
-@click.option("--count", default="", help="Column that says for how many tips a row stands.")
+@click.option("--count", default="", help="Column of the number of tips that a row stands for.")
 @click.option("--tips", default="", help="Column of counted tips, instead of reactions.")
 @click.option("--positives", default="", help="Column of counted positives, with --tips.")
 @click.option("--time", default="", help="Column that orders rows, for a file that grows.")
@@ -43,18 +43,18 @@ PICTURE_OPTION = click.option(
     "shares",
     multiple=True,
     metavar="ARM=SHARE",
-    help="Share an arm was drawn by; may be repeated.  [default: all alike]",
+    help="Share an arm was assigned by; may be repeated.  [default: all alike]",
 )
 @click.option(
     "--looks",
     type=click.Choice(["once", "many"]),
     default="once",
     show_default=True,
-    help="Whether the file is looked at once, or again whenever it has grown.",
+    help="Whether the file is read once, or again whenever it has grown.",
 )
 @click.option(
     "--planned", type=click.IntRange(1), default=5_000, show_default=True,
-    help="Units at which bounds are tightest, with --looks many; fix it before the first look.",
+    help="Units at which bounds are tightest, with --looks many; fix it before the first reading.",
 )  # fmt: skip
 @PICTURE_OPTION
 @click.pass_obj
@@ -75,14 +75,14 @@ def compare(
     """Compare the arms of any file of reactions.
 
     JSONL (also .gz), CSV or Parquet, one row a tip or one row a count; `a.b` names the key b in
-    column a. Exit code 0: compared, whatever came out; 3: something was refused, because units
-    and shares do not match, units met several arms, or an arm is missing.
+    column a. Exit code 0: compared, whatever the result; 3: a comparison was refused, because
+    units and shares do not match, units met several arms, or an arm is missing.
 
     \b
     $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
     $ reactune compare tests.parquet --by test --rows-are-arms --tips shown --positives clicks
     """
-    from reactune.analysis import compare as trials
+    from reactune.analysis import compare as comparing
     from reactune.analysis.tables import Columns
     from reactune.pages import plots
 
@@ -93,31 +93,31 @@ def compare(
     if picture is not None:
         plots.check_ending(picture)
     settings = session.config()
-    asked = trials.Asked(
+    options = comparing.Options(
         positive=frozenset(positive or ("done",)),
         champion=champion,
-        shares=trials.parse_shares(shares),
+        shares=comparing.parse_shares(shares),
         looks="many" if looks == "many" else "once",
         alpha=settings.canary.alpha,
         srm_alpha=settings.canary.srm_alpha,
         planned_units=planned,
     )
     named = Columns(arm=() if rows_are_arms else arm or ("arm",), **columns)
-    found = trials.compare_file(file, named, asked, settings.labels)
-    for line in trials.report(found):
+    trials = comparing.compare_file(file, named, options, settings.labels)
+    for line in comparing.report(trials):
         click.echo(line)
     if picture is not None:
-        rows = trials.intervals_of(found)
+        rows = comparing.intervals_of(trials)
         plots.save_intervals(picture, "difference in points", rows, reference=0)
-    sys.exit(REFUSED if any(trial.refusal for trial in found) else 0)
+    sys.exit(REFUSED if any(trial.refusal for trial in trials) else 0)
 
 
 @click.command
 @click.option("--baseline", type=NUMBER, help="Champion's positives per tip.  [default: recent]")
-@click.option("--lift", type=NUMBER, default=0.03, show_default=True, help="Difference to find.")
-@click.option("--power", type=NUMBER, default=0.8, show_default=True, help="Chance to find it.")
+@click.option("--lift", type=NUMBER, default=0.03, show_default=True, help="Difference to detect.")
+@click.option("--power", type=NUMBER, default=0.8, show_default=True, help="Chance to detect it.")
 @click.option("--units-per-day", type=NUMBER, help="Units a day.  [default: recent]")
-@click.option("--tips-per-unit", type=NUMBER, help="Tips a unit gets.  [default: recent]")
+@click.option("--tips-per-unit", type=NUMBER, help="Tips per unit.  [default: recent]")
 @PICTURE_OPTION
 @click.pass_obj
 def plan(
@@ -132,33 +132,33 @@ def plan(
     """Say how many tips and days a rollout takes.
 
     For shares of 5 to 50 % and for the ramp of the settings, at the traffic of the last two weeks
-    in the database, where there is one.
+    in the database, if there is one.
 
     \b
     $ reactune plan --baseline 0.2 --lift 0.03
     """
-    from reactune.analysis import plan as forecast
+    from reactune.analysis import plan as planning
     from reactune.pages import plots
 
     if picture is not None:
         plots.check_ending(picture)
     config = session.config()
-    traffic = forecast.assumed_traffic(
-        forecast.recent_traffic(config, now=datetime.now(UTC)),
+    traffic = planning.assumed_traffic(
+        planning.recent_traffic(config, now=datetime.now(UTC)),
         baseline=baseline,
         units_per_day=units_per_day,
         tips_per_unit=tips_per_unit,
     )
-    options = forecast.plan_options(config.canary, traffic, lift, power=power)
-    for line in forecast.plan_lines(options, traffic, lift, settings=config.canary):
+    options = planning.plan_options(config.canary, traffic, lift, power=power)
+    for line in planning.plan_lines(options, traffic, lift, settings=config.canary):
         click.echo(line)
     if picture is not None:
-        plots.save_plans(picture, forecast.axis_of(options), forecast.bars_of(options))
+        plots.save_plans(picture, planning.axis_of(options), planning.bars_of(options))
 
 
 @click.command
 @click.argument("file", type=FILE)
-@click.option("--reward", default="reward", show_default=True, help="Column of what was earned.")
+@click.option("--reward", default="reward", show_default=True, help="Column of the reward.")
 @click.option("--largest", type=NUMBER, default=1.0, show_default=True, help="Largest reward.")
 @click.option("--propensity", default="propensity", show_default=True,
               help="Column of the logged policy's chance of the answer it gave.")  # fmt: skip
@@ -166,12 +166,14 @@ def plan(
               "answer; several are ranked.")  # fmt: skip
 @click.option("--policy", default="", help="Column that names each row's policy, instead.")
 @click.option("--from", "logged", default="", help="Policy whose log is used.")
-@click.option("--to", "new", default="", help="Policy evaluated; its chances are counted.")
+@click.option("--to", "new", default="", help="Policy to evaluate; its chances are counted.")
 @click.option("--action", default="", help="Column of what was chosen.")
-@click.option("--given", multiple=True, help="Column of the circumstances; may be repeated.")
+@click.option("--given", multiple=True, help="Column of the context; may be repeated.")
 @click.option("--most-weight", type=NUMBER, default=float("inf"), help="Largest ratio of new to "
-              "logged chance that can occur, where known: tightens the upper bound.")  # fmt: skip
-@click.option("--clip", type=NUMBER, default=float("inf"), help="Cut weights here.  [default: not]")
+              "logged chance that can occur, if known: tightens the upper bound.")  # fmt: skip
+@click.option(
+    "--clip", type=NUMBER, default=float("inf"), help="Clip weights here.  [default: not]"
+)
 @click.pass_obj
 def ope(
     session: Session,
@@ -192,7 +194,7 @@ def ope(
 
     Inverse propensity, self-normalised and doubly robust estimates, with bounds that hold at any
     length of the log. This may veto or rank, and never promotes. Exit code 0: evaluated; 3: the
-    log tells too little of one of the policies.
+    log is too small for a conclusion on one of the policies.
 
     \b
     $ reactune ope log.jsonl --target new_chance
@@ -210,26 +212,29 @@ def ope(
         chosen = offpolicy.Policies(policy, logged, new, action, given)
         log, earned = offpolicy.read_policies(file, chosen, columns)
         logs = {new: log}
-        known = f"{new} really earned {earned.mean():.5f} of {len(earned):,} answers in this file"
+        known = f"{new} earned {earned.mean():.5f} of {len(earned):,} answers in this file"
     else:
         logs = offpolicy.read_targets(file, targets, columns)
-    found = {name: offpolicy.evaluate(each, alpha=alpha, clip=clip) for name, each in logs.items()}
-    _tell(found, known)
-    sys.exit(REFUSED if any(each.standing == "unknown" for each in found.values()) else 0)
+    evaluations = {
+        name: offpolicy.evaluate(each, alpha=alpha, clip=clip) for name, each in logs.items()
+    }
+    _report(evaluations, known)
+    is_unknown = any(each.conclusion == "unknown" for each in evaluations.values())
+    sys.exit(REFUSED if is_unknown else 0)
 
 
-def _tell(found: "dict[str, Evaluation]", known: str) -> None:
+def _report(evaluations: "dict[str, Evaluation]", known: str) -> None:
     from reactune.analysis.offpolicy import lines_of, rank
 
-    for name, each in found.items():
+    for name, each in evaluations.items():
         for line in lines_of(name, each):
             click.echo(line)
     if known:
         click.echo(known)
-    if len(found) > 1:
-        names = list(found)
-        order = ", ".join(names[n] for n in rank(list(found.values()))) or "none"
-        click.echo(f"in this order by what is sure: {order}")
+    if len(evaluations) > 1:
+        names = list(evaluations)
+        order = ", ".join(names[n] for n in rank(list(evaluations.values()))) or "none"
+        click.echo(f"ranked by lower bound: {order}")
 
 
 COMMANDS = (compare, plan, ope)

@@ -116,13 +116,14 @@ def _rates(outcomes: Outcomes) -> dict[str, str]:
 
 def _reactions(config: Config, rollout: Rollout, outcomes: Outcomes) -> Section:
     path = bounds_over_time(outcomes, settings=config.canary, planned_units=rollout.planned_units)
-    known = len(path.estimate)
+    effect = path.effect
+    known = len(effect.estimate)
     units = [(place + 1) * len(outcomes.tips) / max(known, 1) for place in range(known)]
     picture = plots.bounds(
         units,
-        path.estimate.tolist(),
-        path.low.tolist(),
-        path.high.tolist(),
+        effect.estimate.tolist(),
+        effect.low.tolist(),
+        effect.high.tolist(),
         share_steps=_steps(outcomes),
     )
     return Section(
