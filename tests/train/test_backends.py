@@ -14,6 +14,7 @@ from reactune.errors import TrainingError
 from reactune.train.backends import (
     BACKENDS,
     OWN,
+    environment,
     folder_of,
     has_gpu,
     install,
@@ -22,7 +23,7 @@ from reactune.train.backends import (
     usable_methods,
 )
 from reactune.train.job import COLUMNS, read_rows, write_job
-from reactune.train.trainer import environment, plan_job, train
+from reactune.train.trainer import plan_job, train
 
 
 def job_of(method, tiny, rows, settings):

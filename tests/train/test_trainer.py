@@ -20,7 +20,7 @@ from reactune.train.job import tokens_of, write_job
 from reactune.train.trainer import (
     MIN_PAIRS,
     is_same_job,
-    last_word,
+    last_error,
     plan_job,
     read_progress,
     rows_by_method,
@@ -202,9 +202,9 @@ def test_what_a_workers_error_was_is_found_among_the_pages_of_its_launcher(tmp_p
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
         "====================\n"
     )
-    assert last_word(log) == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert last_error(log) == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     log.write_text("killed by somebody\n=======\n")
-    assert last_word(log) == "killed by somebody"
+    assert last_error(log) == "killed by somebody"
 
 
 def test_a_method_without_rows_is_named(tiny, rows, tmp_path):

@@ -1,6 +1,6 @@
-"""Makes the environments of back-ends that cannot live in ours, and says which are there.
+"""Where a trainer runs: its library, the environment that has it, and the command line.
 
-What a back-end needs is in `backends.py` and in the files of pinned requirements.
+A back-end that cannot share our environment gets one of its own, made of pinned requirements.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+import reactune
 from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.process import child_environment
@@ -23,6 +24,7 @@ from reactune.records import write_atomically
 from reactune.runs.folders import lock
 from reactune.train.job import METHODS, JobMethod
 
+PACKAGE = Path(reactune.__file__).parent
 MADE = "reactune.json"  # written last into an environment: what it was made from
 PROBE_SECONDS = 300
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
@@ -51,23 +53,168 @@ BACKENDS = {
         "reactune.train.with_axolotl", (), ("torch==2.13.0", "triton"), kto_losses=("kto",)
     ),
 }
+OWN = tuple(name for name, backend in BACKENDS.items() if backend.torch)
 
 
-def requirements_of(name: str) -> Path:
-    """The file of pinned requirements of a back-end with an environment of its own."""
-    return Path(__file__).parent / "requirements" / f"{name}.txt"
+def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
+    """The methods that the back-end trains on this machine; without a GPU they are fewer.
+
+    Raises:
+        TrainingError: its environment or its launcher is missing, or it cannot train the method
+            of the settings on this machine.
+    """
+    backend = BACKENDS[settings.backend]
+    python = python_of(settings)
+    if settings.launcher == "ray" and not has_module(python, "ray"):
+        raise TrainingError(
+            f"[train] launcher = 'ray', but {python} has none; run `{python} -m pip install "
+            "'ray[train]'`, or take launcher = 'torchrun'"
+        )
+    if settings.mlflow_experiment:
+        require_mlflow(settings.mlflow_experiment, python)
+    has_all = backend.without_gpu == METHODS or has_gpu(python)
+    able: tuple[JobMethod, ...] = METHODS if has_all else backend.without_gpu
+    if settings.kto_loss not in backend.kto_losses:
+        able = tuple(method for method in able if method != "kto")
+    if able and settings.method in ("auto", *able):
+        return able
+    why = f"with kto_loss = {settings.kto_loss!r}"
+    if not has_all:
+        why = f"without a GPU, and {python} sees none (torch.cuda.is_available() is false)"
+    raise TrainingError(
+        f"[train] backend = {settings.backend!r} trains {' and '.join(able) or 'nothing'} {why}; "
+        f"method = {settings.method!r} needs another machine, another kto_loss, or backend = 'trl'"
+    )
 
 
-def digest_of(name: str) -> str:
-    """What an environment is made from, as a SHA-256."""
-    text = "\n".join(BACKENDS[name].torch) + "\n" + requirements_of(name).read_text("utf-8")
-    return sha256(text.encode()).hexdigest()
+def require_mlflow(experiment: str, python: Path) -> None:
+    """Check that a trainer can log its steps to MLflow.
+
+    Raises:
+        TrainingError: no server is named, or the trainer's environment has no MLflow.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise TrainingError(
+            f"[train] mlflow_experiment = {experiment!r}, but the environment variable "
+            "MLFLOW_TRACKING_URI names no MLflow server; set it, or leave the setting empty"
+        )
+    if not has_module(python, "mlflow"):
+        raise TrainingError(
+            f"[train] mlflow_experiment = {experiment!r}, but {python} has no MLflow; run "
+            f"`{python} -m pip install mlflow-skinny`, or leave the setting empty"
+        )
 
 
-def folder_of(name: str, settings: TrainConfig) -> Path:
-    """Where a back-end's environment is, or would be made."""
-    root = settings.backend_folder
-    return (Path(root).expanduser() if root else user_data_path("reactune") / "backends") / name
+def command(settings: TrainConfig, job_file: Path) -> list[str]:
+    """The command line of the trainer: its module alone, or behind a launcher.
+
+    Workers end when their parent ends, so the launcher itself is tied to this process first
+    (`python -m reactune.process`).
+
+    Raises:
+        TrainingError: the back-end's environment is not there.
+    """
+    python = str(python_of(settings))
+    worker = ["-m", BACKENDS[settings.backend].module, str(job_file)]
+    if not settings.launcher:
+        return [python, *worker]
+    if settings.launcher == "ray":
+        return [python, "-m", "reactune.train.with_ray", str(settings.processes), *worker[1:]]
+    launcher = ["-m", *LAUNCHERS[settings.launcher](settings.processes)]
+    return [sys.executable, "-m", "reactune.process", python, *launcher, *worker]
+
+
+def _torchrun(processes: int) -> list[str]:
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def _accelerate(processes: int) -> list[str]:
+    arguments = [
+        "accelerate.commands.launch",
+        f"--num_processes={processes}",
+        "--num_machines=1",
+        "--main_process_port=0",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    # "multi_gpu" means one process a device; on a CPU the trainer takes gloo all the same.
+    return [*arguments, "--multi_gpu"] if processes > 1 else arguments
+
+
+LAUNCHERS = {"torchrun": _torchrun, "accelerate": _accelerate}
+
+
+def environment(settings: TrainConfig, folder: Path) -> dict[str, str]:
+    """The trainer's environment variables; of our environment it sees our package alone.
+
+    The package is linked into the job's folder, because the folder that holds it holds our torch
+    too.
+    """
+    variables = {**child_environment(), "PYTHONUNBUFFERED": "1"}
+    if settings.launcher:
+        threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.processes)
+        variables["OMP_NUM_THREADS"] = str(threads)
+    if BACKENDS[settings.backend].torch:
+        link = folder / "code" / PACKAGE.name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(PACKAGE, target_is_directory=True)
+        variables["PYTHONPATH"] = str(link.parent.absolute())
+    return variables
+
+
+def install(name: str, settings: TrainConfig, *, say: Callable[[str], None]) -> Path:
+    """Make the back-end's environment, unless it is there and whole; its folder is returned.
+
+    torch comes first and alone, so that this machine's own build is kept; the rest is pinned and
+    taken as it is. An environment that a kill left unfinished is made anew.
+
+    Raises:
+        TrainingError: pip failed, or another process makes it at this moment.
+    """
+    folder = folder_of(name, settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_name(f".{name}.lock")):
+        if is_made(name, folder):
+            say(f"{name}: {folder} is there already")
+            return folder
+        say(f"{name}: making {folder} with Python {sys.version.split()[0]}")
+        venv.create(folder, clear=True, with_pip=True)
+        say(f"{name}: {' and '.join(BACKENDS[name].torch)} (gigabytes)")
+        _pip(folder, BACKENDS[name].torch)
+        say(f"{name}: {requirements_of(name).name}")
+        _pip(folder, ("--no-deps", "-r", str(requirements_of(name))))
+        write_atomically(folder / MADE, json.dumps({"backend": name, "digest": digest_of(name)}))
+    say(f"{name}: ready")
+    return folder
+
+
+def _pip(folder: Path, wanted: Sequence[str]) -> None:
+    """Run the environment's pip; it writes to our terminal and ends with this process."""
+    python = str(python_in(folder))
+    call = [sys.executable, "-m", "reactune.process", python, "-m", "pip", "install", *wanted]
+    done = subprocess.run([*call, "--no-input"], env=child_environment(), check=False)
+    if done.returncode != 0:
+        raise TrainingError(
+            f"pip ended with code {done.returncode}, see above; run the same command again"
+        )
+
+
+def states(settings: TrainConfig) -> list[str]:
+    """One line for each back-end: where it is, and whether it can be used."""
+    lines = []
+    for name in BACKENDS:
+        folder = folder_of(name, settings)
+        if name not in OWN:
+            state = f"part of reactune[train], {sys.prefix}"
+        elif is_made(name, folder):
+            state = f"installed, {folder}"
+        elif (folder / MADE).is_file():
+            state = f"out of date, {folder}; run `reactune backend install {name}`"
+        else:
+            state = f"not installed; run `reactune backend install {name}`"
+        lines.append(f"{name:8} {state}")
+    return lines
 
 
 def python_of(settings: TrainConfig) -> Path:
@@ -103,53 +250,21 @@ def is_made(name: str, folder: Path) -> bool:
     return bool(made.get("digest") == digest_of(name)) and python_in(folder).exists()
 
 
-def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
-    """The methods that the back-end trains on this machine; without a GPU they are fewer.
-
-    Raises:
-        TrainingError: its environment or its launcher is missing, or it cannot train what is
-            asked for here.
-    """
-    backend = BACKENDS[settings.backend]
-    python = python_of(settings)
-    if settings.launcher == "ray" and not has_module(python, "ray"):
-        raise TrainingError(
-            f"[train] launcher = 'ray', but {python} has none; run `{python} -m pip install "
-            "'ray[train]'`, or take launcher = 'torchrun'"
-        )
-    if settings.mlflow_experiment:
-        require_mlflow(settings.mlflow_experiment, python)
-    has_all = backend.without_gpu == METHODS or has_gpu(python)
-    able: tuple[JobMethod, ...] = METHODS if has_all else backend.without_gpu
-    if settings.kto_loss not in backend.kto_losses:
-        able = tuple(method for method in able if method != "kto")
-    if able and settings.method in ("auto", *able):
-        return able
-    why = f"with kto_loss = {settings.kto_loss!r}"
-    if not has_all:
-        why = f"without a GPU, and {python} sees none (torch.cuda.is_available() is false)"
-    raise TrainingError(
-        f"[train] backend = {settings.backend!r} trains {' and '.join(able) or 'nothing'} {why}; "
-        f"method = {settings.method!r} needs another machine, another kto_loss, or backend = 'trl'"
-    )
+def folder_of(name: str, settings: TrainConfig) -> Path:
+    """Where a back-end's environment is, or would be made."""
+    root = settings.backend_folder
+    return (Path(root).expanduser() if root else user_data_path("reactune") / "backends") / name
 
 
-def require_mlflow(experiment: str, python: Path) -> None:
-    """See that a trainer can show its steps in MLflow.
+def requirements_of(name: str) -> Path:
+    """The file of pinned requirements of a back-end with an environment of its own."""
+    return Path(__file__).parent / "requirements" / f"{name}.txt"
 
-    Raises:
-        TrainingError: no server is named, or the trainer's environment has no MLflow.
-    """
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise TrainingError(
-            f"[train] mlflow_experiment = {experiment!r}, but the environment variable "
-            "MLFLOW_TRACKING_URI names no MLflow server; set it, or leave the setting empty"
-        )
-    if not has_module(python, "mlflow"):
-        raise TrainingError(
-            f"[train] mlflow_experiment = {experiment!r}, but {python} has no MLflow; run "
-            f"`{python} -m pip install mlflow-skinny`, or leave the setting empty"
-        )
+
+def digest_of(name: str) -> str:
+    """What an environment is made from, as a SHA-256."""
+    text = "\n".join(BACKENDS[name].torch) + "\n" + requirements_of(name).read_text("utf-8")
+    return sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -178,60 +293,3 @@ def has_gpu(python: Path) -> bool:
 def has_module(python: Path, module: str) -> bool:
     """Whether an environment has a module."""
     return not subprocess.run([str(python), "-I", "-c", HAS_MODULE, module], check=False).returncode
-
-
-OWN = tuple(name for name, backend in BACKENDS.items() if backend.torch)
-
-
-def install(name: str, settings: TrainConfig, *, say: Callable[[str], None]) -> Path:
-    """Make the back-end's environment, unless it is there and whole; its folder is returned.
-
-    torch comes first and alone, so that this machine's own build is kept; the rest is pinned and
-    taken as it is. One that was being made when this was killed is made anew.
-
-    Raises:
-        TrainingError: pip failed, or another process makes it at this moment.
-    """
-    folder = folder_of(name, settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.with_name(f".{name}.lock")):
-        if is_made(name, folder):
-            say(f"{name}: {folder} is there already")
-            return folder
-        say(f"{name}: making {folder} with Python {sys.version.split()[0]}")
-        venv.create(folder, clear=True, with_pip=True)
-        say(f"{name}: {' and '.join(BACKENDS[name].torch)} (gigabytes)")
-        _pip(folder, BACKENDS[name].torch)
-        say(f"{name}: {requirements_of(name).name}")
-        _pip(folder, ("--no-deps", "-r", str(requirements_of(name))))
-        write_atomically(folder / MADE, json.dumps({"backend": name, "digest": digest_of(name)}))
-    say(f"{name}: ready")
-    return folder
-
-
-def _pip(folder: Path, wanted: Sequence[str]) -> None:
-    """Run the environment's pip; it writes to our terminal and dies with us."""
-    python = str(python_in(folder))
-    call = [sys.executable, "-m", "reactune.process", python, "-m", "pip", "install", *wanted]
-    done = subprocess.run([*call, "--no-input"], env=child_environment(), check=False)
-    if done.returncode != 0:
-        raise TrainingError(
-            f"pip ended with code {done.returncode}, see above; run the same command again"
-        )
-
-
-def states(settings: TrainConfig) -> list[str]:
-    """One line for each back-end: where it is, and whether it can be used."""
-    lines = []
-    for name in BACKENDS:
-        folder = folder_of(name, settings)
-        if name not in OWN:
-            state = f"part of reactune[train], {sys.prefix}"
-        elif is_made(name, folder):
-            state = f"installed, {folder}"
-        elif (folder / MADE).is_file():
-            state = f"out of date, {folder}; run `reactune backend install {name}`"
-        else:
-            state = f"not installed; run `reactune backend install {name}`"
-        lines.append(f"{name:8} {state}")
-    return lines

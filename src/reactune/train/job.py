@@ -1,6 +1,6 @@
-"""What a killed training left: its last whole checkpoint, and the progress up to there.
+"""A training job on disk: its settings, its rows in training order, and how far it got.
 
-Writing checkpoints is the trainer's.
+The processes of all back-ends read it, so nothing is imported here that their environments lack.
 """
 
 import json
@@ -14,50 +14,6 @@ from typing import Any, Literal
 from reactune.errors import TrainingError
 from reactune.records import write_atomically
 
-WINDOW = 8  # batches whose rows are sorted by length together
-
-Row = dict[str, Any]
-
-
-def tokens_of(row: Row) -> int:
-    """Tokens a trainer reads for one row: a pair counts its prompt twice."""
-    if "chosen_ids" in row:
-        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
-    return len(row["prompt_ids"]) + len(row["completion_ids"])
-
-
-def in_training_order(rows: Sequence[Row], *, steps: int, batch_size: int, seed: int) -> list[Row]:
-    """`steps * batch_size` rows: epoch after epoch, each in an order drawn anew from the seed.
-
-    Rows of a batch are of like length, since a batch is padded to its longest row: padding that
-    would be half of what a random order computes is a tenth then. Batches come in random order,
-    and liked and disliked rows are spread evenly over them.
-    """
-    draw = random.Random(seed)
-    return list(islice(_epochs(rows, batch_size, draw), steps * batch_size))
-
-
-def _epochs(rows: Sequence[Row], batch_size: int, draw: random.Random) -> Iterator[Row]:
-    while True:
-        shuffled = list(rows)
-        draw.shuffle(shuffled)
-        for start in range(0, len(shuffled), WINDOW * batch_size):
-            window = _by_length(shuffled[start : start + WINDOW * batch_size])
-            batches = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-            draw.shuffle(batches)
-            for batch in batches:
-                yield from batch
-
-
-def _by_length(rows: Sequence[Row]) -> list[Row]:
-    """By length, within each label; a row's place is its rank's share of those of its label."""
-    placed: list[tuple[float, Row]] = []
-    for label in (True, False):
-        same = sorted((r for r in rows if r.get("label", True) is label), key=tokens_of)
-        placed += [((rank + 0.5) / len(same), row) for rank, row in enumerate(same)]
-    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
-
-
 SCHEMA = 1
 JobMethod = Literal["sft", "kto", "dpo"]
 METHODS: tuple[JobMethod, ...] = ("sft", "kto", "dpo")
@@ -68,11 +24,13 @@ COLUMNS: dict[JobMethod, tuple[str, ...]] = {
     "kto": ("prompt_ids", "completion_ids", "label"),
     "dpo": ("prompt_ids", "chosen_ids", "rejected_ids"),
 }
+WINDOW = 8  # batches whose rows are sorted by length together
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a trainer needs to know; paths are relative to the folder of `job.json`."""
+    """All that a trainer process is given; paths are relative to the folder of `job.json`."""
 
     schema: int
     method: JobMethod
@@ -97,7 +55,7 @@ class Job:
     mlflow_experiment: str = ""
 
 
-def write_job(folder: Path, job: Job, rows: Sequence[dict[str, Any]]) -> Path:
+def write_job(folder: Path, job: Job, rows: Sequence[Row]) -> Path:
     """Write the rows in training order and, last, `job.json`; the path of the latter is returned.
 
     Raises:
@@ -139,20 +97,51 @@ def read_job(path: Path) -> Job:
     return job
 
 
-def read_rows(folder: Path, job: Job) -> list[dict[str, Any]]:
+def read_rows(folder: Path, job: Job) -> list[Row]:
     """The job's rows, in the order in which they are trained, as dictionaries of token id lists."""
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(folder / job.rows).to_pylist()
+    rows: list[Row] = pq.read_table(folder / job.rows).to_pylist()
     return rows
 
 
-def keep_lines_until(file: Path, step: int) -> None:
-    """Drop the progress of steps that a killed trainer made after its last checkpoint."""
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(file, "".join(f"{line}\n" for line in kept))
+def tokens_of(row: Row) -> int:
+    """Tokens a trainer reads for one row: a pair counts its prompt twice."""
+    if "chosen_ids" in row:
+        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+
+def in_training_order(rows: Sequence[Row], *, steps: int, batch_size: int, seed: int) -> list[Row]:
+    """`steps * batch_size` rows: epoch after epoch, each in an order drawn anew from the seed.
+
+    Rows of a batch are of like length, since a batch is padded to its longest row: padding that
+    would be half of what a random order computes is a tenth then. Batches come in random order,
+    and liked and disliked rows are spread evenly over them.
+    """
+    draw = random.Random(seed)
+    return list(islice(_epochs(rows, batch_size, draw), steps * batch_size))
+
+
+def _epochs(rows: Sequence[Row], batch_size: int, draw: random.Random) -> Iterator[Row]:
+    while True:
+        shuffled = list(rows)
+        draw.shuffle(shuffled)
+        for start in range(0, len(shuffled), WINDOW * batch_size):
+            window = _by_length(shuffled[start : start + WINDOW * batch_size])
+            batches = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+            draw.shuffle(batches)
+            for batch in batches:
+                yield from batch
+
+
+def _by_length(rows: Sequence[Row]) -> list[Row]:
+    """By length, within each label; a row's place is its rank's share of those of its label."""
+    placed: list[tuple[float, Row]] = []
+    for label in (True, False):
+        same = sorted((r for r in rows if r.get("label", True) is label), key=tokens_of)
+        placed += [((rank + 0.5) / len(same), row) for rank, row in enumerate(same)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -172,3 +161,11 @@ def is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def keep_lines_until(file: Path, step: int) -> None:
+    """Drop the progress lines of steps that came after the checkpoint of a killed trainer."""
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(file, "".join(f"{line}\n" for line in kept))

@@ -1,16 +1,14 @@
-"""Runs a trainer process for each method and shows how far it is.
+"""Trains examples to adapters: a process for each method, within the token and time budget.
 
-Which rows it gets and which of several adapters is kept is decided by the caller.
+A training that was killed goes on from its last checkpoint, and a finished one is not repeated.
 """
 
 import json
 import math
-import os
 import random
 import re
 import shutil
 import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,13 +21,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-import reactune
 from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.model.prompt import Chat, completion_ids, rebuild
-from reactune.process import child_environment
 from reactune.records import Example
-from reactune.train.backends import BACKENDS, python_of, usable_methods
+from reactune.train.backends import command, environment, usable_methods
 from reactune.train.job import (
     EXIT_BAD_JOB,
     EXIT_DIVERGED,
@@ -42,38 +38,27 @@ from reactune.train.job import (
     write_job,
 )
 
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[Any], Callable[[dict[str, Any]], None]]]:
-    """A function that opens the bar of a training job, and ends the one before."""
-    with ExitStack() as stack:
-
-        def open_bar(job: Any) -> Callable[[dict[str, Any]], None]:
-            stack.close()
-            bar = stack.enter_context(
-                tqdm(total=job.steps, desc=f"train {job.method}", unit="step")
-            )
-
-            def show(line: dict[str, Any]) -> None:
-                if "scored" in line:
-                    bar.set_postfix_str(f"base model asked {line['scored']:,} of {line['of']:,}")
-                    return
-                left = int(line["seconds_left"])
-                bar.set_postfix_str(
-                    f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
-                    f"{left // 60}:{left % 60:02d} left"
-                )
-                bar.update(line["step"] - bar.n)
-
-            return show
-
-        yield open_bar
-
-
-MIN_PAIRS = 50
+LOG = "trainer.log"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+MIN_PAIRS = 50  # for DPO
 BETA = 0.1  # how closely KTO and DPO hold on to the reference model
 LORA_DROPOUT = 0.0
 Pair = tuple[Example, Example]  # a liked and a disliked tip for one context
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and how it came about. `curve` holds (step, loss)."""
+
+    method: JobMethod
+    adapter: Path
+    steps: int
+    loss: float
+    seconds: float
+    tokens: int
+    curve: tuple[tuple[int, float], ...]
+    peak_gpu_bytes: int | None = None
 
 
 def rows_by_method(
@@ -113,84 +98,69 @@ def rows_by_method(
     return {method: found for method, found in rows.items() if found}
 
 
-PACKAGE = Path(reactune.__file__).parent
+def train_methods(
+    folder: Path,
+    rows: Mapping[JobMethod, Sequence[dict[str, Any]]],
+    *,
+    base_folder: Path,
+    settings: TrainConfig,
+    dtype: str,
+    progress: Callable[[Job], Progress],
+) -> list[Trained]:
+    """Train the method of the settings, or with `auto` each one that has rows.
 
-
-def command(settings: TrainConfig, job_file: Path) -> list[str]:
-    """The command line of the trainer: its module alone, or behind a launcher.
-
-    Launchers start workers that look for their parent, so the launcher itself is made to die
-    with us first (`python -m reactune.process`).
+    `auto` leaves out methods that the back-end cannot train on this machine, and divides the time
+    budget: what a method does not use is left to the next.
 
     Raises:
-        TrainingError: the back-end's environment is not there.
+        TrainingError: the back-end is not there or cannot train this here, there are no rows for
+            the method, or its trainer failed.
     """
-    python = str(python_of(settings))
-    worker = ["-m", BACKENDS[settings.backend].module, str(job_file)]
-    if not settings.launcher:
-        return [python, *worker]
-    if settings.launcher == "ray":
-        return [python, "-m", "reactune.train.with_ray", str(settings.processes), *worker[1:]]
-    launcher = ["-m", *LAUNCHERS[settings.launcher](settings.processes)]
-    return [sys.executable, "-m", "reactune.process", python, *launcher, *worker]
+    usable = usable_methods(settings)
+    methods = [m for m in rows if m in usable] if settings.method == "auto" else [settings.method]
+    if not methods:
+        raise TrainingError(
+            f"[train] backend = {settings.backend!r} trains {', '.join(usable)} here, and the "
+            f"dataset has rows for {', '.join(rows) or 'nothing'} only"
+        )
+    seconds = 60 * settings.time_budget_minutes
+    trained: list[Trained] = []
+    for place, method in enumerate(methods):
+        if method not in rows:
+            raise TrainingError(
+                f"[train] method = {method!r}, but the dataset has no rows for it; "
+                f"it has some for {', '.join(rows) or 'none'}"
+            )
+        chosen = within_budget(rows[method], settings)
+        job = plan_job(
+            method,
+            chosen,
+            base_folder=base_folder,
+            settings=settings,
+            dtype=dtype,
+            max_seconds=seconds / (len(methods) - place),
+        )
+        one = train(folder / method, job, chosen, settings=settings, progress=progress(job))
+        trained.append(one)
+        seconds = max(seconds - one.seconds, 60.0)
+    return trained
 
 
-def _torchrun(processes: int) -> list[str]:
-    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def within_budget(rows: Sequence[dict[str, Any]], settings: TrainConfig) -> list[dict[str, Any]]:
+    """As many rows as the token budget reads once, drawn by the seed; all where it reads more.
 
-
-def _accelerate(processes: int) -> list[str]:
-    arguments = [
-        "accelerate.commands.launch",
-        f"--num_processes={processes}",
-        "--num_machines=1",
-        "--main_process_port=0",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-    ]
-    # "multi_gpu" means one process a device; on a CPU the trainer takes gloo all the same.
-    return [*arguments, "--multi_gpu"] if processes > 1 else arguments
-
-
-LAUNCHERS = {"torchrun": _torchrun, "accelerate": _accelerate}
-
-
-def environment(settings: TrainConfig, folder: Path) -> dict[str, str]:
-    """The trainer's environment; a back-end of its own sees our package and nothing else of ours.
-
-    The package is linked into the job's folder, because the folder it lies in holds our own torch
-    too.
+    Labelled rows are drawn in turn from liked and disliked ones, so that a small budget reads as
+    many of both.
     """
-    variables = {**child_environment(), "PYTHONUNBUFFERED": "1"}
-    if settings.launcher:
-        threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.processes)
-        variables["OMP_NUM_THREADS"] = str(threads)
-    if BACKENDS[settings.backend].torch:
-        link = folder / "code" / PACKAGE.name
-        link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(PACKAGE, target_is_directory=True)
-        variables["PYTHONPATH"] = str(link.parent.absolute())
-    return variables
-
-
-LOG = "trainer.log"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An adapter, and how it came about. `curve` holds (step, loss)."""
-
-    method: JobMethod
-    adapter: Path
-    steps: int
-    loss: float
-    seconds: float
-    tokens: int
-    curve: tuple[tuple[int, float], ...]
-    peak_gpu_bytes: int | None = None
+    drawn = list(rows)
+    random.Random(settings.seed).shuffle(drawn)
+    if "label" in drawn[0]:
+        liked, disliked = ([r for r in drawn if r["label"] is label] for label in (True, False))
+        both = min(len(liked), len(disliked))
+        pairs = [row for pair in zip(liked, disliked, strict=False) for row in pair]
+        drawn = pairs + liked[both:] + disliked[both:]
+    affordable = list(accumulate(map(tokens_of, drawn)))
+    return drawn[: max(settings.batch_size, bisect_right(affordable, settings.token_budget))]
 
 
 def plan_job(
@@ -242,8 +212,8 @@ def train(
 ) -> Trained:
     """Train one method in processes of its own, or go on where killed ones stopped.
 
-    A finished training of the same job is not repeated. `progress` gets each line of the
-    trainer's progress file.
+    A finished training of the same job is not repeated. `progress` is called with each line of
+    the trainer's progress file.
 
     Raises:
         TrainingError: the trainer failed; its log is named.
@@ -271,70 +241,53 @@ def train(
     )
 
 
-def train_methods(
-    folder: Path,
-    rows: Mapping[JobMethod, Sequence[dict[str, Any]]],
-    *,
-    base_folder: Path,
-    settings: TrainConfig,
-    dtype: str,
-    progress: Callable[[Job], Progress],
-) -> list[Trained]:
-    """Train the method of the settings, or with `auto` each one that has rows.
+def run_trainer(folder: Path, settings: TrainConfig, progress: Progress | None) -> int:
+    """Start the trainer, report its progress, and return its exit code.
 
-    With `auto`, methods that the back-end cannot train on this machine are left out.
-
-    `auto` shares the time budget out: a method that needs less leaves more to the next.
-
-    Raises:
-        TrainingError: the back-end is not there or cannot train this here, there are no rows for
-            the method, or its trainer failed.
+    The trainer ends with this process, killed or not.
     """
-    usable = usable_methods(settings)
-    methods = [m for m in rows if m in usable] if settings.method == "auto" else [settings.method]
-    if not methods:
-        raise TrainingError(
-            f"[train] backend = {settings.backend!r} trains {', '.join(usable)} here, and the "
-            f"dataset has rows for {', '.join(rows) or 'nothing'} only"
+    shown = 0
+
+    def show() -> None:
+        nonlocal shown
+        lines = read_lines(folder)
+        if progress is not None:
+            for line in lines[shown:]:
+                progress(line)
+        shown = len(lines)
+
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command(settings, folder / "job.json"),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(settings, folder),
         )
-    seconds = 60 * settings.time_budget_minutes
-    trained: list[Trained] = []
-    for place, method in enumerate(methods):
-        if method not in rows:
-            raise TrainingError(
-                f"[train] method = {method!r}, but the dataset has no rows for it; "
-                f"it has some for {', '.join(rows) or 'none'}"
-            )
-        chosen = within_budget(rows[method], settings)
-        job = plan_job(
-            method,
-            chosen,
-            base_folder=base_folder,
-            settings=settings,
-            dtype=dtype,
-            max_seconds=seconds / (len(methods) - place),
-        )
-        one = train(folder / method, job, chosen, settings=settings, progress=progress(job))
-        trained.append(one)
-        seconds = max(seconds - one.seconds, 60.0)
-    return trained
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                show()
+        finally:
+            process.kill()
+            process.wait()
+    show()
+    return process.returncode
 
 
-def within_budget(rows: Sequence[dict[str, Any]], settings: TrainConfig) -> list[dict[str, Any]]:
-    """As many rows as the token budget reads once, drawn by the seed; all where it reads more.
+def is_same_job(folder: Path, job: Job) -> bool:
+    """Whether the folder holds this very job; what only sets its speed may differ when resumed."""
+    if not (folder / "job.json").is_file():
+        return False
+    found = read_job(folder / "job.json")
+    speed = {"max_seconds": job.max_seconds, "dtype": job.dtype, "threads": job.threads}
+    return replace(found, **speed) == job  # type: ignore[arg-type]
 
-    Labelled rows are drawn in turn from liked and disliked ones, so that a small budget sees both
-    alike.
-    """
-    drawn = list(rows)
-    random.Random(settings.seed).shuffle(drawn)
-    if "label" in drawn[0]:
-        liked, disliked = ([r for r in drawn if r["label"] is label] for label in (True, False))
-        both = min(len(liked), len(disliked))
-        pairs = [row for pair in zip(liked, disliked, strict=False) for row in pair]
-        drawn = pairs + liked[both:] + disliked[both:]
-    affordable = list(accumulate(map(tokens_of, drawn)))
-    return drawn[: max(settings.batch_size, bisect_right(affordable, settings.token_budget))]
+
+def clear(folder: Path) -> None:
+    """Remove the files of another job."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def keep_adapter(adapter: Path, out: Path) -> None:
@@ -344,42 +297,36 @@ def keep_adapter(adapter: Path, out: Path) -> None:
         shutil.copyfile(adapter / name, out / name)
 
 
-def run_trainer(folder: Path, settings: TrainConfig, progress: Progress | None) -> int:
-    """Start the trainer, hand on its progress, and return its exit code.
-
-    The trainer dies with this process; should this one end by an exception, it is stopped.
-    """
-    with (folder / LOG).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command(settings, folder / "job.json"),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment(settings, folder),
+def explain(code: int, folder: Path) -> str:
+    """What a trainer's exit code means, and which log has more."""
+    log = folder / LOG
+    if code == EXIT_DIVERGED:
+        return f"the loss became infinite or no number; lower [train] learning_rate. Log: {log}"
+    if code == EXIT_BAD_JOB:
+        return f"the trainer could not read its job. Log: {log}"
+    if code < 0:
+        return (
+            f"the trainer was ended by signal {-code} (9 often means: out of memory; lower "
+            f"[train] batch_size). Run again to go on from the last checkpoint. Log: {log}"
         )
-        shown = 0
-        try:
-            while process.poll() is None:
-                time.sleep(0.5)
-                lines = read_lines(folder)
-                for line in lines[shown:] if progress else ():
-                    progress(line)  # type: ignore[misc]
-                shown = len(lines)
-        finally:
-            process.kill()
-            process.wait()
-    for line in read_lines(folder)[shown:] if progress else ():
-        progress(line)  # type: ignore[misc]
-    return process.returncode
+    return f"the trainer ended with code {code}: {last_error(log)[:300]}. Log: {log}"
+
+
+def last_error(log: Path) -> str:
+    """The last error in a log, else its last line: launchers add pages of their own."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = re.findall(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception): .+)$", text, re.MULTILINE)
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return [*lines[-1:], *errors][-1] if lines else "its log is empty"
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the trainer's progress file that tell of steps."""
+    """The lines of the trainer's progress file that report a step."""
     return [line for line in read_lines(folder) if "loss" in line]
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of the trainer's progress file, those of what comes before steps too."""
+    """All whole lines of the trainer's progress file, those before the first step too."""
     file = folder / "progress.jsonl"
     if not file.is_file():
         return []
@@ -393,39 +340,28 @@ def read_log(folder: Path) -> str:
     return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))
 
 
-def is_same_job(folder: Path, job: Job) -> bool:
-    """Whether the folder holds this very job; what only sets its speed may differ when resumed."""
-    if not (folder / "job.json").is_file():
-        return False
-    found = read_job(folder / "job.json")
-    speed = {"max_seconds": job.max_seconds, "dtype": job.dtype, "threads": job.threads}
-    return replace(found, **speed) == job  # type: ignore[arg-type]
+@contextmanager
+def progress_bars() -> Iterator[Callable[[Job], Progress]]:
+    """A function that opens the progress bar of a job and closes that of the job before."""
+    with ExitStack() as stack:
 
+        def open_bar(job: Job) -> Progress:
+            stack.close()
+            bar = stack.enter_context(
+                tqdm(total=job.steps, desc=f"train {job.method}", unit="step")
+            )
 
-def clear(folder: Path) -> None:
-    """Remove what another job left."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+            def show(line: dict[str, Any]) -> None:
+                if "scored" in line:
+                    bar.set_postfix_str(f"base model scored {line['scored']:,} of {line['of']:,}")
+                    return
+                left = int(line["seconds_left"])
+                bar.set_postfix_str(
+                    f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
+                    f"{left // 60}:{left % 60:02d} left"
+                )
+                bar.update(line["step"] - bar.n)
 
+            return show
 
-def explain(code: int, folder: Path) -> str:
-    """What a trainer's exit code means, and where to read on."""
-    log = folder / LOG
-    if code == EXIT_DIVERGED:
-        return f"the loss became infinite or no number; lower [train] learning_rate. Log: {log}"
-    if code == EXIT_BAD_JOB:
-        return f"the trainer could not read its job. Log: {log}"
-    if code < 0:
-        return (
-            f"the trainer was ended by signal {-code} (9 often means: out of memory; lower "
-            f"[train] batch_size). Run again to go on from the last checkpoint. Log: {log}"
-        )
-    return f"the trainer ended with code {code}: {last_word(log)[:300]}. Log: {log}"
-
-
-def last_word(log: Path) -> str:
-    """The last error that a log names, else its last line: launchers add pages of their own."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    errors = re.findall(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception): .+)$", text, re.MULTILINE)
-    words = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-    return [*words[-1:], *errors][-1] if words else "it said nothing"
+        yield open_bar

@@ -1,6 +1,7 @@
 """LoRA with TRL and PEFT, as a process: `python -m reactune.train.with_trl job.json`.
 
-Reads a job, writes an adapter folder, `progress.jsonl` and `result.json`; decides nothing.
+Reads a job; writes an adapter folder, `progress.jsonl` and `result.json`. What can go wrong in a
+training (rows, order, schedule, seeds, time limit, files) stands here once for all back-ends.
 """
 
 import json
@@ -28,197 +29,12 @@ from reactune.train.job import (
     tokens_of,
 )
 
-
-def processes() -> int:
-    """How many processes train together; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes files."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def on_any_process(here: bool) -> bool:
-    """Whether it is so on any process: all must take the same decision, or they wait for ever."""
-    if processes() == 1:
-        return here
-    import torch
-    from accelerate import PartialState
-
-    found = torch.tensor(int(here), device=PartialState().device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found.item())
-
-
-def progress_callback(
-    folder: Path, job: Job, rows: list[dict[str, Any]], *, deadline: float
-) -> Any:
-    """Appends a line per step to `progress.jsonl`; stops at the deadline of the monotonic clock."""
-    from transformers import TrainerCallback
-
-    tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
-
-    class Progress(TrainerCallback):  # type: ignore[misc]
-        """Watches the steps of one training."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = time.monotonic()
-            self.first_step = state.global_step
-            if is_first():
-                keep_lines_until(folder / "progress.jsonl", state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if on_any_process(time.monotonic() > deadline):
-                control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            done = state.global_step - self.first_step
-            seconds = time.monotonic() - self.started
-            line = {
-                "step": state.global_step,
-                "steps": state.max_steps,
-                "loss": logs["loss"],
-                "tokens_per_second": done * tokens_per_step / seconds,
-                "seconds_left": min(
-                    (state.max_steps - state.global_step) * seconds / done,
-                    max(deadline - time.monotonic(), 0.0),
-                ),
-            }
-            tell(folder, line)
-
-    return Progress()
-
-
-def tell(folder: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to `progress.jsonl`; of several processes the first alone does."""
-    if is_first():
-        with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def live_steps(job: Job) -> dict[str, Any]:
-    """Where each step is shown while it is trained: MLflow's own callback, or nowhere."""
-    if not job.mlflow_experiment:
-        return {"report_to": "none"}
-    os.environ["MLFLOW_EXPERIMENT_NAME"] = job.mlflow_experiment
-    return {"report_to": "mlflow", "run_name": f"{job.method} with {job.backend}"}
-
-
-FILE = "reference.json"
-CHUNK_STEPS = 16
-# A step costs four times as much as asking the base model about its rows, so those that are not
-# reached in this share of the time limit could not be trained in the rest of it.
-SHARE = 0.2
-
-
-def with_reference(
-    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The rows with the base model's log-probability of each answer, under the names given.
-
-    Fewer steps' rows where a fifth of the time limit does not suffice for all. Called before the
-    first step, when the adapter changes nothing yet: so the model is the base. What was scored
-    is kept, so that a resumed training has the same rows.
-    """
-    file = folder / FILE
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-    else:
-        found = _score(folder, job, model, rows, answers)
-        if is_first():
-            write_atomically(file, json.dumps(found))
-    return [{**row, **values} for row, values in zip(rows, found, strict=False)]
-
-
-def _score(
-    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
-) -> list[dict[str, float]]:
-    """Names and log-probabilities of the first rows, whole steps of them, in their order."""
-    causal = model.get_base_model()
-    causal.eval()
-    # A tip stands in several pairs, and a row in several epochs.
-    different = {_asked(row, answer) for row in rows for answer in answers.values()}
-    totals: dict[Row, float] = {}
-    until = time.monotonic() + SHARE * job.max_seconds
-    size = CHUNK_STEPS * job.batch_size
-    done = 0
-
-    def scored(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(folder, {"step": 0, "steps": job.steps, "scored": done, "of": len(different)})
-
-    for end in range(size, len(rows) + size, size):
-        wanted = (_asked(row, a) for row in rows[end - size : end] for a in answers.values())
-        new = list(dict.fromkeys(each for each in wanted if each not in totals))
-        scores = score(causal, new, progress=scored)
-        totals |= {each: float(s.sum()) for each, s in zip(new, scores, strict=True)}
-        if on_any_process(time.monotonic() > until):
-            break
-    return [
-        {name: totals[_asked(row, answer)] for name, answer in answers.items()}
-        for row in rows[:end]
-    ]
-
-
-def _asked(row: dict[str, Any], answer: str) -> Row:
-    return tuple(row["prompt_ids"]), tuple(row[answer])
-
-
-def score_only_labelled_positions(model: Any) -> None:
-    """Exchange the forward that TRL gave the causal language model; same values, fewer products."""
-    original = model.forward
-
-    def forward(
-        self: Any,
-        *args: Any,
-        labels: Any = None,
-        fused_lm_head: bool = False,
-        num_items_in_batch: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not fused_lm_head:
-            return original(*args, labels=labels, **kwargs)
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        return fused_output(hidden, labels[:, 1:], self.get_output_embeddings(), num_items_in_batch)
-
-    model.forward = types.MethodType(forward, model)
-
-
-def fused_output(hidden: Any, targets: Any, head: Any, num_items_in_batch: Any) -> Any:
-    """Log-probabilities of the targets that are not -100, zero elsewhere, as TRL reports them."""
-    import torch
-    from trl.trainer.utils import FusedCausalLMOutput
-
-    mask = targets != -100
-
-    def spread(values: Any) -> Any:
-        return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-    logits = head(hidden[mask]).float()
-    log_probs = torch.log_softmax(logits, dim=-1)
-    chosen = log_probs.gather(1, targets[mask][:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        mean_logits = logits.mean(-1)
-        is_top1 = logits.argmax(-1) == targets[mask]
-    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return FusedCausalLMOutput(
-        loss=-chosen.sum() / count,
-        log_probs=spread(chosen),
-        entropy=spread(entropy),
-        log_sum_sq_probs=None,
-        mean_logits=spread(mean_logits),
-        is_top1=spread(is_top1),
-        label_mask=mask,
-        aux_loss=None,
-    )
-
-
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+REFERENCE_FILE = "reference.json"
+CHUNK_STEPS = 16
+# A step costs four times as much as scoring its rows with the base model, so those that are not
+# reached in this share of the time limit could not be trained in the rest of it.
+REFERENCE_SHARE = 0.2
 Train = Callable[[Path, Job, list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -274,7 +90,7 @@ def prepare(folder: Path, job: Job, rows: list[dict[str, Any]], load: Callable[[
 def finish(
     folder: Path, job: Job, rows: list[dict[str, Any]], trainer: Any, *, started: float
 ) -> dict[str, Any]:
-    """Train to the end, or to the time limit counted from `started`; what `result.json` says."""
+    """Train to the end, or to the time limit counted from `started`; what `result.json` holds."""
     import torch
 
     deadline = started + job.max_seconds
@@ -323,7 +139,7 @@ def last_layers(layers: int, wanted: int) -> list[int] | None:
 
 
 def arguments(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all three TRL trainers are told; one place, so that they cannot drift apart."""
+    """The arguments that all three TRL trainers share."""
     import torch
 
     steps = len(rows) // job.batch_size
@@ -355,6 +171,14 @@ def arguments(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
+def live_steps(job: Job) -> dict[str, Any]:
+    """Where each step is shown while it is trained: MLflow's own callback, or nowhere."""
+    if not job.mlflow_experiment:
+        return {"report_to": "none"}
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = job.mlflow_experiment
+    return {"report_to": "mlflow", "run_name": f"{job.method} with {job.backend}"}
+
+
 def sft_trainer(
     folder: Path, job: Job, rows: list[dict[str, Any]], model: Any, tokenizer: Any
 ) -> Any:
@@ -377,25 +201,15 @@ def kto_trainer(
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    class TokenisedKTOTrainer(KTOTrainer):  # type: ignore[misc]
-        """KTO on rows that hold token ids already."""
-
-        def _prepare_dataset(
-            self, dataset: Any, processing_class: Any, args: Any, name: str
-        ) -> Any:
-            if self.loss_type == "kto":
-                return dataset.map(neighbours, batched=True, batch_size=job.batch_size)
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-            if self.loss_type == "kto":
-                return super()._precompute_ref_logps(dataset, name, batch_size)
-            return dataset
-
     liked_weight, disliked_weight = kto_weights(rows)
-    if job.kto_loss != "kto":
+    has_reference = job.kto_loss != "kto"
+    if has_reference:
         rows = with_reference(folder, job, model, rows, {"ref_logps": "completion_ids"})
-    return TokenisedKTOTrainer(
+    dataset = Dataset.from_list(rows)
+    if not has_reference:
+        # TRL scores the neighbours itself, and the answers with them.
+        dataset = dataset.map(neighbours, batched=True, batch_size=job.batch_size)
+    return on_token_ids(KTOTrainer, has_reference=has_reference)(
         model=model,
         args=KTOConfig(
             **arguments(folder, job, rows),
@@ -405,7 +219,7 @@ def kto_trainer(
             undesirable_weight=disliked_weight,
             precompute_ref_log_probs=True,
         ),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=dataset,
         processing_class=tokenizer,
     )
 
@@ -417,20 +231,9 @@ def dpo_trainer(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-        """DPO on rows that hold token ids already."""
-
-        def _prepare_dataset(
-            self, dataset: Any, processing_class: Any, args: Any, name: str
-        ) -> Any:
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-            return dataset
-
     answers = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
     rows = with_reference(folder, job, model, rows, answers)
-    return TokenisedDPOTrainer(
+    return on_token_ids(DPOTrainer, has_reference=True)(
         model=model,
         args=DPOConfig(
             **arguments(folder, job, rows), beta=job.beta, precompute_ref_log_probs=True
@@ -441,6 +244,23 @@ def dpo_trainer(
 
 
 TRAINERS = {"sft": sft_trainer, "kto": kto_trainer, "dpo": dpo_trainer}
+
+
+def on_token_ids(trainer: Any, *, has_reference: bool) -> Any:
+    """The TRL trainer for rows that hold token ids already, and the base's log-probabilities."""
+
+    class Tokenised(trainer):  # type: ignore[misc]
+        """Takes its rows as they are."""
+
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            if has_reference:
+                return dataset
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    return Tokenised
 
 
 def sft_row(row: dict[str, Any]) -> dict[str, list[int]]:
@@ -460,6 +280,182 @@ def neighbours(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """KTO's KL estimate pairs each prompt with the completion of its neighbour in the batch."""
     completions = batch["completion_ids"]
     return {**batch, "KL_completion_ids": [completions[-1], *completions[:-1]]}
+
+
+def with_reference(
+    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows with the base model's log-probability of each answer, under the names given.
+
+    Fewer steps' rows where a fifth of the time limit does not suffice for all. Called before the
+    first step, when the adapter changes nothing yet: so the model is the base. The scores are
+    written to a file, so that a resumed training has the same rows.
+    """
+    file = folder / REFERENCE_FILE
+    if file.is_file():
+        scores = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        scores = _reference_scores(folder, job, model, rows, answers)
+        if is_first():
+            write_atomically(file, json.dumps(scores))
+    return [{**row, **values} for row, values in zip(rows, scores, strict=False)]
+
+
+def _reference_scores(
+    folder: Path, job: Job, model: Any, rows: list[dict[str, Any]], answers: Mapping[str, str]
+) -> list[dict[str, float]]:
+    """Names and log-probabilities of the first rows, whole steps of them, in their order."""
+    causal = model.get_base_model()
+    causal.eval()
+    # A tip stands in several pairs, and a row in several epochs.
+    different = {_scored_row(row, answer) for row in rows for answer in answers.values()}
+    totals: dict[Row, float] = {}
+    until = time.monotonic() + REFERENCE_SHARE * job.max_seconds
+    size = CHUNK_STEPS * job.batch_size
+    done = 0
+
+    def scored(count: int) -> None:
+        nonlocal done
+        done += count
+        report_progress(
+            folder, {"step": 0, "steps": job.steps, "scored": done, "of": len(different)}
+        )
+
+    for end in range(size, len(rows) + size, size):
+        wanted = (_scored_row(row, a) for row in rows[end - size : end] for a in answers.values())
+        new = list(dict.fromkeys(each for each in wanted if each not in totals))
+        scores = score(causal, new, progress=scored)
+        totals |= {each: float(s.sum()) for each, s in zip(new, scores, strict=True)}
+        if on_any_process(time.monotonic() > until):
+            break
+    return [
+        {name: totals[_scored_row(row, answer)] for name, answer in answers.items()}
+        for row in rows[:end]
+    ]
+
+
+def _scored_row(row: dict[str, Any], answer: str) -> Row:
+    return tuple(row["prompt_ids"]), tuple(row[answer])
+
+
+def score_only_labelled_positions(model: Any) -> None:
+    """Replace the forward that TRL gave the causal language model; same values, fewer products."""
+    original = model.forward
+
+    def forward(
+        self: Any,
+        *args: Any,
+        labels: Any = None,
+        fused_lm_head: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            return original(*args, labels=labels, **kwargs)
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        return fused_output(hidden, labels[:, 1:], self.get_output_embeddings(), num_items_in_batch)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def fused_output(hidden: Any, targets: Any, head: Any, num_items_in_batch: Any) -> Any:
+    """Log-probabilities of the targets that are not -100, zero elsewhere, in TRL's form."""
+    import torch
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    mask = targets != -100
+
+    def spread(values: Any) -> Any:
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+    logits = head(hidden[mask]).float()
+    log_probs = torch.log_softmax(logits, dim=-1)
+    chosen = log_probs.gather(1, targets[mask][:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        mean_logits = logits.mean(-1)
+        is_top1 = logits.argmax(-1) == targets[mask]
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return FusedCausalLMOutput(
+        loss=-chosen.sum() / count,
+        log_probs=spread(chosen),
+        entropy=spread(entropy),
+        log_sum_sq_probs=None,
+        mean_logits=spread(mean_logits),
+        is_top1=spread(is_top1),
+        label_mask=mask,
+        aux_loss=None,
+    )
+
+
+def progress_callback(
+    folder: Path, job: Job, rows: list[dict[str, Any]], *, deadline: float
+) -> Any:
+    """Appends a line per step to `progress.jsonl`; stops at the deadline of the monotonic clock."""
+    from transformers import TrainerCallback
+
+    tokens_per_step = job.batch_size * sum(map(tokens_of, rows)) / len(rows)
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Reports the steps of one training."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
+            self.first_step = state.global_step
+            if is_first():
+                keep_lines_until(folder / "progress.jsonl", state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if on_any_process(time.monotonic() > deadline):
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            done = state.global_step - self.first_step
+            seconds = time.monotonic() - self.started
+            line = {
+                "step": state.global_step,
+                "steps": state.max_steps,
+                "loss": logs["loss"],
+                "tokens_per_second": done * tokens_per_step / seconds,
+                "seconds_left": min(
+                    (state.max_steps - state.global_step) * seconds / done,
+                    max(deadline - time.monotonic(), 0.0),
+                ),
+            }
+            report_progress(folder, line)
+
+    return Progress()
+
+
+def report_progress(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to `progress.jsonl`; of several processes the first alone does."""
+    if is_first():
+        with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def processes() -> int:
+    """How many processes train together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def on_any_process(here: bool) -> bool:
+    """Whether the flag is set on any process: all must decide alike, or they wait for ever."""
+    if processes() == 1:
+        return here
+    import torch
+    from accelerate import PartialState
+
+    flag = torch.tensor(int(here), device=PartialState().device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 if __name__ == "__main__":
