@@ -25,6 +25,7 @@ from reactune.records import STAGES, sha256_of
 from reactune.release import registry
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
+from registry_fixtures import aliases_of
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
 
@@ -349,7 +350,7 @@ def finished(config, before):
     assert stored(
         config, "SELECT champion, challenger, share FROM rollouts WHERE closed_at IS NULL"
     ) == [(1, 2, 0.05)]
-    assert registry.aliases(config.registry, config.tracking_uri) == {
+    assert aliases_of(config.registry, config.tracking_uri) == {
         "champion": 1,
         "challenger": 2,
     }

@@ -21,6 +21,7 @@ from reactune.release import registry
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 from reactune.store.database import ROLLOUT_LOCK, create_store
+from registry_fixtures import aliases_of
 from server_fixtures import (
     administration,
     free_port,
@@ -139,7 +140,7 @@ def assert_it_is_what_one_run_leaves(config):
     assert [model.version for model in deployment.versions(config)] == [1, 2]
     rollout = deployment.current(config)
     assert (rollout.champion, rollout.challenger, rollout.share) == (1, 2, 0.05)
-    aliases = registry.aliases(config.registry, config.tracking_uri)
+    aliases = aliases_of(config.registry, config.tracking_uri)
     assert aliases == {"champion": 1, "challenger": 2}
 
 
@@ -195,7 +196,7 @@ def test_a_run_ends_at_an_mlflow_server_and_in_postgresql_and_says_when_the_serv
             main(["promote"])
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"MLflow at {uri} did not do it" in line
+    assert f"MLflow at {uri} failed" in line
     assert line.endswith("see [registry] tracking_uri, and repeat")
     assert deployment.current(config).champion == 2
 
@@ -223,7 +224,7 @@ def test_the_whole_loop_goes_round_with_mlflow_over_http_and_postgresql(tmp_path
                 seen = expose(config, 2_000, **more)
             assert verdict == "promote"
             assert deployment.champion(config).version == 2
-            assert registry.aliases(config.registry, config.tracking_uri) == {"champion": 2}
+            assert aliases_of(config.registry, config.tracking_uri) == {"champion": 2}
     assert not (tmp_path / "reactune.db").exists()
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "mlflow-artifacts").exists()
@@ -248,7 +249,7 @@ def test_mlflow_killed_in_register_is_one_error_and_a_rerun_registers_once(tmp_p
             shutil.rmtree(run / stage)
         before = written_manifests(run)
         # Before it begins: nobody is there.
-        assert "did not do it" in one_error(call(config, "run"))
+        assert "failed: " in one_error(call(config, "run"))
         for table in ("experiments", "metrics", "model_versions", "registered_model_aliases"):
             with tracking_server(tmp_path / "mlflow", **at) as (_, server):
                 lock = f"LOCK TABLE {table} IN EXCLUSIVE MODE"
@@ -256,7 +257,7 @@ def test_mlflow_killed_in_register_is_one_error_and_a_rerun_registers_once(tmp_p
                     process = call(config, "run")
                     wait_until_somebody_waits(logs)
                     kill_tracking_server(server)
-                    assert "did not do it" in one_error(process)
+                    assert "failed: " in one_error(process)
             now = written_manifests(run)
             assert {stage: now[stage] for stage in before} == before
             assert "deploy" not in now

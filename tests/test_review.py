@@ -12,6 +12,7 @@ from reactune import deployment, review
 from reactune.cli import main
 from reactune.errors import CanaryError
 from reactune.release import registry
+from registry_fixtures import aliases_of
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
@@ -37,7 +38,7 @@ def open_rows(config):
 
 
 def aliases(config):
-    return registry.aliases(config.registry, config.tracking_uri)
+    return aliases_of(config.registry, config.tracking_uri)
 
 
 def move_alias(config, alias, version):

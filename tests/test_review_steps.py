@@ -14,6 +14,7 @@ from reactune.errors import DataError
 from reactune.records import REVIEW_STEPS
 from reactune.release import registry
 from reactune.review import run_step
+from registry_fixtures import aliases_of
 
 ID = "20261123-101500-airflow"
 LATER = datetime.now(UTC) + timedelta(days=1)  # when every window of the exposures has closed
@@ -39,7 +40,7 @@ def decisions(config):
 
 
 def aliases(config):
-    return registry.aliases(config.registry, config.tracking_uri)
+    return aliases_of(config.registry, config.tracking_uri)
 
 
 def test_the_steps_do_what_a_whole_review_does(on_trial, tmp_path_factory):

@@ -14,8 +14,7 @@ from gguf_fixtures import HEAD, read_with_transformers, save_adapter, write_tiny
 from reactune.config.sections import ModelConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
-from reactune.release.gguf import REFUSED, export_base, export_merged, read_lora
-from reactune.release.parity import load_gguf
+from reactune.release.gguf import REFUSED, export_base, export_merged, load_gguf, read_lora
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

@@ -12,7 +12,7 @@ from reactune.model.files import base_model
 from reactune.model.logprobs import open_model, score
 from reactune.model.prompt import assemble, completion_ids, load_chat, render, write_prompt_folder
 from reactune.records import Completion, ModelVersion, Prompt, Sampling
-from reactune.release.gguf import export_base, export_merged
+from reactune.release.gguf import export_base, export_merged, load_gguf
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.parity import (
     Served,
@@ -20,7 +20,6 @@ from reactune.release.parity import (
     check,
     compare,
     greedy_choices,
-    load_gguf,
     special_tokens,
 )
 from release_fixtures import token_count

@@ -1,13 +1,11 @@
 """MLflow itself: a real SQLite store, kills in the middle, and a real tracking server."""
 
-import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +16,19 @@ from reactune.errors import ReleaseError
 from reactune.release import registry
 from reactune.release.registry import (
     RUN_TAG,
-    aliases,
     register,
     set_aliases,
     tag_versions,
-    version_numbers,
 )
-from registry_fixtures import CURVE, SETTINGS, TAGS, record_in
+from registry_fixtures import (
+    CURVE,
+    SETTINGS,
+    TAGS,
+    aliases_of,
+    mlflow_client,
+    numbers_of,
+    record_in,
+)
 from server_fixtures import tracking_server
 
 
@@ -36,16 +40,6 @@ def uri(tmp_path):
 @pytest.fixture
 def record(tmp_path):
     return record_in(tmp_path)
-
-
-@contextlib.contextmanager
-def mlflow_client(uri):
-    """MLflow's own client, to see what it would show to a person."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
-        from mlflow import MlflowClient
-
-        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def runs_of(client):
@@ -124,11 +118,11 @@ def test_registering_twice_is_registering_once(uri, record, tmp_path):
 
 
 def test_each_run_has_a_number_of_its_own(uri, record, tmp_path):
-    assert version_numbers(SETTINGS, uri) == {}
+    assert numbers_of(SETTINGS, uri) == {}
     for number, run_id in enumerate(("run-1", "run-2", "run-3"), start=1):
         one = replace(record, run_id=run_id)
         assert register(SETTINGS, uri, one, artifact_root=tmp_path / "kept") == number
-    assert version_numbers(SETTINGS, uri) == {"run-1": 1, "run-2": 2, "run-3": 3}
+    assert numbers_of(SETTINGS, uri) == {"run-1": 1, "run-2": 2, "run-3": 3}
 
 
 def test_versions_of_others_are_left_alone(uri, record, tmp_path):
@@ -136,7 +130,7 @@ def test_versions_of_others_are_left_alone(uri, record, tmp_path):
         client.create_registered_model(SETTINGS.model_name)
         client.create_model_version(SETTINGS.model_name, source="file:///by/hand")
     assert register(SETTINGS, uri, record, artifact_root=tmp_path / "kept") == 2
-    assert version_numbers(SETTINGS, uri) == {"run-1": 2}
+    assert numbers_of(SETTINGS, uri) == {"run-1": 2}
 
 
 def test_an_attempt_with_other_parameters_is_marked_as_failed(uri, record, tmp_path):
@@ -196,7 +190,7 @@ def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, 
     )
     finds_it = moment == "after"  # after the last kill, the version is there
     assert [int(line) for line in done.stdout.split()] == [-signal.SIGKILL] * len(KILLS)
-    assert version_numbers(SETTINGS, uri) == ({"run-1": 1} if finds_it else {})
+    assert numbers_of(SETTINGS, uri) == ({"run-1": 1} if finds_it else {})
     assert register(SETTINGS, uri, record_in(tmp_path), artifact_root=tmp_path / "kept") == 1
     with mlflow_client(uri) as client:
         assert len(client.search_model_versions(f"name = '{SETTINGS.model_name}'")) == 1
@@ -210,7 +204,7 @@ def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, 
 def test_aliases_follow_what_is_live_and_say_what_was_changed(uri, record, tmp_path):
     for run_id in ("run-1", "run-2"):
         register(SETTINGS, uri, replace(record, run_id=run_id), artifact_root=tmp_path / "kept")
-    assert aliases(SETTINGS, uri) == {}
+    assert aliases_of(SETTINGS, uri) == {}
     assert set_aliases(SETTINGS, uri, champion=1, challenger=2) == [
         "registry alias champion: None -> 1",
         "registry alias challenger: None -> 2",
@@ -223,7 +217,7 @@ def test_aliases_follow_what_is_live_and_say_what_was_changed(uri, record, tmp_p
         "registry alias champion: 2 -> 1",
         "registry alias challenger: 2 -> None",
     ]
-    assert aliases(SETTINGS, uri) == {"champion": 1, "of-others": 1}
+    assert aliases_of(SETTINGS, uri) == {"champion": 1, "of-others": 1}
 
 
 def test_an_alias_for_a_version_that_is_not_there_is_an_error(uri, record, tmp_path):
@@ -245,6 +239,7 @@ def test_nothing_is_said_on_the_terminal(uri, record, tmp_path, capfd):
     [
         ("http://127.0.0.1:9", "127.0.0.1"),
         ("postgresql+psycopg://someone:secret@127.0.0.1:9/mlflow", "connection failed"),
+        ("postgresql+psycopg://127.0.0.1:9/mlflow?user=u&password=secret", "connection failed"),
         ("sqlite:////no/such/folder/mlflow.db", "unable to open database file"),
         ("gopher://127.0.0.1", "unsupported URI"),
     ],
@@ -280,7 +275,7 @@ def test_a_tracking_server_keeps_the_files_in_its_own_place(record, tmp_path):
             (tmp_path / "server" / "files").rename(tmp_path / "kept")
             (tmp_path / "server" / "files").write_text("no folder any more")
             other = replace(record, run_id="run-2")
-            with pytest.raises(ReleaseError, match=r"did not do it: .*gate\.json.*and repeat"):
+            with pytest.raises(ReleaseError, match=r"failed: .*gate\.json.*and repeat"):
                 register(SETTINGS, url, other, artifact_root=tmp_path / "no")
             (tmp_path / "server" / "files").unlink()
             (tmp_path / "kept").rename(tmp_path / "server" / "files")
@@ -296,5 +291,5 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_soon_an_error(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ReleaseError, match=r"did not do it: .*/health.*[Rr]ead timed out"):
+        with pytest.raises(ReleaseError, match=r"failed: .*/health.*[Rr]ead timed out"):
             register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")

@@ -1,1 +1,5 @@
-"""Adapter -> a model that may be served: gate, GGUF, parity, registry, model servers."""
+"""A trained adapter -> the model that is served, with the proof that the two are the same.
+
+`gguf` writes the release to disk; `parity` is the proof; `registry` logs and registers it in
+MLflow; `runtimes` lists the model servers, `llamacpp` (embedded) and `ollama`.
+"""

@@ -1,6 +1,7 @@
-"""Tips from llama.cpp: one child process a model, no template involved.
+"""Tips from the embedded llama.cpp: one child process for each published version.
 
-How a child starts, runs and ends is in `llamacpp_server.py`; which versions run is the caller's.
+The rendered prompt is sent as token ids, so no template of the server is involved. A child ends
+with this process, whatever ends it.
 """
 
 import json
@@ -28,6 +29,10 @@ from reactune.process import child_environment, die_with_parent
 from reactune.records import Completion, ModelVersion, Sampling
 
 START_SECONDS = 120.0
+IDLE_SECONDS = 2.0  # well below the five after which the server closes an idle connection
+SAMPLERS = ["top_k", "top_p", "temperature"]
+REMEMBERED_PROMPTS = 50_000
+LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -42,120 +47,15 @@ class Server:
     seen: set[int] = field(default_factory=set)
 
 
-def start(model: ModelVersion, settings: ServeConfig, *, in_thread: ThreadPoolExecutor) -> Server:
-    """Start a child for a version and wait until it listens.
-
-    Raises:
-        ReleaseError: it does not start; the reason is taken from its log.
-    """
-    key = secrets.token_hex(16)
-    job = {
-        "gguf": str(model.gguf),
-        "threads": settings.threads,
-        "parallel": settings.parallel,
-        "context": context_tokens(model, settings),
-        "key": key,
-    }
-    end = stop_text(model)
-    descriptor, name = tempfile.mkstemp(prefix="reactune-llamacpp-", suffix=".log")
-    with os.fdopen(descriptor, "w") as log:
-        process = in_thread.submit(_popen, log).result()
-    server = Server(process, _first_line(process, json.dumps(job)), Path(name), key, end)
-    if not server.url.startswith("http"):
-        reason = reason_in(server.log.read_text(errors="replace"))
-        stop(server)
-        raise ReleaseError(f"llama.cpp does not start with {model.gguf} ({model.name}): {reason}")
-    return server
-
-
-def stop(server: Server) -> None:
-    """End a child; its log goes with it."""
-    server.process.kill()
-    server.process.wait()
-    for pipe in (server.process.stdin, server.process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
-    server.log.unlink(missing_ok=True)
-
-
-def reason_in(log: str) -> str:
-    """Why a child ended: its first error, or its last word, and what to do about it."""
-    if "No module named 'xllamacpp'" in log:
-        return "the server is not installed; `pip install 'reactune[llamacpp]'`"
-    errors = re.findall(r"^[\d.]+ E (.+)$", log, flags=re.MULTILINE)
-    words = log.strip().splitlines()
-    found = errors[0] if errors else words[-1] if words else "no word within the time limit"
-    return f"{found[:300]}; export the version again, or check [serve] threads and parallel"
-
-
-def _popen(log: IO[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "reactune.release.llamacpp"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=child_environment(),
-    )
-
-
-def _first_line(process: subprocess.Popen[str], job: str) -> str:
-    """Give the child its job; what it says first: its address, or nothing if it ends or hangs."""
-    found: list[str] = []
-    send, read = process.stdin, process.stdout
-    if send is None or read is None:
-        return ""
-    with suppress(BrokenPipeError):
-        send.write(job + "\n")
-        send.flush()
-    reader = threading.Thread(target=lambda: found.append(read.readline()), daemon=True)
-    reader.start()
-    reader.join(START_SECONDS)
-    return found[0].strip() if found else ""
-
-
-def main() -> int:
-    """The child: serve one GGUF until the parent closes our input or ends."""
-    die_with_parent()
-    job = json.loads(sys.stdin.readline())
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = job["gguf"]
-    params.api_keys = [job["key"]]
-    params.n_parallel = job["parallel"]
-    params.n_ctx = job["context"] * job["parallel"]
-    params.n_gpu_layers = 0
-    params.port = 0
-    params.ui = False
-    params.cache_ram_mib = 0
-    params.verbosity = 2  # warnings: a line for each request would fill the disk
-    # Its sums depend on how many requests run at once, so that a seed would not give one text.
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    for cpu in (params.cpuparams, params.cpuparams_batch):
-        cpu.n_threads = job["threads"] or os.cpu_count() or 1
-        cpu.poll = 0
-    server = xllamacpp.Server(params)
-    sys.stdout.write(f"{server.listening_address}\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-    return 0
-
-
-IDLE_SECONDS = 2.0  # well below the five after which the server closes an idle connection
-SAMPLERS = ["top_k", "top_p", "temperature"]
-REMEMBERED_PROMPTS = 50_000
-LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
-
-
 @dataclass
 class LlamaCpp:
     """The servers of this process: one child for each published version; safe for many threads."""
 
     settings: ServeConfig
     servers: dict[str, Server] = field(default_factory=dict)
-    client: httpx.Client = field(default_factory=lambda: _http_client())
+    client: httpx.Client = field(
+        default_factory=lambda: httpx.Client(trust_env=False, limits=LIMITS)
+    )
     async_client: httpx.AsyncClient | None = None  # opened by `write` in its event loop
     lock: threading.Lock = field(default_factory=threading.Lock)
     starting: threading.Lock = field(default_factory=threading.Lock)
@@ -183,8 +83,8 @@ class LlamaCpp:
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         """Continue the prompt as `Runtime.generate` promises.
 
-        A prompt that is asked alone gives the same text for the same seed, bit for bit. Beside
-        others, some answers in a hundred differ: sums of another batch are rounded otherwise.
+        A prompt that is sent alone gives the same text for the same seed, bit for bit. Beside
+        others, some answers in a hundred differ: sums of another batch are rounded differently.
 
         Raises:
             ReleaseError: the version is not published, its child is gone or slow, or it answers
@@ -290,7 +190,7 @@ class LlamaCpp:
 
 
 def tokens_request(prompt: str) -> dict[str, Any]:
-    """Ask for token ids: special tokens count as such, and none is added in front."""
+    """The body that asks for token ids: special tokens are read as such, and none is added."""
     return {"content": prompt, "add_special": False, "parse_special": True}
 
 
@@ -299,8 +199,8 @@ def request_of(
 ) -> dict[str, Any]:
     """The body of one completion: only the stated samplers, and the drawn text's probabilities.
 
-    A slot that holds the whole prompt would compute its last token alone, which rounds otherwise
-    than computing it with others: so `reuse_prefix` must be false for a prompt asked before.
+    A slot that holds the whole prompt would compute its last token alone, which rounds differently
+    from computing it with others: so `reuse_prefix` must be false for a prompt sent before.
     """
     return {
         "prompt": ids,
@@ -319,7 +219,7 @@ def request_of(
 
 
 def completion_of(answer: dict[str, Any], *, seconds: float) -> Completion:
-    """What the server's answer says; a stop token counts as drawn, and is not shown.
+    """The answer as a `Completion`; a stop token counts as drawn, and is not in the text.
 
     Raises:
         KeyError, TypeError, ValueError: it is no answer.
@@ -339,12 +239,8 @@ def completion_of(answer: dict[str, Any], *, seconds: float) -> Completion:
 
 def _read(answer: httpx.Response) -> dict[str, Any]:
     answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def _http_client() -> httpx.Client:
-    return httpx.Client(trust_env=False, limits=LIMITS)
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def _remember(seen: set[int], prompt: str) -> bool:
@@ -362,6 +258,107 @@ def _refusal(answer: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         message = "no reason given"
     return f"status {answer.status_code}, {message[:300]}"
+
+
+def start(model: ModelVersion, settings: ServeConfig, *, in_thread: ThreadPoolExecutor) -> Server:
+    """Start a child for a version and wait until it listens.
+
+    Raises:
+        ReleaseError: it does not start; the reason is taken from its log.
+    """
+    key = secrets.token_hex(16)
+    job = {
+        "gguf": str(model.gguf),
+        "threads": settings.threads,
+        "parallel": settings.parallel,
+        "context": context_tokens(model, settings),
+        "key": key,
+    }
+    end = stop_text(model)
+    descriptor, name = tempfile.mkstemp(prefix="reactune-llamacpp-", suffix=".log")
+    with os.fdopen(descriptor, "w") as log:
+        process = in_thread.submit(_popen, log).result()
+    server = Server(process, _first_line(process, json.dumps(job)), Path(name), key, end)
+    if not server.url.startswith("http"):
+        reason = reason_in(server.log.read_text(errors="replace"))
+        stop(server)
+        raise ReleaseError(f"llama.cpp does not start with {model.gguf} ({model.name}): {reason}")
+    return server
+
+
+def stop(server: Server) -> None:
+    """End a child; its log goes with it."""
+    server.process.kill()
+    server.process.wait()
+    for pipe in (server.process.stdin, server.process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+    server.log.unlink(missing_ok=True)
+
+
+def reason_in(log: str) -> str:
+    """Why a child ended: the first error or the last line of its log, and what to do about it."""
+    if "No module named 'xllamacpp'" in log:
+        return "the server is not installed; `pip install 'reactune[llamacpp]'`"
+    errors = re.findall(r"^[\d.]+ E (.+)$", log, flags=re.MULTILINE)
+    lines = log.strip().splitlines()
+    reason = [*errors, *lines[-1:], "no output within the time limit"][0]
+    return f"{reason[:300]}; export the version again, or check [serve] threads and parallel"
+
+
+def _popen(log: IO[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "reactune.release.llamacpp"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=child_environment(),
+    )
+
+
+def _first_line(process: subprocess.Popen[str], job: str) -> str:
+    """Give the child its job; its first line is its address, or empty if it ends or hangs."""
+    lines: list[str] = []
+    send, read = process.stdin, process.stdout
+    if send is None or read is None:
+        return ""
+    with suppress(BrokenPipeError):
+        send.write(job + "\n")
+        send.flush()
+    reader = threading.Thread(target=lambda: lines.append(read.readline()), daemon=True)
+    reader.start()
+    reader.join(START_SECONDS)
+    return lines[0].strip() if lines else ""
+
+
+def main() -> int:
+    """The child: serve one GGUF until the parent closes our input or ends."""
+    die_with_parent()
+    job = json.loads(sys.stdin.readline())
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = job["gguf"]
+    params.api_keys = [job["key"]]
+    params.n_parallel = job["parallel"]
+    params.n_ctx = job["context"] * job["parallel"]
+    params.n_gpu_layers = 0
+    params.port = 0
+    params.ui = False
+    params.cache_ram_mib = 0
+    params.verbosity = 2  # warnings: a line for each request would fill the disk
+    # With it, sums depend on how many requests run at once, and a seed would not fix the text.
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.n_threads = job["threads"] or os.cpu_count() or 1
+        cpu.poll = 0
+    server = xllamacpp.Server(params)
+    sys.stdout.write(f"{server.listening_address}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    return 0
 
 
 if __name__ == "__main__":

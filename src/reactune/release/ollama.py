@@ -1,6 +1,6 @@
-"""The only module that talks to Ollama: publish a GGUF under an immutable name, and generate.
+"""Tips from a server of Ollama: GGUF files are published under names that never change.
 
-Serving sends the rendered prompt raw, so no template of the server is involved; the template that
+Prompts are sent raw, already rendered, so no template of the server is involved; the template that
 is published with the model is for people, and for the parity check.
 """
 
@@ -22,48 +22,6 @@ from reactune.model.prompt import context_tokens, read_prompt_file, stop_text
 from reactune.records import Completion, ModelVersion, Sampling
 
 IDLE_SECONDS = 5.0
-
-
-class AsyncConnections:
-    """Kept-alive connections to one server; all calls from one event loop, which closes them."""
-
-    def __init__(self, url: str, *, timeout_seconds: float) -> None:
-        self._url, self._timeout = url.rstrip("/"), aiohttp.ClientTimeout(timeout_seconds)
-        self._session: aiohttp.ClientSession | None = None
-
-    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        """The answer's status and body.
-
-        Raises:
-            TimeoutError: it did not come in time.
-            aiohttp.ClientError: there is no connection, or it broke.
-        """
-        if self._session is None:
-            # How many ask at once is limited where tips are asked for.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
-            # Of the environment the proxy is asked, and once: aiohttp's own `trust_env` would
-            # also look for a netrc file in another thread, for every request.
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, proxy=_proxy_of(self._url)
-            )
-        async with self._session.post(self._url + path, json=body) as answer:
-            return answer.status, await answer.read()
-
-    async def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-
-def _proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL (`HTTP_PROXY`, `NO_PROXY`, ...)."""
-    place = urlsplit(url)
-    if proxy_bypass(place.hostname or ""):
-        return None
-    return getproxies().get(place.scheme)
-
-
 UPLOAD_SECONDS = 3600.0
 KEEP_LOADED = "30m"
 
@@ -75,7 +33,7 @@ class Ollama:
     settings: ServeConfig
     client: ollama.Client = field(init=False)
     loader: ollama.Client = field(init=False)
-    connections: AsyncConnections = field(init=False)
+    connections: "AsyncConnections" = field(init=False)
 
     def __post_init__(self) -> None:
         url = self.settings.ollama_url
@@ -114,7 +72,7 @@ class Ollama:
             )
 
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """Continue the prompt as `Runtime.generate` promises; the log-probability is not told.
+        """Continue the prompt as `Runtime.generate` promises, without a log-probability.
 
         Raises:
             ReleaseError: the server is away or slow, lacks the model, has no room for the prompt,
@@ -292,7 +250,7 @@ class Ollama:
         }
 
     def _options(self, room: int) -> dict[str, Any]:
-        """What a loaded model is kept by: another value would load it anew."""
+        """Options that are fixed while a model is loaded: another value would load it anew."""
         threads = {"num_thread": self.settings.threads} if self.settings.threads else {}
         return {"num_ctx": room, **threads}
 
@@ -331,7 +289,7 @@ class Ollama:
 def completion_of(
     answer: ollama.GenerateResponse, request: dict[str, Any], *, seconds: float
 ) -> Completion:
-    """What the server's answer says.
+    """The answer as a `Completion`.
 
     Raises:
         ValueError: it is no answer.
@@ -349,14 +307,14 @@ def completion_of(
 
 
 def prompt_tokens_of(answer: ollama.GenerateResponse | ollama.ChatResponse, *, room: int) -> int:
-    """All tokens of the prompt, those that were cached included, as Ollama counts since 0.2.
+    """All tokens of the prompt, cached ones included, as Ollama counts since 0.2.
 
     Raises:
-        ValueError: it is not told, or fills the context: then Ollama has cut the prompt silently.
+        ValueError: the count is missing, or fills the context: then Ollama has cut the prompt.
     """
     counted = answer.prompt_eval_count
     if not counted:
-        raise ValueError("it does not say how long the prompt was")
+        raise ValueError("it does not give the length of the prompt")
     if counted >= room:
         raise ValueError(f"the prompt fills all {room} tokens of the context, so it was cut")
     return counted
@@ -365,3 +323,43 @@ def prompt_tokens_of(answer: ollama.GenerateResponse | ollama.ChatResponse, *, r
 def tagged(name: str) -> str:
     """The name as the server lists it: `latest` is the tag of a name without one."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+class AsyncConnections:
+    """Kept-alive connections to one server; all calls from one event loop, which closes them."""
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        self._url, self._timeout = url.rstrip("/"), aiohttp.ClientTimeout(timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """The answer's status and body.
+
+        Raises:
+            TimeoutError: it did not come in time.
+            aiohttp.ClientError: there is no connection, or it broke.
+        """
+        if self._session is None:
+            # The service limits how many requests run at once.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+            # The environment names the proxy, and is read once: aiohttp's own `trust_env` would
+            # also read a netrc file, in another thread, for every request.
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, proxy=_proxy_of(self._url)
+            )
+        async with self._session.post(self._url + path, json=body) as answer:
+            return answer.status, await answer.read()
+
+    async def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a URL (`HTTP_PROXY`, `NO_PROXY`, ...)."""
+    place = urlsplit(url)
+    if proxy_bypass(place.hostname or ""):
+        return None
+    return getproxies().get(place.scheme)

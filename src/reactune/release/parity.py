@@ -1,133 +1,24 @@
-"""Is what will be served what was trained? Token by token, and as the server answers.
-
-Measures and compares; making the file, and refusing a release over failures, is the caller's.
-"""
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from reactune.errors import ReleaseError
-from reactune.release.gguf import LAYOUTS, architecture_of, heads_of, number, open_gguf
-from reactune.release.gguf import tensor_names as names_of
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
-    from transformers import PretrainedConfig, PreTrainedModel
+"""The proof that what is served is what was trained: token by token, and as the server answers."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy.typing as npt
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from reactune.config.sections import ExportConfig
+from reactune.errors import ReleaseError
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, open_model, score
 from reactune.model.prompt import Chat, user_text
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
+from reactune.release.gguf import load_gguf
 
-# Tensors that llama.cpp keeps ready-made and transformers computes from its settings.
-COMPUTED = {"rope_freqs.weight"}
-TOLERANCE = 1e-6  # of numbers that GGUF keeps as float32
-
-
-def load_gguf(path: Path, base_folder: Path) -> "PreTrainedModel":
-    """Load every tensor of the file, dequantised to float32, into a model of the base's settings.
-
-    Strict: the file's dimensions, positions and epsilon must be those of the base's config.json,
-    every tensor must find its place and every weight be filled. Takes less than half the time of
-    transformers' own GGUF import, with the same weights (a test compares them).
-
-    Raises:
-        ReleaseError: the file is broken, of an unknown architecture, or not of this base.
-    """
-    import torch
-    import transformers
-
-    reader = open_gguf(path)
-    config = transformers.AutoConfig.from_pretrained(base_folder)
-    _require_same_settings(reader, config, path)
-    kind = getattr(transformers, config.architectures[0])
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in kind(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        wanted.pop("lm_head.weight", None)
-    weights = _weights(reader, wanted, path)
-    model = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict={name: torch.from_numpy(value) for name, value in weights.items()},
-        dtype=torch.float32,
-    )
-    return model.eval()
-
-
-def _require_same_settings(reader: "GGUFReader", config: "PretrainedConfig", path: Path) -> None:
-    stated = {
-        "block_count": config.num_hidden_layers,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": _rope_base(config),
-    }
-    for name, value in stated.items():
-        if abs(number(reader, name) - value) > TOLERANCE * abs(value):
-            raise ReleaseError(
-                f"{path} has {name} = {number(reader, name):g}, the base model has {value:g}: "
-                "it was made of another model"
-            )
-
-
-def _rope_base(config: "PretrainedConfig") -> float:
-    # Gemma 3 has one entry per kind of attention; llama.cpp states that of the full one.
-    positions = config.rope_parameters
-    return float(positions.get("full_attention", positions)["rope_theta"])
-
-
-def _weights(
-    reader: "GGUFReader", wanted: Mapping[str, tuple[int, ...]], path: Path
-) -> dict[str, NDArray[np.float32]]:
-    """Each wanted parameter from its tensor; nothing may be missing or left over."""
-    names = names_of(reader)
-    tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name not in COMPUTED}
-    weights, missing = {}, []
-    for name, shape in wanted.items():
-        tensor = tensors.pop(names.get_name(name, try_suffixes=(".weight", ".bias")), None)
-        if tensor is None or tuple(tensor.shape[::-1].tolist()) != shape:
-            missing.append(name)
-        else:
-            weights[name] = _weight(reader, tensor)
-    if missing or tensors:
-        raise ReleaseError(
-            f"{path} does not fit the base model: {len(missing)} weights are missing or of another "
-            f"shape ({', '.join(missing[:3])}), {len(tensors)} are unknown "
-            f"({', '.join([*tensors][:3])})"
-        )
-    return weights
-
-
-def _weight(reader: "GGUFReader", tensor: Any) -> NDArray[np.float32]:
-    from gguf import quants
-
-    weight = np.array(quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-    heads = heads_of(reader, tensor.name)
-    if heads:
-        # llama.cpp keeps a head's rows in pairs, transformers in halves.
-        pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
-        weight = np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
-    if tensor.name.endswith("norm.weight"):
-        weight -= np.float32(LAYOUTS[architecture_of(reader)].norm_offset)
-    return weight
-
-
-Scores = Sequence[npt.NDArray[np.float64]]
+Scores = Sequence[NDArray[np.float64]]
 Ids = Sequence[int]
 
 
@@ -204,10 +95,10 @@ def check(
 
     Token by token: `completions` (token ids of one tip per prompt, with the stop token) are scored
     in float32 by base plus `model.adapter` as transformers and PEFT run them, by the base alone,
-    and by `model.gguf` loaded back. As served: the runtime answers each prompt greedily, and the
-    trained model says for each token whether it would have written it. Where the server has a chat
-    template of its own, that must make the same prompts. The version is published first; retiring
-    it is the caller's. Failures are in the report.
+    and by `model.gguf` loaded back. As served: the runtime answers each prompt greedily, and each
+    token of it is compared with the trained model's own choice at that place. A chat template of
+    the server must make the same prompts. The version is published first, and stays published.
+    Failures are in the report.
 
     Raises:
         ReleaseError: the server does not answer, the file cannot be loaded, or there is no prompt.
@@ -225,9 +116,9 @@ def check(
     answered = [answer_ids(tokenizer, answer, stop=max(stops)) for answer in answers]
     rows = [(prompt.token_ids, ids) for prompt, ids in zip(prompts, completions, strict=True)]
     answer_rows = [(prompt.token_ids, ids) for prompt, ids in zip(prompts, answered, strict=True)]
-    trained, choices = _ask_trained(base, model, rows, answer_rows, threads=threads)
-    untrained = None if model.adapter is None else _ask_base(base, rows, threads=threads)
-    exported = _ask_exported(base, model.gguf, rows)
+    trained, choices = _score_trained(base, model, rows, answer_rows, threads=threads)
+    untrained = None if model.adapter is None else _score_base(base, rows, threads=threads)
+    exported = _score_exported(base, model.gguf, rows)
     parts = zip(prompts, answers, answered, choices, chat_tokens, strict=True)
     return compare(
         trained,
@@ -239,6 +130,65 @@ def check(
         max_tokens=max_tokens,
         seconds=time.monotonic() - started,
     )
+
+
+def _answer_greedily(
+    runtime: Runtime, model: ModelVersion, prompts: Sequence[Prompt], max_tokens: int
+) -> list[Completion]:
+    runtime.publish(model)
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens, seed=0)
+    return [runtime.generate(model, prompt.text, sampling) for prompt in prompts]
+
+
+def _score_trained(
+    base: BaseModel,
+    model: ModelVersion,
+    tips: Sequence[Row],
+    answers: Sequence[Row],
+    *,
+    threads: int,
+) -> tuple[Scores, list[tuple[int, ...]]]:
+    with open_model(base.folder, model.adapter, dtype="float32", threads=threads) as trained:
+        return score(trained, tips), greedy_choices(trained, answers)
+
+
+def _score_base(base: BaseModel, tips: Sequence[Row], *, threads: int) -> Scores:
+    with open_model(base.folder, dtype="float32", threads=threads) as untrained:
+        return score(untrained, tips)
+
+
+def _score_exported(base: BaseModel, gguf: Path, tips: Sequence[Row]) -> Scores:
+    return score(load_gguf(gguf, base.folder), tips)
+
+
+def answer_ids(tokenizer: Tokenizer, answer: Completion, *, stop: int) -> tuple[int, ...]:
+    """Token ids of the server's answer, with the stop token if the server stopped at it."""
+    ids = tuple(tokenizer.encode(answer.text, add_special_tokens=False).ids)
+    return (*ids, stop) if answer.stopped == "stop" else ids
+
+
+def special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Texts of the tokenizer's special tokens; none may be in an answer."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return tuple(token.content for token in added if token.special)
+
+
+def greedy_choices(model: Any, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+    """At each place of a row's completion, the token that the model ranks first there.
+
+    One pass instead of one per token; up to the first difference from the completion this is what
+    the model itself would have written greedily.
+    """
+    import torch
+
+    choices = []
+    with torch.inference_mode():
+        for prompt, completion in rows:
+            ids = torch.tensor([[*prompt, *completion]])
+            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model.get_output_embeddings()(states[0, len(prompt) - 1 : -1])
+            choices.append(tuple(logits.argmax(dim=-1).tolist()))
+    return choices
 
 
 def compare(
@@ -294,36 +244,6 @@ def learned_kept(
     return slope, float(np.sqrt(((reached - slope * gained) ** 2).mean() / weight))
 
 
-def answer_ids(tokenizer: Tokenizer, answer: Completion, *, stop: int) -> tuple[int, ...]:
-    """Token ids of the server's answer, with the stop token if the server stopped at it."""
-    ids = tuple(tokenizer.encode(answer.text, add_special_tokens=False).ids)
-    return (*ids, stop) if answer.stopped == "stop" else ids
-
-
-def special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Texts that must never stand in an answer."""
-    added = tokenizer.get_added_tokens_decoder().values()
-    return tuple(token.content for token in added if token.special)
-
-
-def greedy_choices(model: Any, rows: Sequence[Row]) -> list[tuple[int, ...]]:
-    """At each place of a row's completion, the token that the model ranks first there.
-
-    One pass instead of one per token; up to the first difference from the completion this is what
-    the model itself would have written greedily.
-    """
-    import torch
-
-    choices = []
-    with torch.inference_mode():
-        for prompt, completion in rows:
-            ids = torch.tensor([[*prompt, *completion]])
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            logits = model.get_output_embeddings()(states[0, len(prompt) - 1 : -1])
-            choices.append(tuple(logits.argmax(dim=-1).tolist()))
-    return choices
-
-
 def _beyond_tolerance(report: ParityReport, settings: ExportConfig) -> list[str]:
     failures = []
     # Written so that a gap that is not a number fails.
@@ -346,37 +266,8 @@ def _beyond_tolerance(report: ParityReport, settings: ExportConfig) -> list[str]
     return failures
 
 
-def _answer_greedily(
-    runtime: Runtime, model: ModelVersion, prompts: Sequence[Prompt], max_tokens: int
-) -> list[Completion]:
-    runtime.publish(model)
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens, seed=0)
-    return [runtime.generate(model, prompt.text, sampling) for prompt in prompts]
-
-
-def _ask_trained(
-    base: BaseModel,
-    model: ModelVersion,
-    tips: Sequence[Row],
-    answers: Sequence[Row],
-    *,
-    threads: int,
-) -> tuple[Scores, list[tuple[int, ...]]]:
-    with open_model(base.folder, model.adapter, dtype="float32", threads=threads) as trained:
-        return score(trained, tips), greedy_choices(trained, answers)
-
-
-def _ask_base(base: BaseModel, tips: Sequence[Row], *, threads: int) -> Scores:
-    with open_model(base.folder, dtype="float32", threads=threads) as untrained:
-        return score(untrained, tips)
-
-
-def _ask_exported(base: BaseModel, gguf: Path, tips: Sequence[Row]) -> Scores:
-    return score(load_gguf(gguf, base.folder), tips)
-
-
 def _faults(served: Served, special_tokens: Sequence[str], max_tokens: int) -> list[str]:
-    """What is wrong with how the server handled one prompt, worded so that repeats are one."""
+    """What is wrong with how the server handled one prompt; equal faults have equal texts."""
     completion, expected = served.completion, len(served.prompt.token_ids)
     faults = []
     if completion.prompt_tokens != expected:

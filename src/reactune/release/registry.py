@@ -1,14 +1,19 @@
-"""MLflow: the run with all that tells how a model came about, and the registered version.
+"""MLflow: each run with all that explains a model, its registered version, and the aliases.
 
-The only importer of mlflow. What is live is decided elsewhere; aliases here only follow it.
+The operational database decides what is live; the aliases follow it. All errors of MLflow arrive
+as one `ReleaseError` without passwords, and within seconds.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from reactune.config.sections import RegistryConfig
 from reactune.errors import ReleaseError, hide_passwords
@@ -17,7 +22,7 @@ RUN_TAG = "reactune.run_id"
 ALIASES = ("champion", "challenger")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 SERVERS = ("http:", "https:")
-ANSWER_SECONDS = 10  # in which a server must say that it is there
+ANSWER_SECONDS = 10  # in which a server must answer at all
 WEIGHTS = (".gguf", ".safetensors")
 PARAM_CHARS = 6000  # MLflow's limit
 QUIET = {
@@ -31,8 +36,11 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Record:
-    """All that is logged of a run. Curves hold (step, value); `texts` maps names of files to
-    what is in them; `artifacts` maps files and folders to the artifact folder they go into."""
+    """All that is logged of a run.
+
+    Curves hold (step, value); `texts` maps names of files to their content; `artifacts` maps files
+    and folders to the artifact folder they go into.
+    """
 
     run_id: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -71,20 +79,10 @@ def register(settings: RegistryConfig, uri: str, record: Record, *, artifact_roo
         return int(version.version)
 
 
-def version_numbers(settings: RegistryConfig, uri: str) -> dict[str, int]:
-    """The number of each run's version; empty before the first.
-
-    Raises:
-        ReleaseError: the tracking server is away.
-    """
-    with _client(uri) as client:
-        return _numbers(client, settings.model_name)
-
-
 def set_aliases(
     settings: RegistryConfig, uri: str, *, champion: int, challenger: int | None
 ) -> list[str]:
-    """Make the aliases follow what is live; what had to be changed is returned, in words.
+    """Make the aliases follow what is live; a line per change is returned.
 
     Raises:
         ReleaseError: the tracking server is away, or a version is not registered there.
@@ -94,26 +92,15 @@ def set_aliases(
         aliases = client.get_registered_model(settings.model_name).aliases
         changed = []
         for alias in ALIASES:
-            found = int(aliases[alias]) if alias in aliases else None
-            if found == wanted[alias]:
+            current = int(aliases[alias]) if alias in aliases else None
+            if current == wanted[alias]:
                 continue
             if wanted[alias] is None:
                 client.delete_registered_model_alias(settings.model_name, alias)
             else:
                 client.set_registered_model_alias(settings.model_name, alias, str(wanted[alias]))
-            changed.append(f"registry alias {alias}: {found} -> {wanted[alias]}")
+            changed.append(f"registry alias {alias}: {current} -> {wanted[alias]}")
         return changed
-
-
-def aliases(settings: RegistryConfig, uri: str) -> dict[str, int]:
-    """The aliases of the registered model; empty before the first version.
-
-    Raises:
-        ReleaseError: the tracking server is away.
-    """
-    with _client(uri) as client:
-        models = client.search_registered_models(f"name = '{settings.model_name}'")
-        return {name: int(number) for name, number in models[0].aliases.items()} if models else {}
 
 
 def tag_versions(settings: RegistryConfig, uri: str, tags: Mapping[int, Mapping[str, str]]) -> None:
@@ -147,7 +134,9 @@ def remove_files(settings: RegistryConfig, uri: str, number: int) -> None:
 
 
 def contents(settings: RegistryConfig, uri: str, scratch: Path) -> Iterator[tuple[str, str | Path]]:
-    """All that is kept of our model but weights: texts, and files, each until the next is taken.
+    """All that MLflow holds of our model but weights: texts, and files.
+
+    A file is deleted when the next item is taken.
 
     Raises:
         ReleaseError: the tracking server is away.
@@ -168,16 +157,83 @@ def contents(settings: RegistryConfig, uri: str, scratch: Path) -> Iterator[tupl
             token = runs.token or ""
 
 
+def _log(client: Any, entry: Any, record: Record) -> None:
+    """Log all of a record; what is there already is not logged twice."""
+    from mlflow.entities import Metric, Param
+
+    # The same time when a killed attempt is completed: then a metric is the same row.
+    run, moment = entry.info.run_id, entry.info.start_time
+    params = [Param(name, value) for name, value in _params(record).items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run, params=params[start : start + 100])
+    metrics = [Metric(name, value, moment, 0) for name, value in record.metrics.items()]
+    for name, curve in record.curves.items():
+        metrics += [Metric(name, value, moment, step) for step, value in curve]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+    for name, text in record.texts.items():
+        client.log_text(run, hide_passwords(text), name)
+    for path, folder in record.artifacts.items():
+        log = client.log_artifacts if path.is_dir() else client.log_artifact
+        log(run, str(path), folder or None)
+
+
+def _params(record: Record) -> dict[str, str]:
+    return {name: text[:PARAM_CHARS] for name, text in _plain(record.params).items()}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: hide_passwords(str(value)) for name, value in values.items()}
+
+
+def _unfinished(client: Any, experiment: str, record: Record) -> Any | None:
+    """A killed attempt that can be completed; all others are marked as failed.
+
+    A parameter that is logged cannot be changed, so an attempt with others cannot be completed.
+    """
+    wanted = _params(record)
+    found = None
+    for run in client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.run_id}'"):
+        if found is None and run.data.params.items() <= wanted.items():
+            found = run
+        else:
+            client.set_terminated(run.info.run_id, "FAILED")
+    return found
+
+
+def _experiment(client: Any, name: str, uri: str, artifact_root: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server has its own place for files; a database would take ./mlruns.
+    local = artifact_root.absolute().as_uri() if uri.startswith(DATABASES) else None
+    return str(client.create_experiment(name, artifact_location=local))
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Written by reactune.")
+
+
+def _numbers(client: Any, name: str) -> dict[str, int]:
+    versions = client.search_model_versions(f"name = '{name}'")
+    tagged = [(each.tags.get(RUN_TAG), int(each.version)) for each in versions]
+    return {run: number for run, number in sorted(tagged, key=lambda each: -each[1]) if run}
+
+
+def _files(client: Any, run: str, folder: str | None = None) -> Iterator[str]:
+    for each in client.list_artifacts(run, folder):
+        if each.is_dir:
+            yield from _files(client, run, each.path)
+        elif not each.path.endswith(WEIGHTS):
+            yield each.path
+
+
 @contextmanager
 def _client(uri: str) -> Iterator[Any]:
-    """A client of the store; its chatter is kept from the terminal, its errors become ours."""
+    """A client of the store; its log lines are hidden, its errors become `ReleaseError`."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import logging
-    import warnings
-
-    import sqlalchemy as sa
-
     with warnings.catch_warnings():
         # MLflow's own use of what SQLAlchemy will drop.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
@@ -206,15 +262,13 @@ def _client(uri: str) -> Iterator[Any]:
 
 def _require_database(uri: str) -> None:
     """Try the database once; MLflow itself would try for minutes, in silence."""
-    import sqlalchemy as sa
-
     engine = sa.create_engine(uri, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
 
 
 def _require_server(uri: str) -> None:
-    """Ask the server whether it is there; MLflow itself would wait for minutes, in silence."""
+    """Ask the server for its health; MLflow itself would wait for minutes, in silence."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -224,83 +278,10 @@ def _require_server(uri: str) -> None:
 
 def _refusal(uri: str, error: Exception) -> ReleaseError:
     return ReleaseError(
-        f"MLflow at {uri} did not do it: {_first_line(error)}; see [registry] tracking_uri, and "
-        "repeat"
+        f"MLflow at {uri} failed: {_first_line(error)}; see [registry] tracking_uri, and repeat"
     )
 
 
 def _first_line(error: Exception) -> str:
     lines = hide_passwords(str(error)).strip().splitlines()
     return (lines or [type(error).__name__])[0][:300]
-
-
-def _files(client: Any, run: str, folder: str | None = None) -> Iterator[str]:
-    for each in client.list_artifacts(run, folder):
-        if each.is_dir:
-            yield from _files(client, run, each.path)
-        elif not each.path.endswith(WEIGHTS):
-            yield each.path
-
-
-def _ensure_model(client: Any, name: str) -> None:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="Written by reactune.")
-
-
-def _numbers(client: Any, name: str) -> dict[str, int]:
-    versions = client.search_model_versions(f"name = '{name}'")
-    tagged = [(each.tags.get(RUN_TAG), int(each.version)) for each in versions]
-    return {run: number for run, number in sorted(tagged, key=lambda each: -each[1]) if run}
-
-
-def _experiment(client: Any, name: str, uri: str, artifact_root: Path) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # A server has its own place for files; a database would take ./mlruns.
-    local = artifact_root.absolute().as_uri() if uri.startswith(DATABASES) else None
-    return str(client.create_experiment(name, artifact_location=local))
-
-
-def _unfinished(client: Any, experiment: str, record: Record) -> Any | None:
-    """A killed attempt that can be completed; others are marked, so that nobody takes them for it.
-
-    A parameter that is logged cannot be changed, so an attempt with others cannot be completed.
-    """
-    wanted = _params(record)
-    found = None
-    for run in client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.run_id}'"):
-        if found is None and run.data.params.items() <= wanted.items():
-            found = run
-        else:
-            client.set_terminated(run.info.run_id, "FAILED")
-    return found
-
-
-def _params(record: Record) -> dict[str, str]:
-    return {name: text[:PARAM_CHARS] for name, text in _plain(record.params).items()}
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: hide_passwords(str(value)) for name, value in values.items()}
-
-
-def _log(client: Any, entry: Any, record: Record) -> None:
-    """Log all of a record. Whatever is there already is not logged twice."""
-    from mlflow.entities import Metric, Param
-
-    # The same time when a killed attempt is completed: then a metric is the same row.
-    run, moment = entry.info.run_id, entry.info.start_time
-    params = [Param(name, value) for name, value in _params(record).items()]
-    for start in range(0, len(params), 100):
-        client.log_batch(run, params=params[start : start + 100])
-    metrics = [Metric(name, value, moment, 0) for name, value in record.metrics.items()]
-    for name, curve in record.curves.items():
-        metrics += [Metric(name, value, moment, step) for step, value in curve]
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run, metrics=metrics[start : start + 1000])
-    for name, text in record.texts.items():
-        client.log_text(run, hide_passwords(text), name)
-    for path, folder in record.artifacts.items():
-        log = client.log_artifacts if path.is_dir() else client.log_artifact
-        log(run, str(path), folder or None)
