@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reactune.config.settings import Config, load
-from reactune.erasure import erase as erasing
+from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.verify import verify
 from reactune.privacy.hashing import HashingKey, HashingKeys, user_key
 from reactune.store.database import create_store, writing
@@ -98,8 +98,8 @@ def erase(config: Config) -> dict[str, float]:
     ring, now = HashingKeys(KEY), datetime.now(UTC)
 
     def all_of_it() -> None:
-        erasing.ask_for_people(config, ring, [WHO], reason="bench", now=now, say=print)
-        erasing.finish(config, ring, now=now, say=print)
+        request_erasure(config, ring, [WHO], reason="bench", now=now, say=print)
+        finish(config, ring, now=now, say=print)
 
     seconds = {"erase": timed(all_of_it)}
     seconds["verify"] = timed(lambda: print(verify(config, ring, [WHO]).traces or "no trace"))

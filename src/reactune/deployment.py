@@ -26,7 +26,7 @@ from reactune.release import registry, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
 from reactune.release.registry import Record
 from reactune.runs.folders import StageResult, run_stage
-from reactune.runs.remote import as_kept, as_placed, fetch, fetch_release, run_root
+from reactune.runs.remote import as_local, as_stored, fetch, fetch_release, run_root
 from reactune.store import queries
 from reactune.store.database import opened_store, reading, writing
 
@@ -59,7 +59,7 @@ def versions(config: Config) -> tuple[ModelVersion, ...]:
     """Every registered version, oldest first, with its files where they lie or will be fetched."""
     root = run_root(config)
     with database(config) as engine, reading(engine) as connection:
-        return tuple(as_placed(root, model) for model in queries.all_model_versions(connection))
+        return tuple(as_local(root, model) for model in queries.all_model_versions(connection))
 
 
 def version(config: Config, number: int) -> ModelVersion:
@@ -69,7 +69,7 @@ def version(config: Config, number: int) -> ModelVersion:
         DataError: there is none of that number.
     """
     with database(config) as engine, reading(engine) as connection:
-        return as_placed(run_root(config), queries.model_version(connection, number))
+        return as_local(run_root(config), queries.model_version(connection, number))
 
 
 def champion(config: Config) -> ModelVersion | None:
@@ -166,7 +166,7 @@ def register(config: Config, release: ModelVersion, record: Record) -> ModelVers
     )
     model = replace(release, version=number, name=f"{config.registry.model_name}:v{number}")
     with database(config) as engine, writing(engine) as connection:
-        queries.add_model_version(connection, as_kept(run_root(config), model), datetime.now(UTC))
+        queries.add_model_version(connection, as_stored(run_root(config), model), datetime.now(UTC))
     return model
 
 

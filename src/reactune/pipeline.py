@@ -22,7 +22,7 @@ from reactune.data.deidentify import batches
 from reactune.data.labelled import LABELLED, read_batches
 from reactune.data.labels.scores import admission, after_consent, label_counts, read_scores
 from reactune.data.labels.sources import open_scores
-from reactune.erasure.erase import finish_all
+from reactune.erasure.erase import finish_open
 from reactune.evaluate.gate import best_method, gate_report, sample, validation_reports
 from reactune.model.files import base_model
 from reactune.model.logprobs import best_dtype
@@ -303,7 +303,7 @@ WORK: dict[str, Callable[[Config, Path, Path], StageResult]] = {
 
 def _prepare(config: Config, *, say: Report) -> None:
     """Finish the erasures that were asked for, and fetch the manifests that others wrote."""
-    finish_all(config, say=say)
+    finish_open(config, say=say)
     pull(run_root(config))
 
 

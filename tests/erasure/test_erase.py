@@ -33,17 +33,17 @@ from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.data.dataset.exports import read_examples
 from reactune.data.ingest import ERASED
 from reactune.data.labelled import REFUSED, refused_schema, workspace, write_refused
-from reactune.erasure import erase as erasing
 from reactune.erasure import requests
-from reactune.erasure.runs import Targets, rows_to_go, take_out
+from reactune.erasure.erase import finish, request_erasure, request_expiry
+from reactune.erasure.runs import Targets, erase_rows, rows_to_erase
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import hashed_ids
 from reactune.records import Reason
-from reactune.runs.amend import keep_out_others
 from reactune.runs.folders import all_runs, unfinished_run
+from reactune.runs.locks import hold_stages
 from reactune.runs.manifest import ending, read_manifest
-from reactune.runs.remote import HERE, RunRoot, pull
+from reactune.runs.remote import LOCAL, RunRoot, pull
 from reactune.status import erasure_lines, key_lines
 from reactune.store import queries
 from reactune.store.database import create_store, reading, writing
@@ -60,14 +60,14 @@ def rows_for(*users):
 
 def erase(config, *users, now=NOW):
     said = []
-    erasing.ask_for_people(config, RING, users, reason="asked", now=now, say=said.append)
-    erasing.finish(config, RING, now=now, say=said.append)
+    request_erasure(config, RING, users, reason="asked", now=now, say=said.append)
+    finish(config, RING, now=now, say=said.append)
     return said
 
 
 def traces(config, *users):
     report = verify(config, RING, users)
-    assert report.unseen == []
+    assert report.unchecked == []
     return report.traces
 
 
@@ -133,7 +133,7 @@ def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
     with writing(engine) as connection:
         upsert_scores(connection, [*rows, old])
     before = outcomes_of(engine, trial.rollout_id)
-    asked = requests.ask_for_people(
+    asked = requests.request_erasure(
         engine, RING, [ANNA], actor="hand", reason="asked", now=NOW + DAY
     )
     after = outcomes_of(engine, trial.rollout_id)
@@ -155,7 +155,7 @@ def test_what_was_left_for_a_trial_goes_when_it_ends(tmp_path):
     rows = [{**row, "rollout_id": trial.rollout_id} for row in exposures(ANNA, ("champion",) * 4)]
     with writing(engine) as connection:
         upsert_scores(connection, rows)
-    requests.ask_for_people(engine, RING, [ANNA], actor="hand", reason="asked", now=NOW + DAY)
+    requests.request_erasure(engine, RING, [ANNA], actor="hand", reason="asked", now=NOW + DAY)
     count = sa.select(sa.func.count()).select_from(tip_scores)
     with reading(engine) as connection:
         assert connection.scalar(count) == 2
@@ -179,7 +179,7 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
     before = {stage: read_manifest(run / stage) for stage in ("extract", "dataset", "train")}
     card = (run / "dataset" / "README.md").read_text()
     said = erase(config, ANNA)
-    assert "6 rows removed, taken out of 1 runs" in said[0]
+    assert "6 rows removed, erased from 1 runs" in said[0]
     assert traces(config, ANNA) == []
     labelled = pq.read_table(run / "extract" / "labelled.parquet")
     assert labelled.num_rows == 6 * len(OTHERS)
@@ -198,7 +198,7 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
         assert (note["rows"], note["at"]) == (7, "2026-06-01T08:00:00+00:00")
     now = (run / "dataset" / "README.md").read_text()
     assert now.startswith(card.rstrip())
-    assert f"2026-06-01: 7 rows were taken out (erasure {note['erasure']})" in now
+    assert f"2026-06-01: 7 rows (erasure {note['erasure']})" in now
     assert not (run / "train" / "sft").exists()
     assert (run / "train" / "adapter").exists()
 
@@ -223,7 +223,7 @@ def test_an_unfinished_run_that_held_the_person_ends_and_the_next_one_begins(con
 def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
     (run,) = populate(config, runs={RUN: "dataset"})
     with (
-        keep_out_others(HERE, run, ["train"]),
+        hold_stages(LOCAL, run, ["train"]),
         pytest.raises(DataError, match=r"train is in use by process"),
     ):
         erase(config, ANNA)
@@ -231,16 +231,16 @@ def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
         "erasures  1 not done everywhere; `reactune erase` finishes them"
     ]
     said = []
-    assert erasing.finish(config, RING, now=NOW, say=said.append) == 1
+    assert finish(config, RING, now=NOW, say=said.append) == 1
     assert erasure_lines(config, now=NOW) == []
     assert traces(config, ANNA) == []
-    assert erasing.finish(config, RING, now=NOW, say=said.append) == 0
+    assert finish(config, RING, now=NOW, say=said.append) == 0
 
 
 def test_two_people_go_at_once_each_with_their_own_record(config, run):
     for user in (ANNA, OTHERS[0]):
-        erasing.ask_for_people(config, RING, [user], reason="asked", now=NOW, say=print)
-    erasing.finish(config, RING, now=NOW, say=print)
+        request_erasure(config, RING, [user], reason="asked", now=NOW, say=print)
+    finish(config, RING, now=NOW, say=print)
     assert traces(config, ANNA, OTHERS[0]) == []
     assert [note["rows"] for note in read_manifest(run / "extract").erased] == [7, 7]
 
@@ -285,8 +285,8 @@ def test_a_run_that_is_removed_at_the_url_goes_on_every_worker(tmp_path):
     other = RunRoot(tmp_path / "other", url)
     pull(other)
     (other.folder / run.name / "dataset" / "kto.jsonl").write_text("copy")
-    erasing.ask_for_expired(config, now=NOW)
-    erasing.finish(config, RING, now=NOW, say=print)
+    request_expiry(config, now=NOW)
+    finish(config, RING, now=NOW, say=print)
     assert all_runs(config.run_root) == []
     pull(other)
     assert not (other.folder / run.name).exists()
@@ -303,9 +303,9 @@ def test_what_is_too_old_goes_from_database_and_runs(tmp_path):
     (old_run,) = populate(config, runs={RUN: "deploy"})
     take_in(config, young)
     new_run = write_run(config, rows, run_id="20260531-080000-0000")
-    erasing.ask_for_expired(config, now=NOW)
+    request_expiry(config, now=NOW)
     said = []
-    erasing.finish(config, RING, now=NOW, say=said.append)
+    finish(config, RING, now=NOW, say=said.append)
     assert f"older than {NOW - 90 * DAY:%Y-%m-%d}: 60 rows removed" in said[0]
     assert all_runs(config.run_root) == [new_run]
     assert not old_run.exists()
@@ -321,15 +321,15 @@ def test_a_run_whose_model_answers_stays_however_old_but_without_old_rows(tmp_pa
     engine = engine_of(config)
     set_champion(engine, version(1).__class__(**{**vars(version(1)), "run_id": run.name}))
     engine.dispose()
-    erasing.ask_for_expired(config, now=NOW)
-    erasing.finish(config, RING, now=NOW, say=print)
+    request_expiry(config, now=NOW)
+    finish(config, RING, now=NOW, say=print)
     assert pq.read_table(run / "dataset" / "examples.parquet").num_rows == 0
     assert (run / "train" / "adapter").exists()
 
 
 def test_without_a_limit_nothing_is_too_old(config, run):
-    erasing.ask_for_expired(config, now=NOW)
-    erasing.finish(config, RING, now=NOW, say=print)
+    request_expiry(config, now=NOW)
+    finish(config, RING, now=NOW, say=print)
     assert all_runs(config.run_root) == [run]
     assert traces(config, "nobody@example.org") == []
 
@@ -342,7 +342,7 @@ def test_rows_whose_key_is_not_given_are_named_by_status_and_verify(config):
     (line,) = key_lines(config, {"REACTUNE_KEY": "k" * 32})
     assert line.startswith("keys      60 rows hashed with key 0ld0ld00, which is not given")
     report = verify(config, RING, [ANNA])
-    assert report.unseen[0].startswith("60 rows hashed with key 0ld0ld00")
+    assert report.unchecked[0].startswith("60 rows hashed with key 0ld0ld00")
 
 
 def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(config, run):
@@ -351,10 +351,10 @@ def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(con
     set_champion(engine, model)
     register(engine, version(2))
     with writing(engine) as connection:
-        queries.replace_version(connection, 1, NOW + 30 * DAY)
-        queries.replace_version(connection, 1, NOW + 20 * DAY)
-        queries.replace_version(connection, 1, NOW + 40 * DAY)
-        queries.replace_version(connection, 2, NOW)
+        queries.schedule_replacement(connection, 1, NOW + 30 * DAY)
+        queries.schedule_replacement(connection, 1, NOW + 20 * DAY)
+        queries.schedule_replacement(connection, 1, NOW + 40 * DAY)
+        queries.schedule_replacement(connection, 2, NOW)
     engine.dispose()
     champion, unused = erasure_lines(config, now=NOW)
     assert champion == (
@@ -393,7 +393,7 @@ def test_the_commands_forget_and_look_and_take_decisions(config, run, call, monk
     assert call("erase", "--verify", "--user", ANNA).code == 3
     asked = call("erase", "--user", ANNA, "--user", OTHERS[0], "--reason", "ticket 4711")
     assert asked.code == 0
-    assert "2 people: 12 rows removed, taken out of 1 runs" in asked.out
+    assert "2 people: 12 rows removed, erased from 1 runs" in asked.out
     looked = call("erase", "--verify", "--user", ANNA)
     assert (looked.code, looked.out.splitlines()[-1]) == (0, "found     nothing")
     assert call("erase").out == "nothing is waiting to be erased\n"
@@ -433,10 +433,10 @@ def test_rows_that_were_refused_are_forgotten_by_person_by_tip_and_by_age(tmp_pa
             batch = pa.RecordBatch.from_pylist(rows, schema=refused_schema())
             write_refused(connection, ((batch,),), tmp_path / stage / REFUSED)
     targets = Targets({"anna": "e1"}, {"b": "e2"}, older_than=NOW - DAY, of_age="e3")
-    found = {(row.file, row.tip_id, row.erasure_id) for row in rows_to_go(tmp_path, targets)}
+    found = {(row.file, row.tip_id, row.erasure_id) for row in rows_to_erase(tmp_path, targets)}
     expected = {("a", "e1"), ("b", "e2"), ("c", "e3")}
     assert found == {(f"{s}/{REFUSED}", *each) for s in ("extract", "dataset") for each in expected}
-    take_out(tmp_path, targets, note="")
+    erase_rows(tmp_path, targets, note="")
     for stage in ("extract", "dataset"):
         (left,) = pq.read_table(tmp_path / stage / REFUSED).to_pylist()
         assert left["tip_id"] == "d"

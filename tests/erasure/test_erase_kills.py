@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from people_fixtures import ANNA, NOW, RING, install, populate
 from reactune import deployment
-from reactune.erasure import erase as erasing
 from reactune.erasure import requests
+from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.verify import verify
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import read_manifest, recorded_manifests
@@ -26,8 +26,8 @@ UNTIL = {"20260301-080000-0000": "deploy", "20260302-080000-0000": "train"}
 
 def erase(config):
     """What `reactune erase --user` does."""
-    erasing.ask_for_people(config, RING, [ANNA], reason="asked", now=NOW, say=print)
-    erasing.finish(config, RING, now=NOW, say=print)
+    request_erasure(config, RING, [ANNA], reason="asked", now=NOW, say=print)
+    finish(config, RING, now=NOW, say=print)
 
 
 def in_a_child(work, *, kill_at):
@@ -100,7 +100,7 @@ def installation(request, tmp_path_factory):
 
 def check_all_is_clean(config):
     report = verify(config, RING, [ANNA])
-    assert (report.traces, report.unseen) == ([], [])
+    assert (report.traces, report.unchecked) == ([], [])
     whole, ended = all_runs(config.run_root)
     root = Path(config.run_url.removeprefix("file://")) if config.run_url else config.run_root
     for run in (whole, ended):
@@ -123,7 +123,7 @@ def check_all_is_clean(config):
 def survive(installation, kill_at):
     installation.put_back()
     assert in_a_child(lambda: erase(installation.config), kill_at=kill_at) is None
-    erasing.finish(installation.config, RING, now=NOW, say=print)
+    finish(installation.config, RING, now=NOW, say=print)
     if verify(installation.config, RING, [ANNA]).traces:
         # Killed before anything was written down: whoever asked has had no answer, and asks again.
         with deployment.database(installation.config) as engine, reading(engine) as connection:
@@ -167,4 +167,4 @@ def test_killed_again_and_again_it_is_finished_in_the_end(installation, places):
         in_a_child(lambda: erase(installation.config), kill_at=kill_at)
     erase(installation.config)
     report = verify(installation.config, RING, [ANNA])
-    assert (report.traces, report.unseen) == ([], [])
+    assert (report.traces, report.unchecked) == ([], [])

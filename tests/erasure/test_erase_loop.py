@@ -15,15 +15,15 @@ from people_fixtures import KEY as PEOPLES_KEY
 from people_fixtures import install as install_people
 from reactune import deployment, pipeline, review, tracking
 from reactune.data.dataset.exports import read_examples
-from reactune.erasure import erase
-from reactune.erasure.requests import ask_for_people
+from reactune.erasure import requests
+from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError
 from reactune.privacy.consent import refuse_training
 from reactune.privacy.hashing import HashingKeys, user_key
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import manifests
-from reactune.runs.remote import RunRoot, reach
+from reactune.runs.remote import RunRoot, remote_files
 
 pytestmark = pytest.mark.slow
 RING = HashingKeys(KEY)
@@ -65,7 +65,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     call(tmp_path, "erase", "--verify", "--user", user, code=3)
     said = call(tmp_path, "erase", "--user", "-", "--reason", "asked by mail", stdin=f"{user}\n")
     assert "1 people" in said
-    assert "taken out of 1 runs" in said
+    assert "erased from 1 runs" in said
     assert call(tmp_path, "erase") == "nothing is waiting to be erased\n"
 
     due = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
@@ -119,7 +119,7 @@ def test_an_interrupted_run_begins_anew_without_who_was_erased(tmp_path):
     # The service writes down only; the next run does the rest first.
     with deployment.database(config) as engine:
         now = datetime.now(UTC)
-        ask_for_people(engine, RING, ["user-7"], actor="service", reason="asked", now=now)
+        requests.request_erasure(engine, RING, ["user-7"], actor="service", reason="asked", now=now)
     said = []
     assert pipeline.run(config, say=said.append).stage == "deploy"
     assert said[0].startswith("erased    ")
@@ -133,19 +133,19 @@ def test_runs_in_a_bucket_lose_the_rows_too(tmp_path, s3_url):
     saved = install_people(tmp_path / "saved", root=f"file://{tmp_path / 'shared'}")
     ended, unfinished = RUN, "20260303-080000-0000"
     populate(saved, runs={ended: "deploy", unfinished: "train"})
-    with reach(RunRoot(url=s3_url)) as (files, top):
+    with remote_files(RunRoot(url=s3_url)) as (files, top):
         files.put(f"{tmp_path / 'shared'}/", f"{top}/", recursive=True)
     populate(config)
     ring = HashingKeys(PEOPLES_KEY)
     before = verify(config, ring, [ANNA]).traces
     assert f"{s3_url}/{ended}/extract/labelled.parquet: a hash of the id" in before
     now = datetime.now(UTC)
-    erase.ask_for_people(config, ring, [ANNA], reason="asked", now=now, say=print)
-    assert erase.finish(config, ring, now=now, say=print) == 1
+    request_erasure(config, ring, [ANNA], reason="asked", now=now, say=print)
+    assert finish(config, ring, now=now, say=print) == 1
     report = verify(config, ring, [ANNA])
-    assert (report.traces, report.unseen) == ([], [])
-    assert any(line.startswith(s3_url) for line in report.looked)
-    with reach(RunRoot(url=s3_url)) as (files, top):
+    assert (report.traces, report.unchecked) == ([], [])
+    assert any(line.startswith(s3_url) for line in report.searched)
+    with remote_files(RunRoot(url=s3_url)) as (files, top):
         manifest = json.loads(files.cat_file(f"{top}/{ended}/dataset/manifest.json"))
         left = {path.rpartition("/")[2] for path in files.find(f"{top}/{unfinished}")}
     assert manifest["erased"][0]["rows"] == 7

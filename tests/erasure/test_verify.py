@@ -25,7 +25,7 @@ from people_fixtures import (
     take_in,
     write_tip,
 )
-from reactune.erasure import erase as erasing
+from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.verify import verify
 from reactune.privacy.hashing import HashingKeys, hashed_ids, user_key
 from reactune.store.database import compact, create_store, writing
@@ -45,8 +45,8 @@ def erased(tmp_path_factory):
 
 
 def erase(config, *users, ring=RING):
-    erasing.ask_for_people(config, ring, users, reason="asked", now=NOW, say=print)
-    erasing.finish(config, ring, now=NOW, say=print)
+    request_erasure(config, ring, users, reason="asked", now=NOW, say=print)
+    finish(config, ring, now=NOW, say=print)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def found(config, *, users=(ANNA,), ring=RING, **more):
 
 def test_after_an_erasure_nothing_is_found_and_all_places_are_named(erased):
     report = verify(erased, RING, [ANNA])
-    assert (report.traces, report.unseen) == ([], [])
-    said = "\n".join(report.looked)
+    assert (report.traces, report.unchecked) == ([], [])
+    said = "\n".join(report.searched)
     for place in ("reactune.db: 12 tables", "database file", "rejected rows", "runs in"):
         assert place in said
 
@@ -137,7 +137,7 @@ def test_token_ids_are_read_as_the_text_they_stand_for(erased, planted):
     assert found(erased) == [f"{file}: text that was erased"]
     (file.parent / "job.json").write_text("{}")
     report = verify(erased, RING, [ANNA])
-    assert report.unseen == [f"{file}: cannot be read (FileNotFoundError)"]
+    assert report.unchecked == [f"{file}: cannot be read (FileNotFoundError)"]
 
 
 def test_what_another_person_was_told_alike_is_no_trace(erased, planted):
@@ -167,17 +167,17 @@ def test_hashes_of_every_key_are_looked_for(erased, planted):
 
 def test_what_a_killed_stage_spilled_is_named_as_not_looked_into_until_an_erasure(erased, planted):
     spilled = planted(f"runs/{RUN}/extract/.work-killed/safe-0.arrow", b"packed rows")
-    (line,) = verify(erased, RING, [ANNA]).unseen
+    (line,) = verify(erased, RING, [ANNA]).unchecked
     assert line.startswith(str(spilled))
     erase(erased, "nobody@example.org")
-    assert verify(erased, RING, [ANNA]).unseen == []
+    assert verify(erased, RING, [ANNA]).unchecked == []
     spilled.touch()  # what `planted` takes away again
 
 
 def test_a_broken_file_is_named_as_not_looked_into(erased, planted):
     file = planted(f"runs/{RUN}/extract/part.parquet", b"no parquet")
     report = verify(erased, RING, [ANNA])
-    assert report.unseen == [f"{file}: cannot be read (ArrowInvalid)"]
+    assert report.unchecked == [f"{file}: cannot be read (ArrowInvalid)"]
 
 
 def test_free_pages_and_the_wal_are_looked_into_and_hold_nothing_after_an_erasure(tmp_path):
@@ -213,7 +213,7 @@ def test_on_postgres_rows_go_and_what_vacuum_leaves_is_said(tmp_path, fresh_post
     assert found(config) == ["table tip_scores: a hash of the id"]
     erase(config, ANNA)
     report = verify(config, RING, [ANNA])
-    assert (report.traces, report.unseen) == ([], [])
+    assert (report.traces, report.unchecked) == ([], [])
     assert "VACUUM FULL" in report.elsewhere[-1]
     engine = create_store(config.store_url)
     assert _stands_in_pages(engine, HASH)

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START, write_tip
-from reactune.erasure.requests import ask_for_people
+from reactune.erasure.requests import request_erasure
 from reactune.privacy.consent import (
     admit,
     allow_training,
@@ -51,7 +51,7 @@ def stored(engine):
 
 
 def erase(engine, *users, ring=RING, now=NOW):
-    return ask_for_people(engine, ring, users, actor="hand", reason="asked", now=now)
+    return request_erasure(engine, ring, users, actor="hand", reason="asked", now=now)
 
 
 def standing(engine, user=ANNA, ring=RING):

@@ -5,15 +5,15 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reactune.privacy.hashing import (
+from reactune.erasure.requests import texts_in
+from reactune.privacy.fingerprints import (
     CHUNK_BYTES,
     FOUND_BYTES,
-    HashingKey,
     find_fingerprints,
     fingerprint_of,
     fingerprints_of,
-    texts_in,
 )
+from reactune.privacy.hashing import HashingKey
 
 KEY, OTHER = HashingKey(b"k" * 32), HashingKey(b"j" * 32)
 LONG = "Write the first line of your essay now, then drink a glass of water."

@@ -89,7 +89,7 @@ def test_a_name_that_would_not_sort_by_time_is_refused(tmp_path, name):
 HOLD = """
 import sys, time
 from pathlib import Path
-from reactune.runs.folders import lock
+from reactune.runs.locks import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

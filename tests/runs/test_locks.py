@@ -13,7 +13,7 @@ import pytest
 
 from reactune.errors import DataError
 from reactune.runs.locks import lease
-from reactune.runs.remote import RunRoot, reach
+from reactune.runs.remote import RunRoot, remote_files
 
 PLACE = "20260102-030405-0000/train"
 HOLD = """
@@ -58,7 +58,7 @@ def holder(tmp_path, url):
 
 
 def locks(root):
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         return [path for path in files.find(f"{top}/{PLACE}") if "lock" in path]
 
 
@@ -111,7 +111,7 @@ def test_a_dead_workers_lock_is_taken_over_once_it_is_stale(holder, tmp_path, ur
 def test_a_lock_that_is_held_for_long_does_not_get_stale(holder, tmp_path, url):
     first = holder("first", 3)
     second = RunRoot(tmp_path / "second", url, 3)
-    with reach(second) as (files, _):
+    with remote_files(second) as (files, _):
         (path,) = locks(second)
         taken_at = files.modified(path)
         while files.modified(path) - taken_at < timedelta(seconds=3):
@@ -141,7 +141,7 @@ def test_who_slept_while_another_took_over_is_told(holder, tmp_path, url):
 
 def leave_stale_lock(tmp_path, url):
     """What a dead worker left a minute ago; only a folder's clock can be set back."""
-    with reach(RunRoot(tmp_path, url)) as (files, top):
+    with remote_files(RunRoot(tmp_path, url)) as (files, top):
         file = f"{top}/{PLACE}/.lock-000007"
         files.makedirs(f"{top}/{PLACE}", exist_ok=True)
         files.pipe_file(file, json.dumps({"owner": "process 1", "worker": "elsewhere"}).encode())

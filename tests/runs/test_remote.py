@@ -18,16 +18,16 @@ from reactune.records import ModelVersion, sha256_of
 from reactune.runs.folders import StageResult, all_runs, new_run, run_stage
 from reactune.runs.manifest import ending, manifests
 from reactune.runs.remote import (
-    HERE,
+    LOCAL,
     RunRoot,
-    as_kept,
-    as_placed,
+    as_local,
+    as_stored,
     fetch,
     fetch_adapter,
     fetch_release,
     pull,
     push,
-    reach,
+    remote_files,
     run_root,
 )
 
@@ -73,12 +73,12 @@ def stage(root, name, text, *, reads=(), inputs=(), calls=None):
 
 def objects(root):
     """Names of all objects at the URL, from the root."""
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         return sorted(path.removeprefix(f"{top}/") for path in files.find(top))
 
 
 def overwrite(root, name, content):
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         files.pipe_file(f"{top}/{name}", content)
 
 
@@ -123,7 +123,7 @@ def test_what_is_here_is_not_fetched_again(first, workers):
     second = workers("second")
     pull(second)
     fetch(second, RUN, "extract")
-    with reach(first) as (files, top):
+    with remote_files(first) as (files, top):
         files.rm_file(f"{top}/{RUN}/extract/part/out.txt")
     fetch(second, RUN, "extract")
     third = workers("third")
@@ -151,7 +151,7 @@ def test_a_truncated_or_altered_object_is_named_with_both_digests(first, workers
 def test_as_the_message_says_a_stage_is_done_again_without_its_manifest(first, workers):
     stage(first, "extract", "rows")
     overwrite(first, f"{RUN}/extract/part/out.txt", b"ro")
-    with reach(first) as (files, top):
+    with remote_files(first) as (files, top):
         files.rm_file(f"{top}/{RUN}/extract/manifest.json")
     calls = []
     assert stage(first, "extract", "rows", calls=calls)[1]
@@ -170,7 +170,7 @@ def test_a_half_written_manifest_counts_as_none(first, workers):
 @pytest.mark.parametrize("name", [b"../../../out.txt", b"/nowhere/out.txt"])
 def test_a_manifest_that_leads_out_of_its_folder_is_refused(first, workers, tmp_path, name):
     stage(first, "extract", "rows")
-    with reach(first) as (files, top):
+    with remote_files(first) as (files, top):
         path = f"{top}/{RUN}/extract/manifest.json"
         files.pipe_file(path, files.cat_file(path).replace(b"part/out.txt", name))
     second = workers("second")
@@ -247,13 +247,13 @@ def registered(first):
         quantisation="q8_0",
         adapter=run / "train" / "adapter",
     )
-    return as_kept(first, model)
+    return as_stored(first, model)
 
 
 def test_a_version_can_be_served_where_no_disk_is_in_common(registered, workers):
     second = workers("second")
     assert not registered.gguf.is_absolute()
-    model = as_placed(second, registered)
+    model = as_local(second, registered)
     fetch_release(second, model)
     assert model.gguf.read_bytes() == b"weights"
     assert (model.prompt_folder / "stop.txt").read_text() == "<end>"
@@ -266,14 +266,14 @@ def test_a_version_can_be_served_where_no_disk_is_in_common(registered, workers)
 def test_a_gguf_that_is_not_the_registered_one_is_not_served(registered, workers):
     second = workers("second")
     with pytest.raises(DataError, match=f"SHA-256 {'ab' * 32}, but .* holds {registered.sha256}"):
-        fetch_release(second, as_placed(second, replace(registered, sha256="ab" * 32)))
-    assert not as_placed(second, registered).gguf.exists()
+        fetch_release(second, as_local(second, replace(registered, sha256="ab" * 32)))
+    assert not as_local(second, registered).gguf.exists()
 
 
 def test_a_version_of_one_machine_keeps_its_folders(workers):
     model = ModelVersion(1, "t:v1", "base", Path("/m/1.gguf"), "ab", Path("/m/prompt"), "b", "q8_0")
     second = workers("second")
-    assert as_placed(second, model) == as_placed(HERE, model) == as_kept(HERE, model) == model
+    assert as_local(second, model) == as_local(LOCAL, model) == as_stored(LOCAL, model) == model
     fetch_release(second, model)
     assert not second.folder.exists()
 
@@ -282,7 +282,7 @@ def test_a_folder_that_is_synchronised_to_the_url_by_hand_can_be_gone_on_with(ur
     local, root = RunRoot(tmp_path / "local"), RunRoot(tmp_path / "copies", url)
     new_run(local.folder, {}, run_id=RUN)
     stage(local, "extract", "rows")
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         for file in (path for path in local.folder.rglob("*") if path.is_file()):
             files.put_file(str(file), f"{top}/{file.relative_to(local.folder).as_posix()}")
     assert stage(root, "dataset", "set", reads=["extract"])[1]
@@ -291,13 +291,13 @@ def test_a_folder_that_is_synchronised_to_the_url_by_hand_can_be_gone_on_with(ur
 
 def test_a_url_that_does_not_answer_is_one_error(s3_url, tmp_path, monkeypatch):
     nowhere = RunRoot(tmp_path, "s3://no-such-bucket/runs")
-    with pytest.raises(DataError, match=r"s3://no-such-bucket/runs did not do it: .*bucket does"):
+    with pytest.raises(DataError, match=r"s3://no-such-bucket/runs failed: .*bucket does"):
         pull(nowhere)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    with pytest.raises(DataError, match=r"Unable to locate credentials; see .*environment"):
+    with pytest.raises(DataError, match=r"Unable to locate credentials; check .*environment"):
         pull(RunRoot(tmp_path, s3_url))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 

@@ -21,7 +21,7 @@ from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.records import STAGES
 from reactune.runs.manifest import manifests
-from reactune.runs.remote import RunRoot, reach
+from reactune.runs.remote import RunRoot, remote_files
 from server_fixtures import free_port
 
 RUN = "20260302-080000-0000"
@@ -76,7 +76,7 @@ def call(file, *arguments):
 
 def cut(url, name, size):
     """Leave the first bytes of an object, as an upload that broke off would."""
-    with reach(RunRoot(url=url)) as (files, top):
+    with remote_files(RunRoot(url=url)) as (files, top):
         files.pipe_file(f"{top}/{name}", files.cat_file(f"{top}/{name}")[:size])
 
 
@@ -93,7 +93,7 @@ def test_two_workers_do_two_stages_of_one_run(tmp_path, worker, s3_url):
     cut(s3_url, f"{RUN}/extract/labelled.parquet", 1_000)
     with pytest.raises(DataError, match=f"{RUN}/extract/labelled.parquet is not what its stage"):
         pipeline.run_one_stage(two, "dataset", RUN, say=said.append)
-    with reach(RunRoot(url=s3_url)) as (files, top):
+    with remote_files(RunRoot(url=s3_url)) as (files, top):
         files.rm_file(f"{top}/{RUN}/extract/manifest.json")
     pipeline.run_one_stage(one, "extract", RUN, say=said.append)
     done = pipeline.run_one_stage(two, "dataset", RUN, say=said.append)
@@ -110,7 +110,7 @@ def test_two_workers_do_two_stages_of_one_run(tmp_path, worker, s3_url):
 def test_a_password_in_a_url_does_not_reach_the_bucket(tmp_path, worker, s3_url):
     config = load(worker("worker"), ("source.url=postgresql://me:secret@db/tips",))
     tracking.start_run(config, RUN)
-    with reach(RunRoot(url=s3_url)) as (files, top):
+    with remote_files(RunRoot(url=s3_url)) as (files, top):
         text = files.cat_file(f"{top}/{RUN}/config.json").decode()
     assert json.loads(text)["source"]["url"] == "postgresql://me:***@db/tips"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reactune.privacy.hashing import HashingKeys
 
 
-TRACES_FOUND, NOT_ALL_SEEN = 3, 4
+TRACES_FOUND, NOT_ALL_SEARCHED = 3, 4
 
 USER_OPTION = click.option(
     "--user",
@@ -48,7 +48,7 @@ def erase(
     verify: bool,
     also: tuple[Path, ...],
 ) -> None:
-    """Forget users everywhere, or what is too old.
+    """Erase users everywhere, or what is too old.
 
     In the database, in every dataset here and at the URL of the runs. Models that learned from
     them are marked in MLflow, and `reactune status` says by when they are to be replaced. Without
@@ -132,14 +132,14 @@ def _erase(
     from reactune.cli.session import require_training
 
     require_training()
-    from reactune.erasure import erase as erasing
+    from reactune.erasure import erase as erasures
 
     now = datetime.now(UTC)
     if ids:
-        erasing.ask_for_people(config, hashing_keys, ids, reason=reason, now=now, say=click.echo)
+        erasures.request_erasure(config, hashing_keys, ids, reason=reason, now=now, say=click.echo)
     if expired:
-        erasing.ask_for_expired(config, now=now)
-    if not erasing.finish(config, hashing_keys, now=now, say=click.echo):
+        erasures.request_expiry(config, now=now)
+    if not erasures.finish(config, hashing_keys, now=now, say=click.echo):
         click.echo("nothing is waiting to be erased")
 
 
@@ -153,9 +153,9 @@ def _verify(
 
     report = verify(config, hashing_keys, ids, also=also)
     for title, lines in (
-        ("looked", report.looked),
+        ("searched", report.searched),
         ("elsewhere", report.elsewhere),
-        ("unseen", report.unseen),
+        ("unchecked", report.unchecked),
         ("trace", report.traces),
     ):
         for line in lines:
@@ -163,7 +163,7 @@ def _verify(
     click.echo(f"found     {len(report.traces):,} traces" if report.traces else "found     nothing")
     if report.traces:
         return TRACES_FOUND
-    return NOT_ALL_SEEN if report.unseen else 0
+    return NOT_ALL_SEARCHED if report.unchecked else 0
 
 
 @click.group

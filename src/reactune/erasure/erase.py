@@ -1,7 +1,6 @@
-"""To be forgotten everywhere: what an erasure does once the database is rid of the rows.
+"""Every requested erasure is finished, step by step; after a kill the next call continues.
 
-Asking for one is `journal.py`'s; it says what is still to be done, so that whoever comes after a
-kill goes on. Nothing here remembers anything of its own.
+The journal holds what is left to do, so nothing is kept here.
 """
 
 import os
@@ -15,12 +14,11 @@ import sqlalchemy as sa
 from reactune import deployment
 from reactune.config.settings import Config
 from reactune.erasure import requests
-from reactune.erasure.requests import Erasure
-from reactune.erasure.runs import clear_runs, erasures_of
+from reactune.erasure.requests import Erasure, erasures_of
+from reactune.erasure.runs import erase_from_runs
 from reactune.privacy.hashing import HashingKeys, load_hashing_keys
 from reactune.release import registry
-from reactune.runs.folders import lock
-from reactune.runs.locks import lease
+from reactune.runs.locks import lease, lock
 from reactune.runs.remote import RunRoot, pull, run_root
 from reactune.store import queries
 from reactune.store.database import compact, reading, writing
@@ -30,8 +28,37 @@ RETRAIN_TAG = "reactune.retrain_by"
 PLACE = "erasing"
 
 
-def finish_all(config: Config, *, say: Say) -> int:
-    """As `finish`, with the keys of the environment and the time of now.
+def request_erasure(
+    config: Config,
+    hashing_keys: HashingKeys,
+    user_ids: Sequence[str],
+    *,
+    reason: str,
+    now: datetime,
+    say: Say,
+) -> None:
+    """Erase users from the database, and record that they are to be erased elsewhere."""
+    with deployment.database(config) as engine:
+        erasure = requests.request_erasure(
+            engine, hashing_keys, user_ids, actor="hand", reason=reason, now=now
+        )
+    for key_id in erasure.numbers["keys_not_given"]:
+        say(f"unchecked rows hashed with key {key_id}, which is not given; some may be theirs")
+
+
+def request_expiry(config: Config, *, now: datetime) -> None:
+    """Erase what is older than `[privacy] retention_days`, if that is above 0.
+
+    Versions out of use that were trained on rows of an erased user are removed too.
+    """
+    days = config.privacy.retention_days
+    older_than = now - timedelta(days=days) if days else None
+    with deployment.database(config) as engine:
+        requests.request_expiry(engine, older_than=older_than, actor="hand", now=now)
+
+
+def finish_open(config: Config, *, say: Say) -> int:
+    """As `finish`, with the keys of the environment, at this moment.
 
     Raises:
         PrivacyError: a key is missing.
@@ -46,9 +73,9 @@ def finish_all(config: Config, *, say: Say) -> int:
 
 
 def finish(config: Config, hashing_keys: HashingKeys, *, now: datetime, say: Say) -> int:
-    """Do what is left of every erasure that was asked for; how many were finished.
+    """Do the steps that are left of every requested erasure; how many were finished.
 
-    Killed anywhere, it is called again, and goes on. One process at a time may be at it.
+    After a kill, a repetition continues. One process at a time does it.
 
     Raises:
         DataError: a run is in use, a file of one cannot be read, or the database is in use.
@@ -58,21 +85,20 @@ def finish(config: Config, hashing_keys: HashingKeys, *, now: datetime, say: Say
         if not _open(engine):
             return 0
         root = run_root(config)
-        with one_at_a_time(root):
+        with _one_process(root):
             pull(root)
-            these = _open(engine)
-            work: dict[str, Callable[[Sequence[Erasure]], None]] = {
-                "runs": partial(clear_runs, config, engine, root, hashing_keys),
-                "registry": partial(_tell_registry, config, engine),
-                "targets": partial(_forget_targets, engine),
+            ids = [each.erasure_id for each in _open(engine)]
+            steps: dict[str, Callable[[Sequence[Erasure]], None]] = {
+                "runs": partial(erase_from_runs, config, engine, root, hashing_keys),
+                "registry": lambda _: _tag_versions(config, engine),
+                "targets": partial(_erase_targets, engine),
                 "files": lambda _: compact(engine),
             }
-            ids = [each.erasure_id for each in these]
-            for step, do in work.items():
+            for step, do in steps.items():
                 if todo := [each for each in erasures_of(engine, ids) if step not in each.steps]:
                     do(todo)
                     with writing(engine) as connection:
-                        requests.note_step(connection, todo, step)
+                        requests.record_step(connection, todo, step)
             done = erasures_of(engine, ids)
             with writing(engine) as connection:
                 requests.close(connection, done, now=now)
@@ -81,57 +107,28 @@ def finish(config: Config, hashing_keys: HashingKeys, *, now: datetime, say: Say
     return len(done)
 
 
-def ask_for_people(
-    config: Config,
-    hashing_keys: HashingKeys,
-    user_ids: Sequence[str],
-    *,
-    reason: str,
-    now: datetime,
-    say: Say,
-) -> None:
-    """Forget people in the database, and write down that they are to be forgotten elsewhere."""
-    with deployment.database(config) as engine:
-        asked = requests.ask_for_people(
-            engine, hashing_keys, user_ids, actor="hand", reason=reason, now=now
-        )
-    for key_id in asked.numbers["keys_not_given"]:
-        say(f"unseen    rows hashed with key {key_id}, which is not given; some may be theirs")
-
-
-def ask_for_expired(config: Config, *, now: datetime) -> None:
-    """Forget what is older than `[privacy] retention_days`, if that is above 0.
-
-    Versions that learned from somebody who was erased, and that answer nobody any more, go too.
-    """
-    days = config.privacy.retention_days
-    older_than = now - timedelta(days=days) if days else None
-    with deployment.database(config) as engine:
-        requests.ask_for_expired(engine, older_than=older_than, actor="hand", now=now)
-
-
 def line_of(erasure: Erasure) -> str:
-    """What one erasure came to, for the person at the terminal; it names nobody."""
+    """One erasure's result, as one line for the terminal; it names no user."""
     numbers = erasure.numbers
-    whose = f"{numbers['people']:,} people" if "people" in numbers else erasure.reason
+    subject = f"{numbers['people']:,} people" if "people" in numbers else erasure.reason
     parts = [f"{numbers['rows_removed']:,} rows removed"]
     if numbers["rows_blanked"]:
-        parts.append(f"{numbers['rows_blanked']:,} of a running trial left without a name")
+        parts.append(f"{numbers['rows_blanked']:,} of an open rollout kept without ids")
     if erasure.runs:
-        parts.append(f"taken out of {len(erasure.runs):,} runs")
-    return f"{erasure.erasure_id}: {whose}: {', '.join(parts)}"
+        parts.append(f"erased from {len(erasure.runs):,} runs")
+    return f"{erasure.erasure_id}: {subject}: {', '.join(parts)}"
 
 
 @contextmanager
-def one_at_a_time(root: RunRoot) -> Iterator[None]:
+def _one_process(root: RunRoot) -> Iterator[None]:
     """Keep other erasures out, here and on other workers."""
     root.folder.mkdir(parents=True, exist_ok=True)
     with lock(root.folder / f".{PLACE}"), lease(root, PLACE):
         yield
 
 
-def _tell_registry(config: Config, engine: sa.Engine, _: Sequence[Erasure]) -> None:
-    """Every version that is to be replaced says so in MLflow, with the date."""
+def _tag_versions(config: Config, engine: sa.Engine) -> None:
+    """Tag every version that is to be replaced with the date, in MLflow."""
     with reading(engine) as connection:
         dates = queries.versions_to_replace(connection)
     if dates:
@@ -139,9 +136,9 @@ def _tell_registry(config: Config, engine: sa.Engine, _: Sequence[Erasure]) -> N
         registry.tag_versions(config.registry, config.tracking_uri, tags)
 
 
-def _forget_targets(engine: sa.Engine, erasures: Sequence[Erasure]) -> None:
+def _erase_targets(engine: sa.Engine, erasures: Sequence[Erasure]) -> None:
     with writing(engine) as connection:
-        requests.forget_targets(connection, erasures)
+        requests.erase_targets(connection, erasures)
 
 
 def _open(engine: sa.Engine) -> tuple[Erasure, ...]:

@@ -1,13 +1,13 @@
-"""The journal of erasures: who or what is to go, and how far each has come.
+"""The journal of erasures: requesting one erases the database's rows in the same transaction.
 
-Asking for an erasure empties the database in the same transaction that writes it down; what lies
-in files and in the registry is left to `erasing.py`, which reads here what is still to be done.
+The journal holds what each erasure must erase elsewhere, and which steps are done. Fingerprints of
+erased texts are kept under the user's mark, so that `verify` can search for them.
 """
 
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -21,82 +21,238 @@ from reactune.privacy.consent import (
     lock_for_erasing,
     record_consent,
 )
-from reactune.privacy.hashing import (
-    HashingKey,
-    HashingKeys,
-    fingerprint_of,
-    fingerprints_of,
-    hashed_ids,
-    texts_in,
-)
-from reactune.store.database import inserting, writing
+from reactune.privacy.fingerprints import fingerprint_of, fingerprints_of
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids
+from reactune.store.database import inserting, reading, writing
 from reactune.store.queries import current_rollout
 from reactune.store.schema import erased_prints, erasures, metadata, tip_scores
 
+Scope = Literal["people", "expired"]
+Actor = Literal["hand", "service"]
+STEPS = ("rows", "runs", "registry", "targets", "files")
+"""The steps of an erasure, in their order. After `targets` the journal names no user any more."""
+
 
 @dataclass(frozen=True)
-class Left:
-    """What a person's rows said, which is to be found nowhere any more."""
+class RunMatch:
+    """What a run held of an erasure's targets. `learned`: its model was trained on it."""
+
+    rows: int
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """One erasure as the journal has it. Its targets are empty once they are erased everywhere."""
+
+    erasure_id: str
+    scope: Scope
+    actor: Actor
+    reason: str
+    asked_at: datetime
+    older_than: datetime | None
+    marks: Mapping[str, str] = field(repr=False)
+    """Each `user_key` to erase, and the mark of its user."""
+    tip_ids: frozenset[str] = field(repr=False)
+    runs: Mapping[str, RunMatch]
+    """Each run that held a target."""
+    steps: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ErasedTexts:
+    """The tip ids and texts of a user's rows, of which no copy may be left."""
 
     tip_ids: set[str] = field(default_factory=set, repr=False)
     texts: set[str] = field(default_factory=set, repr=False)
 
     def add(self, tip_id: str, tip: str, context_json: str) -> None:
-        """One row."""
+        """Add those of one row."""
         self.tip_ids.add(tip_id)
         self.texts.update((tip_id, tip, *texts_in(context_json)))
 
 
-def rows_of(connection: sa.Connection, marks: Mapping[str, str]) -> dict[str, Left]:
-    """What the rows of these people say, by mark; `marks` maps each `user_key` to one."""
-    row = tip_scores.c
-    left: dict[str, Left] = defaultdict(Left)
-    query = sa.select(row.user_key, row.tip_id, row.tip_content, row.context_json)
-    for some in chunks(marks):
-        for user_key, *said in connection.execute(query.where(row.user_key.in_(some))):
-            left[marks[user_key]].add(*said)
-    return left
+def request_erasure(
+    engine: sa.Engine,
+    hashing_keys: HashingKeys,
+    user_ids: Iterable[str],
+    *,
+    actor: Actor,
+    reason: str,
+    now: datetime,
+) -> Erasure:
+    """Erase these users from the database, and record that they are to be erased everywhere.
 
-
-def add_prints(connection: sa.Connection, key: HashingKey, left: Mapping[str, Left]) -> None:
-    """Keep fingerprints of what goes, by the mark of the person, so that a search can look for it.
-
-    They are made with the key, and tell nobody without it anything.
+    Their tombstones keep rows up to `now` from coming back, and later rows are not learned from
+    until they allow it again. Safe to repeat.
     """
-    prints = {
+    users = [hashed_ids(hashing_keys, user_id) for user_id in dict.fromkeys(user_ids)]
+    marks = {each.user_key: ids[0].mark for ids in users for each in ids}
+    all_ids = [each for ids in users for each in ids]
+    with writing(engine) as connection:
+        lock_for_erasing(connection)
+        texts = _texts_of(connection, marks)
+        add_fingerprints(connection, hashing_keys.current, texts)
+        add_tombstones(connection, all_ids, now=now)
+        record_consent(connection, all_ids, allowed=False, now=now)
+        tips = {tip_id for each in texts.values() for tip_id in each.tip_ids}
+        numbers = {
+            "people": len(users),
+            **_erase_rows(connection, "user_key", marks),
+            "keys_not_given": sorted(key_ids(connection).keys() - hashing_keys.key_ids),
+        }
+        _erase_rows(connection, "tip_id", tips)  # reactions that wait for these tips
+        return _record(
+            connection,
+            scope="people",
+            actor=actor,
+            reason=reason,
+            asked_at=now,
+            targets={"marks": marks, "tip_ids": sorted(tips)},
+            numbers=numbers,
+        )
+
+
+def request_expiry(
+    engine: sa.Engine, *, older_than: datetime | None, actor: Actor, now: datetime
+) -> Erasure:
+    """Erase rows from before a moment from the database, and record that runs are to follow."""
+    reason = f"older than {older_than:%Y-%m-%d}" if older_than else "models without use"
+    with writing(engine) as connection:
+        lock_for_erasing(connection)
+        return _record(
+            connection,
+            scope="expired",
+            actor=actor,
+            reason=reason,
+            asked_at=now,
+            older_than=older_than,
+            targets={},
+            numbers=_erase_expired_rows(connection, older_than),
+        )
+
+
+def all_erasures(connection: sa.Connection) -> tuple[Erasure, ...]:
+    """Every erasure that was requested, oldest first."""
+    query = sa.select(erasures).order_by(erasures.c.asked_at, erasures.c.erasure_id)
+    return tuple(_erasure(row) for row in connection.execute(query).mappings())
+
+
+def open_erasures(connection: sa.Connection) -> tuple[Erasure, ...]:
+    """The erasures that are not finished, oldest first."""
+    return tuple(each for each in all_erasures(connection) if each.finished_at is None)
+
+
+def erasures_of(engine: sa.Engine, ids: Sequence[str]) -> list[Erasure]:
+    """These erasures as the journal has them now, oldest first."""
+    with reading(engine) as connection:
+        return [each for each in all_erasures(connection) if each.erasure_id in ids]
+
+
+def record_run(connection: sa.Connection, erasure_id: str, run_id: str, match: RunMatch) -> None:
+    """Record what a run holds, before it is erased from the run.
+
+    After a kill a repetition may match less; the larger number stays.
+    """
+    row = erasures.c
+    query = sa.select(row.runs_json).where(row.erasure_id == erasure_id)
+    runs = json.loads(connection.execute(query).scalar_one())
+    before = RunMatch(**runs.get(run_id, asdict(RunMatch(0, learned=False))))
+    largest = RunMatch(max(before.rows, match.rows), before.learned or match.learned)
+    change = {"runs_json": json.dumps({**runs, run_id: asdict(largest)})}
+    connection.execute(erasures.update().where(row.erasure_id == erasure_id).values(change))
+
+
+def record_step(connection: sa.Connection, these: Sequence[Erasure], step: str) -> None:
+    """Record that a step of these erasures is done."""
+    for each in these:
+        _change(connection, [each], {"steps_json": json.dumps([*each.steps, step])})
+
+
+def erase_targets(connection: sa.Connection, these: Sequence[Erasure]) -> None:
+    """Erase from the journal itself which users and tips these erasures were about."""
+    _change(connection, these, {"targets_json": "{}"})
+
+
+def close(connection: sa.Connection, these: Sequence[Erasure], *, now: datetime) -> None:
+    """Record that these erasures are finished."""
+    _change(connection, these, {"finished_at": now})
+
+
+def add_fingerprints(
+    connection: sa.Connection, key: HashingKey, texts: Mapping[str, ErasedTexts]
+) -> None:
+    """Store fingerprints of what is erased, by the mark of its user.
+
+    They are made with the key: without it, nothing can be compared with them.
+    """
+    fingerprints = {
         (mark, each)
-        for mark, theirs in left.items()
+        for mark, erased in texts.items()
         for each in (
-            *(fingerprint_of(key, tip_id) for tip_id in theirs.tip_ids),
-            *(each for text in theirs.texts for each in fingerprints_of(key, text)),
+            *(fingerprint_of(key, tip_id) for tip_id in erased.tip_ids),
+            *(each for text in erased.texts for each in fingerprints_of(key, text)),
         )
     }
-    if prints:
+    if fingerprints:
         insert = inserting(connection, erased_prints).on_conflict_do_nothing()
-        rows = [{"mark": mark, "print": each} for mark, each in sorted(prints)]
+        rows = [{"mark": mark, "print": each} for mark, each in sorted(fingerprints)]
         connection.execute(insert, rows)
 
 
-def remove_rows(connection: sa.Connection, column: str, values: Iterable[str]) -> dict[str, int]:
-    """Take rows out of every table that has this column; how many were removed and blanked."""
+def texts_in(context_json: str) -> Iterator[str]:
+    """The names and texts in a context; the context itself where it is no JSON."""
+    try:
+        yield from _strings(json.loads(context_json))
+    except (ValueError, RecursionError):
+        yield context_json
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield name
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def _texts_of(connection: sa.Connection, marks: Mapping[str, str]) -> dict[str, ErasedTexts]:
+    """The texts of these users' rows, by mark; `marks` maps each `user_key` to one."""
+    row = tip_scores.c
+    texts: dict[str, ErasedTexts] = defaultdict(ErasedTexts)
+    query = sa.select(row.user_key, row.tip_id, row.tip_content, row.context_json)
+    for some in chunks(marks):
+        for user_key, *columns in connection.execute(query.where(row.user_key.in_(some))):
+            texts[marks[user_key]].add(*columns)
+    return texts
+
+
+def _erase_rows(connection: sa.Connection, column: str, values: Iterable[str]) -> dict[str, int]:
+    """Erase rows from every table that has this column; how many were removed and blanked."""
     counts: dict[str, int] = defaultdict(int)
     for some in chunks(values):
         for table in metadata.tables.values():
             if column in table.c:
-                _remove(connection, table, table.c[column].in_(some), counts)
+                _erase(connection, table, table.c[column].in_(some), counts)
     return {name: counts[name] for name in ("rows_removed", "rows_blanked")}
 
 
-def remove_expired(connection: sa.Connection, older_than: datetime | None) -> dict[str, int]:
-    """Take rows of people from before a moment out of the database."""
+def _erase_expired_rows(connection: sa.Connection, older_than: datetime | None) -> dict[str, int]:
+    """Erase rows of users from before a moment; how many were removed and blanked."""
     counts: dict[str, int] = defaultdict(int)
     for table in metadata.tables.values():
         if older_than and {"user_key", "created_at"} <= set(table.c.keys()):
-            _remove(connection, table, table.c.created_at < older_than, counts)
+            _erase(connection, table, table.c.created_at < older_than, counts)
     return {name: counts[name] for name in ("rows_removed", "rows_blanked")}
 
 
-def _remove(
+def _erase(
     connection: sa.Connection,
     table: sa.Table,
     condition: sa.ColumnElement[bool],
@@ -109,9 +265,10 @@ def _remove(
 
 
 def _blank_exposures(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
-    """Leave arm, time and reaction of the running trial's exposures, under names of no meaning.
+    """Keep arm, time and reaction of the open rollout's exposures, under random ids.
 
-    Without them the trial would forget whom a challenger made leave. They go when it ends.
+    Without them the comparison would not count users who leave because of the challenger. They
+    are removed when the rollout ends.
     """
     row, live = tip_scores.c, current_rollout(connection)
     if live is None or live.challenger is None:
@@ -145,142 +302,7 @@ def _blank_exposures(connection: sa.Connection, condition: sa.ColumnElement[bool
     return len(changes)
 
 
-Scope = Literal["people", "expired"]
-Actor = Literal["hand", "service"]
-STEPS = ("rows", "runs", "registry", "targets", "files")
-"""What an erasure does, in this order. After the fourth the journal knows nobody any more."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a run held of an erasure's targets. `learned` says that its model was trained on it."""
-
-    rows: int
-    learned: bool
-
-
-@dataclass(frozen=True)
-class Erasure:
-    """One erasure as the journal has it. Its targets are empty once they are gone everywhere."""
-
-    erasure_id: str
-    scope: Scope
-    actor: Actor
-    reason: str
-    asked_at: datetime
-    older_than: datetime | None
-    marks: Mapping[str, str] = field(repr=False)
-    """Each `user_key` that is to go, and the mark that it leaves."""
-    tip_ids: frozenset[str] = field(repr=False)
-    runs: Mapping[str, Held]
-    """Each run in which something was found."""
-    steps: tuple[str, ...]
-    numbers: Mapping[str, Any]
-    finished_at: datetime | None
-
-
-def ask_for_people(
-    engine: sa.Engine,
-    hashing_keys: HashingKeys,
-    user_ids: Iterable[str],
-    *,
-    actor: Actor,
-    reason: str,
-    now: datetime,
-) -> Erasure:
-    """Take these people out of the database, and write down that they are to go everywhere.
-
-    Their tombstones keep rows up to `now` from coming back, and they are not learned from until
-    they say otherwise. Repeating it is harmless.
-    """
-    names = [hashed_ids(hashing_keys, user_id) for user_id in dict.fromkeys(user_ids)]
-    marks = {each.user_key: person[0].mark for person in names for each in person}
-    everyone = [each for person in names for each in person]
-    with writing(engine) as connection:
-        lock_for_erasing(connection)
-        left = rows_of(connection, marks)
-        add_prints(connection, hashing_keys.current, left)
-        add_tombstones(connection, everyone, now=now)
-        record_consent(connection, everyone, allowed=False, now=now)
-        tips = {tip_id for theirs in left.values() for tip_id in theirs.tip_ids}
-        numbers = {
-            "people": len(names),
-            **remove_rows(connection, "user_key", marks),
-            "keys_not_given": sorted(key_ids(connection).keys() - hashing_keys.key_ids),
-        }
-        remove_rows(connection, "tip_id", tips)  # reactions that wait for these tips
-        targets = {"marks": marks, "tip_ids": sorted(tips)}
-        return _write(
-            connection,
-            scope="people",
-            actor=actor,
-            reason=reason,
-            asked_at=now,
-            targets=targets,
-            numbers=numbers,
-        )
-
-
-def ask_for_expired(
-    engine: sa.Engine, *, older_than: datetime | None, actor: Actor, now: datetime
-) -> Erasure:
-    """Take rows from before a moment out of the database, and write down that they are to go."""
-    reason = f"older than {older_than:%Y-%m-%d}" if older_than else "models without use"
-    with writing(engine) as connection:
-        lock_for_erasing(connection)
-        return _write(
-            connection,
-            scope="expired",
-            actor=actor,
-            reason=reason,
-            asked_at=now,
-            older_than=older_than,
-            targets={},
-            numbers=remove_expired(connection, older_than),
-        )
-
-
-def all_erasures(connection: sa.Connection) -> tuple[Erasure, ...]:
-    """Every erasure that was asked for, oldest first."""
-    query = sa.select(erasures).order_by(erasures.c.asked_at, erasures.c.erasure_id)
-    return tuple(_erasure(row) for row in connection.execute(query).mappings())
-
-
-def open_erasures(connection: sa.Connection) -> tuple[Erasure, ...]:
-    """Those that are not finished, oldest first."""
-    return tuple(each for each in all_erasures(connection) if each.finished_at is None)
-
-
-def note_run(connection: sa.Connection, erasure_id: str, run_id: str, held: Held) -> None:
-    """Write down that a run holds what is to go, before it is taken out of it."""
-    row = erasures.c
-    known = sa.select(row.runs_json).where(row.erasure_id == erasure_id)
-    runs = json.loads(connection.execute(known).scalar_one())
-    was = Held(**runs.get(run_id, asdict(Held(0, learned=False))))
-    # After a kill less may be found than there was.
-    runs[run_id] = asdict(Held(max(was.rows, held.rows), was.learned or held.learned))
-    change = {"runs_json": json.dumps(runs)}
-    connection.execute(erasures.update().where(row.erasure_id == erasure_id).values(change))
-
-
-def note_step(connection: sa.Connection, these: Sequence[Erasure], step: str) -> None:
-    """Write down that a step is done for all of these."""
-    for each in these:
-        steps = json.dumps([*each.steps, step])
-        _change(connection, [each], {"steps_json": steps})
-
-
-def forget_targets(connection: sa.Connection, these: Sequence[Erasure]) -> None:
-    """The journal itself says no more who was to go."""
-    _change(connection, these, {"targets_json": "{}"})
-
-
-def close(connection: sa.Connection, these: Sequence[Erasure], *, now: datetime) -> None:
-    """Nothing is left to do for these."""
-    _change(connection, these, {"finished_at": now})
-
-
-def _write(
+def _record(
     connection: sa.Connection,
     *,
     asked_at: datetime,
@@ -314,7 +336,7 @@ def _erasure(row: sa.RowMapping) -> Erasure:
         **{name: row[name] for name in same},
         marks=targets.get("marks", {}),
         tip_ids=frozenset(targets.get("tip_ids", ())),
-        runs={name: Held(**held) for name, held in runs.items()},
+        runs={name: RunMatch(**match) for name, match in runs.items()},
         steps=tuple(json.loads(row["steps_json"])),
         numbers=json.loads(row["numbers_json"]),
         finished_at=row["finished_at"],

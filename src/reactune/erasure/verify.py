@@ -1,6 +1,7 @@
-"""`reactune erase --verify`: whether anything of a person is left anywhere that is ours.
+"""`reactune erase --verify`: searches every place of the installation for what is left of a user.
 
-Reads only. What is looked for, and how, is `search.py`'s.
+Searched are raw and hashed ids, tip ids, and pieces of erased texts by their fingerprints, in the
+database, run folders, caches and MLflow. Nothing is changed.
 """
 
 import gzip
@@ -8,7 +9,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -25,55 +26,101 @@ from reactune.data.labelled import PREFIX
 from reactune.erasure import requests
 from reactune.errors import hide_passwords
 from reactune.privacy.consent import chunks, key_ids
-from reactune.privacy.hashing import (
-    HashingKey,
-    HashingKeys,
-    find_fingerprints,
-    fingerprint_of,
-    hashed_ids,
-    short_key,
-)
+from reactune.privacy.fingerprints import find_fingerprints, fingerprint_of
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, short_key
 from reactune.release import registry
-from reactune.runs.remote import RunRoot, reach, run_root
+from reactune.runs.remote import RunRoot, remote_files, run_root
 from reactune.store.database import reading
 from reactune.store.schema import erased_prints, metadata
 
 ID, HASH, TEXT, TIP = "the id", "a hash of the id", "text that was erased", "a tip that was erased"
 CHUNK_BYTES, OVERLAP = 2**23, 2**12
-MIN_BINARY_BYTES = 8  # a shorter id stands in any large binary file by chance
+ROWS_AT_ONCE = 1_000
+MIN_BINARY_BYTES = 8  # a shorter id occurs in any large binary file by chance
 WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".arrow")
-"""Files of numbers: no text stands in them, so only ids are sought there."""
+"""Files of numbers: they hold no text, so they are searched for ids only."""
+ELSEWHERE = (
+    "backups, and blocks of deleted files on the disk",
+    "the model server's own copies of the weights (Ollama)",
+    "copies on other workers: they are removed when one calls reactune there next, and --verify "
+    "there searches them",
+    'what Ray wrote to disk on the nodes of a cluster ([data] engine = "ray")',
+    "the app's own data: files that were ingested, the table of [source] url, outboxes of the "
+    "Python client, logs; name files by --also",
+)
+POSTGRES = (
+    "free space in PostgreSQL's pages, its WAL and its replicas: VACUUM made the rows unreadable "
+    "to SQL, VACUUM FULL rewrites the files"
+)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one place; which fingerprints, if any."""
+class Trace:
+    """The kinds of traces in one place, and the fingerprints of texts that were matched there."""
 
     kinds: frozenset[str] = frozenset()
-    prints: frozenset[str] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
 
-    def __or__(self, other: "Found") -> "Found":
-        return Found(self.kinds | other.kinds, self.prints | other.prints)
+    def __or__(self, other: "Trace") -> "Trace":
+        return Trace(self.kinds | other.kinds, self.fingerprints | other.fingerprints)
+
+
+@dataclass
+class Report:
+    """What was searched, the traces, what could not be searched, and what is out of reach."""
+
+    searched: list[str] = field(default_factory=list)
+    found: list[tuple[str, Trace]] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
+    """Fingerprints that rows of other users match as well."""
+    unchecked: list[str] = field(default_factory=list)
+    """Places of the installation that could not be searched."""
+    elsewhere: tuple[str, ...] = ELSEWHERE
+
+    def add(self, place: str, trace: Trace, shared: Trace) -> None:
+        """Add what one place holds."""
+        self.shared |= shared.fingerprints
+        if trace.kinds:
+            self.found.append((place, trace))
+
+    @property
+    def traces(self) -> list[str]:
+        """Each place with a trace of the users, and the kinds of it.
+
+        A text that other users' rows hold as well is no trace.
+        """
+        lines = []
+        for place, trace in self.found:
+            is_common = trace.fingerprints <= self.shared
+            kinds = trace.kinds - {TEXT} if is_common else trace.kinds
+            if kinds:
+                lines.append(f"{place}: {', '.join(sorted(kinds))}")
+        return lines
 
 
 @dataclass(frozen=True)
-class Sought:
-    """What must be found nowhere any more."""
+class Search:
+    """The ids, hashes and fingerprints that no place may hold."""
 
     user_ids: tuple[str, ...] = field(repr=False)
     user_keys: frozenset[str] = field(repr=False)
-    prints: frozenset[str] = field(repr=False)
+    fingerprints: frozenset[str] = field(repr=False)
     keys: tuple[HashingKey, ...]
 
     @cached_property
     def spellings(self) -> tuple[bytes, ...]:
-        """The ids as they stand in texts, in JSON and in URLs."""
-        ways = (
-            way
+        """The ids as they are written in texts, in JSON and in URLs."""
+        spellings = (
+            spelling
             for user_id in self.user_ids
-            for way in (user_id, json.dumps(user_id)[1:-1], quote(user_id), quote(user_id, safe=""))
+            for spelling in (
+                user_id,
+                json.dumps(user_id)[1:-1],
+                quote(user_id),
+                quote(user_id, safe=""),
+            )
         )
-        return tuple(dict.fromkeys(way.encode("utf-8", "replace") for way in ways))
+        return tuple(dict.fromkeys(each.encode("utf-8", "replace") for each in spellings))
 
     @cached_property
     def words(self) -> re.Pattern[bytes]:
@@ -82,100 +129,244 @@ class Sought:
         return re.compile(rb"(?<![A-Za-z0-9])(?:" + any_of + rb")(?![A-Za-z0-9])")
 
 
-def find_in_bytes(sought: Sought, data: bytes) -> Found:
-    """What of it stands in these bytes, which may be a text or anything else."""
-    return find_ids(sought, data) | find_texts(sought, data)
+def verify(
+    config: Config, hashing_keys: HashingKeys, user_ids: Sequence[str], *, also: Sequence[Path] = ()
+) -> Report:
+    """Search every table, file and MLflow record of the installation for users, and `also`.
+
+    Raises:
+        DataError: the database or the URL of the runs does not answer.
+        ReleaseError: MLflow is away.
+    """
+    report = Report()
+    with deployment.database(config) as engine:
+        search = _search_for(engine, hashing_keys, user_ids)
+        _check_journal(engine, hashing_keys, report)
+        _search_tables(engine, search, report)
+    if engine.dialect.name == "sqlite":
+        _search_files(_files_of_sqlite(config.store_url), search, report, "database file")
+    else:
+        report.elsewhere = (*report.elsewhere, POSTGRES)
+    _search_folders(config, search, report)
+    _search_url(run_root(config), search, report)
+    _search_registry(config, search, report)
+    for path in also:
+        _search_files(_files_below(path), search, report, str(path))
+    return report
 
 
-def find_ids(sought: Sought, data: bytes) -> Found:
-    """The ids and their hashes, whole or short; a short id only as a word of a text."""
+def search_bytes(search: Search, data: bytes) -> Trace:
+    """Traces in these bytes, which may be text or not."""
+    return search_ids(search, data) | search_texts(search, data)
+
+
+def search_ids(search: Search, data: bytes) -> Trace:
+    """The ids and their hashes, whole or short; in binary data only ids that are long enough."""
     kinds = set()
     if b"\0" in data:
-        long_ones = (each for each in sought.spellings if len(each) >= MIN_BINARY_BYTES)
+        long_ones = (each for each in search.spellings if len(each) >= MIN_BINARY_BYTES)
         if any(each in data for each in long_ones):
             kinds.add(ID)
-    elif sought.words.search(data):
+    elif search.words.search(data):
         kinds.add(ID)
-    if any(short_key(each).encode() in data for each in sought.user_keys):
+    if any(short_key(each).encode() in data for each in search.user_keys):
         kinds.add(HASH)
-    return Found(frozenset(kinds))
+    return Trace(frozenset(kinds))
 
 
-def find_texts(sought: Sought, data: bytes) -> Found:
-    """Pieces of texts that were erased."""
-    found = frozenset(p for key in sought.keys for p in find_fingerprints(key, data, sought.prints))
-    return Found(frozenset({TEXT} if found else ()), found)
+def search_texts(search: Search, data: bytes) -> Trace:
+    """Pieces of erased texts."""
+    found = frozenset(
+        each for key in search.keys for each in find_fingerprints(key, data, search.fingerprints)
+    )
+    return Trace(frozenset({TEXT} if found else ()), found)
 
 
-def find_tips(sought: Sought, tip_ids: Iterable[str]) -> Found:
-    """Tips that were erased, by their whole ids."""
-    if not sought.prints:
-        return Found()
-    found = {
-        fingerprint_of(key, tip_id) for tip_id in tip_ids for key in sought.keys
-    } & sought.prints
-    return Found(frozenset({TIP} if found else ()))
+def search_tip_ids(search: Search, tip_ids: Iterable[str]) -> Trace:
+    """Erased tips, by their whole ids."""
+    if not search.fingerprints:
+        return Trace()
+    fingerprints = {fingerprint_of(key, tip_id) for tip_id in tip_ids for key in search.keys}
+    found = search.fingerprints & fingerprints
+    return Trace(frozenset({TIP} if found else ()), found)
 
 
-def find_in_rows(sought: Sought, rows: Iterable[Mapping[str, Any]]) -> tuple[Found, Found]:
-    """What of it stands in rows, and which of the fingerprints others' rows have as well.
+def search_rows(search: Search, rows: Iterable[Mapping[str, Any]]) -> tuple[Trace, Trace]:
+    """Traces in rows, and the texts of them that rows of other users hold as well.
 
-    A row says whose it is in `user_key`; one without belongs to nobody in particular. What two
-    people were told alike is no trace of one of them.
+    A row's `user_key` names its user; a row without one is nobody's. A text that two users were
+    shown is no trace of one of them.
     """
     texts: tuple[list[str], list[str]] = [], []
     tips = []
     for row in rows:
-        is_others = (row.get("user_key") or "") not in sought.user_keys | {""}
+        is_others = (row.get("user_key") or "") not in search.user_keys | {""}
         texts[is_others].extend(str(cell) for cell in row.values() if isinstance(cell, str))
         tips += [row["tip_id"]] if row.get("tip_id") else []
     own, others = ("\n".join(part).encode("utf-8", "replace") for part in texts)
-    found = find_in_bytes(sought, own) | find_ids(sought, others) | find_tips(sought, tips)
-    return found, find_texts(sought, others)
+    trace = search_bytes(search, own) | search_ids(search, others) | search_tip_ids(search, tips)
+    return trace, search_texts(search, others)
 
 
-def find_in_file(sought: Sought, file: Path) -> tuple[Found, Found]:
-    """As `find_in_rows`, of a file of any kind.
+def search_file(search: Search, file: Path) -> tuple[Trace, Trace]:
+    """As `search_rows`, in a file of any kind.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is not what its name says.
+        OSError, ValueError: it cannot be read, or is not of the kind that its name says.
     """
     if file.suffix == ".parquet":
-        return _find_in_parquet(sought, file)
-    find = find_ids if file.suffix in WEIGHTS else find_in_bytes
-    found = Found()
+        return _search_parquet(search, file)
+    search_one = search_ids if file.suffix in WEIGHTS else search_bytes
+    trace = Trace()
     for piece in _pieces(file):
-        found |= find(sought, piece)
-    return found, Found()
+        trace |= search_one(search, piece)
+    return trace, Trace()
+
+
+def _search_for(engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str]) -> Search:
+    ids = [each for user_id in user_ids for each in hashed_ids(hashing_keys, user_id)]
+    fingerprints: set[str] = set()
+    table = erased_prints.c
+    with reading(engine) as connection:
+        for some in chunks(each.mark for each in ids):
+            query = sa.select(table.print).where(table.mark.in_(some))
+            fingerprints.update(connection.execute(query).scalars())
+    return Search(
+        user_ids=tuple(user_ids),
+        user_keys=frozenset(each.user_key for each in ids),
+        fingerprints=frozenset(fingerprints),
+        keys=hashing_keys.all,
+    )
+
+
+def _check_journal(engine: sa.Engine, hashing_keys: HashingKeys, report: Report) -> None:
+    """Report erasures that are not finished, and rows hashed with a key that is not given."""
+    with reading(engine) as connection:
+        unknown = {k: n for k, n in key_ids(connection).items() if k not in hashing_keys.key_ids}
+        waiting = requests.open_erasures(connection)
+    for key_id, rows in sorted(unknown.items()):
+        report.unchecked.append(
+            f"{rows:,} rows hashed with key {key_id}, and their copies in runs: that key is not "
+            "given, name its variable in [privacy] old_key_envs"
+        )
+    for each in waiting:
+        report.unchecked.append(f"erasure {each.erasure_id} is not finished: call `reactune erase`")
+
+
+def _search_tables(engine: sa.Engine, search: Search, report: Report) -> None:
+    count = 0
+    for table in metadata.sorted_tables:
+        with reading(engine) as connection:
+            rows = iter(connection.execution_options(stream_results=True).execute(sa.select(table)))
+            while some := list(islice(rows, ROWS_AT_ONCE)):
+                count += len(some)
+                traces = search_rows(search, (row._asdict() for row in some))
+                report.add(f"table {table.name}", *traces)
+    shown = hide_passwords(engine.url.render_as_string(hide_password=True))
+    report.searched.append(f"{shown}: {len(metadata.sorted_tables)} tables, {count:,} rows")
+
+
+def _search_folders(config: Config, search: Search, report: Report) -> None:
+    runs = config.run_root
+    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
+    others = (file for file in _files_below(cache) if not file.is_relative_to(runs))
+    artifacts = config.folder / "mlflow-artifacts"
+    own = [config.folder / name for name in ("rejects.jsonl", "reactune.toml")]
+    for files, name in (
+        (own, "rejected rows and settings"),
+        (_files_below(runs), f"runs in {runs}"),
+        (others, f"cache {cache}"),
+        (_files_below(artifacts), f"files of MLflow in {artifacts}"),
+        (_files_of_sqlite(config.tracking_uri), "database file of MLflow"),
+    ):
+        _search_files(files, search, report, name)
+
+
+def _search_url(root: RunRoot, search: Search, report: Report) -> None:
+    if not root.url:
+        return
+    with remote_files(root) as (files, top), tempfile.TemporaryDirectory() as folder:
+        paths = files.find(top)
+        for path in paths:
+            copy = Path(folder) / path.rpartition("/")[2]
+            files.get_file(path, str(copy))
+            _search_file(
+                copy, search, report, f"{hide_passwords(root.url)}{path.removeprefix(top)}"
+            )
+            copy.unlink()
+    report.searched.append(f"{hide_passwords(root.url)}: {len(paths):,} objects")
+
+
+def _search_registry(config: Config, search: Search, report: Report) -> None:
+    uri = config.tracking_uri
+    if (files := _files_of_sqlite(uri)) and not files[0].is_file():
+        return
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in registry.contents(config.registry, uri, Path(folder)):
+            count += 1
+            if isinstance(content, Path):
+                _search_file(content, search, report, f"MLflow {name}")
+            else:
+                report.add(f"MLflow {name}", search_bytes(search, content.encode()), Trace())
+    report.searched.append(
+        f"MLflow at {hide_passwords(uri)}: {count:,} records and files, no weights"
+    )
+
+
+def _search_files(files: Iterable[Path], search: Search, report: Report, place: str) -> None:
+    count = size = 0
+    for file in files:
+        if file.is_file():
+            count += 1
+            size += file.stat().st_size
+            _search_file(file, search, report, str(file))
+    if count:
+        report.searched.append(f"{place}: {count:,} files, {size / 1e6:,.1f} MB")
+
+
+def _search_file(file: Path, search: Search, report: Report, name: str) -> None:
+    import pyarrow as pa
+
+    if any(part.startswith(PREFIX) for part in file.parts):
+        # Compressed, so a search would find nothing, whatever it holds.
+        report.unchecked.append(
+            f"{name}: a stage that was killed left it; `reactune erase` removes it"
+        )
+        return
+    try:
+        report.add(name, *search_file(search, file))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        report.unchecked.append(f"{name}: cannot be read ({type(error).__name__})")
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """The content, unpacked, in pieces that overlap."""
-    unpack = gzip.open if file.suffix == ".gz" else open
+    """The uncompressed content, in pieces that overlap."""
+    open_file = gzip.open if file.suffix == ".gz" else open
     tail = b""
     try:
-        with unpack(file, "rb") as content:
+        with open_file(file, "rb") as content:
             while piece := content.read(CHUNK_BYTES):
                 yield tail + piece
                 tail = piece[-OVERLAP:]
     except (EOFError, zlib.error) as error:
-        raise ValueError("it is broken off") from error
+        raise ValueError("it is truncated") from error
 
 
-def _find_in_parquet(sought: Sought, file: Path) -> tuple[Found, Found]:
+def _search_parquet(search: Search, file: Path) -> tuple[Trace, Trace]:
     import pyarrow.parquet as pq
 
-    found, shared = Found(), Found()
+    trace, shared = Trace(), Trace()
     decode = _decoder(file)
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches():
-            here, others = find_in_rows(sought, (decode(row) for row in batch.to_pylist()))
-            found, shared = found | here, shared | others
-    return found, shared
+            here, others = search_rows(search, map(decode, batch.to_pylist()))
+            trace, shared = trace | here, shared | others
+    return trace, shared
 
 
-def _decoder(file: Path) -> Any:
-    """Rows with token ids as the texts they stand for; other rows as they are."""
+def _decoder(file: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Decodes the token ids of a trainer's rows into text; leaves other rows as they are."""
     job = file.with_name("job.json")
     if not job.is_file():
         return lambda row: row
@@ -184,10 +375,10 @@ def _decoder(file: Path) -> Any:
     folder = json.loads(job.read_text(encoding="utf-8")).get("base_folder", "")
     words = Path(folder) / "tokenizer.json"
     if not words.is_file():
-        raise FileNotFoundError(f"{words}, which says what the token ids in {file} mean")
+        raise FileNotFoundError(f"{words}, which is needed to decode the token ids in {file}")
     tokenizer = Tokenizer.from_file(str(words))
 
-    def decode(row: Mapping[str, Any]) -> dict[str, Any]:
+    def decode(row: dict[str, Any]) -> dict[str, Any]:
         return {
             name: tokenizer.decode(cell) if isinstance(cell, list) else cell
             for name, cell in row.items()
@@ -196,207 +387,12 @@ def _decoder(file: Path) -> Any:
     return decode
 
 
-ROWS_AT_ONCE = 1_000
-ELSEWHERE = (
-    "backups, and blocks of deleted files on the disk",
-    "the model server's own copies of the weights (Ollama)",
-    "copies on other workers: they go when one calls reactune there next, and may be looked for by "
-    "--verify there",
-    'what Ray wrote to disk on the nodes of a cluster ([data] engine = "ray")',
-    "what is the app's own: files that were ingested, the table of [source] url, outboxes of the "
-    "Python client, logs; name files by --also",
-)
-POSTGRES = (
-    "free room in PostgreSQL's pages, its WAL and its replicas: VACUUM made the rows unreadable to "
-    "SQL, VACUUM FULL writes the files anew"
-)
-
-
-@dataclass
-class Report:
-    """Where was looked, what was found, and what could not be looked into."""
-
-    looked: list[str] = field(default_factory=list)
-    found: list[tuple[str, Found]] = field(default_factory=list)
-    shared: set[str] = field(default_factory=set)
-    """Fingerprints that others' rows have as well."""
-    unseen: list[str] = field(default_factory=list)
-    """What is ours and could not be looked into."""
-    elsewhere: tuple[str, ...] = ELSEWHERE
-
-    def add(self, place: str, found: Found, shared: Found) -> None:
-        """What one place holds."""
-        self.shared |= shared.prints
-        if found.kinds:
-            self.found.append((place, found))
-
-    @property
-    def traces(self) -> list[str]:
-        """Each place with something of the person in it, and of what kind that is."""
-        lines = []
-        for place, found in self.found:
-            is_common = found.prints <= self.shared
-            kinds = found.kinds - {TEXT} if is_common else found.kinds
-            if kinds:
-                lines.append(f"{place}: {', '.join(sorted(kinds))}")
-        return lines
-
-
-def verify(
-    config: Config, hashing_keys: HashingKeys, user_ids: Sequence[str], *, also: Sequence[Path] = ()
-) -> Report:
-    """Look for people in every table, file and record of the registry that is ours, and in `also`.
-
-    Raises:
-        DataError: the database or the place of the runs does not answer.
-        ReleaseError: MLflow is away.
-    """
-    report = Report()
-    with deployment.database(config) as engine:
-        sought = _sought(engine, hashing_keys, user_ids)
-        _look_at_journal(engine, hashing_keys, user_ids, report)
-        _look_into_tables(engine, sought, report)
-    if engine.dialect.name == "sqlite":
-        _look_into_files(_files_of_sqlite(config.store_url), sought, report, "database file")
-    else:
-        report.elsewhere = (*report.elsewhere, POSTGRES)
-    _look_into_folders(config, sought, report)
-    _look_into_url(run_root(config), sought, report)
-    _look_into_registry(config, sought, report)
-    for path in also:
-        _look_into_files(_files_below(path), sought, report, str(path))
-    return report
-
-
-def _sought(engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str]) -> Sought:
-    names = [each for user_id in user_ids for each in hashed_ids(hashing_keys, user_id)]
-    prints: set[str] = set()
-    table = erased_prints.c
-    with reading(engine) as connection:
-        for some in chunks(each.mark for each in names):
-            query = sa.select(table.print).where(table.mark.in_(some))
-            prints.update(connection.execute(query).scalars())
-    return Sought(
-        user_ids=tuple(user_ids),
-        user_keys=frozenset(each.user_key for each in names),
-        prints=frozenset(prints),
-        keys=hashing_keys.all,
-    )
-
-
-def _look_at_journal(
-    engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str], report: Report
-) -> None:
-    """What the database itself says is not done, and rows whose key is not given."""
-    with reading(engine) as connection:
-        unknown = {k: n for k, n in key_ids(connection).items() if k not in hashing_keys.key_ids}
-        waiting = requests.open_erasures(connection)
-    for key_id, rows in sorted(unknown.items()):
-        report.unseen.append(
-            f"{rows:,} rows hashed with key {key_id}, and what runs hold of them: that key is not "
-            "given, name its variable in [privacy] old_key_envs"
-        )
-    for each in waiting:
-        report.unseen.append(f"erasure {each.erasure_id} is not finished: call `reactune erase`")
-
-
-def _look_into_tables(engine: sa.Engine, sought: Sought, report: Report) -> None:
-    count = 0
-    for table in metadata.sorted_tables:
-        with reading(engine) as connection:
-            rows = iter(connection.execution_options(stream_results=True).execute(sa.select(table)))
-            while some := list(islice(rows, ROWS_AT_ONCE)):
-                count += len(some)
-                report.add(
-                    f"table {table.name}", *find_in_rows(sought, (r._asdict() for r in some))
-                )
-    shown = hide_passwords(engine.url.render_as_string(hide_password=True))
-    report.looked.append(f"{shown}: {len(metadata.sorted_tables)} tables, {count:,} rows")
-
-
-def _look_into_folders(config: Config, sought: Sought, report: Report) -> None:
-    runs = config.run_root
-    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
-    own = [config.folder / name for name in ("rejects.jsonl", "reactune.toml")]
-    _look_into_files(own, sought, report, "rejected rows and settings")
-    _look_into_files(_files_below(runs), sought, report, f"runs in {runs}")
-    others = (file for file in _files_below(cache) if not file.is_relative_to(runs))
-    _look_into_files(others, sought, report, f"cache {cache}")
-    artifacts = config.folder / "mlflow-artifacts"
-    _look_into_files(_files_below(artifacts), sought, report, f"files of MLflow in {artifacts}")
-    _look_into_files(
-        _files_of_sqlite(config.tracking_uri), sought, report, "database file of MLflow"
-    )
-
-
-def _look_into_url(root: RunRoot, sought: Sought, report: Report) -> None:
-    if not root.url:
-        return
-    with reach(root) as (files, top), tempfile.TemporaryDirectory() as folder:
-        paths = files.find(top)
-        for path in paths:
-            copy = Path(folder) / path.rpartition("/")[2]
-            files.get_file(path, str(copy))
-            name = f"{hide_passwords(root.url)}{path.removeprefix(top)}"
-            _look_into_file(copy, sought, report, name)
-            copy.unlink()
-    report.looked.append(f"{hide_passwords(root.url)}: {len(paths):,} objects")
-
-
-def _look_into_registry(config: Config, sought: Sought, report: Report) -> None:
-    uri = config.tracking_uri
-    if _is_missing_sqlite(uri):
-        return
-    count = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in registry.contents(config.registry, uri, Path(folder)):
-            count += 1
-            if isinstance(content, Path):
-                _look_into_file(content, sought, report, f"MLflow {name}")
-            else:
-                report.add(f"MLflow {name}", find_in_bytes(sought, content.encode()), Found())
-    report.looked.append(
-        f"MLflow at {hide_passwords(uri)}: {count:,} records and files, no weights"
-    )
-
-
-def _look_into_files(files: Iterable[Path], sought: Sought, report: Report, where: str) -> None:
-    count = size = 0
-    for file in files:
-        if file.is_file():
-            count += 1
-            size += file.stat().st_size
-            _look_into_file(file, sought, report, str(file))
-    if count:
-        report.looked.append(f"{where}: {count:,} files, {size / 1e6:,.1f} MB")
-
-
-def _look_into_file(file: Path, sought: Sought, report: Report, name: str) -> None:
-    import pyarrow as pa
-
-    if any(part.startswith(PREFIX) for part in file.parts):
-        # Packed, so that nothing would be found in it whatever it holds.
-        report.unseen.append(
-            f"{name}: a stage that was killed left it; `reactune erase` removes it"
-        )
-        return
-    try:
-        report.add(name, *find_in_file(sought, file))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        report.unseen.append(f"{name}: cannot be read ({type(error).__name__})")
-
-
 def _files_below(place: Path) -> Iterator[Path]:
     yield from [place] if place.is_file() else sorted(place.rglob("*"))
 
 
 def _files_of_sqlite(url: str) -> list[Path]:
-    """The file with its free pages and what SQLite keeps beside it; of other databases nothing."""
+    """The file with its free pages and SQLite's files beside it; none for other databases."""
     file = url.removeprefix("sqlite:///")
     endings = ("", "-wal", "-shm", "-journal")
     return [Path(file + ending) for ending in endings] if file != url else []
-
-
-def _is_missing_sqlite(url: str) -> bool:
-    files = _files_of_sqlite(url)
-    return bool(files) and not files[0].is_file()

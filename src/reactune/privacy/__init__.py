@@ -1,1 +1,5 @@
-"""TODO privacy."""
+"""User ids are stored as keyed hashes only, and refusals and erasures of users hold for new rows.
+
+`hashing` holds the hashing keys and hashed ids, `consent` decisions, tombstones and admission of
+rows, `fingerprints` keyed fingerprints of erased texts.
+"""

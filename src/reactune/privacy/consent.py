@@ -12,14 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reactune.privacy.hashing import (
-    HashedId,
-    HashingKey,
-    HashingKeys,
-    fingerprint_of,
-    hashed_ids,
-    marks_of,
-)
+from reactune.privacy.fingerprints import fingerprint_of
+from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids, marks_of
 from reactune.store.database import PEOPLE_LOCK, inserting, lock, share_lock, writing
 from reactune.store.schema import UtcTime, consents, erased_prints, tip_scores, tombstones
 

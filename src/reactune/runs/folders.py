@@ -1,16 +1,9 @@
-"""Run folders: where each stage of a run keeps its files, its lock and, last, its manifest.
+"""A stage of a run is done once: its manifest, written last, says what it read and wrote."""
 
-What the stages do is `pipeline.py`'s.
-"""
-
-import fcntl
 import json
-import os
 import re
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,9 +14,16 @@ from reactune import __version__
 from reactune.config.settings import masked
 from reactune.errors import DataError
 from reactune.records import sha256_of, write_atomically
-from reactune.runs.locks import lease
-from reactune.runs.manifest import Manifest, Outcome, ending, read_manifest, write_manifest
-from reactune.runs.remote import HERE, RunRoot, digest_of, fetch, forget_manifest, pull, push
+from reactune.runs.locks import hold_stage
+from reactune.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    Outcome,
+    ending,
+    read_manifest,
+    write_manifest,
+)
+from reactune.runs.remote import LOCAL, RunRoot, digest_of, fetch, pull, push, remove_files
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-z]{1,16}")
 PACKAGES = ("torch", "transformers", "trl", "peft", "mlflow", "ibis-framework", "pyarrow", "gguf")
@@ -49,7 +49,7 @@ def new_run(root: Path, settings: Mapping[str, Any], *, run_id: str) -> Path:
     """Make the folder of a new run, with the resolved settings in it.
 
     Raises:
-        DataError: the name is none that `run_id_at` could have given.
+        DataError: the name does not have the form that `run_id_at` returns.
     """
     if not RUN_ID.fullmatch(run_id):
         raise DataError(
@@ -93,7 +93,7 @@ def run_stage(
     inputs: Mapping[str, Path],
     settings: Mapping[str, Any],
     reads: Iterable[str] = (),
-    root: RunRoot = HERE,
+    root: RunRoot = LOCAL,
 ) -> tuple[Manifest, bool]:
     """The stage's manifest, and whether the work was done now.
 
@@ -106,15 +106,14 @@ def run_stage(
         DataError: another process is in this stage, or an input is missing.
     """
     folder = run / stage
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock"), lease(root, f"{run.name}/{stage}") as require_held:
+    with hold_stage(root, run, stage) as require_held:
         pull(root, run.name)
-        digests = input_digests(root, stage, inputs)
+        digests = _input_digests(root, stage, inputs)
         plain_settings = json.loads(json.dumps(settings, default=str))
         manifest = read_manifest(folder)
-        if manifest and is_up_to_date(manifest, digests, plain_settings):
+        if manifest and manifest.inputs == digests and manifest.settings == plain_settings:
             return manifest, False
-        forget_manifest(root, folder)
+        remove_files(root, run, [f"{stage}/{MANIFEST}"])
         for earlier in reads:
             fetch(root, run.name, earlier)
         started = time.monotonic()
@@ -135,7 +134,7 @@ def run_stage(
         push(root, folder, manifest.outputs)
         require_held()
         write_manifest(folder, manifest)
-        push(root, folder, ["manifest.json"])
+        push(root, folder, [MANIFEST])
         return manifest, True
 
 
@@ -154,39 +153,6 @@ def is_up_to_date(
     )
 
 
-def input_digests(root: RunRoot, stage: str, inputs: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of each input of a stage.
-
-    Raises:
-        DataError: one is missing.
-    """
-    found = {name: digest_of(root, path) for name, path in inputs.items()}
-    if missing := [str(inputs[name]) for name, digest in found.items() if digest is None]:
-        raise DataError(f"stage {stage} lacks {', '.join(missing)}; run the stages before it")
-    return {name: digest for name, digest in found.items() if digest is not None}
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; the system releases it when its owner ends, however that ends.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise DataError(f"{path.parent} is in use by {file.read().strip()}") from error
-        file.seek(0)
-        file.truncate()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-        file.flush()
-        yield
-
-
 def versions() -> dict[str, str]:
     """Versions of reactune and of the libraries that can change a result."""
     found = {"reactune": __version__}
@@ -196,3 +162,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _input_digests(root: RunRoot, stage: str, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of each input of a stage.
+
+    Raises:
+        DataError: one is missing.
+    """
+    found = {name: digest_of(root, path) for name, path in inputs.items()}
+    if missing := [str(inputs[name]) for name, digest in found.items() if digest is None]:
+        raise DataError(f"stage {stage} lacks {', '.join(missing)}; run the stages before it")
+    return {name: digest for name, digest in found.items() if digest is not None}

@@ -1,10 +1,10 @@
-"""Where runs are kept: a folder of this machine, or a URL that all workers share.
+"""Runs at a URL that all workers share: what a worker has here is a verified copy of it.
 
-What a run folder holds is left to `runs.py`, who may work in it to `leases.py`.
+Settings and manifests of all runs are copied here, the files of stages when they are needed.
+Without a URL the functions that copy do nothing, and the folder here is all there is.
 """
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -16,21 +16,21 @@ from typing import Any
 
 from reactune.config.settings import Config
 from reactune.errors import ConfigError, DataError
-from reactune.records import ModelVersion, sha256_of, write_atomically
-from reactune.runs.manifest import read_manifest
+from reactune.records import ModelVersion, replacing, sha256_of, write_atomically
+from reactune.runs.manifest import MANIFEST, is_file_of_digest, read_manifest
 
-RECORDS = re.compile(r"[\w-]+/(config|erased|[\w-]+/manifest)\.json")
+CONFIG = "config.json"
 ERASED = "erased.json"
-"""In a run's folder at a URL: what was erased of it, after which copies of before must go."""
+"""In a run's folder at a URL: its erasures. When it changes, workers drop their older copies."""
+RECORDS = re.compile(r"[\w-]+/(config|erased|[\w-]+/manifest)\.json")
 
 
 @dataclass(frozen=True)
 class RunRoot:
-    """The folder that runs are read and written in here.
+    """The folder of this machine in which runs are read and written, and the URL it is a copy of.
 
-    With a URL it holds this worker's copies of what is kept there: the settings and manifests of
-    all runs, and the files of those stages that this worker did or read. Without one, every
-    function of this module that copies does nothing.
+    Without a URL the folder is no copy. `stale_seconds` is the time without a refresh after which
+    the lock of another worker may be taken over.
     """
 
     folder: Path = Path()
@@ -38,7 +38,8 @@ class RunRoot:
     stale_seconds: float = 300.0
 
 
-HERE = RunRoot()
+LOCAL = RunRoot()
+"""No URL: for run folders given by their whole path."""
 
 
 def run_root(config: Config) -> RunRoot:
@@ -47,20 +48,20 @@ def run_root(config: Config) -> RunRoot:
 
 
 def pull(root: RunRoot, run_id: str = "") -> None:
-    """Make the settings and manifests of runs here equal to those at the URL; one run's, if named.
+    """Copy the settings and manifests of all runs, or of one, from the URL; drop those gone there.
 
-    A manifest that came from there says so, and is valid without its outputs.
+    A copied manifest states the URL of its outputs, and is valid without them.
 
     Raises:
         DataError: the URL does not answer.
     """
     if not root.url:
         return
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         below = f"{top}/{run_id}".rstrip("/")
-        names = {path.removeprefix(f"{top}/"): path for path in files.find(below)}
-        wanted = {name: path for name, path in names.items() if RECORDS.fullmatch(name)}
-        texts = _texts(files, wanted)
+        paths = {path.removeprefix(f"{top}/"): path for path in files.find(below)}
+        records = {name: path for name, path in paths.items() if RECORDS.fullmatch(name)}
+        texts = _read_records(files, records)
     _drop_outdated(root, run_id, texts)
     for name, text in texts.items():
         file = root.folder / name
@@ -77,18 +78,20 @@ def push(root: RunRoot, folder: Path, names: Iterable[str]) -> None:
     if not root.url:
         return
     place = folder.relative_to(root.folder).as_posix()
-    with reach(root) as (files, top):
+    with remote_files(root) as (files, top):
         for name in names:
-            there = f"{top}/{place}/{name}"
-            if name == "manifest.json":
+            target = f"{top}/{place}/{name}"
+            if name == MANIFEST:
                 text = (folder / name).read_text(encoding="utf-8")
-                files.pipe_file(there, _with_place(text, "").encode())
+                files.pipe_file(target, _with_outputs_at(text, "").encode())
             else:
-                files.put_file(str(folder / name), there)
+                files.put_file(str(folder / name), target)
 
 
 def fetch(root: RunRoot, run_id: str, stage: str, *, under: str = "") -> None:
-    """Bring the outputs of a stage here, or those whose names begin so; what is here is kept.
+    """Download the outputs of a stage whose names begin with `under`, and verify their digests.
+
+    Files that are here already, with the right digest, are not downloaded again.
 
     Raises:
         DataError: the stage is not done, or an object is not what the stage wrote.
@@ -103,25 +106,71 @@ def fetch(root: RunRoot, run_id: str, stage: str, *, under: str = "") -> None:
             _fetch_file(root, f"{run_id}/{stage}", name, digest)
 
 
-def forget_manifest(root: RunRoot, folder: Path) -> None:
-    """From now on the stage is not done, here and at the URL.
+def download(root: RunRoot, run: Path, names: Iterable[str]) -> None:
+    """Make files of a run here what they are at the URL, without comparing them to a manifest.
 
     Raises:
         DataError: the URL does not answer.
     """
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if root.url:
-        with reach(root) as (files, top):
-            path = f"{top}/{folder.relative_to(root.folder).as_posix()}/manifest.json"
+    if not root.url:
+        return
+    with remote_files(root) as (files, top):
+        for name in names:
+            path, local = f"{top}/{run.name}/{name}", run / name
+            local.unlink(missing_ok=True)
             if files.exists(path):
+                local.parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(path, str(local))
+
+
+def files_of_run(root: RunRoot, run: Path) -> list[str]:
+    """Every file of a run, here and at the URL, by path in the run's folder.
+
+    Raises:
+        DataError: the URL does not answer.
+    """
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    if root.url:
+        with remote_files(root) as (files, top):
+            folder = f"{top}/{run.name}"
+            names |= {path.removeprefix(f"{folder}/") for path in files.find(folder)}
+    return sorted(names)
+
+
+def remove_files(root: RunRoot, run: Path, names: Iterable[str]) -> None:
+    """Remove files of a run, here and at the URL, in this order; missing ones are skipped.
+
+    Raises:
+        DataError: the URL does not answer.
+    """
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+        if root.url:
+            with remote_files(root) as (files, top):
+                path = f"{top}/{run.name}/{name}"
+                if files.exists(path):
+                    files.rm_file(path)
+
+
+def remove_run(root: RunRoot, run: Path) -> None:
+    """Remove a run, here and at the URL; its settings last, so that a killed removal is repeated.
+
+    Raises:
+        DataError: the URL does not answer.
+    """
+    if root.url:
+        with remote_files(root) as (files, top):
+            folder = f"{top}/{run.name}"
+            for path in sorted(files.find(folder), key=lambda path: path == f"{folder}/{CONFIG}"):
                 files.rm_file(path)
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    shutil.rmtree(run)
 
 
 def digest_of(root: RunRoot, path: Path) -> str | None:
-    """SHA-256 of an output of a stage, as its manifest states it where runs are kept at a URL.
-
-    None if there is no such file.
-    """
+    """SHA-256 of an output of a stage, or None; with a URL, the one that its manifest states."""
     if not root.url:
         return sha256_of(path) if path.is_file() else None
     run_id, stage, *name = path.relative_to(root.folder).parts
@@ -129,46 +178,46 @@ def digest_of(root: RunRoot, path: Path) -> str | None:
     return manifest.outputs.get("/".join(name)) if manifest else None
 
 
-def as_kept(root: RunRoot, model: ModelVersion) -> ModelVersion:
-    """The version as the database keeps it: below a URL, its files are named from there."""
+def as_stored(root: RunRoot, model: ModelVersion) -> ModelVersion:
+    """The version as the database stores it: with a URL, paths are relative to the run root."""
     if not root.url:
         return model
     return _with_paths(model, lambda path: path.relative_to(root.folder))
 
 
-def as_placed(root: RunRoot, model: ModelVersion) -> ModelVersion:
-    """The version with its files where they lie here, or will when they are fetched.
+def as_local(root: RunRoot, model: ModelVersion) -> ModelVersion:
+    """The version with the paths that its files have on this machine once they are fetched.
 
-    A version that was registered with folders of one machine keeps them.
+    A version that was registered with absolute paths keeps them.
     """
     return _with_paths(model, lambda path: root.folder / path)
 
 
 def fetch_release(root: RunRoot, model: ModelVersion) -> None:
-    """Bring what a model server needs of a version here: its GGUF and its prompt folder.
+    """Download what a model server needs of a version: its GGUF and its prompt folder.
 
     Raises:
-        DataError: they are not there, or not those that were registered.
+        DataError: they are missing, or not those that were registered.
     """
     if not root.url or not model.gguf.is_relative_to(root.folder):
         return
     pull(root, model.run_id)
     manifest = read_manifest(model.gguf.parent)
-    kept = manifest.outputs.get(model.gguf.name) if manifest else None
-    if kept != model.sha256:
+    found = manifest.outputs.get(model.gguf.name) if manifest else None
+    if found != model.sha256:
         raise DataError(
             f"{model.name} was registered with a GGUF of SHA-256 {model.sha256}, but "
-            f"{root.url}/{model.run_id}/{model.gguf.parent.name} holds {kept or 'none'}; put that "
-            "folder back as it was, or roll back to another version"
+            f"{root.url}/{model.run_id}/{model.gguf.parent.name} holds {found or 'none'}; "
+            "put that folder back as it was, or roll back to another version"
         )
     fetch(root, model.run_id, model.gguf.parent.name)
 
 
 def fetch_adapter(root: RunRoot, model: ModelVersion) -> None:
-    """Bring the adapter of a version here, if it has one.
+    """Download the adapter of a version, if it has one.
 
     Raises:
-        DataError: it is not there, or not what its training wrote.
+        DataError: it is missing, or not what its training wrote.
     """
     adapter = model.adapter
     if not root.url or adapter is None or not adapter.is_relative_to(root.folder):
@@ -178,48 +227,48 @@ def fetch_adapter(root: RunRoot, model: ModelVersion) -> None:
 
 
 @contextmanager
-def reach(root: RunRoot) -> Iterator[tuple[Any, str]]:
-    """The file system of the URL, and the path of the root in it; its refusals become ours.
+def remote_files(root: RunRoot) -> Iterator[tuple[Any, str]]:
+    """The file system of the URL, and the path of the root in it. Its errors become DataError.
 
     Raises:
-        ConfigError: nothing installed speaks this URL.
-        DataError: it does not answer, or refuses.
+        ConfigError: no installed package supports this URL.
+        DataError: the URL does not answer, or refuses a call.
     """
     options = {"auto_mkdir": True} if root.url.startswith(("file:", "local:")) else {}
     try:
         import fsspec
 
-        # A listing that is remembered would hide what other workers did meanwhile.
+        # A cached listing would hide what other workers have written since.
         files, top = fsspec.url_to_fs(root.url, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"[run] root = {root.url}: {error}; s3:// needs `pip install 'reactune[s3]'`, other "
-            "stores the package of fsspec that speaks their protocol"
+            f"[run] root = {root.url}: {error}; s3:// needs `pip install 'reactune[s3]'`, "
+            "other stores the package of fsspec for their protocol"
         ) from error
     try:
         yield files, top.rstrip("/")
-    except refusals() as error:
+    except remote_errors() as error:
         reason = str(error) or type(error).__name__
         raise DataError(
-            f"{root.url} did not do it: {reason}; see [run] root, the credentials in the "
+            f"{root.url} failed: {reason}; check [run] root, the credentials in the "
             "environment and the network, and repeat"
         ) from error
 
 
-def refusals() -> tuple[type[Exception], ...]:
-    """What a file system of fsspec raises: OSError, and what S3's client has beside it."""
+def remote_errors() -> tuple[type[Exception], ...]:
+    """The errors that a file system of fsspec raises: OSError, and those of S3's client."""
     botocore = sys.modules.get("botocore.exceptions")
     return (OSError, botocore.BotoCoreError) if botocore else (OSError,)
 
 
 def _drop_outdated(root: RunRoot, run_id: str, texts: dict[str, str]) -> None:
-    """Remove records that are gone at the URL, runs that are, and files of what was erased."""
+    """Remove local records and runs that are gone at the URL, and copies from before an erasure."""
     here = root.folder / run_id
-    for file in [*here.rglob("config.json"), *here.rglob("manifest.json")]:
+    for file in [*here.rglob(CONFIG), *here.rglob(MANIFEST)]:
         name = file.relative_to(root.folder).as_posix()
         if RECORDS.fullmatch(name) and name not in texts:
             file.unlink(missing_ok=True)
-            if file.name == "config.json":
+            if file.name == CONFIG:
                 shutil.rmtree(file.parent, ignore_errors=True)
     for name, text in texts.items():
         known = root.folder / name
@@ -229,58 +278,51 @@ def _drop_outdated(root: RunRoot, run_id: str, texts: dict[str, str]) -> None:
                     copy.unlink()
 
 
-def _texts(files: Any, wanted: dict[str, str]) -> dict[str, str]:
-    """What is in these files, by name; those that go meanwhile are left out."""
-    if not wanted:
+def _read_records(files: Any, paths: dict[str, str]) -> dict[str, str]:
+    """The texts of these files, by name; those removed meanwhile are left out."""
+    if not paths:
         return {}
-    contents = files.cat(list(wanted.values()), on_error="return")
+    contents = files.cat(list(paths.values()), on_error="return")
     texts = {}
-    for name, path in wanted.items():
+    for name, path in paths.items():
         content = contents[path]
         if isinstance(content, FileNotFoundError):
             continue
         if isinstance(content, Exception):
             raise content
         text = content.decode("utf-8", errors="replace")
-        texts[name] = _kept_elsewhere(text, files.unstrip_protocol(path))
+        folder, _, file = files.unstrip_protocol(path).rpartition("/")
+        texts[name] = _with_outputs_at(text, folder) if file == MANIFEST else text
     return texts
 
 
-def _kept_elsewhere(text: str, url: str) -> str:
-    """A manifest with the place where its outputs are kept; other texts as they are."""
-    if not url.endswith("/manifest.json"):
-        return text
-    return _with_place(text, url.rpartition("/")[0])
-
-
-def _with_place(manifest: str, kept_at: str) -> str:
+def _with_outputs_at(manifest: str, url: str) -> str:
+    """The text of a manifest whose outputs are kept at this URL."""
     try:
-        return json.dumps({**json.loads(manifest), "kept_at": kept_at}, indent=2)
+        return json.dumps({**json.loads(manifest), "kept_at": url}, indent=2)
     except (ValueError, TypeError):
-        return manifest  # half written, so no manifest
+        return manifest  # incomplete, so not a valid manifest
 
 
 def _fetch_file(root: RunRoot, place: str, name: str, digest: str) -> None:
     local = root.folder / place / name
     if not local.resolve().is_relative_to((root.folder / place).resolve()):
-        raise DataError(f"{root.url}/{place}/manifest.json names {name!r}, outside of its folder")
-    if local.is_file() and sha256_of(local) == digest:
+        raise DataError(
+            f"{root.url}/{place}/{MANIFEST} names {name!r}, outside of its folder; remove "
+            f"that manifest, and do stage {place.rpartition('/')[2]} again"
+        )
+    if is_file_of_digest(local, digest):
         return
-    local.parent.mkdir(parents=True, exist_ok=True)
-    partial = local.with_name(f".{local.name}.{os.getpid()}")
-    try:
-        with reach(root) as (files, top), suppress(FileNotFoundError):
+    with replacing(local) as partial:
+        with remote_files(root) as (files, top), suppress(FileNotFoundError):
             files.get_file(f"{top}/{place}/{name}", str(partial))
         found = sha256_of(partial) if partial.is_file() else "no object"
         if found != digest:
             raise DataError(
-                f"{root.url}/{place}/{name} is not what its stage wrote: SHA-256 "
-                f"{digest} expected, {found} found; delete {place}/manifest.json there, and do "
-                f"stage {place.rpartition('/')[2]} again"
+                f"{root.url}/{place}/{name} is not what its stage wrote: SHA-256 {digest} "
+                f"expected, {found} found; delete {place}/{MANIFEST} there, and do stage "
+                f"{place.rpartition('/')[2]} again"
             )
-        partial.replace(local)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _with_paths(model: ModelVersion, change: Callable[[Path], Path]) -> ModelVersion:

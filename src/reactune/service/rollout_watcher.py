@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from reactune.errors import AwayError, CanaryError, ConfigError, DataError, ReleaseError
 from reactune.records import ModelVersion, Rollout, Runtime
-from reactune.runs.remote import HERE, RunRoot, as_placed, fetch_release
+from reactune.runs.remote import LOCAL, RunRoot, as_local, fetch_release
 from reactune.store.queries import all_model_versions, live_rollout
 
 MAX_AGE_SECONDS = 0.5  # how long a change of the row may go unseen
@@ -52,7 +52,7 @@ class LiveModels:
         engine: sa.Engine,
         runtime: Runtime,
         *,
-        root: RunRoot = HERE,
+        root: RunRoot = LOCAL,
         max_age_seconds: float = MAX_AGE_SECONDS,
         grace_seconds: float = 60.0,
     ) -> None:
@@ -208,7 +208,7 @@ class LiveModels:
 
 
 def read_live(
-    engine: sa.Engine, *, root: RunRoot = HERE
+    engine: sa.Engine, *, root: RunRoot = LOCAL
 ) -> tuple[Rollout, dict[int, ModelVersion]]:
     """The open rollout, and all registered versions by number, with their files below `root`.
 
@@ -219,7 +219,7 @@ def read_live(
     try:
         with engine.connect() as connection:
             rollout = live_rollout(connection)
-            found = [as_placed(root, model) for model in all_model_versions(connection)]
+            found = [as_local(root, model) for model in all_model_versions(connection)]
     except sa.exc.SQLAlchemyError as error:
         raise AwayError(
             f"what is live cannot be read ({type(error).__name__}); see to the database"

@@ -21,7 +21,7 @@ from reactune.errors import DataError
 from reactune.model.prompt import Chat
 from reactune.privacy.hashing import HashingKey, HashingKeys
 from reactune.records import Runtime
-from reactune.runs.remote import HERE, RunRoot
+from reactune.runs.remote import LOCAL, RunRoot
 from reactune.service.events import Recorder, forget_early, reconcile
 from reactune.service.rollout_watcher import LiveModels, watching
 from reactune.store.database import writing
@@ -64,7 +64,7 @@ def open_service(
     old_keys: Sequence[HashingKey] = (),
     settings: ServeConfig,
     labels: LabelConfig | None = None,
-    root: RunRoot = HERE,
+    root: RunRoot = LOCAL,
     clock: Callable[[], datetime] = _utc_now,
     draw: Callable[[int], int] = secrets.randbits,
 ) -> Service:

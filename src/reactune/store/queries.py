@@ -218,10 +218,10 @@ def _change_open(connection: sa.Connection, rollout_id: str, change: Mapping[str
         raise CanaryError(f"rollout {rollout_id} is not open any more; read again what is live")
 
 
-def replace_version(connection: sa.Connection, version: int, retrain_by: datetime) -> None:
-    """The version learned from somebody who was erased, and must be replaced by then.
+def schedule_replacement(connection: sa.Connection, version: int, retrain_by: datetime) -> None:
+    """Record that a version was trained on rows of an erased user, and must be replaced by then.
 
-    Of several dates the earliest stands.
+    Of several dates the earliest stays.
     """
     insert = inserting(connection, retrainings).values(version=version, retrain_by=retrain_by)
     date = insert.excluded.retrain_by
@@ -234,12 +234,12 @@ def replace_version(connection: sa.Connection, version: int, retrain_by: datetim
     )
 
 
-def forget_version(connection: sa.Connection, version: int) -> None:
-    """The version is gone, and nothing is to be done about it any more."""
+def unschedule_replacement(connection: sa.Connection, version: int) -> None:
+    """Record that the version was removed, so it needs no replacement any more."""
     connection.execute(retrainings.delete().where(retrainings.c.version == version))
 
 
 def versions_to_replace(connection: sa.Connection) -> dict[int, datetime]:
-    """Versions that learned from somebody who was erased, and the date by which each must go."""
+    """Versions trained on rows of an erased user, and the date by which each must be replaced."""
     rows = connection.execute(sa.select(retrainings.c.version, retrainings.c.retrain_by))
     return {int(version): retrain_by for version, retrain_by in rows.all()}

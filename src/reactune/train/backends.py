@@ -21,7 +21,7 @@ from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.process import child_environment
 from reactune.records import write_atomically
-from reactune.runs.folders import lock
+from reactune.runs.locks import lock
 from reactune.train.job import METHODS, JobMethod
 
 PACKAGE = Path(reactune.__file__).parent

@@ -19,7 +19,7 @@ from starlette.responses import Response
 import reactune
 from reactune.canary import rollout as rollouts
 from reactune.canary.routing import BUCKETS, bucket, bucket_ranges, propensity, route, unit_key
-from reactune.erasure.requests import ask_for_people
+from reactune.erasure.requests import request_erasure
 from reactune.errors import DataError, ReactuneError
 from reactune.privacy.consent import allow_training, refuse_training
 from reactune.privacy.hashing import user_key
@@ -67,7 +67,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/users/{user:path}", status_code=202)
     def erase(user: UserId) -> ErasureAnswer:
         """Forget a user: at once in the database, elsewhere with the next `run` or `erase`."""
-        asked = ask_for_people(
+        asked = request_erasure(
             engine,
             hashing_keys,
             [user],

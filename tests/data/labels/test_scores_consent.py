@@ -11,7 +11,7 @@ from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START, write_tip
 from reactune.config.sections import LabelConfig, SourceConfig
 from reactune.data.labels.scores import admission, after_consent, read_scores
 from reactune.data.labels.sources import open_scores
-from reactune.erasure.requests import ask_for_people
+from reactune.erasure.requests import request_erasure
 from reactune.errors import DataError
 from reactune.privacy.consent import refuse_training, user_statuses
 from reactune.privacy.hashing import HashingKeys, user_key
@@ -80,7 +80,7 @@ def test_rows_of_another_source(engine, tmp_path, is_raw):
     pq.write_table(pa.Table.from_pylist(named), tmp_path / "x.parquet")
     source = SourceConfig(url="parquet://x.parquet", columns={"user_id": "who"} if is_raw else {})
     refuse_training(engine, RING, ANNA, now=NOW)
-    ask_for_people(engine, RING, ["ben"], actor="hand", reason="asked", now=NOW)
+    request_erasure(engine, RING, ["ben"], actor="hand", reason="asked", now=NOW)
     # The row that came after the erasure is not learned from either, until they allow it.
     assert learned(engine, source, tmp_path) == (["t2", "t4"], {"opted out": 2, "erased": 1})
 
@@ -89,7 +89,7 @@ def test_raw_ids_are_known_by_what_was_noted_under_an_older_key(engine, tmp_path
     named = [{**row(0, ANNA), "who": ANNA}, {**row(1, "ben"), "who": "ben"}]
     pq.write_table(pa.Table.from_pylist(named), tmp_path / "x.parquet")
     source = SourceConfig(url="parquet://x.parquet", columns={"user_id": "who"})
-    ask_for_people(engine, BEFORE, [ANNA], actor="hand", reason="asked", now=NOW)
+    request_erasure(engine, BEFORE, [ANNA], actor="hand", reason="asked", now=NOW)
     assert learned(engine, source, tmp_path, ring=BOTH) == (["t1"], {"erased": 1})
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from reactune.config.sections import SourceConfig
 from reactune.config.settings import absolute_sqlite_url
-from reactune.runs.remote import refusals
+from reactune.runs.remote import remote_errors
 
 if TYPE_CHECKING:
     from ibis import BaseBackend
@@ -275,7 +275,7 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
         backend, table = _open(url, source.table, folder)
     except ModuleNotFoundError as error:
         raise _not_installed(url, error) from error
-    except (IbisError, *refusals(), *_driver_errors()) as error:
+    except (IbisError, *remote_errors(), *_driver_errors()) as error:
         raise _unreadable(source.table, url, error) from error
     try:
         found = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
