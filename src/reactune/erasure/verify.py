@@ -285,16 +285,15 @@ def _search_folders(config: Config, search: Search, report: Report) -> None:
 def _search_url(root: RunRoot, search: Search, report: Report) -> None:
     if not root.url:
         return
+    shown = hide_passwords(root.url)
     with remote_files(root) as (files, top), tempfile.TemporaryDirectory() as folder:
         paths = files.find(top)
         for path in paths:
             copy = Path(folder) / path.rpartition("/")[2]
             files.get_file(path, str(copy))
-            _search_file(
-                copy, search, report, f"{hide_passwords(root.url)}{path.removeprefix(top)}"
-            )
+            _search_file(copy, search, report, f"{shown}{path.removeprefix(top)}")
             copy.unlink()
-    report.searched.append(f"{hide_passwords(root.url)}: {len(paths):,} objects")
+    report.searched.append(f"{shown}: {len(paths):,} objects")
 
 
 def _search_registry(config: Config, search: Search, report: Report) -> None:

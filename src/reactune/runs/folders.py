@@ -111,7 +111,7 @@ def run_stage(
         digests = _input_digests(root, stage, inputs)
         plain_settings = json.loads(json.dumps(settings, default=str))
         manifest = read_manifest(folder)
-        if manifest and manifest.inputs == digests and manifest.settings == plain_settings:
+        if manifest and is_up_to_date(manifest, digests, plain_settings):
             return manifest, False
         remove_files(root, run, [f"{stage}/{MANIFEST}"])
         for earlier in reads:
@@ -141,10 +141,10 @@ def run_stage(
 def is_up_to_date(
     manifest: Manifest, inputs: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
 ) -> bool:
-    """Whether all that a manifest says was read is the same now.
+    """Whether all inputs and settings that a manifest records are the same now.
 
-    Inputs and settings that its version of reactune did not record, or that this one no longer
-    has, do not count, so that a run that an earlier version did stays done.
+    Those that only the other version of reactune records are ignored, so that a stage done by an
+    earlier version stays done.
     """
     return manifest.inputs.items() <= inputs.items() and all(
         settings.get(section, {}).get(key, value) == value
