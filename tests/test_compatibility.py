@@ -1,0 +1,193 @@
+"""What version 0.1.0 left on disk: this version opens it and goes on with it.
+
+`tests/compatibility/README.md` says what there is and how it was made.
+"""
+
+import gzip
+import json
+import re
+import sqlite3
+import tarfile
+import tomllib
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+
+from places import TESTS
+from reactune import deployment
+from reactune.cli import main
+from reactune.config.settings import REMOVED, load, resolved, without_passwords
+from reactune.privacy.consent import user_statuses
+from reactune.privacy.hashing import load_hashing_keys
+from reactune.records import STAGES
+from reactune.service.api_keys import all_keys, recognise
+from reactune.status import status
+from reactune.store.database import opened_store, reading
+from reactune.store.queries import current_rollout
+
+ARTEFACTS = TESTS / "compatibility"
+FACTS = json.loads((ARTEFACTS / "reactune-0.1.facts.json").read_text(encoding="utf-8"))
+RUN, USERS = FACTS["run"], FACTS["users"]
+MADE_AT = datetime.fromisoformat(FACTS["made_at"])
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch):
+    """The database, settings, run and reviews of version 0.1.0 in a folder of their own."""
+    dump = gzip.decompress((ARTEFACTS / "reactune-0.1.sql.gz").read_bytes()).decode()
+    with closing(sqlite3.connect(tmp_path / "reactune.db")) as connection:
+        connection.executescript(dump.replace(FACTS["root"], str(tmp_path)))
+    with tarfile.open(ARTEFACTS / "run-0.1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
+    for name, secret in FACTS["environment"].items():
+        monkeypatch.setenv(name, secret)
+    return tmp_path
+
+
+@pytest.fixture
+def call(installation, capsys):
+    """Call the command line in that folder; its lines come back, and its exit code is checked."""
+
+    def run(*arguments, code=0):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert caught.value.code == code, out + err
+        return out.splitlines()
+
+    return run
+
+
+def numbers_in(line):
+    """The label and every number, date and id of a line, whose other words may change."""
+    return line.split()[0], re.findall(r"[\d][\w:.,%-]*", line)
+
+
+def manifests_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("manifest.json")}
+
+
+def test_every_setting_that_is_left_means_what_it_did(caplog):
+    values = json.loads((ARTEFACTS / "reactune-0.1.json").read_text(encoding="utf-8"))
+    config = load(ARTEFACTS / "reactune-0.1.toml")
+    removed = {
+        f"{section}.{key}": values[section].pop(key)
+        for section, key in (name.split(".") for name in REMOVED)
+    }
+    assert without_passwords(config) == values
+    assert tomllib.loads(resolved(config)) == values
+    (warning,) = caplog.messages
+    named = {
+        name: value
+        for name, value in removed.items()
+        if f"{name} = {value} (in force: {REMOVED[name]})" in warning
+    }
+    standard = {"ingest.batch_rows", "train.beta"}  # commented out in that file
+    assert named.keys() == removed.keys() - standard
+
+
+def test_the_settings_that_a_run_was_done_with_can_be_read_back(installation):
+    recorded = json.loads((installation / "runs" / RUN / "config.json").read_text("utf-8"))
+    plain = {
+        (section, key): value
+        for section, keys in recorded.items()
+        for key, value in keys.items()
+        if not isinstance(value, dict)
+    }
+    overrides = (f"{section}.{key}={json.dumps(value)}" for (section, key), value in plain.items())
+    values = without_passwords(load(None, tuple(overrides)))
+    left = {name: value for name, value in plain.items() if ".".join(name) not in REMOVED}
+    assert {(section, key): values[section][key] for section, key in left} == left
+
+
+def test_status_reports_what_it_reported_then(installation):
+    lines = status(load(), now=MADE_AT)
+    assert list(map(numbers_in, lines)) == list(map(numbers_in, FACTS["status"]))
+
+
+def test_what_is_live_is_read(installation):
+    with opened_store(load().store_url) as engine, reading(engine) as connection:
+        rollout = current_rollout(connection)
+    facts = FACTS["rollout"]
+    assert (rollout.rollout_id, rollout.champion, rollout.challenger) == (
+        facts["rollout_id"], facts["champion"], facts["challenger"],
+    )  # fmt: skip
+    assert (rollout.phase, rollout.share, rollout.salt, rollout.unit, rollout.planned_units) == (
+        facts["phase"], facts["share"], facts["salt"], facts["unit"], facts["planned_units"],
+    )  # fmt: skip
+    assert rollout.opened_at == datetime.fromisoformat(facts["opened_at"])
+    assert rollout.share_since == datetime.fromisoformat(facts["share_since"])
+    names = [model.name for model in deployment.versions(load())]
+    assert names == ["tip-generator:v1", "tip-generator:v2"]
+    assert all(model.gguf.is_file() for model in deployment.versions(load()))
+
+
+def test_no_stage_is_done_again(installation, call):
+    call("erase")  # which amends manifests
+    before = manifests_in(installation)
+    for stage in STAGES:
+        (line,) = [
+            each for each in call("stage", stage, "--run", RUN) if each.startswith(f"{stage:9} ")
+        ]
+        assert line.endswith("(done before)")
+    assert manifests_in(installation) == before
+
+
+def test_a_review_of_then_repeats_what_it_decided(installation, call):
+    before = manifests_in(installation)
+    for review in FACTS["reviews"]:
+        for step in ("compare", "decide", "wait"):
+            folder = installation / "runs" / "reviews" / review / step
+            summary = json.loads((folder / "manifest.json").read_text("utf-8"))["summary"]
+            (line,) = call("review", step, "--id", review)
+            assert numbers_in(line) == numbers_in(f"{step} {summary}")
+    assert manifests_in(installation) == before
+
+
+def test_an_erasure_that_was_open_is_finished_and_what_was_erased_is_not_there(call):
+    user = USERS["erased"]
+    found = call("erase", "--verify", "--user", user, code=4)
+    assert [line for line in found if line.startswith(("unseen", "trace"))]
+    assert found[-1].split()[1:] == FACTS["verified"][-1].split()[1:]
+    (line,) = call("erase")
+    assert re.search(r"\b7 rows\b.*\b1 runs\b", line)
+    for erased in (user, USERS["erasure_waits"]):
+        assert call("erase", "--verify", "--user", erased)[-1].split()[1:] == ["nothing"]
+    (nothing,) = call("erase")
+    assert "nothing" in nothing
+
+
+def test_a_rollout_of_then_is_stopped_at_once(call):
+    (line,) = call("rollback", "--now")
+    assert "version 1" in line
+    with opened_store(load().store_url) as engine, reading(engine) as connection:
+        stopped = current_rollout(connection)
+    assert (stopped.champion, stopped.challenger, stopped.share) == (1, None, 0)
+
+
+def test_api_keys_of_then_are_recognised(installation):
+    with opened_store(load().store_url) as engine:
+        keys = {key.key_id: key for key in all_keys(engine)}
+    found = {name: recognise(token, keys) for name, token in FACTS["api_keys"].items()}
+    assert found.pop("revoked") is None
+    assert {name: set(key.scopes) for name, key in found.items()} == {
+        "app": {"app"}, "read": {"read"}, "operator": {"operator", "app"},
+    }  # fmt: skip
+
+
+def test_who_refused_then_is_left_out_now(installation):
+    config = load()
+    hashing_keys = load_hashing_keys(config.privacy, FACTS["environment"])
+    with opened_store(config.store_url) as engine, reading(engine) as connection:
+        statuses = user_statuses(connection, hashing_keys)
+    found = {name: statuses.of_id(user) for name, user in USERS.items()}
+    assert {name for name, status in found.items() if status.training_allowed} == {
+        "allowed_again", "under_the_old_key",
+    }  # fmt: skip
+    before = datetime(2026, 1, 1, tzinfo=UTC)
+    assert {name for name, status in found.items() if status.refuses(before)} == {
+        "erased", "erased_and_came_back", "erasure_waits",
+    }  # fmt: skip
