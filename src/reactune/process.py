@@ -1,16 +1,65 @@
-"""Child processes that do not outlive the one that started them.
-
-Leaves what the children do to their own modules.
-"""
+"""Background work that ends with its owner: child processes, and threads that repeat a task."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from reactune.errors import ReactuneError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SPINS = "1000"  # of libgomp, OpenMP's library in PyTorch and llama.cpp
 PARENT = "REACTUNE_PARENT"  # process id of the one that starts the child
+
+log = logging.getLogger(__name__)
+
+
+class Repeater:
+    """Calls `task` every `seconds` in a daemon thread until closed; the first call comes at once.
+
+    A `ReactuneError` of the task is logged when its message changes, and the task is tried again.
+    `close` waits `join_seconds` for a call that is under way; None: until it returns.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[], object],
+        *,
+        seconds: float,
+        name: str,
+        join_seconds: float | None = 5.0,
+    ) -> None:
+        self._task, self._seconds, self._join_seconds = task, seconds, join_seconds
+        self._stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True, name=name)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Call the task no more."""
+        self._stopped.set()
+        self.thread.join(self._join_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        logged = ""
+        while not self._stopped.is_set():
+            try:
+                self._task()
+                logged = ""
+            except ReactuneError as error:
+                if str(error) != logged:
+                    logged = str(error)
+                    log.warning("%s: %s", self.thread.name, logged)
+            self._stopped.wait(self._seconds)
 
 
 def child_environment() -> dict[str, str]:

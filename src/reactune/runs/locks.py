@@ -9,16 +9,17 @@ import json
 import logging
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reactune.errors import DataError
+from reactune.process import Repeater
 from reactune.records import write_atomically
 from reactune.runs.remote import RunRoot, remote_files
 
@@ -106,14 +107,16 @@ def lease(root: RunRoot, place: str) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     mine = _take(root, place)
-    done = threading.Event()
-    refreshing = threading.Thread(target=_refresh, args=(root, mine, done), daemon=True)
-    refreshing.start()
+    refresh = Repeater(
+        partial(_refresh, root, mine),
+        seconds=root.stale_seconds / REFRESHES,
+        name=f"lock of {place}",
+        join_seconds=None,
+    )
     try:
-        yield lambda: _require(root, mine)
+        with refresh:
+            yield lambda: _require(root, mine)
     finally:
-        done.set()
-        refreshing.join()
         _release(root, mine)
 
 
@@ -144,14 +147,10 @@ def _take(root: RunRoot, place: str) -> Lease:
     return mine
 
 
-def _refresh(root: RunRoot, mine: Lease, done: threading.Event) -> None:
-    while not done.wait(root.stale_seconds / REFRESHES):
-        try:
-            _require(root, mine)
-            with remote_files(root) as (files, top):
-                files.pipe_file(f"{top}/{mine.name}", _content(mine))
-        except DataError as error:
-            log.warning("the lock of %s is not refreshed: %s", mine.place, error)
+def _refresh(root: RunRoot, mine: Lease) -> None:
+    _require(root, mine)
+    with remote_files(root) as (files, top):
+        files.pipe_file(f"{top}/{mine.name}", _content(mine))
 
 
 def _require(root: RunRoot, mine: Lease) -> None:
