@@ -132,8 +132,8 @@ def request(folder: Path, walk: Walk) -> None:
     tip = "Water the plants before noon."
     service = serving.service_of(engine, chat, serving.ModelServer({1: tip, 2: tip}))
     # A running service reads what is live twice a second, whether anybody asks for a tip or not.
-    service.live.max_age_seconds = 3600.0
-    service.live.refresh()
+    service.watcher.max_age_seconds = 3600.0
+    service.watcher.refresh()
     body = {"user": "u-7", "kind": "focus", "context": {"free_text": "mail anna@example.com"}}
     client = TestClient(create_app(service))  # without `with`: no watcher runs beside the request
     with walk.counting():

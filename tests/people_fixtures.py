@@ -31,8 +31,9 @@ from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, user_k
 from reactune.records import STAGES
 from reactune.runs.folders import StageResult, new_run, run_stage
 from reactune.runs.remote import pull, push, run_root
-from reactune.service.events import Given, write_facts
+from reactune.service.events import TipCreated, write_events
 from reactune.store.database import create_store
+from serving_fixtures import exposure_of
 
 KEY, OLD_KEY = (
     HashingKey(b"the key of today, 32 characters.."),
@@ -131,8 +132,9 @@ def _populated():
 
 def write_tip(connection, ring, user, row):
     """Store a tip as the service does; whether it was."""
-    (written,) = write_facts(connection, [Given(row, hashed_ids(ring, user))], keys=ring.all)
-    return written
+    created = TipCreated(exposure_of(**row), hashed_ids(ring, user))
+    (status,) = write_events(connection, [created], keys=ring.all)
+    return status
 
 
 def write_run(config, rows, *, run_id=RUN, until="deploy", key=KEY):

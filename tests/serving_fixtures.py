@@ -1,5 +1,6 @@
 """A model server of our own for the service's tests, and a store in which something is live."""
 
+import asyncio
 import contextlib
 import threading
 from datetime import UTC, datetime
@@ -18,7 +19,8 @@ from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import HashingKey, user_key
-from reactune.records import Completion, ModelVersion, Reason
+from reactune.records import Completion, Exposure, ModelVersion, Reason
+from reactune.service import tips
 from reactune.service.state import open_service
 from reactune.store.database import writing
 from reactune.store.queries import add_model_version
@@ -160,6 +162,30 @@ def service_of(engine, chat, server, *, settings=QUICK, clock=lambda: NOON, **mo
     return open_service(
         engine, chat=chat, runtime=server, key=KEY, settings=settings, clock=clock, **more
     )
+
+
+def request_tip(service, *, user_id, kind, context, names=(), tip_id=""):
+    request = tips.TipRequest(user_id, kind, context, tuple(names), tip_id)
+    return tips.request_tip(service, request)
+
+
+def report_shown(service, tip_id):
+    return asyncio.run(tips.record_shown(service, tip_id))
+
+
+def react(service, tip_id, reaction, dwell_ms):
+    return asyncio.run(tips.record_reaction(service, tip_id, reaction, dwell_ms))
+
+
+def exposure_of(**values):
+    """An exposure of the champion's, with these values."""
+    defaults = {
+        "tip_id": "t1", "user_key": "u", "key_id": "k", "kind": "focus", "context_json": "{}",
+        "source": "llm", "tip_content": "Take a walk", "model_version": 1, "sampling_json": None,
+        "fallback": None, "guard": "passed", "arm": "champion", "rollout_id": None,
+        "unit_key": "u", "propensity": 1.0, "created_at": NOON, "answer_ms": 5,
+    }  # fmt: skip
+    return Exposure(**defaults | values)
 
 
 def users_on(arm, opened, *, at=NOON):

@@ -20,6 +20,7 @@ REACTIONS: tuple[Reaction, ...] = ("done", "dismiss", "snooze")
 Arm = Literal["champion", "challenger"]
 Phase = Literal["idle", "shadow", "canary", "ramp", "holdback", "closed"]
 Unit = Literal["tip", "user_day", "user"]
+Fallback = Literal["error", "timeout", "blocked", "stopped"]
 Verdict = Literal["promote", "roll back", "wait"]
 Actor = Literal["review", "hand"]
 Part = Literal["train", "validation", "test"]
@@ -189,6 +190,34 @@ class Reason:
     text: str
     numbers: Mapping[str, Any]
     now: datetime
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A tip as it was assigned, written and guarded: the columns of its row when it is created.
+
+    `model_version` and `sampling_json` are None for a stored tip. `rollout_id` is None where the
+    tip belongs to no comparison. `guard` lists the verdicts on texts that were not shown, then
+    `passed`. `answer_ms` is the time until the text was there.
+    """
+
+    tip_id: str
+    user_key: str
+    key_id: str
+    kind: str
+    context_json: str
+    source: Literal["llm", "stored"]
+    tip_content: str
+    model_version: int | None
+    sampling_json: str | None
+    fallback: Fallback | None
+    guard: str
+    arm: Arm
+    rollout_id: str | None
+    unit_key: str
+    propensity: float
+    created_at: datetime
+    answer_ms: int
 
 
 @dataclass(frozen=True)

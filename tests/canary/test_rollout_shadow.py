@@ -15,9 +15,9 @@ from reactune.canary import rollout
 from reactune.canary.rollout import Holdback, ShadowReport, first_share, judge_shadow, read_shadow
 from reactune.config.sections import CanaryConfig
 from reactune.records import Completion, Reason
-from reactune.service.events import Recorder, Silent
+from reactune.service.events import Recorder, ShadowAnswer
 from reactune.service.state import close_service
-from reactune.service.tips import Asked, give_tip
+from reactune.service.tips import TipRequest, create_tip
 from reactune.status import status
 from reactune.store.queries import current_rollout
 from reactune.store.schema import silent_answers
@@ -63,9 +63,9 @@ def ask_some(service, count=3):
     async def asking():
         tips = []
         for number in range(count):
-            asked = Asked(f"person-{number}@example.org", "focus", MORNING)
-            tips.append(await give_tip(service, asked))
-            await asyncio.gather(*service.silent)
+            request = TipRequest(f"person-{number}@example.org", "focus", MORNING)
+            tips.append(await create_tip(service, request))
+            await asyncio.gather(*service.shadow_tasks)
         return tips
 
     return asyncio.run(asking())
@@ -142,11 +142,11 @@ def in_shadow(folder, verdict):
     with deployment.database(config) as engine:
         recorder = Recorder(engine)
         for number in range(10):
-            row = {
-                "answer_id": f"silent-{number}", "rollout_id": opened.rollout_id, "at": NOW,
-                "verdict": verdict, "answer_ms": 10, "prompt_tokens": 7, "tokens_read": 7,
-            }  # fmt: skip
-            recorder.record(Silent(row)).result()
+            answer = ShadowAnswer(
+                f"shadow-{number}", opened.rollout_id, verdict, answer_ms=10, prompt_tokens=7,
+                tokens_read=7, at=NOW,
+            )  # fmt: skip
+            recorder.submit(answer).result()
         recorder.close()
     return config
 

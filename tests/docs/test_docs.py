@@ -12,7 +12,7 @@ from reactune import __version__
 from reactune.cli import commands
 from reactune.config.settings import REMOVED, described, sections
 from reactune.records import STAGES
-from reactune.web.schemas import ReactionRequest, TipRequest
+from reactune.web.schemas import ReactionBody, TipBody
 
 DECISIONS = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
 SETTINGS = {(section, key) for section, key, *_ in described()}
@@ -106,7 +106,7 @@ def test_files_of_ours_that_pages_name_exist(page):
 def test_the_requests_that_the_readme_shows_are_taken():
     readme = text_of(REPOSITORY / "README.md")
     shown = re.findall(r"(/v1/\w+) -H [^\n]*\n +-d '(.+)'", readme)
-    bodies = {"/v1/tips": TipRequest, "/v1/reactions": ReactionRequest}
+    bodies = {"/v1/tips": TipBody, "/v1/reactions": ReactionBody}
     assert {path for path, _ in shown} == set(bodies)
     for path, body in shown:
         bodies[path].model_validate_json(body)

@@ -17,9 +17,10 @@ from reactune.privacy.consent import (
     user_statuses,
 )
 from reactune.privacy.hashing import HashingKeys, hashed_ids, user_key
-from reactune.service.events import Given, Reacted, Shown, write_facts
+from reactune.service.events import TipCreated, TipReaction, TipShown, write_events
 from reactune.store.database import create_store, reading, writing
 from reactune.store.schema import early_reactions, tip_scores
+from serving_fixtures import exposure_of
 
 BOTH, BEFORE = HashingKeys(KEY, (OLD_KEY,)), HashingKeys(OLD_KEY)
 DAY = timedelta(days=1)
@@ -182,11 +183,13 @@ def test_an_erasure_waits_for_tips_that_are_being_written_and_takes_them_too(fre
 def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
     write(engine, "t1")
     with writing(engine) as connection:
-        write_facts(connection, [Shown("early", NOW)], keys=RING.all)
+        write_events(connection, [TipShown("early", NOW)], keys=RING.all)
     asked = erase(engine, ANNA)
     with writing(engine) as connection:
-        facts = [Shown("t1", NOW), Reacted("t1", "done", 1, NOW), Shown("never given", NOW)]
-        assert write_facts(connection, facts, keys=RING.all) == ["erased", "erased", "kept"]
+        reports = [
+            TipShown("t1", NOW), TipReaction("t1", "done", 1, NOW), TipShown("never given", NOW)
+        ]  # fmt: skip
+        assert write_events(connection, reports, keys=RING.all) == ["erased", "erased", "kept"]
         waiting = connection.execute(sa.select(early_reactions.c.tip_id)).scalars().all()
     assert sorted(waiting) == ["early", "never given"]
     assert asked.tip_ids == {"t1"}
@@ -194,11 +197,11 @@ def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
 
 def test_one_transaction_takes_tips_of_people_who_refuse_and_of_others(engine):
     refuse_training(engine, RING, ANNA, now=NOW)
-    given = [
-        Given(row(tip_id, user=user), hashed_ids(RING, user))
+    created = [
+        TipCreated(exposure_of(**row(tip_id, user=user)), hashed_ids(RING, user))
         for tip_id, user in (("t1", ANNA), ("t2", "ben"), ("t3", ANNA))
     ]
     with writing(engine) as connection:
-        assert write_facts(connection, given, keys=RING.all) == ["recorded"] * 3
+        assert write_events(connection, created, keys=RING.all) == ["recorded"] * 3
     allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
     assert allowed == {"t1": False, "t2": True, "t3": False}

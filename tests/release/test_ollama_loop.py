@@ -12,9 +12,10 @@ from reactune.release.ollama import Ollama
 from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import manifests
-from reactune.service import state, tips
+from reactune.service import state
 from reactune.store.database import open_store
 from reactune.store.queries import current_rollout
+from serving_fixtures import report_shown, request_tip
 
 pytestmark = [pytest.mark.ollama, pytest.mark.slow]
 
@@ -57,10 +58,10 @@ def test_a_run_is_proven_deployed_served_and_promoted_through_ollama(config):
     )
     try:
         for number in range(12):
-            tip = tips.request_tip(
+            tip = request_tip(
                 service, user_id=f"user-{number}", kind="focus", context={"time_of_day": "night"}
             )
-            tips.tip_shown(service, tip.tip_id)
+            report_shown(service, tip.tip_id)
             assert tip.content
         with engine.connect() as connection:
             assert current_rollout(connection).challenger == 2

@@ -16,8 +16,8 @@ from reactune.errors import DataError
 from reactune.service.api_keys import all_keys, make_key, recognise, revoke_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store
+from reactune.web.access import TIPS_AT_ONCE, Bucket
 from reactune.web.api import create_app
-from reactune.web.auth import TIPS_AT_ONCE, Bucket
 from reactune.web.telemetry import JsonLines
 from serving_fixtures import (
     NOON,

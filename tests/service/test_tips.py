@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reactune.canary.routing import route
-from reactune.config.sections import ModelConfig, PromptConfig, ServeConfig
+from reactune.config.sections import LabelConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import CanaryError, DataError, ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, rebuild, write_prompt_folder
@@ -25,13 +25,12 @@ from reactune.pii.spans import PLACEHOLDER
 from reactune.privacy.hashing import user_key
 from reactune.release.llamacpp import stop
 from reactune.release.runtimes import connect
-from reactune.service import rollout_watcher
-from reactune.service.answers import CHAMPION_DRAWS
-from reactune.service.events import forget_early, reconcile
-from reactune.service.rollout_watcher import watching
-from reactune.service.state import close_service
-from reactune.service.tips import UnknownTipError, check_ready, react, request_tip, tip_shown
+from reactune.service import state
+from reactune.service.events import delete_expired_reactions, match_early_reactions
+from reactune.service.state import check_ready, close_service
+from reactune.service.tips import CHAMPION_TRIES, UnknownTipError
 from reactune.store.database import create_store, writing
+from reactune.store.queries import upsert_scores
 from reactune.store.schema import tip_scores
 from serving_fixtures import (
     KEY,
@@ -42,6 +41,9 @@ from serving_fixtures import (
     breaks,
     fails,
     promote,
+    react,
+    report_shown,
+    request_tip,
     roll_back,
     rows_of,
     service_of,
@@ -238,12 +240,12 @@ def test_a_champion_that_writes_the_unshowable_draws_again_and_logs_the_seed_tha
 
     def clumsy(prompt, sampling):
         seeds.append(sampling.seed)
-        return "Call <EMAIL_3>." if len(seeds) < CHAMPION_DRAWS else "Call now."
+        return "Call <EMAIL_3>." if len(seeds) < CHAMPION_TRIES else "Call now."
 
     server.answers[1] = clumsy
     assert ask(service).content == "Call now."
     [row] = rows_of(engine)
-    assert len(set(seeds)) == CHAMPION_DRAWS
+    assert len(set(seeds)) == CHAMPION_TRIES
     assert json.loads(row["sampling_json"])["seed"] == seeds[-1]
     assert row["fallback"] is None
 
@@ -254,6 +256,38 @@ def test_a_champion_that_never_writes_anything_showable_gives_no_tip(engine, ser
     with pytest.raises(CanaryError, match="cannot be shown"):
         ask(service)
     assert rows_of(engine) == []
+
+
+@pytest.mark.parametrize("source", ["coach", "llm"])
+def test_a_tip_is_shown_again_only_if_it_comes_from_the_source_that_labels_name(
+    sqlite_url, chat, server, source
+):
+    engine = create_store(sqlite_url)
+    set_champion(engine)
+    with writing(engine) as connection:
+        liked = {
+            "user_key": user_key(KEY, "ann"),
+            "key_id": KEY.key_id,
+            "kind": "focus",
+            "context_json": "{}",
+            "created_at": NOON,
+            "reaction": "done",
+            "dwell_ms": 20_000,
+        }
+        rows = [
+            {**liked, "tip_id": each, "source": each, "tip_content": f"A tip of {each}.",
+             "reacted_at": NOON + timedelta(minutes=place)}
+            for place, each in enumerate(["llm", "coach", "rule"])
+        ]  # fmt: skip
+        upsert_scores(connection, rows)
+    server.answers[1] = fails
+    service = service_of(engine, chat, server, labels=LabelConfig(source=source))
+    shown = {
+        request_tip(service, user_id="ann", kind="focus", context=MORNING).content for _ in range(3)
+    }
+    close_service(service)
+    engine.dispose()
+    assert shown == {f"A tip of {source}."}
 
 
 def test_the_user_reads_the_address_and_the_row_holds_the_placeholder(engine, service, server):
@@ -323,7 +357,7 @@ def test_neither_user_ids_nor_personal_data_reach_the_database_or_the_logs(
     server.answers = {1: "Mail <EMAIL_1> about <CARD_1>.", 2: fails}
     for user in users:
         tip = ask(service, user, context=context, names=["Bartholomew"])
-        tip_shown(service, tip.tip_id)
+        report_shown(service, tip.tip_id)
         react(service, tip.tip_id, "done", 20_000)
     engine.dispose()
     written = _bytes_of(store_url) + caplog.text.encode()
@@ -375,7 +409,7 @@ def test_a_rollback_during_requests_takes_effect(engine, chat, server, opened):
             count += 1
             ask(service, f"user {number}-{count}")
 
-    with watching(service.live), ThreadPoolExecutor(4) as pool:
+    with service.watcher.running(), ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(keep_asking, number) for number in range(4)]
         time.sleep(0.5)
         successor = roll_back(engine, opened)
@@ -408,7 +442,7 @@ def test_while_a_challenger_is_being_loaded_the_champion_answers_outside_any_com
     server.publish = slowly
     opened = set_challenger(engine)
     user = next(users_on("challenger", opened))
-    with watching(service.live):
+    with service.watcher.running():
         loading.wait(10)
         assert ask(service, user).content == "Champion's tip."
         during = rows_of(engine)[-1]
@@ -429,11 +463,11 @@ def test_a_rollback_while_the_challenger_is_being_loaded_is_not_overlooked(engin
 
     def while_it_is_rolled_back(model):
         roll_back(engine, opened)
-        time.sleep(service.live.max_age_seconds)
+        time.sleep(service.watcher.max_age_seconds)
         at_once(model)
 
     server.publish = while_it_is_rolled_back
-    service.live.refresh()
+    service.watcher.refresh()
     assert ask(service, next(users_on("challenger", opened))).content == "Champion's tip."
     assert rows_of(engine)[-1]["arm"] == "champion"
 
@@ -441,7 +475,7 @@ def test_a_rollback_while_the_challenger_is_being_loaded_is_not_overlooked(engin
 def test_a_challenger_that_cannot_be_published_is_tried_again_later(
     engine, service, server, opened, monkeypatch, caplog
 ):
-    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
     at_once = server.publish
 
     def refuses_the_challenger(model):
@@ -455,40 +489,40 @@ def test_a_challenger_that_cannot_be_published_is_tried_again_later(
     assert rows_of(engine)[0]["fallback"] == "error"
     assert "version 2 cannot be published: the file is missing" in caplog.text
     server.publish = at_once
-    service.live.refresh()
+    service.watcher.refresh()
     assert ask(service, user).content == "Challenger's tip."
 
 
 def test_a_model_that_fell_off_the_server_is_published_again(
     engine, service, server, opened, monkeypatch
 ):
-    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
     user = next(users_on("challenger", opened))
     assert ask(service, user).content == "Challenger's tip."
     server.published.clear()
     with pytest.raises(ReleaseError):
         ask(service, user)
-    service.live.refresh()
+    service.watcher.refresh()
     assert ask(service, user).content == "Challenger's tip."
 
 
 def test_a_version_that_nothing_names_any_more_is_retired_after_a_grace(
     engine, service, server, opened, monkeypatch
 ):
-    monkeypatch.setattr(service.live, "_grace_seconds", 0.2)
-    service.live.refresh()
+    monkeypatch.setattr(service.watcher, "_grace_seconds", 0.2)
+    service.watcher.refresh()
     promote(engine, opened)
-    assert service.live.refresh().champion == version(2)
+    assert service.watcher.refresh().champion == version(2)
     assert server.retired == []
     time.sleep(0.25)
-    service.live.refresh()
+    service.watcher.refresh()
     assert (server.retired, server.published) == ([1], [2])
 
 
 def test_models_are_published_once_whatever_the_number_of_requests(engine, service, server, opened):
     for _ in range(5):
         ask(service)
-        service.live.refresh()
+        service.watcher.refresh()
     assert server.published == [1, 2]
 
 
@@ -515,7 +549,7 @@ def test_of_two_shown_calls_the_first_stands(engine, chat, server):
     tip = ask(service)
     for minutes in (1, 2):
         now[0] = NOON.astimezone(timezone(timedelta(hours=5))) + timedelta(minutes=minutes)
-        tip_shown(service, tip.tip_id)
+        report_shown(service, tip.tip_id)
     assert rows_of(engine)[0]["shown_at"] == NOON + timedelta(minutes=1)
     close_service(service)
 
@@ -547,7 +581,7 @@ def test_a_later_reaction_rewrites_the_former_and_a_repeated_one_changes_nothing
 @pytest.mark.parametrize("tip_id", ["", "a\0b", "\ud83d", "x" * 201])
 def test_what_cannot_be_an_id_is_neither_shown_nor_reacted_to(engine, service, tip_id):
     with pytest.raises(UnknownTipError):
-        tip_shown(service, tip_id)
+        report_shown(service, tip_id)
     with pytest.raises(UnknownTipError):
         react(service, tip_id, "done", 1)
     assert rows_of(engine) == []
@@ -556,7 +590,7 @@ def test_what_cannot_be_an_id_is_neither_shown_nor_reacted_to(engine, service, t
 def test_a_reaction_before_its_tip_is_kept_and_meets_it(engine, service, opened):
     early = "0123456789abcdef"
     assert react(service, early, "dismiss", 900) == "kept"
-    assert tip_shown(service, early) == "kept"
+    assert report_shown(service, early) == "kept"
     assert react(service, early, "done", 20_000) == "kept"
     assert rows_of(engine) == []
     assert ask(service, tip_id=early).tip_id == early
@@ -565,7 +599,7 @@ def test_a_reaction_before_its_tip_is_kept_and_meets_it(engine, service, opened)
     assert (row["shown_at"], row["reacted_at"]) == (NOON, NOON)
     assert react(service, early, "snooze", 5) == "recorded"
     with writing(engine) as connection:
-        assert reconcile(connection) == 0
+        assert match_early_reactions(connection) == 0
 
 
 def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_stays(
@@ -582,7 +616,7 @@ def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_st
                  "tip_content": "A tip.", "created_at": NOON,
                  **(row if tip_id == row["tip_id"] else {"tip_id": tip_id})},
             )  # fmt: skip
-        assert reconcile(connection) == 2
+        assert match_early_reactions(connection) == 2
     rows = {row["tip_id"]: row["reaction"] for row in rows_of(engine)}
     assert rows == {"first-one-to-come": "done", "second-one-to-come": "dismiss"}
 
@@ -590,8 +624,8 @@ def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_st
 def test_what_never_meets_a_tip_is_forgotten_after_a_month(engine, service):
     react(service, "0123456789abcdef", "done", 20_000)
     with writing(engine) as connection:
-        assert forget_early(connection, now=NOON + timedelta(days=29)) == 0
-        assert forget_early(connection, now=NOON + timedelta(days=31)) == 1
+        assert delete_expired_reactions(connection, now=NOON + timedelta(days=29)) == 0
+        assert delete_expired_reactions(connection, now=NOON + timedelta(days=31)) == 1
 
 
 def test_the_same_tip_is_given_to_who_asks_again_with_its_id(engine, service, server, opened):
@@ -631,7 +665,7 @@ def test_a_database_that_does_not_answer_gives_no_tip(engine, service, opened):
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE rollouts RENAME TO gone")
     with pytest.raises(DataError, match="what is live cannot be read"):
-        service.live.refresh()
+        service.watcher.refresh()
 
 
 def test_closing_the_service_stops_the_model_server(engine, chat, server):
@@ -668,7 +702,7 @@ def files(tmp_path):
 def test_llama_cpp_writes_both_models_tips_and_its_deaths_are_told(
     sqlite_url, chat, files, monkeypatch
 ):
-    monkeypatch.setattr(rollout_watcher, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
     settings = ServeConfig(timeout_seconds=10, max_tokens=16, parallel=1, threads=1)
     engine, runtime = create_store(sqlite_url), connect(settings)
     service = service_of(engine, chat, runtime, settings=settings)
@@ -689,7 +723,7 @@ def test_llama_cpp_writes_both_models_tips_and_its_deaths_are_told(
         assert last_row_of(other) == ("champion", 1, None)
         stop(runtime.servers["tips:v2"])
         assert last_row_of(user) == ("challenger", 1, "error")
-        service.live.refresh()
+        service.watcher.refresh()
         assert last_row_of(user) == ("challenger", 2, None)
         runtime.servers["tips:v2"].process.send_signal(signal.SIGSTOP)
         impatient = settings.model_copy(update={"timeout_seconds": 1.0})

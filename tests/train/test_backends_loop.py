@@ -14,9 +14,9 @@ from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import manifests
 from reactune.service import state
-from reactune.service import tips as serving
 from reactune.store.database import open_store
 from reactune.train.backends import folder_of, is_made
+from serving_fixtures import request_tip
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_what_unsloth_trained_passes_the_gate_is_exported_proven_and_served(tmp_
     )
     try:
         tips = [
-            serving.request_tip(
+            request_tip(
                 service, user_id=f"user-{number}", kind="focus", context={"time_of_day": "night"}
             )
             for number in range(12)

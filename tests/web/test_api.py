@@ -20,8 +20,8 @@ from reactune.model.files import base_model
 from reactune.privacy.hashing import user_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store, reading
+from reactune.web.access import MAX_BODY_BYTES, TIPS_AT_ONCE
 from reactune.web.api import create_app
-from reactune.web.auth import MAX_BODY_BYTES, TIPS_AT_ONCE
 from server_fixtures import free_port
 from serving_fixtures import (
     KEY,
@@ -215,7 +215,7 @@ def test_when_no_model_answers_the_service_says_try_again_and_nothing_else(
     answer = client.post("/v1/tips", json=tip_body(context={"free_text": SECRET}, user="u7"))
     assert answer.status_code == 503
     assert answer.json() == {
-        "error": "version 1, the champion, does not answer; see to the model server"
+        "error": "version 1, the champion, does not answer; check the model server"
     }
     assert SECRET not in caplog.text
     assert "u7" not in caplog.text

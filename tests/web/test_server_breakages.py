@@ -32,7 +32,7 @@ from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, write_prompt_folder
 from reactune.release.ollama import Ollama
 from reactune.service.state import close_service
-from reactune.service.tips import Asked, give_tip, react, request_tip, tip_shown
+from reactune.service.tips import TipRequest, create_tip
 from reactune.store.database import create_store
 from reactune.store.queries import current_rollout
 from server_fixtures import free_port, lose, make_cluster, running_postgres
@@ -42,6 +42,9 @@ from serving_fixtures import (
     Hanging,
     fails,
     promote,
+    react,
+    report_shown,
+    request_tip,
     roll_back,
     rows_of,
     service_of,
@@ -112,12 +115,12 @@ def test_a_model_server_that_talks_nonsense_or_is_slow_costs_nobody_their_tip(
         )  # fmt: skip
         runtime = Ollama(settings)
         service = service_of(store, chat, runtime, settings=settings)
-        asked = Asked("person-1@example.org", "focus", MORNING)
-        assert (await give_tip(service, asked)).content == GOOD[0]
+        request = TipRequest("person-1@example.org", "focus", MORNING)
+        assert (await create_tip(service, request)).content == GOOD[0]
         rows.append(last_row(store))
         process.kill()
         process.wait(20)
-        assert (await give_tip(service, asked)).content == GOOD[0]
+        assert (await create_tip(service, request)).content == GOOD[0]
         rows.append(last_row(store))
         await runtime.end_writing()
         close_service(service)
@@ -274,7 +277,7 @@ def test_a_clock_that_steps_back_shows_no_tip_before_it_was_made_nor_moves_its_u
     service = service_of(store, chat, server, clock=lambda: now[0])
     tip = ask(service)
     now[0] = NOON - timedelta(days=2)
-    tip_shown(service, tip.tip_id)
+    report_shown(service, tip.tip_id)
     react(service, tip.tip_id, "dismiss", 900)
     now[0] = NOON - timedelta(days=1)
     react(service, tip.tip_id, "done", 20_000)
@@ -306,7 +309,7 @@ def test_a_rollout_that_ends_during_a_request_shows_nothing_that_was_withdrawn(
         asked = thread.submit(ask, service, user)
         time.sleep(0.3)
         ends(store, opened)
-        service.live.refresh()
+        service.watcher.refresh()
         hanging.let_go.set()
         content = asked.result().content
     row = last_row(store)

@@ -3,6 +3,7 @@
 Uses the same service, pipeline and review as an app would; only the clock is the audience's own.
 """
 
+import asyncio
 import os
 import random
 import threading
@@ -33,7 +34,7 @@ from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import Manifest
 from reactune.runs.remote import run_root
-from reactune.service import answers, state, tips
+from reactune.service import state, tips
 from reactune.store.labels import label_rule
 
 TOWN = "reactune.demo.audience:Town"
@@ -139,7 +140,7 @@ def until_trained(stage: Stage, day: int, past: list[Served]) -> tuple[int, Mani
         today = next(days)
         manifest = pipeline.run(stage.config, say=stage.say)
         if manifest.outcome != "waiting":
-            stage.service.live.refresh()
+            stage.service.watcher.refresh()
             return today + 1, manifest, all_runs(stage.config.run_root)[-1]
 
 
@@ -158,12 +159,12 @@ def days_worth_a_run(stage: Stage, day: int, past: list[Served]) -> Iterator[int
 
 def until_decided(stage: Stage, day: int, canary: list[Served]) -> tuple[int, str]:
     """Let days pass, with a review each night, until it is decided; the next day, the verdict."""
-    stage.service.live.refresh()
+    stage.service.watcher.refresh()
     for today in range(day, day + MAX_CANARY_DAYS):
         canary += live_through(stage, today)
         found = review.review(stage.config, now=midnight_after(stage, today))
         stage.say(f"day {today + 1:<5} {found.line}")
-        stage.service.live.refresh()
+        stage.service.watcher.refresh()
         if found.rollout.challenger is None:
             return today + 1, found.line
     return day + MAX_CANARY_DAYS, f"undecided after {MAX_CANARY_DAYS} days"
@@ -221,12 +222,11 @@ def show(stage: Stage, visit: Visit) -> Served | None:
     """Ask the service for a tip, as an app does; where it has none to show, neither has the app."""
     stage.clock.moments.now = visit.moment
     try:
-        tip = tips.request_tip(
-            stage.service, user_id=visit.user_id, kind=visit.kind, context=visit.context
-        )
-    except answers.UnshowableTipError:
+        request = tips.TipRequest(visit.user_id, visit.kind, visit.context)
+        tip = tips.request_tip(stage.service, request)
+    except tips.UnshowableTipError:
         return None
-    tips.tip_shown(stage.service, tip.tip_id)
+    asyncio.run(tips.record_shown(stage.service, tip.tip_id))
     return Served(visit, tip.tip_id, tip.content)
 
 
@@ -235,7 +235,9 @@ def respond(stage: Stage, served: Served) -> Served:
     response = stage.audience.react(served.visit, served.text)
     if response.reaction is not None and response.dwell_ms is not None:
         stage.clock.moments.now = served.visit.moment + timedelta(milliseconds=response.dwell_ms)
-        tips.react(stage.service, served.tip_id, response.reaction, response.dwell_ms)
+        asyncio.run(
+            tips.record_reaction(stage.service, served.tip_id, response.reaction, response.dwell_ms)
+        )
     return replace(served, response=response)
 
 

@@ -96,7 +96,7 @@ def load_chat(
 
 
 def assemble(
-    chat: Chat, kind: str, context: Mapping[str, Part], *, names: Iterable[str] = ()
+    chat: Chat, kind: str, context: Mapping[str, Part | None], *, names: Iterable[str] = ()
 ) -> Prompt:
     """Build what the model sees for one tip, and what is logged of it.
 
@@ -114,9 +114,9 @@ def assemble(
     detect = remembering(chat.detect, MAX_TEXTS)  # for this one context
     limit = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
     cleaned = {
-        key: clean_part(context[key], key=key, tokenizer=chat.tokenizer, max_chars=limit)
+        key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=limit)
         for key in chat.settings.context_keys
-        if context.get(key) is not None
+        if (part := context.get(key)) is not None
     }
     parts = {key: part for key, part in cleaned.items() if part not in ("", [], {})}
     while True:

@@ -1,15 +1,16 @@
-"""Group commit: facts of many requests in one transaction, each confirmed when it is on disk.
+"""Events of tips, on disk when their future is done: many requests share one transaction.
 
-One thread writes, so that SQLite has one writer; what is written is in `exposures.py`.
+One thread writes, so that SQLite has one writer (decision 20). Rows of erased users, and of tips
+that were erased, are not written.
 """
 
 import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
@@ -20,33 +21,43 @@ from sqlalchemy.dialects import postgresql, sqlite
 from reactune.errors import AwayError, DataError
 from reactune.privacy.consent import HashedIds, admit, erased_tips
 from reactune.privacy.hashing import HashingKey
-from reactune.records import Reaction
+from reactune.records import Exposure, Reaction
 from reactune.store.database import writing
 from reactune.store.schema import UtcTime, early_reactions, rollouts, silent_answers, tip_scores
 
-Written = Literal["recorded", "kept", "erased"]
-KEEP_EARLY = timedelta(days=30)
+EARLY_REACTION_LIFETIME = timedelta(days=30)
+MAX_BATCH = 500
+MAX_WAITING = 20_000  # events; beyond, the database does not keep up and no more are accepted
+
+Status = Literal["recorded", "kept", "erased"]
+"""`kept`: the tip is not known yet, so the event waits for it."""
+
+log = logging.getLogger(__name__)
+
+
+class BusyError(DataError):
+    """More events wait to be written than the database keeps up with."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """A tip, as a row of `tip_scores`, and what its user is called.
+class TipCreated:
+    """A new exposure, with its user's hashed ids under every key.
 
-    `awaited` unless nobody knew the tip's id before: then no reaction can wait for it.
+    `has_app_id` where the app chose the tip's id: only then can a reaction have come before.
     """
 
-    row: Mapping[str, Any]
-    names: HashedIds = field(default=(), repr=False)
-    awaited: bool = True
+    exposure: Exposure
+    hashed_ids: HashedIds = field(default=(), repr=False)
+    has_app_id: bool = True
 
     @property
     def tip_id(self) -> str:
-        """The tip that was given."""
-        return str(self.row["tip_id"])
+        """The new tip's id."""
+        return self.exposure.tip_id
 
 
 @dataclass(frozen=True)
-class Shown:
+class TipShown:
     """The user saw a tip."""
 
     tip_id: str
@@ -54,8 +65,8 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Reacted:
-    """The user did something with a tip."""
+class TipReaction:
+    """The user reacted to a tip."""
 
     tip_id: str
     reaction: Reaction
@@ -64,124 +75,236 @@ class Reacted:
 
 
 @dataclass(frozen=True)
-class Silent:
-    """A challenger answered where nobody saw it: a row of `silent_answers`, without the answer."""
+class ShadowAnswer:
+    """The challenger's answer in the shadow phase: the columns of `silent_answers`, no text."""
 
-    row: Mapping[str, Any]
+    answer_id: str
+    rollout_id: str
+    verdict: str
+    answer_ms: int
+    prompt_tokens: int
+    tokens_read: int | None
+    at: datetime
 
     @property
     def tip_id(self) -> str:
-        """The id of the answer, which is no tip."""
-        return str(self.row["answer_id"])
+        """The answer's id, which is in no row of `tip_scores`."""
+        return self.answer_id
 
 
-Fact = Given | Shown | Reacted | Silent
+Report = TipShown | TipReaction
+Event = TipCreated | Report | ShadowAnswer
 
 
-def write_facts(
-    connection: sa.Connection, facts: Sequence[Fact], *, keys: Sequence[HashingKey] = ()
-) -> list[Written]:
-    """Write facts in their order; per fact, whether its tip was there or it is kept for it.
+class Recorder:
+    """Accepts events from any thread or event loop; one transaction holds all that are waiting.
 
-    Nothing is written of a tip that was erased, nor of one whose user was while it was written,
-    nor of a silent answer whose rollout has ended.
+    No timer: while one transaction is on its way to disk, the next batch collects.
+    """
+
+    def __init__(self, engine: sa.Engine, keys: Sequence[HashingKey] = ()) -> None:
+        self._engine, self._keys = engine, keys
+        self._queue: deque[tuple[Event, Future[Status]]] = deque()
+        self._lock = threading.Lock()
+        self._is_writing = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="reactune-recorder")
+        self.transactions = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many events no transaction holds yet."""
+        return len(self._queue)
+
+    def submit(self, event: Event) -> Future[Status]:
+        """A future that is done when the event is on disk, or that holds the error.
+
+        Raises:
+            BusyError: too many events wait already.
+        """
+        if len(self._queue) >= MAX_WAITING:
+            raise BusyError("the database does not keep up; try again in a moment")
+        future: Future[Status] = Future()
+        with self._lock:
+            self._queue.append((event, future))
+            if not self._is_writing:
+                self._is_writing = True
+                self._writer.submit(self._write_all)
+        return future
+
+    async def write(self, event: Event, *, timeout_seconds: float | None = None) -> Status:
+        """Return when the event is on disk; the event loop goes on meanwhile.
+
+        Raises:
+            AwayError: the database does not answer; the event is not written. After
+                `timeout_seconds`, it may still be written later.
+            BusyError: too many events wait already.
+            sqlalchemy.exc.IntegrityError: a tip with this id exists.
+        """
+        future = asyncio.wrap_future(self.submit(event))
+        if timeout_seconds is None:
+            return await future
+        await asyncio.wait({future}, timeout=timeout_seconds)
+        if not future.done():
+            raise AwayError("the database has not answered in time; check it")
+        return future.result()
+
+    def close(self) -> None:
+        """Return when every accepted event is on disk or has failed."""
+        self._writer.shutdown()
+
+    def _write_all(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._commit(batch)
+            finally:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(AwayError("the event was not written; repeat it"))
+
+    def _next_batch(self) -> list[tuple[Event, Future[Status]]]:
+        with self._lock:
+            count = min(MAX_BATCH, len(self._queue))
+            self._is_writing = count > 0
+            return [self._queue.popleft() for _ in range(count)]
+
+    def _commit(self, batch: Sequence[tuple[Event, Future[Status]]]) -> None:
+        try:
+            with writing(self._engine) as connection:
+                events = [event for event, _ in batch]
+                statuses = write_events(connection, events, keys=self._keys)
+        except sa.exc.IntegrityError as error:
+            # One event violates a constraint: written one by one, the others succeed.
+            if len(batch) == 1:
+                _fail(batch, error)
+            else:
+                for each in batch:
+                    self._commit([each])
+            return
+        except (DataError, sa.exc.SQLAlchemyError) as error:
+            _fail(batch, error)
+            return
+        self.transactions += 1
+        for (_, future), status in zip(batch, statuses, strict=True):
+            if future.set_running_or_notify_cancel():
+                future.set_result(status)
+
+
+def _fail(
+    batch: Sequence[tuple[Event, Future[Status]]], error: DataError | sa.exc.SQLAlchemyError
+) -> None:
+    cause = type(error.__cause__ or error).__name__
+    log.error("%d events were not written: %s", len(batch), cause)
+    for _, future in batch:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)
+
+
+def write_events(
+    connection: sa.Connection, events: Sequence[Event], *, keys: Sequence[HashingKey] = ()
+) -> list[Status]:
+    """Write events in their order; the status of each.
+
+    `erased`: nothing was written, because the tip was erased, or its user was after it was
+    created, or because the shadow answer's rollout has ended.
 
     Raises:
-        sqlalchemy.exc.IntegrityError: a tip of that id was given before.
+        sqlalchemy.exc.IntegrityError: a tip with one of these ids exists.
     """
-    given = admit(connection, [(f.names, dict(f.row)) for f in facts if isinstance(f, Given)])
-    if given:
-        _insert(connection, given)
-    silent = _insert_silent(connection, [fact for fact in facts if isinstance(fact, Silent)])
-    later = [fact for fact in facts if isinstance(fact, Shown | Reacted)]
-    known = _known(connection, {fact.tip_id for fact in later})
-    erased = erased_tips(connection, keys, {fact.tip_id for fact in later} - known)
-    early = [fact for fact in later if fact.tip_id not in known | erased]
-    _write(connection, tip_scores, [fact for fact in later if fact.tip_id in known])
-    if early:
-        _make_room(connection, early)
-        _write(connection, early_reactions, early)
-    stored = {row["tip_id"] for row in given} | silent | known
-    if awaited := [f.tip_id for f in facts if isinstance(f, Given) and f.awaited]:
-        reconcile(connection, awaited)
-    kept = {fact.tip_id for fact in early}
+    created = [event for event in events if isinstance(event, TipCreated)]
+    shadow = [event for event in events if isinstance(event, ShadowAnswer)]
+    reports = [event for event in events if isinstance(event, TipShown | TipReaction)]
+    stored = _insert_exposures(connection, created) | _insert_shadow(connection, shadow)
+    known = _known_tips(connection, {report.tip_id for report in reports})
+    erased = erased_tips(connection, keys, {report.tip_id for report in reports} - known)
+    early = [report for report in reports if report.tip_id not in known | erased]
+    _apply(connection, tip_scores, [report for report in reports if report.tip_id in known])
+    _keep_early(connection, early)
+    if with_app_id := [event.tip_id for event in created if event.has_app_id]:
+        match_early_reactions(connection, with_app_id)
+    kept = {report.tip_id for report in early}
     return [
-        "recorded" if tip_id in stored else "kept" if tip_id in kept else "erased"
-        for tip_id in (fact.tip_id for fact in facts)
+        "recorded" if tip_id in stored | known else "kept" if tip_id in kept else "erased"
+        for tip_id in (event.tip_id for event in events)
     ]
 
 
-def reconcile(connection: sa.Connection, tip_ids: Sequence[str] | None = None) -> int:
-    """Give kept reactions to their tips, where these are there by now; how many.
+def match_early_reactions(connection: sa.Connection, tip_ids: Sequence[str] | None = None) -> int:
+    """Move kept reactions to their tips, where these exist by now; how many.
 
-    A reaction that the tip got meanwhile is the later one, and stays.
+    A reaction that the tip has already is later than the kept one, and stays. Without `tip_ids`,
+    all kept reactions are considered.
     """
     if tip_ids is None:
-        rows = connection.execute(_TAKE_ALL).mappings()
+        rows = connection.execute(_TAKE_ALL_EARLY).mappings()
     else:
-        rows = connection.execute(_TAKE_THEIRS, {"tip_ids": tip_ids}).mappings()
-    found = [{f"e_{name}": value for name, value in row.items()} for row in rows]
-    if found:
-        connection.execute(_from_early(), found)
-    return len(found)
+        rows = connection.execute(_TAKE_EARLY, {"tip_ids": tip_ids}).mappings()
+    early = [{f"e_{name}": value for name, value in row.items()} for row in rows]
+    if early:
+        connection.execute(_update_from_early(), early)
+    return len(early)
 
 
-def forget_early(connection: sa.Connection, *, now: datetime) -> int:
-    """Delete reactions whose tip did not come in 30 days; how many."""
-    is_old = early_reactions.c.arrived_at < now - KEEP_EARLY
-    return connection.execute(sa.delete(early_reactions).where(is_old)).rowcount
+def delete_expired_reactions(connection: sa.Connection, *, now: datetime) -> int:
+    """Delete kept reactions whose tip did not arrive within 30 days; how many."""
+    is_expired = early_reactions.c.arrived_at < now - EARLY_REACTION_LIFETIME
+    return connection.execute(sa.delete(early_reactions).where(is_expired)).rowcount
 
 
-def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Those of people who refuse training have a column more."""
-    for flagged in (False, True):
-        if some := [row for row in rows if ("training_allowed" in row) is flagged]:
+def _insert_exposures(connection: sa.Connection, events: Sequence[TipCreated]) -> set[str]:
+    rows = admit(connection, [(event.hashed_ids, asdict(event.exposure)) for event in events])
+    # The rows of users who refuse training have one column more.
+    for has_column in (False, True):
+        if some := [row for row in rows if ("training_allowed" in row) is has_column]:
             connection.execute(_INSERT, some)
+    return {row["tip_id"] for row in rows}
 
 
-def _insert_silent(connection: sa.Connection, facts: Sequence[Silent]) -> set[str]:
-    """The ids of those whose rollout is still open: they are written."""
-    if not facts:
+def _insert_shadow(connection: sa.Connection, answers: Sequence[ShadowAnswer]) -> set[str]:
+    """Insert the answers of rollouts that are still open; their ids."""
+    if not answers:
         return set()
     is_open = rollouts.c.closed_at.is_(None)
-    here = set(connection.execute(sa.select(rollouts.c.rollout_id).where(is_open)).scalars())
-    found = [dict(fact.row) for fact in facts if fact.row["rollout_id"] in here]
-    if found:
-        connection.execute(silent_answers.insert(), found)
-    return {row["answer_id"] for row in found}
+    open_ids = set(connection.execute(sa.select(rollouts.c.rollout_id).where(is_open)).scalars())
+    rows = [asdict(answer) for answer in answers if answer.rollout_id in open_ids]
+    if rows:
+        connection.execute(silent_answers.insert(), rows)
+    return {row["answer_id"] for row in rows}
 
 
-def _known(connection: sa.Connection, tip_ids: set[str]) -> set[str]:
+def _known_tips(connection: sa.Connection, tip_ids: set[str]) -> set[str]:
     if not tip_ids:
         return set()
-    return set(connection.execute(_THERE, {"tip_ids": list(tip_ids)}).scalars())
+    return set(connection.execute(_EXISTING, {"tip_ids": list(tip_ids)}).scalars())
 
 
-def _make_room(connection: sa.Connection, facts: Sequence[Shown | Reacted]) -> None:
+def _keep_early(connection: sa.Connection, reports: Sequence[Report]) -> None:
+    if not reports:
+        return
     is_postgres = connection.dialect.name == "postgresql"
     insert = (postgresql.insert if is_postgres else sqlite.insert)(early_reactions)
-    rows = {fact.tip_id: {"tip_id": fact.tip_id, "arrived_at": fact.at} for fact in facts}
-    # In one order everywhere, so that two processes cannot wait for each other.
-    connection.execute(insert.on_conflict_do_nothing(), [rows[name] for name in sorted(rows)])
+    rows = {each.tip_id: {"tip_id": each.tip_id, "arrived_at": each.at} for each in reports}
+    # The same order in every process, so that two of them cannot deadlock.
+    connection.execute(insert.on_conflict_do_nothing(), [rows[tip_id] for tip_id in sorted(rows)])
+    _apply(connection, early_reactions, reports)
 
 
-def _write(connection: sa.Connection, table: sa.Table, facts: Sequence[Shown | Reacted]) -> None:
-    facts = sorted(facts, key=lambda fact: fact.tip_id)
-    shown = [{"of": fact.tip_id, "now": fact.at} for fact in facts if isinstance(fact, Shown)]
-    reacted = [
-        {"of": fact.tip_id, "did": fact.reaction, "dwell": fact.dwell_ms, "now": fact.at}
-        for fact in facts
-        if isinstance(fact, Reacted)
+def _apply(connection: sa.Connection, table: sa.Table, reports: Sequence[Report]) -> None:
+    reports = sorted(reports, key=lambda report: report.tip_id)
+    shown = [{"of": each.tip_id, "now": each.at} for each in reports if isinstance(each, TipShown)]
+    reactions = [
+        {"of": each.tip_id, "did": each.reaction, "dwell": each.dwell_ms, "now": each.at}
+        for each in reports
+        if isinstance(each, TipReaction)
     ]
     if shown:
-        connection.execute(_show(table), shown)
-    if reacted:
-        connection.execute(_react(table), reacted)
+        connection.execute(_set_shown(table), shown)
+    if reactions:
+        connection.execute(_set_reaction(table), reactions)
 
 
 @cache
-def _show(table: sa.Table) -> sa.Update:
-    """Of several times shown the first stands; a clock that went back gives none before the tip."""
+def _set_shown(table: sa.Table) -> sa.Update:
+    """The first time stands; `shown_at` is never before `created_at`, whatever the clock does."""
     now = sa.bindparam("now", type_=UtcTime)
     at: sa.ColumnElement[Any] = now
     if "created_at" in table.c:
@@ -191,8 +314,8 @@ def _show(table: sa.Table) -> sa.Update:
 
 
 @cache
-def _react(table: sa.Table) -> sa.Update:
-    """A later reaction rewrites the former; the same one again changes nothing."""
+def _set_reaction(table: sa.Table) -> sa.Update:
+    """A later reaction replaces the earlier one; an equal one leaves `reacted_at` as it is."""
     did, dwell = sa.bindparam("did", type_=sa.Text), sa.bindparam("dwell", type_=sa.Integer)
     now = sa.bindparam("now", type_=UtcTime)
     is_same = sa.and_(table.c.reaction == did, table.c.dwell_ms == dwell)
@@ -202,7 +325,7 @@ def _react(table: sa.Table) -> sa.Update:
 
 
 @cache
-def _from_early() -> sa.Update:
+def _update_from_early() -> sa.Update:
     row = tip_scores.c
     values = {
         name: sa.case(
@@ -216,123 +339,13 @@ def _from_early() -> sa.Update:
     return tip_scores.update().where(here).values(shown_at=shown, **values)
 
 
-# Executed for every tip and reaction, so they are put together once.
+# Executed for every tip and reaction, so they are built once.
 _TIP_IDS: sa.BindParameter[str] = sa.bindparam("tip_ids", expanding=True)
 _INSERT = tip_scores.insert()
-_THERE = sa.select(tip_scores.c.tip_id).where(tip_scores.c.tip_id.in_(_TIP_IDS))
-_TAKE_ALL = (
+_EXISTING = sa.select(tip_scores.c.tip_id).where(tip_scores.c.tip_id.in_(_TIP_IDS))
+_TAKE_ALL_EARLY = (
     sa.delete(early_reactions)
     .where(sa.exists().where(tip_scores.c.tip_id == early_reactions.c.tip_id))
     .returning(*early_reactions.c)
 )
-_TAKE_THEIRS = _TAKE_ALL.where(early_reactions.c.tip_id.in_(_TIP_IDS))
-
-
-BATCH = 500
-MAX_WAITING = 20_000  # facts; beyond, the database does not keep up and no more are taken
-
-log = logging.getLogger(__name__)
-_Waiting = tuple[Fact, Future[Written]]
-
-
-class BusyError(DataError):
-    """More is waiting to be written than the database takes; try again in a moment."""
-
-
-class Recorder:
-    """Takes facts from many threads and event loops; a transaction holds all that came meanwhile.
-
-    Nothing waits for a timer: while one transaction is on its way to disk the next one gathers.
-    """
-
-    def __init__(self, engine: sa.Engine, keys: Sequence[HashingKey] = ()) -> None:
-        self._engine, self._keys = engine, keys
-        self._waiting: deque[_Waiting] = deque()
-        self._lock = threading.Lock()
-        self._is_writing = False
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="reactune-recorder")
-        self.transactions = 0
-
-    @property
-    def waiting(self) -> int:
-        """Facts that are not on disk yet."""
-        return len(self._waiting)
-
-    def record(self, fact: Fact) -> Future[Written]:
-        """A future that is done when the fact is on disk, or fails with what kept it from there.
-
-        Raises:
-            BusyError: too many facts wait already.
-        """
-        if len(self._waiting) >= MAX_WAITING:
-            raise BusyError("the database does not keep up; try again in a moment")
-        done: Future[Written] = Future()
-        with self._lock:
-            self._waiting.append((fact, done))
-            if not self._is_writing:
-                self._is_writing = True
-                self._writer.submit(self._write_all)
-        return done
-
-    async def on_disk(self, fact: Fact, *, within: float | None = None) -> Written:
-        """Wait, without holding up the event loop, until the fact is on disk.
-
-        Raises:
-            AwayError: the database does not answer; the fact is not written. After `within`
-                seconds of no answer: it may be written yet.
-            sqlalchemy.exc.IntegrityError: a tip of that id was given before.
-        """
-        done = asyncio.wrap_future(self.record(fact))
-        if within is None:
-            return await done
-        await asyncio.wait({done}, timeout=within)
-        if not done.done():
-            raise AwayError("the database has not answered yet; see to it")
-        return done.result()
-
-    def close(self) -> None:
-        """Return when all that was taken is on disk or refused."""
-        self._writer.shutdown()
-
-    def _write_all(self) -> None:
-        while batch := self._next():
-            try:
-                self._commit(batch)
-            finally:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(AwayError("the last change was not written; repeat it"))
-
-    def _next(self) -> list[_Waiting]:
-        with self._lock:
-            count = min(BATCH, len(self._waiting))
-            self._is_writing = count > 0
-            return [self._waiting.popleft() for _ in range(count)]
-
-    def _commit(self, batch: Sequence[_Waiting]) -> None:
-        try:
-            with writing(self._engine) as connection:
-                facts = [fact for fact, _ in batch]
-                written = write_facts(connection, facts, keys=self._keys)
-        except sa.exc.IntegrityError as error:
-            # One of them cannot be written: the others must not suffer for it.
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
-                for each in batch:
-                    self._commit([each])
-            return
-        except (DataError, sa.exc.SQLAlchemyError) as error:
-            _fail(batch, error)
-            return
-        self.transactions += 1
-        for (_, done), how in zip(batch, written, strict=True):
-            if done.set_running_or_notify_cancel():
-                done.set_result(how)
-
-
-def _fail(batch: Sequence[_Waiting], error: DataError | sa.exc.SQLAlchemyError) -> None:
-    log.error("%d facts were not written: %s", len(batch), type(error.__cause__ or error).__name__)
-    for _, done in batch:
-        if done.set_running_or_notify_cancel():
-            done.set_exception(error)
+_TAKE_EARLY = _TAKE_ALL_EARLY.where(early_reactions.c.tip_id.in_(_TIP_IDS))

@@ -1,6 +1,7 @@
-"""One tip: assembled, routed, written, guarded, recorded, and what people did with it.
+"""One request for a tip, top to bottom: prompt, arm, answer, guard, exposure on disk.
 
-What is live comes from `live_models.py`, the text from `answering.py`; HTTP is the web's business.
+A request gets a tip that passed the guard, or an error. `create_tip` reads as the table of
+contents; after it come the steps in their order, then the app's reports on the tip.
 """
 
 import asyncio
@@ -8,62 +9,74 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import sqlalchemy as sa
 from anyio import move_on_after, to_thread
 
 from reactune.canary.routing import propensity, route, unit_key
-from reactune.errors import AwayError, DataError
+from reactune.errors import AwayError, CanaryError, DataError, ReleaseError
 from reactune.model.context import Part
-from reactune.model.prompt import assemble, render
+from reactune.model.prompt import assemble
 from reactune.pii.spans import refill
-from reactune.privacy.consent import HashedIds
 from reactune.privacy.hashing import hashed_ids
-from reactune.records import REACTIONS, Prompt, Reaction, Sampling
-from reactune.service.answers import (
-    Answer,
-    answer_silently,
-    answer_tip,
-    fall_back,
+from reactune.records import (
+    REACTIONS,
+    Arm,
+    Completion,
+    Exposure,
+    Fallback,
+    ModelVersion,
+    Prompt,
+    Reaction,
+    Sampling,
+    canonical_json,
 )
-from reactune.service.events import Given, Reacted, Shown, Written
-from reactune.service.rollout_watcher import Lineup, read_live
-from reactune.service.state import Service
+from reactune.service.events import ShadowAnswer, Status, TipCreated, TipReaction, TipShown
+from reactune.service.guard import GuardVerdict, judge_text
+from reactune.service.state import LiveModels, Service
 from reactune.store.database import reading
+from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 
-SILENT_AT_ONCE = 2  # people's tips come first
-MAX_DWELL_MS = 2**31 - 1  # what the column holds: 24 days
+CHAMPION_TRIES = 3  # after the champion there are only stored tips
+MAX_LIKED_TIPS = 20
+MAX_SHADOW_TASKS = 2  # users' own tips come first
+MAX_DWELL_MS = 2**31 - 1  # the column's limit: 24 days
+KIND = re.compile(r"[\w][\w .:/-]{0,99}")
 TIP_ID = re.compile(r"[0-9a-zA-Z_-]{16,64}")
 
 log = logging.getLogger(__name__)
 
 
 class UnknownTipError(DataError):
-    """Nothing that could be the id of a tip, or of one that is no more."""
+    """No tip can have this id, or the tip was erased."""
+
+
+class UnshowableTipError(CanaryError):
+    """No text of the champion passed the guard."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an app asks for. With a `tip_id` of its own, asking again gives the same tip."""
+class TipRequest:
+    """What an app asks for. The same `tip_id`, chosen by the app, always returns the same tip."""
 
     user_id: str
     kind: str
-    context: Mapping[str, Part] = field(default_factory=dict, repr=False)
+    context: Mapping[str, Part | None] = field(default_factory=dict, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
     tip_id: str = ""
 
 
 @dataclass(frozen=True)
 class Tip:
-    """What the app shows: the text, and the id under which the reaction comes back.
+    """What the app shows, and the id that its reports name.
 
-    Where it was not `recorded`, because the database is away, it is evidence for nothing.
+    A tip that is not `recorded`, because the database is away, counts in no comparison.
     """
 
     tip_id: str
@@ -73,237 +86,370 @@ class Tip:
     recorded: bool = True
 
 
-async def give_tip(service: Service, asked: Asked) -> Tip:
-    """Give a user a tip; when this returns, the exposure is on disk, or `recorded` says no.
+@dataclass(frozen=True)
+class Answer:
+    """A text that passed the guard: as it is stored, and as the user reads it.
 
-    If the challenger fails, takes longer than `timeout_seconds`, writes what cannot be shown or is
-    withdrawn meanwhile, the champion answers, and if that fails, a stored tip: the row keeps the
-    assigned arm and its propensity, names the version that wrote the tip, and says why in
-    `fallback` and `guard`. The row holds placeholders where the user reads personal data. A
-    change of the rollout takes effect within `LiveModels.max_age_seconds`. While the database does
-    not answer within `record_seconds`, people still get tips, which count for nobody.
+    `refused` are the verdicts on texts before it. A stored tip has no model.
+    """
+
+    model: ModelVersion | None
+    text: str
+    shown: str
+    sampling_json: str | None
+    source: Literal["llm", "stored"] = "llm"
+    fallback: Fallback | None = None
+    refused: tuple[GuardVerdict, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Why a model's answer cannot be shown; `refused` are the verdicts on its texts."""
+
+    reason: Fallback
+    refused: tuple[GuardVerdict, ...] = ()
+
+
+async def create_tip(service: Service, request: TipRequest) -> Tip:
+    """A tip for a user; its exposure is on disk, or `recorded` is False.
+
+    If the challenger fails, exceeds `timeout_seconds`, writes what the guard refuses or is
+    withdrawn meanwhile, the champion answers, and after it a stored tip. The exposure keeps the
+    assigned arm and its propensity, and names the version that wrote the text; `fallback` and
+    `guard` say why. It holds placeholders where the user reads personal data. While the database
+    does not answer within `record_seconds`, users get tips that are not recorded.
 
     Raises:
-        DataError: user id, kind, context or tip id do not fit, the user was erased in this
-            moment, or too much waits to be written.
-        CanaryError: nothing is live, or nobody has a tip that can be shown.
+        DataError: user id, kind, context or tip id do not fit, the user was erased meanwhile, or
+            too many events wait to be written.
+        CanaryError: nothing is live, or no text passed the guard.
         ReleaseError: the champion's model server does not answer, and no tip is stored.
     """
     started, now = time.perf_counter(), service.clock()
-    names, tip_id = _identify(service, asked)
-    person = names[0].user_key
-    prompt = assemble(service.chat, asked.kind, asked.context, names=asked.names)
-    if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
-        return before
+    _check(request)
+    tip_id = request.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
+    user = hashed_ids(service.hashing_keys, request.user_id)
+    user_key = user[0].user_key
+    prompt = assemble(service.chat, request.kind, request.context, names=request.names)
+    if request.tip_id and (tip := await _earlier_tip(service, tip_id, user_key, prompt)):
+        return tip
 
-    live = await lineup_now(service)
-    unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=person, at=now)
+    live = await live_models(service)
+    unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=user_key, at=now)
     arm = route(unit, salt=live.rollout.salt, share=live.share)
-    answer = await answer_tip(service, live, arm, prompt, person=person)
-    if _is_withdrawn(answer, latest := service.live.latest or live):
-        answer = await fall_back(service, latest, prompt, person=person, because="stopped")
+    answer = await _answer(service, live, arm, prompt, user_key=user_key)
+    latest = service.watcher.latest or live
+    if answer.model and answer.model not in (latest.champion, latest.challenger):
+        answer = await _champion_or_stored(service, latest, prompt, user_key=user_key)
+        answer = replace(answer, fallback="stopped")
 
-    exposure = {
-        "tip_id": tip_id,
-        "user_key": person,
-        "key_id": names[0].key_id,
-        "kind": asked.kind,
-        "context_json": prompt.context_json,
-        **_told_of(answer),
-        "arm": arm,
-        "rollout_id": live.rollout_id,
-        "unit_key": unit,
-        "propensity": propensity(arm, live.share),
-        "created_at": now,
-        "answer_ms": round(1000 * (time.perf_counter() - started)),
-    }
+    exposure = Exposure(
+        tip_id=tip_id,
+        user_key=user_key,
+        key_id=user[0].key_id,
+        kind=request.kind,
+        context_json=prompt.context_json,
+        source=answer.source,
+        tip_content=answer.text,
+        model_version=answer.model.version if answer.model else None,
+        sampling_json=answer.sampling_json,
+        fallback=answer.fallback,
+        guard=",".join((*answer.refused, "passed")),
+        arm=arm,
+        rollout_id=live.rollout_id,
+        unit_key=unit,
+        propensity=propensity(arm, live.share),
+        created_at=now,
+        answer_ms=round(1000 * (time.perf_counter() - started)),
+    )
     try:
-        recorded = await _is_recorded(service, Given(exposure, names, awaited=bool(asked.tip_id)))
+        recorded = await _record(service, TipCreated(exposure, user, bool(request.tip_id)))
     except sa.exc.IntegrityError:
-        # The same request came twice at once, and the other was faster.
-        if asked.tip_id and (before := await _given_before(service, tip_id, person, prompt)):
-            return before
+        # The same request arrived twice at once, and the other one was recorded first.
+        if request.tip_id and (tip := await _earlier_tip(service, tip_id, user_key, prompt)):
+            return tip
         raise
-    _answer_beside(service, live, prompt)
+    _start_shadow_answer(service, live, prompt)
     return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens, recorded)
 
 
-def request_tip(
-    service: Service,
-    *,
-    user_id: str,
-    kind: str,
-    context: Mapping[str, Part],
-    names: Iterable[str] = (),
-    tip_id: str = "",
-) -> Tip:
-    """`give_tip`, for callers without an event loop."""
-    return asyncio.run(_give_one_tip(service, Asked(user_id, kind, context, tuple(names), tip_id)))
+def request_tip(service: Service, request: TipRequest) -> Tip:
+    """`create_tip`, for callers without an event loop."""
+
+    async def request_once() -> Tip:
+        try:
+            return await create_tip(service, request)
+        finally:
+            await service.runtime.end_writing()  # its connections belong to this event loop
+
+    return asyncio.run(request_once())
 
 
-async def _give_one_tip(service: Service, asked: Asked) -> Tip:
-    try:
-        return await give_tip(service, asked)
-    finally:
-        await service.runtime.end_writing()  # the event loop ends here, and its connections
-
-
-async def note_shown(service: Service, tip_id: str) -> Written:
-    """The user sees the tip now; of several calls the first stands.
-
-    Only shown tips are compared, and a reaction does not imply this call: an app that forgets it
-    would otherwise be judged on those who reacted alone.
-
-    Raises:
-        UnknownTipError: no tip could have this id, or its tip was erased.
-        DataError: the database does not answer.
-    """
-    return _known(await service.recorder.on_disk(Shown(_possible(tip_id), service.clock())))
-
-
-def tip_shown(service: Service, tip_id: str) -> Written:
-    """`note_shown`, for callers without an event loop."""
-    return _known(service.recorder.record(Shown(_possible(tip_id), service.clock())).result())
-
-
-async def note_reaction(
-    service: Service, tip_id: str, reaction: Reaction, dwell_ms: int
-) -> Written:
-    """Record what the user did, after how many milliseconds of looking at the tip.
-
-    A later reaction rewrites the former; the same one again changes nothing. Where the tip is not
-    known yet, the reaction is `kept` for it.
-
-    Raises:
-        UnknownTipError: no tip could have this id, or its tip was erased.
-        DataError: an unknown reaction, a negative dwell time, or the database does not answer.
-    """
-    return _known(await service.recorder.on_disk(_reacted(service, tip_id, reaction, dwell_ms)))
-
-
-def react(service: Service, tip_id: str, reaction: Reaction, dwell_ms: int) -> Written:
-    """`note_reaction`, for callers without an event loop."""
-    return _known(service.recorder.record(_reacted(service, tip_id, reaction, dwell_ms)).result())
-
-
-def check_ready(service: Service) -> None:
-    """Return if the database says what is live and the champion of it writes a token.
-
-    Raises:
-        CanaryError, DataError, ReleaseError: nothing is live, or one of the two does not answer.
-    """
-    read_live(service.engine)
-    champion = service.live.current().champion
-    prompt = render(service.chat, "Ready?")
-    service.runtime.generate(champion, prompt, Sampling(0.0, 1.0, max_tokens=1, seed=0))
-
-
-def _identify(service: Service, asked: Asked) -> tuple[HashedIds, str]:
-    if not asked.user_id or not asked.kind.isprintable() or not asked.kind:
+def _check(request: TipRequest) -> None:
+    if not request.user_id or not request.kind or not request.kind.isprintable():
         raise DataError("a tip needs a user id and a printable kind; give both")
-    if asked.tip_id and not TIP_ID.fullmatch(asked.tip_id):
+    if request.tip_id and not TIP_ID.fullmatch(request.tip_id):
         raise DataError("tip_id: give 16 to 64 letters, digits, - or _, drawn at random")
-    names = hashed_ids(service.hashing_keys, asked.user_id)
-    return names, asked.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
 
 
-async def lineup_now(service: Service) -> Lineup:
-    """What is live, without holding up the event loop.
-
-    Raises:
-        CanaryError, DataError: as `LiveModels.current`.
-    """
-    fresh = service.live.fresh
-    return fresh if fresh is not None else await to_thread.run_sync(service.live.current)
-
-
-def _is_withdrawn(answer: Answer, latest: Lineup) -> bool:
-    """Whether the model that wrote the answer was taken out while it wrote."""
-    return answer.model is not None and answer.model not in (latest.champion, latest.challenger)
-
-
-def _told_of(answer: Answer) -> dict[str, Any]:
-    return {
-        "source": answer.source,
-        "tip_content": answer.text,
-        "model_version": answer.model.version if answer.model else None,
-        "sampling_json": answer.sampling_json,
-        "fallback": answer.fallback,
-        "guard": answer.guard,
-    }
-
-
-async def _is_recorded(service: Service, given: Given) -> bool:
-    """Whether the exposure is on disk; not while the database is away."""
-    within = service.settings.record_seconds
-    try:
-        written = await service.recorder.on_disk(given, within=within)
-    except sa.exc.IntegrityError:
-        raise
-    except (AwayError, sa.exc.SQLAlchemyError) as error:
-        log.error("a tip is shown without a record: %s", type(error.__cause__ or error).__name__)
-        return False
-    if written == "erased":
-        raise DataError("the user was erased while their tip was written; ask again")
-    for listen in service.listeners:
-        listen(given.row)
-    return True
-
-
-def _answer_beside(service: Service, live: Lineup, prompt: Prompt) -> None:
-    """In the shadow phase the challenger answers too, after the tip; a few of them at once."""
-    if live.rollout.phase == "shadow" and live.challenger and len(service.silent) < SILENT_AT_ONCE:
-        task = asyncio.create_task(_answer_unseen(service, live, prompt))
-        service.silent.add(task)
-        task.add_done_callback(service.silent.discard)
-
-
-async def _answer_unseen(service: Service, live: Lineup, prompt: Prompt) -> None:
-    try:
-        await service.recorder.on_disk(await answer_silently(service, live, prompt))
-    except (DataError, sa.exc.SQLAlchemyError) as error:
-        # The rollout may have ended meanwhile, or the database is away: nobody waits for this.
-        log.warning("a silent answer is not counted: %s", type(error).__name__)
-
-
-async def _given_before(service: Service, tip_id: str, person: str, prompt: Prompt) -> Tip | None:
-    found, within = None, service.settings.record_seconds
-    with move_on_after(within), suppress(AwayError, sa.exc.SQLAlchemyError):
-        reading_it = partial(_read_tip, service, tip_id)
-        found = await to_thread.run_sync(reading_it, abandon_on_cancel=True)
-    if found is None:
+async def _earlier_tip(service: Service, tip_id: str, user_key: str, prompt: Prompt) -> Tip | None:
+    """The tip that an earlier request with this id got; None while the database is away."""
+    row = None
+    with (
+        move_on_after(service.settings.record_seconds),
+        suppress(AwayError, sa.exc.SQLAlchemyError),
+    ):
+        row = await to_thread.run_sync(
+            partial(_owner_and_text, service, tip_id), abandon_on_cancel=True
+        )
+    if row is None:
         return None
-    owner, text = found
+    owner, text = row
     shown = refill(text, prompt.placeholders)
-    if owner != person or shown is None:
-        raise DataError("this tip_id was given for another request; draw a new one")
+    if owner != user_key or shown is None:
+        raise DataError("tip_id belongs to another request; draw a new one")
     return Tip(tip_id, shown, len(prompt.token_ids))
 
 
-def _read_tip(service: Service, tip_id: str) -> tuple[str, str] | None:
-    here = tip_scores.c.tip_id == tip_id
+def _owner_and_text(service: Service, tip_id: str) -> tuple[str, str] | None:
+    query = sa.select(tip_scores.c.user_key, tip_scores.c.tip_content)
     with reading(service.engine) as connection:
-        row = connection.execute(
-            sa.select(tip_scores.c.user_key, tip_scores.c.tip_content).where(here)
-        ).one_or_none()
+        row = connection.execute(query.where(tip_scores.c.tip_id == tip_id)).one_or_none()
     return None if row is None else (row[0], row[1])
 
 
-def _reacted(service: Service, tip_id: str, reaction: Reaction, dwell_ms: int) -> Reacted:
+async def live_models(service: Service) -> LiveModels:
+    """The models that answer now; the event loop goes on while they are read.
+
+    Raises:
+        CanaryError, DataError: as `RolloutWatcher.current`.
+    """
+    fresh = service.watcher.fresh
+    return fresh if fresh is not None else await to_thread.run_sync(service.watcher.current)
+
+
+async def _answer(
+    service: Service, live: LiveModels, arm: Arm, prompt: Prompt, *, user_key: str
+) -> Answer:
+    """The assigned arm's answer, or the champion's, or a stored tip.
+
+    Raises:
+        ReleaseError, UnshowableTipError: there is none.
+    """
+    if arm == "champion" or live.challenger is None:
+        return await _champion_or_stored(service, live, prompt, user_key=user_key)
+    limit = service.settings.timeout_seconds
+    first = await _write(service, live.challenger, prompt, limit_seconds=limit)
+    if isinstance(first, Answer):
+        return first
+    log.warning("version %d: %s; the champion answers", live.challenger.version, first.reason)
+    answer = await _champion_or_stored(service, live, prompt, user_key=user_key)
+    return replace(answer, fallback=first.reason, refused=(*first.refused, *answer.refused))
+
+
+async def _champion_or_stored(
+    service: Service, live: LiveModels, prompt: Prompt, *, user_key: str
+) -> Answer:
+    reason: Fallback = "blocked"
+    refused: tuple[GuardVerdict, ...] = ()
+    limit = service.settings.champion_timeout_seconds
+    for _ in range(CHAMPION_TRIES):
+        answer = await _write(service, live.champion, prompt, limit_seconds=limit)
+        refused += answer.refused
+        if isinstance(answer, Answer):
+            return replace(answer, refused=refused)
+        reason = answer.reason
+        if reason != "blocked":
+            break
+    stored = await to_thread.run_sync(partial(_stored_answer, service, prompt, user_key))
+    if stored is not None:
+        log.warning("version %d: %s; a stored tip is shown", live.champion.version, reason)
+        return replace(stored, fallback=reason, refused=refused)
+    if reason == "blocked":
+        raise UnshowableTipError(
+            f"version {live.champion.version} wrote {CHAMPION_TRIES} tips that cannot be shown; "
+            "ask again"
+        )
+    raise ReleaseError(
+        f"version {live.champion.version}, the champion, does not answer; check the model server"
+    )
+
+
+async def _write(
+    service: Service, model: ModelVersion, prompt: Prompt, *, limit_seconds: float
+) -> Answer | NoAnswer:
+    """The model's answer with its placeholders filled in, if it passes the guard."""
+    sampling = _sampling(service)
+    completion = await _complete(service, model, prompt, sampling, limit_seconds=limit_seconds)
+    if not isinstance(completion, Completion):
+        return NoAnswer(completion)
+    text = completion.text.strip()
+    verdict = judge_text(text, prompt, service.settings)
+    shown = refill(text, prompt.placeholders)
+    if verdict != "passed" or shown is None:
+        return NoAnswer("blocked", (verdict,))
+    logged = asdict(sampling)
+    if completion.logprob is not None:
+        logged["logprob"] = completion.logprob
+    return Answer(model, text, shown, canonical_json(logged), tokens=completion.tokens)
+
+
+async def _complete(
+    service: Service,
+    model: ModelVersion,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    limit_seconds: float,
+) -> Completion | Literal["error", "timeout"]:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    completion = asyncio.ensure_future(service.runtime.write(model, prompt.text, sampling))
+    try:
+        await asyncio.wait({completion}, timeout=limit_seconds)
+    finally:
+        completion.cancel()
+    if not completion.done():
+        return "timeout"
+    error = completion.exception()
+    if error is None:
+        return completion.result()
+    if loop.time() - started >= limit_seconds:
+        return "timeout"  # the model server's own limit expired at the same moment
+    # The message may quote the prompt, so only its type is logged.
+    log.warning("version %d does not answer: %s", model.version, type(error).__name__)
+    service.watcher.report_failure(model)
+    return "error"
+
+
+def _sampling(service: Service) -> Sampling:
+    settings = service.settings
+    return Sampling(
+        settings.temperature, settings.top_p, settings.max_tokens, seed=service.draw(31)
+    )
+
+
+def _stored_answer(service: Service, prompt: Prompt, user_key: str) -> Answer | None:
+    """A tip of this kind that this user liked, else one of `good_tips`, if any passes the guard."""
+    listed = service.settings.good_tips
+    good = listed.get(prompt.kind) or listed.get("*", ())
+    for texts in (_liked_tips(service, prompt.kind, user_key), good):
+        fit = [text for text in texts if judge_text(text, prompt, service.settings) == "passed"]
+        if fit:
+            text = fit[service.draw(16) % len(fit)]
+            return Answer(None, text, text, None, source="stored")
+    return None
+
+
+def _liked_tips(service: Service, kind: str, user_key: str) -> Sequence[str]:
+    row, liked = tip_scores.c, label_rule(service.labels).positive_condition()
+    # Placeholders of another request cannot be filled in.
+    here = sa.and_(row.user_key == user_key, row.kind == kind, row.tip_content.not_like("%<%"))
+    query = sa.select(row.tip_content).where(here, liked).order_by(row.reacted_at.desc())
+    try:
+        with reading(service.engine) as connection:
+            return connection.execute(query.limit(MAX_LIKED_TIPS)).scalars().all()
+    except DataError:
+        return ()
+
+
+async def _record(service: Service, event: TipCreated) -> bool:
+    """Whether the exposure is on disk; False while the database is away."""
+    timeout = service.settings.record_seconds
+    try:
+        status = await service.recorder.write(event, timeout_seconds=timeout)
+    except sa.exc.IntegrityError:
+        raise
+    except (AwayError, sa.exc.SQLAlchemyError) as error:
+        log.error("a tip is not recorded: %s", type(error.__cause__ or error).__name__)
+        return False
+    if status == "erased":
+        raise DataError("the user was erased while their tip was written; ask again")
+    for listener in service.listeners:
+        listener(event.exposure)
+    return True
+
+
+def _start_shadow_answer(service: Service, live: LiveModels, prompt: Prompt) -> None:
+    """In the shadow phase the challenger answers too, after the tip; nobody sees its text."""
+    is_shadow = live.rollout.phase == "shadow" and live.challenger is not None
+    if is_shadow and len(service.shadow_tasks) < MAX_SHADOW_TASKS:
+        task = asyncio.create_task(_answer_in_shadow(service, live, prompt))
+        service.shadow_tasks.add(task)
+        task.add_done_callback(service.shadow_tasks.discard)
+
+
+async def _answer_in_shadow(service: Service, live: LiveModels, prompt: Prompt) -> None:
+    assert live.challenger is not None
+    assert live.rollout_id is not None
+    started, limit = time.perf_counter(), service.settings.timeout_seconds
+    completion = await _complete(
+        service, live.challenger, prompt, _sampling(service), limit_seconds=limit
+    )
+    verdict: str
+    if isinstance(completion, Completion):
+        verdict = judge_text(completion.text.strip(), prompt, service.settings)
+        tokens_read: int | None = completion.prompt_tokens
+    else:
+        verdict, tokens_read = completion, None
+    answer = ShadowAnswer(
+        answer_id=f"{service.draw(128):032x}",
+        rollout_id=live.rollout_id,
+        verdict=verdict,
+        answer_ms=round(1000 * (time.perf_counter() - started)),
+        prompt_tokens=len(prompt.token_ids),
+        tokens_read=tokens_read,
+        at=service.clock(),
+    )
+    try:
+        await service.recorder.write(answer)
+    except (DataError, sa.exc.SQLAlchemyError) as error:
+        # The rollout may have ended meanwhile, or the database is away: nobody waits for this.
+        log.warning("a shadow answer is not counted: %s", type(error).__name__)
+
+
+async def record_shown(service: Service, tip_id: str) -> Status:
+    """Record that the user sees the tip now; of several calls the first stands.
+
+    Only shown tips are compared. A reaction does not imply this call: otherwise an app that omits
+    it would be judged on the users who reacted alone.
+
+    Raises:
+        UnknownTipError: no tip can have this id, or the tip was erased.
+        DataError: the database does not answer.
+    """
+    _check_tip_id(tip_id)
+    return _known(await service.recorder.write(TipShown(tip_id, service.clock())))
+
+
+async def record_reaction(
+    service: Service, tip_id: str, reaction: Reaction, dwell_ms: int
+) -> Status:
+    """Record the user's reaction, and for how many milliseconds the tip was visible before it.
+
+    A later reaction replaces the earlier one; an equal one changes nothing. `kept` where the tip
+    is not known yet.
+
+    Raises:
+        UnknownTipError: no tip can have this id, or the tip was erased.
+        DataError: an unknown reaction, a dwell time out of range, or the database does not answer.
+    """
     if reaction not in REACTIONS:
         raise DataError(f"unknown reaction; give one of {', '.join(REACTIONS)}")
     if type(dwell_ms) is not int or not 0 <= dwell_ms <= MAX_DWELL_MS:
         raise DataError(f"dwell_ms = {dwell_ms!r}: give milliseconds, 0 to {MAX_DWELL_MS}")
-    return Reacted(_possible(tip_id), reaction, dwell_ms, service.clock())
+    _check_tip_id(tip_id)
+    event = TipReaction(tip_id, reaction, dwell_ms, service.clock())
+    return _known(await service.recorder.write(event))
 
 
-def _known(written: Written) -> Written:
-    if written == "erased":
-        raise UnknownTipError("the tip was erased with all that its user did")
-    return written
-
-
-def _possible(tip_id: str) -> str:
+def _check_tip_id(tip_id: str) -> None:
     if not tip_id or len(tip_id) > 200 or not tip_id.isprintable():
-        raise UnknownTipError("no tip has such an id; take the id of the answer")
-    return tip_id
+        raise UnknownTipError("no tip has such an id; use the id of the answer")
+
+
+def _known(status: Status) -> Status:
+    if status == "erased":
+        raise UnknownTipError("the tip was erased with its user's data")
+    return status

@@ -1,6 +1,7 @@
-"""Who may ask, and how often: keys with scopes, and a rate for each key.
+"""Access: which requests reach the service, and the form of every refusal.
 
-Keys are made and recognised in `keys.py`; what requests may weigh is in `limits.py`.
+A request needs an API key with the right scope, within its key's rate; its body is bounded, and so
+is the number of tips that wait. A refusal repeats nothing that was sent.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event, Thread
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,13 +24,26 @@ from starlette.types import Scope as Exchange
 
 from reactune.config.sections import ServeConfig
 from reactune.errors import AwayError, CanaryError, DataError, PrivacyError, ReactuneError
+from reactune.process import Repeater
 from reactune.service.api_keys import ApiKey, Scope, all_keys, recognise
 from reactune.service.events import BusyError
 from reactune.service.tips import UnknownTipError
 
+REFRESH_SECONDS = 1.0  # how long a revoked key may still be accepted
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PUBLIC = ("/healthz", "/readyz", "/openapi.json")
+ANY_SCOPE: frozenset[Scope] = frozenset({"app", "operator", "read"})
+APP: frozenset[Scope] = frozenset({"app"})
+SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
+    ("POST", "/v1/rollouts/current/stop"): frozenset({"operator"}),
+    ("GET", "/v1/rollouts/current"): ANY_SCOPE,
+    ("GET", "/v1/route"): frozenset({"app", "read"}),
+    ("GET", "/metrics"): frozenset({"read", "operator"}),
+}
+BURST_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 TIPS_AT_ONCE = 64
-AGAIN = {"retry-after": "1"}
+RETRY_SOON = {"retry-after": "1"}
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +52,94 @@ class FullError(CanaryError):
     """More tips are asked for than may wait."""
 
 
-class Places:
-    """Lets so many tips be written at once and so many more wait; refuses the rest."""
+@dataclass
+class KeyRegistry:
+    """The API keys as this process knows them; the last ones stay while the database is away."""
 
-    def __init__(self, waiting: int, at_once: int = TIPS_AT_ONCE) -> None:
-        self.free = asyncio.Semaphore(at_once)
-        self.most, self.taken = waiting + at_once, 0
+    engine: sa.Engine
+    settings: ServeConfig
+    keys: dict[str, ApiKey] = field(default_factory=dict)
 
-    async def __aenter__(self) -> None:
-        if self.taken >= self.most:
-            raise FullError("too many tips are being written; try again in a moment")
-        self.taken += 1
+    @property
+    def is_required(self) -> bool:
+        """Whether a request needs a key."""
+        if self.settings.auth == "auto":
+            return bool(self.keys) or self.settings.host not in LOOPBACK
+        return self.settings.auth == "required"
+
+    def refresh(self) -> None:
+        """Read all keys again.
+
+        Raises:
+            DataError: the database does not answer.
+        """
+        self.keys = {key.key_id: key for key in all_keys(self.engine)}
+
+    @contextmanager
+    def kept_fresh(self) -> Iterator[None]:
+        """Read the keys now, and then every second until the block ends."""
         try:
-            await self.free.acquire()
-        except asyncio.CancelledError:
-            self.taken -= 1
-            raise
+            self.refresh()
+        except DataError as error:
+            log.error("API keys: %s", error)
+        with Repeater(self.refresh, seconds=REFRESH_SECONDS, name="API keys"):
+            yield
 
-    async def __aexit__(self, *error: object) -> None:
-        self.taken -= 1
-        self.free.release()
+
+@dataclass
+class Bucket:
+    """A token bucket: the requests that one key may still make; it holds two seconds' worth."""
+
+    tokens: float
+    filled_at: float
+
+    def take(self, now: float, *, rate: float) -> float:
+        """Take one token; returns 0, or the seconds until there is one."""
+        size = max(1.0, rate * BURST_SECONDS)
+        # A clock that steps back adds no tokens.
+        self.tokens = min(size, self.tokens + max(0.0, now - self.filled_at) * rate)
+        self.filled_at = now
+        if self.tokens < 1 - 1e-9:
+            return (1 - self.tokens) / rate
+        self.tokens -= 1
+        return 0.0
+
+
+class Access:
+    """Refuses requests without a key of the path's scope (401, 403) or above its rate (429)."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRegistry, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.app, self.keys, self.clock = app, keys, clock
+        self.buckets: dict[str, Bucket] = {}
+
+    async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
+        """Pass on an accepted request, with the key's id in the scope for the log."""
+        refused = None
+        if scope["type"] == "http" and scope["path"] not in PUBLIC:
+            refused = self._refusal(scope)
+        await (refused or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Exchange) -> JSONResponse | None:
+        key_id = ""
+        if self.keys.is_required:
+            token = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
+            key = recognise(token, self.keys.keys)
+            if key is None:
+                reason = "give a valid key: Authorization: Bearer rt_..."
+                return refusal(401, reason, {"www-authenticate": "Bearer"})
+            if not key.scopes & SCOPES_OF.get((scope["method"], scope["path"]), APP):
+                return refusal(403, "the key's scopes do not allow this request")
+            key_id = key.key_id
+        scope["reactune_key"] = key_id
+        rate = self.keys.settings.requests_per_second / self.keys.settings.workers
+        now = self.clock()
+        bucket = self.buckets.setdefault(key_id, Bucket(rate * BURST_SECONDS, now))
+        if seconds := bucket.take(now, rate=rate):
+            reason = f"more than {rate:g} requests a second; slow down"
+            return refusal(429, reason, {"retry-after": str(math.ceil(seconds))})
+        return None
 
 
 class BodyLimit:
@@ -69,7 +150,7 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
-        """Read the body first, at most `max_bytes` of it, then pass it on whole."""
+        """Read the body, at most `max_bytes` of it, then pass it on whole."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -93,179 +174,77 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
 
+class TipSlots:
+    """Admits `at_once` tips, lets `waiting` more wait for a slot, and refuses the rest."""
+
+    def __init__(self, waiting: int, at_once: int = TIPS_AT_ONCE) -> None:
+        self.free = asyncio.Semaphore(at_once)
+        self.limit, self.taken = waiting + at_once, 0
+
+    async def __aenter__(self) -> None:
+        if self.taken >= self.limit:
+            raise FullError("too many tips are being written; try again in a moment")
+        self.taken += 1
+        try:
+            await self.free.acquire()
+        except asyncio.CancelledError:
+            self.taken -= 1
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self.taken -= 1
+        self.free.release()
+
+
 def refusal(
     status: int, reason: str, headers: Mapping[str, str] | None = None, *, path: str = ""
 ) -> JSONResponse:
-    """The one form in which the API says no; OpenAI's clients are told in theirs."""
-    told: object = reason
+    """The form of every refusal; OpenAI's on OpenAI's path."""
+    error: object = reason
     if path.startswith("/v1/chat/"):
-        told = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
-    return JSONResponse({"error": told}, status_code=status, headers=dict(headers or {}))
+        error = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
+    return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Our own errors: 404 for an unknown tip, 422 for what was sent, 503 for what is away."""
+async def refuse_error(request: Request, error: Exception) -> JSONResponse:
+    """Our errors: 404 for an unknown tip, 422 for an invalid request, 503 for what is away."""
     path = request.url.path
     if isinstance(error, BusyError | FullError):
-        return refusal(503, str(error), AGAIN, path=path)
+        return refusal(503, str(error), RETRY_SOON, path=path)
     if isinstance(error, AwayError | sa.exc.SQLAlchemyError):
-        # What SQLAlchemy says may quote a value; ours does not.
-        cause: BaseException = error
-        said = "no connection"
-        if isinstance(error, AwayError):
-            cause, said = error.__cause__ or error, str(error)
-        log.error("%s: %s", type(cause).__name__, said)
+        # SQLAlchemy's messages may quote a value; ours do not.
+        is_ours = isinstance(error, AwayError)
+        cause = (error.__cause__ or error) if is_ours else error
+        log.error("%s: %s", type(cause).__name__, error if is_ours else "no connection")
         reason = "the database does not answer; try again in a moment"
-        return refusal(503, reason, AGAIN, path=path)
+        return refusal(503, reason, RETRY_SOON, path=path)
     if isinstance(error, UnknownTipError):
         return refusal(404, str(error), path=path)
     if isinstance(error, DataError | PrivacyError):
         return refusal(422, str(error), path=path)
     assert isinstance(error, ReactuneError)
     log.error("%s", error)
-    return refusal(503, str(error), AGAIN, path=path)
+    return refusal(503, str(error), RETRY_SOON, path=path)
 
 
-async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
+async def refuse_invalid(request: Request, error: Exception) -> JSONResponse:
     """A body that does not fit: which field, and what it should be, but not what it was."""
     assert isinstance(error, RequestValidationError)
     reason = "; ".join(sorted({_problem(each) for each in error.errors()}))
     return refusal(422, reason, path=request.url.path)
 
 
-async def answer_http(request: Request, error: Exception) -> JSONResponse:
+async def refuse_http(request: Request, error: Exception) -> JSONResponse:
     """No such path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
     return refusal(error.status_code, str(error.detail), path=request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> str:
-    # Deeper places and unknown fields are words of the sender's.
-    place: Sequence[object] = problem["loc"][1:2]
+    # Only the first level is named: deeper keys and unknown fields are the sender's words.
+    field_path: Sequence[object] = problem["loc"][1:2]
     if problem["type"] == "extra_forbidden":
         return "an unknown field; see /openapi.json"
     if problem["type"] == "json_invalid":
         return "the body is not JSON"
-    return f"{'.'.join(map(str, place)) or 'body'}: {problem['msg']}"
-
-
-REFRESH_SECONDS = 1.0  # how long a key that was revoked may go on
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN = ("/healthz", "/readyz", "/openapi.json")
-ANYONE: frozenset[Scope] = frozenset({"app", "operator", "read"})
-SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
-    ("POST", "/v1/rollouts/current/stop"): frozenset({"operator"}),
-    ("GET", "/v1/rollouts/current"): ANYONE,
-    ("GET", "/v1/route"): frozenset({"app", "read"}),
-    ("GET", "/metrics"): frozenset({"read", "operator"}),
-}
-APP: frozenset[Scope] = frozenset({"app"})
-BURST_SECONDS = 2.0
-
-
-@dataclass
-class Bucket:
-    """What one key may still ask: fills at a rate, and holds two seconds of it."""
-
-    tokens: float
-    filled_at: float
-
-    def take(self, now: float, *, rate: float) -> float:
-        """Take one; 0 if there was one, else the seconds until there is."""
-        size = max(1.0, rate * BURST_SECONDS)
-        # A clock that went back fills nothing.
-        self.tokens = min(size, self.tokens + max(0.0, now - self.filled_at) * rate)
-        self.filled_at = now
-        if self.tokens < 1 - 1e-9:
-            return (1 - self.tokens) / rate
-        self.tokens -= 1
-        return 0.0
-
-
-@dataclass
-class KeyRing:
-    """The keys as this process knows them; the last ones stay while the database is away."""
-
-    engine: sa.Engine
-    settings: ServeConfig
-    keys: dict[str, ApiKey] = field(default_factory=dict)
-
-    def refresh(self) -> None:
-        """Read all keys anew.
-
-        Raises:
-            DataError: the database does not answer.
-        """
-        self.keys = {key.key_id: key for key in all_keys(self.engine)}
-
-    @property
-    def is_required(self) -> bool:
-        """Whether a request needs a key."""
-        if self.settings.auth == "auto":
-            return bool(self.keys) or self.settings.host not in LOOPBACK
-        return self.settings.auth == "required"
-
-    @contextmanager
-    def kept_fresh(self) -> Iterator[None]:
-        """Read the keys every second in a thread, as long as this lasts."""
-        stop = Event()
-        thread = Thread(target=self._keep_fresh, args=(stop,), daemon=True, name="reactune-keys")
-        self._try()
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(timeout=5.0)
-
-    def _keep_fresh(self, stop: Event) -> None:
-        while not stop.wait(REFRESH_SECONDS):
-            self._try()
-
-    def _try(self) -> None:
-        try:
-            self.refresh()
-        except DataError:
-            return  # live_models.py tells that the database is away
-
-
-class Access:
-    """Refuses who has no key for a path with 401 or 403, and who asks too often with 429."""
-
-    def __init__(
-        self, app: ASGIApp, *, ring: KeyRing, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.app, self.ring, self.clock = app, ring, clock
-        self.buckets: dict[str, Bucket] = {}
-
-    async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
-        """Pass on what may pass; the key's id is left in the scope for the log."""
-        if scope["type"] != "http" or scope["path"] in OPEN:
-            await self.app(scope, receive, send)
-            return
-        status, reason, headers = self._judge(scope)
-        if status:
-            await refusal(status, reason, headers)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _judge(self, scope: Exchange) -> tuple[int, str, dict[str, str]]:
-        key_id = ""
-        if self.ring.is_required:
-            token = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-            key = recognise(token, self.ring.keys)
-            if key is None:
-                told = {"www-authenticate": "Bearer"}
-                return 401, "give a valid key: Authorization: Bearer rt_...", told
-            if not key.scopes & SCOPES_OF.get((scope["method"], scope["path"]), APP):
-                return 403, "the key's scopes do not allow this request", {}
-            key_id = key.key_id
-        scope["reactune_key"] = key_id
-        rate = self.ring.settings.requests_per_second / self.ring.settings.workers
-        now = self.clock()
-        bucket = self.buckets.setdefault(key_id, Bucket(rate * BURST_SECONDS, now))
-        seconds = bucket.take(now, rate=rate)
-        if seconds:
-            told = {"retry-after": str(math.ceil(seconds))}
-            return 429, f"more than {rate:g} requests a second; slow down", told
-        return 0, "", {}
+    return f"{'.'.join(map(str, field_path)) or 'body'}: {problem['msg']}"

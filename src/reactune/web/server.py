@@ -27,11 +27,10 @@ from reactune.privacy.hashing import load_hashing_keys
 from reactune.process import child_environment
 from reactune.records import Runtime
 from reactune.runs.remote import fetch_release, run_root
-from reactune.service.rollout_watcher import read_live
-from reactune.service.state import close_service, open_service
+from reactune.service.state import close_service, open_service, read_live
 from reactune.store.database import open_store
 from reactune.web.api import create_app
-from reactune.web.telemetry import SHARED_FIGURES, JsonLines
+from reactune.web.telemetry import METRICS_FOLDER, JsonLines
 
 LAST_SECONDS = 10  # what requests under way get to finish in when the process is asked to end
 BACKLOG = 2_048
@@ -172,7 +171,7 @@ def _begin(shared: socket.socket, figures: str) -> subprocess.Popen[bytes]:
     # The same command again; the child listens where we do, and dies with us.
     program = "from reactune.cli import main; main()"
     command = [sys.executable, "-c", program, *sys.argv[1:]]
-    theirs = {SOCKET: str(shared.fileno()), SHARED_FIGURES: figures}
+    theirs = {SOCKET: str(shared.fileno()), METRICS_FOLDER: figures}
     environment = {**child_environment(), **theirs}
     return subprocess.Popen(command, env=environment, pass_fds=[shared.fileno()])
 

@@ -1,0 +1,129 @@
+"""A tip in the form of OpenAI's chat completions, so that an app only changes its base URL.
+
+The conversation becomes the context of a tip, and the answer's id is the tip's id. A stream starts
+after the guard has read the whole tip (decision 21).
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from reactune.errors import DataError
+from reactune.service.tips import KIND, Tip, TipRequest
+from reactune.web.schemas import MAX_USER_CHARS, Text
+
+MODEL = "reactune"
+USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
+UNRECORDED = {"x-reactune-recorded": "false"}
+# Ignoring one of these would return another kind of answer than the client expects.
+UNSUPPORTED = ("tools", "functions", "tool_choice", "function_call", "audio", "logprobs")
+
+
+class TextPart(BaseModel):
+    """A part of a message that is text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One message of the conversation; OpenAI's other fields are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=50)]
+
+    @property
+    def text(self) -> str:
+        """The message's text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class ChatBody(BaseModel):
+    """OpenAI's request. Sampling parameters are ignored: `[serve]` sets them for every tip."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    model: Annotated[str, Field(max_length=200)] = MODEL
+    messages: Annotated[list[Message], Field(min_length=1, max_length=100)]
+    user: Annotated[str, Field(max_length=MAX_USER_CHARS)] = ""
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+
+
+def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
+    """The tip to create; `user` is the header's, which takes precedence over the body's.
+
+    The newest message comes first, because long contexts lose their end.
+
+    Raises:
+        DataError: no user, an invalid kind, or an option that a tip does not support.
+    """
+    unsupported = [name for name in UNSUPPORTED if (body.model_extra or {}).get(name)]
+    if unsupported:
+        raise DataError(f"{', '.join(unsupported)}: a tip is one text; leave that out")
+    if not (user or body.user):
+        raise DataError(f"no user: give the header {USER_HEADER}, or user in the body")
+    if not KIND.fullmatch(kind):
+        raise DataError(f"{KIND_HEADER}: letters, digits, spaces and _ . : / -")
+    if [message.role for message in body.messages] in (["user"], ["assistant"]):
+        text = body.messages[0].text
+    else:
+        text = "\n".join(f"{each.role}: {each.text}" for each in reversed(body.messages))
+    return TipRequest(user or body.user, kind, {"free_text": text})
+
+
+def chat_answer(body: ChatBody, tip: Tip) -> Response:
+    """The tip as one completion, or as the events of a stream.
+
+    A header reports a tip that is not recorded, because the database is away.
+    """
+    headers = None if tip.recorded else UNRECORDED
+    if body.stream:
+        events = _events(body, tip)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    message = {"role": "assistant", "content": tip.content, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    return JSONResponse(
+        {**_head("chat.completion", tip), "choices": [choice], "usage": _usage(tip)},
+        headers=headers,
+    )
+
+
+def _events(body: ChatBody, tip: Tip) -> Iterator[str]:
+    head = _head("chat.completion.chunk", tip)
+    words = re.findall(r"\s*\S+\s*$|\s*\S+", tip.content)
+    deltas = [{"role": "assistant", "content": ""}, *({"content": word} for word in words)]
+    for delta in deltas:
+        yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    yield _event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    if (body.stream_options or {}).get("include_usage"):
+        yield _event({**head, "choices": [], "usage": _usage(tip)})
+    yield "data: [DONE]\n\n"
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+
+def _head(kind: str, tip: Tip) -> dict[str, Any]:
+    return {"id": tip.tip_id, "object": kind, "created": int(time.time()), "model": MODEL}
+
+
+def _usage(tip: Tip) -> dict[str, int]:
+    return {
+        "prompt_tokens": tip.prompt_tokens,
+        "completion_tokens": tip.tokens,
+        "total_tokens": tip.prompt_tokens + tip.tokens,
+    }
