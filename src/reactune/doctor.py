@@ -15,7 +15,6 @@ from typing import Literal
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 from packaging.version import Version
-from platformdirs import user_cache_dir
 
 from reactune.config.settings import Config
 from reactune.errors import ReactuneError, hide_passwords
@@ -271,7 +270,7 @@ def _room(config: Config, shape: Shape | None) -> list[Finding]:
     if shape is None:
         return []
     tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
-    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
+    cache = config.model.cache_folder
     served = shape.parameters * BYTES_PER_WEIGHT[config.export.quantisation]
     return [
         _memory(shape, memory_needed(shape, config.train, sequence_tokens=tokens)),

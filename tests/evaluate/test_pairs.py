@@ -8,7 +8,8 @@ from loop_fixtures import SECRET, copy_of_trained, install, reactions
 from reactune import deployment
 from reactune.cli import main
 from reactune.errors import DataError
-from reactune.evaluate.pairs import cluster_weights, evaluate_pairs, read_pairs
+from reactune.evaluate.gate import cluster_weights
+from reactune.evaluate.pairs import evaluate_pairs, read_pairs
 from reactune.model.files import base_model
 from reactune.runs.folders import all_runs
 

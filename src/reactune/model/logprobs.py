@@ -1,8 +1,6 @@
-"""Log-probabilities of tips under a model: what validation, gate, parity and `evaluate` measure.
+"""Log-probabilities of tips under a model: what validation, gate, parity and `evaluate` measure."""
 
-Loads models and computes; which model is better is decided elsewhere.
-"""
-
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,47 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WORTH = 1.2  # bfloat16 costs precision, so it has to be worth it
+MIN_SPEED_UP = 1.2  # below it, the precision that bfloat16 costs is not worth it
 Row = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt, and of what followed
 Progress = Callable[[int], object]
-
-
-@cache
-def best_dtype() -> str:
-    """`bfloat16` where this machine multiplies it faster, else `float32`.
-
-    A processor may have the instructions and be slower with them: of two that say AVX512_BF16, one
-    is 2.3 times as fast and the other takes 1.8 times as long. So this is measured, which takes
-    a few hundredths of a second.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "float32"
-    return "bfloat16" if _speed_up_of_bfloat16() > WORTH else "float32"
-
-
-def _speed_up_of_bfloat16() -> float:
-    """How many times faster one core multiplies a small model's layer in `bfloat16`.
-
-    Counted in the thread's own processor time, on one thread: what else runs must not decide.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    types = (torch.float32, torch.bfloat16)
-    layers = [(torch.ones(256, 576, dtype=t), torch.ones(1536, 576, dtype=t)) for t in types]
-    seconds = []
-    for _ in range(10):
-        for left, right in layers:
-            started = time.thread_time()
-            torch.nn.functional.linear(left, right)
-            seconds.append(time.thread_time() - started)
-    torch.set_num_threads(threads)
-    return min(seconds[0::2]) / min(seconds[1::2])
 
 
 @contextmanager
@@ -87,7 +47,7 @@ def score(
     """Natural log-probability of every completion token given its prompt, row by row.
 
     The prefix that all rows share (system prompt, instruction, few-shot examples) is computed
-    once. `progress` is told how many rows are done.
+    once. `progress` is called with the number of rows that were done since.
     """
     import torch
 
@@ -131,8 +91,6 @@ def batches(rows: Sequence[Row], shared: int, batch_tokens: int) -> Iterator[lis
 def _score_batch(
     model: Any, rows: Sequence[Row], shared: int, cache: Any
 ) -> list[npt.NDArray[np.float64]]:
-    import copy
-
     import torch
 
     ids = [list(prompt[shared:]) + list(completion) for prompt, completion in rows]
@@ -154,3 +112,41 @@ def _score_batch(
         values = torch.log_softmax(logits, dim=-1).gather(1, targets)[:, 0]
         results.append(values.double().numpy())
     return results
+
+
+@cache
+def best_dtype() -> str:
+    """`bfloat16` where this machine multiplies it faster, else `float32`.
+
+    PyTorch's own query says only which instructions the processor has: of two that have
+    AVX512_BF16, one is 2.3 times as fast with it and the other takes 1.8 times as long. So this is
+    measured, in a few hundredths of a second.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "float32"
+    return "bfloat16" if _speed_up_of_bfloat16() > MIN_SPEED_UP else "float32"
+
+
+def _speed_up_of_bfloat16() -> float:
+    """How many times faster one core multiplies a small model's layer in `bfloat16`.
+
+    Counted in the thread's own processor time, on one thread: what else runs must not decide.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    types = (torch.float32, torch.bfloat16)
+    layers = [(torch.ones(256, 576, dtype=t), torch.ones(1536, 576, dtype=t)) for t in types]
+    seconds = []
+    for _ in range(10):
+        for left, right in layers:
+            started = time.thread_time()
+            torch.nn.functional.linear(left, right)
+            seconds.append(time.thread_time() - started)
+    torch.set_num_threads(threads)
+    return min(seconds[0::2]) / min(seconds[1::2])

@@ -1,6 +1,6 @@
-"""What every model server is told about a version: how much one answer may hold, where it ends.
+"""What a model sees for one tip: the same token ids when it is trained, judged and served.
 
-Leaves the telling to the module of each server.
+A version's prompt folder holds all that a service and a model server need to make its prompts.
 """
 
 import json
@@ -37,10 +37,11 @@ from reactune.records import ModelVersion, Prompt
 
 # No token stands for more characters than this, so a text longer than budget x this is over.
 MAX_TOKEN_CHARS = 32
-MAX_TEXTS = 10_000  # of one context, each looked at once
-DETECTORS = "detectors.json"  # in a prompt folder: what the model was trained behind
+MAX_TEXTS = 10_000  # of one context, each searched once for personal data
+DETECTORS = "detectors.json"  # in a prompt folder: which texts were placeholders in training
+FRAME_TOKENS = 704  # system prompt, instruction and turns around the context block
+STEP = 256  # servers round to this anyway
 DEFAULT_PRIVACY = PrivacyConfig()
-
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,28 @@ def load_chat(
     )
 
 
+def _token_text(token: str | Mapping[str, str] | None) -> str:
+    if token is None or isinstance(token, str):
+        return token or ""
+    return token["content"]
+
+
+def _warn_of_other_detectors(folder: Path, privacy: PrivacyConfig) -> None:
+    """A model learned which texts are placeholders; other settings show it prompts it never saw."""
+    file = folder / DETECTORS
+    if file.is_file() and file.read_text(encoding="utf-8") != detectors_of(privacy):
+        log.warning(
+            "%s was trained under other privacy.kinds or privacy.models than those of today; "
+            "train again, or set them back",
+            folder.parent.name,
+        )
+
+
+def detectors_of(privacy: PrivacyConfig) -> str:
+    """What of the settings decides which texts a model sees as placeholders, as JSON."""
+    return privacy.model_dump_json(include={"kinds", "models"})
+
+
 def assemble(
     chat: Chat, kind: str, context: Mapping[str, Part | None], *, names: Iterable[str] = ()
 ) -> Prompt:
@@ -131,6 +154,27 @@ def assemble(
     return _prompt(chat, kind, parts, context_to_log(parts), placeholders)
 
 
+def _fit(chat: Chat, parts: Mapping[str, CleanPart]) -> dict[str, CleanPart]:
+    """Cut the parts until their text has at most `max_context_tokens` tokens."""
+    kept = dict(parts)
+    named = [key for key in chat.settings.cut_order if key in kept]
+    order = [key for key in kept if key not in named] + named
+    while order:
+        text, limit = input_of(kept, chat.settings), chat.settings.max_context_tokens
+        # No tokenizer makes more than one token of an ASCII character, but for one at the start.
+        if text.isascii() and len(text) < limit:
+            break
+        over = len(_encode(chat, text)) - limit
+        if over <= 0:
+            break
+        shorter = shorten(kept[order[0]], over, tokenizer=chat.tokenizer)
+        if shorter is None:
+            del kept[order.pop(0)]
+        else:
+            kept[order[0]] = shorter
+    return kept
+
+
 def rebuild(chat: Chat, kind: str, context_json: str) -> Prompt:
     """The prompt of a logged context: the same token ids as when it was assembled.
 
@@ -149,10 +193,52 @@ def prompt_of(chat: Chat, kind: str, logged: LoggedContext) -> Prompt:
     return _prompt(chat, kind, logged.parts, logged.text, {})
 
 
+def _prompt(
+    chat: Chat,
+    kind: str,
+    context: Mapping[str, CleanPart],
+    context_json: str,
+    placeholders: Mapping[str, str],
+) -> Prompt:
+    text = render(chat, user_text_of(chat, kind, context))
+    return Prompt(
+        kind=kind,
+        context_json=context_json,
+        text=text,
+        token_ids=_encode(chat, text),
+        placeholders=placeholders,
+        context=context,
+    )
+
+
 def completion_ids(chat: Chat, tip: str) -> tuple[int, ...]:
     """Token ids of the tip as the model would write it, with the stop token at the end."""
     text = break_special_tokens(tip.strip(), tokenizer=chat.tokenizer)
     return (*_encode(chat, text), *_encode(chat, chat.stop))
+
+
+def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Token ids of the prompt after earlier turns: pairs of (logged context, liked tip)."""
+    messages: list[dict[str, str]] = []
+    if chat.settings.system:
+        messages.append({"role": "system", "content": chat.settings.system})
+    for context_json, tip in examples:
+        earlier = user_text_of(chat, prompt.kind, parse_context(context_json).parts)
+        messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": tip}]
+    messages.append({"role": "user", "content": user_text(chat, prompt)})
+    return _encode(chat, render_messages(chat, messages))
+
+
+def user_text(chat: Chat, prompt: Prompt) -> str:
+    """The user message of an assembled prompt, for a server that applies the template itself."""
+    return user_text_of(chat, prompt.kind, prompt.context)
+
+
+def user_text_of(chat: Chat, kind: str, context: Mapping[str, CleanPart]) -> str:
+    """The user message: the kind's instruction and the context."""
+    context_text = input_of(context, chat.settings)
+    instruction = instruction_of(chat, kind)
+    return f"{instruction}\n\n{context_text}" if context_text else instruction
 
 
 def instruction_of(chat: Chat, kind: str) -> str:
@@ -170,64 +256,6 @@ def render(chat: Chat, user_text: str) -> str:
     """The whole prompt text for one user message, up to where the model's answer starts."""
     system = [{"role": "system", "content": chat.settings.system}] if chat.settings.system else []
     return render_messages(chat, [*system, {"role": "user", "content": user_text}])
-
-
-def user_text_of(chat: Chat, kind: str, context: Mapping[str, CleanPart]) -> str:
-    """The user message: the kind's instruction and the context."""
-    context_text = input_of(context, chat.settings)
-    instruction = instruction_of(chat, kind)
-    return f"{instruction}\n\n{context_text}" if context_text else instruction
-
-
-def user_text(chat: Chat, prompt: Prompt) -> str:
-    """The user message of an assembled prompt, for a server that applies the template itself."""
-    return user_text_of(chat, prompt.kind, prompt.context)
-
-
-def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """Token ids of the prompt after earlier turns: pairs of (logged context, liked tip)."""
-    messages: list[dict[str, str]] = []
-    if chat.settings.system:
-        messages.append({"role": "system", "content": chat.settings.system})
-    for context_json, tip in examples:
-        earlier = user_text_of(chat, prompt.kind, parse_context(context_json).parts)
-        messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": tip}]
-    messages.append({"role": "user", "content": user_text(chat, prompt)})
-    return _encode(chat, render_messages(chat, messages))
-
-
-def detectors_of(privacy: PrivacyConfig) -> str:
-    """What of the settings decides which texts a model sees as placeholders, as JSON."""
-    return privacy.model_dump_json(include={"kinds", "models"})
-
-
-def _warn_of_other_detectors(folder: Path, privacy: PrivacyConfig) -> None:
-    """A model learned which texts are placeholders; other settings show it prompts it never saw."""
-    file = folder / DETECTORS
-    if file.is_file() and file.read_text(encoding="utf-8") != detectors_of(privacy):
-        log.warning(
-            "%s was trained under other privacy.kinds or privacy.models than those of today; "
-            "train again, or set them back",
-            folder.parent.name,
-        )
-
-
-def _prompt(
-    chat: Chat,
-    kind: str,
-    context: Mapping[str, CleanPart],
-    context_json: str,
-    placeholders: Mapping[str, str],
-) -> Prompt:
-    text = render(chat, user_text_of(chat, kind, context))
-    return Prompt(
-        kind=kind,
-        context_json=context_json,
-        text=text,
-        token_ids=_encode(chat, text),
-        placeholders=placeholders,
-        context=context,
-    )
 
 
 def render_messages(chat: Chat, messages: list[dict[str, str]]) -> str:
@@ -251,37 +279,22 @@ def _encode(chat: Chat, text: str) -> tuple[int, ...]:
     return tuple(chat.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _token_text(token: str | Mapping[str, str] | None) -> str:
-    if token is None or isinstance(token, str):
-        return token or ""
-    return token["content"]
-
-
-def _fit(chat: Chat, parts: Mapping[str, CleanPart]) -> dict[str, CleanPart]:
-    """Cut the parts until their text has at most `max_context_tokens` tokens."""
-    kept = dict(parts)
-    named = [key for key in chat.settings.cut_order if key in kept]
-    order = [key for key in kept if key not in named] + named
-    while order:
-        text, limit = input_of(kept, chat.settings), chat.settings.max_context_tokens
-        # No tokenizer makes more than one token of an ASCII character, but for one at the start.
-        if text.isascii() and len(text) < limit:
-            break
-        over = len(_encode(chat, text)) - limit
-        if over <= 0:
-            break
-        shorter = shorten(kept[order[0]], over, tokenizer=chat.tokenizer)
-        if shorter is None:
-            del kept[order.pop(0)]
-        else:
-            kept[order[0]] = shorter
-    return kept
+def write_prompt_folder(chat: Chat, model_folder: Path, out: Path) -> None:
+    """Copy what a service needs to make this model's prompts, and Ollama's form of it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (out / name).write_bytes((model_folder / name).read_bytes())
+    template, system = ollama_template(chat)
+    for name, text in (("ollama_template", template), ("system", system), ("stop", chat.stop)):
+        (out / f"{name}.txt").write_text(text, encoding="utf-8")
+    (out / "prompt.json").write_text(chat.settings.model_dump_json(indent=2), encoding="utf-8")
+    (out / DETECTORS).write_text(detectors_of(chat.privacy), encoding="utf-8")
 
 
 def ollama_template(chat: Chat) -> tuple[str, str]:
     """Ollama's Go template and system prompt that give the same text as `render`.
 
-    Derived by rendering the chat template around marks: no list of known models is needed.
+    Derived by rendering the chat template around marks, so no list of known models is needed.
     """
     system_mark, user_mark = "SYSTEM-MARK", "USER-MARK"
     marked = render_messages(
@@ -306,22 +319,6 @@ def ollama_template(chat: Chat) -> tuple[str, str]:
     return head + "{{ .Prompt }}" + tail + "{{ .Response }}", ""
 
 
-def write_prompt_folder(chat: Chat, model_folder: Path, out: Path) -> None:
-    """Copy what a service needs to make this model's prompts, and Ollama's form of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (out / name).write_bytes((model_folder / name).read_bytes())
-    template, system = ollama_template(chat)
-    for name, text in (("ollama_template", template), ("system", system), ("stop", chat.stop)):
-        (out / f"{name}.txt").write_text(text, encoding="utf-8")
-    (out / "prompt.json").write_text(chat.settings.model_dump_json(indent=2), encoding="utf-8")
-    (out / DETECTORS).write_text(detectors_of(chat.privacy), encoding="utf-8")
-
-
-FRAME_TOKENS = 704  # system prompt, instruction and turns around the context block
-STEP = 256  # servers round to this anyway
-
-
 def context_tokens(model: ModelVersion, settings: ServeConfig) -> int:
     """Tokens of prompt and answer together, for which a server must have room.
 
@@ -330,6 +327,18 @@ def context_tokens(model: ModelVersion, settings: ServeConfig) -> int:
     """
     needed = FRAME_TOKENS + _context_limit(model) + settings.max_tokens
     return -(-needed // STEP) * STEP
+
+
+@lru_cache
+def _context_limit(model: ModelVersion) -> int:
+    # Asked for every tip; the folder of a version does not change.
+    try:
+        prompt = PromptConfig.model_validate_json(read_prompt_file(model, "prompt.json"))
+    except ValidationError as error:
+        raise ReleaseError(
+            f"{model.prompt_folder / 'prompt.json'} of {model.name} is broken; export it again"
+        ) from error
+    return prompt.max_context_tokens
 
 
 def stop_text(model: ModelVersion) -> str:
@@ -354,15 +363,3 @@ def read_prompt_file(model: ModelVersion, name: str) -> str:
         raise ReleaseError(
             f"{file} of {model.name} cannot be read ({type(error).__name__}); export it again"
         ) from error
-
-
-@lru_cache
-def _context_limit(model: ModelVersion) -> int:
-    # Asked for every tip; the folder of a version does not change.
-    try:
-        prompt = PromptConfig.model_validate_json(read_prompt_file(model, "prompt.json"))
-    except ValidationError as error:
-        raise ReleaseError(
-            f"{model.prompt_folder / 'prompt.json'} of {model.name} is broken; export it again"
-        ) from error
-    return prompt.max_context_tokens
