@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reactune.cli.session import Session
+from reactune.records import replacing
 
 if TYPE_CHECKING:
     from reactune.records import Counts
@@ -221,13 +222,8 @@ def _span_writer(
     if str(file) == "-":
         yield lambda span: click.echo(line(span))
         return
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as lines:
-            yield lambda span: lines.write(f"{line(span)}\n")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as lines:
+        yield lambda span: lines.write(f"{line(span)}\n")
 
 
 def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:

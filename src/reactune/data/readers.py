@@ -1,6 +1,7 @@
-"""Texts of any JSONL, CSV or Parquet file, read in chunks and written back changed.
+"""Rows of JSONL, CSV and Parquet files in their order, one parser a format.
 
-Everything else in the file stays as it is. What is done to the texts is `deidentify_file.py`'s.
+What is wrong with one row costs that row alone, and is reported without quoting it; what is wrong
+with the file is a `DataError` that names it.
 """
 
 import codecs
@@ -11,7 +12,7 @@ import math
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
@@ -21,19 +22,6 @@ from reactune.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-from collections.abc import Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
-
-from reactune.pii.spans import Text, labelled
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-PARQUET_ROWS = 1_000
-SURROGATE = re.compile("[\ud800-\udfff]")
-WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
 ENDINGS = {
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
@@ -43,16 +31,21 @@ ENDINGS = {
     ".csv.gz": "csv",
     ".parquet": "parquet",
 }
+MAX_LINE_BYTES = 16 * 2**20
+PARQUET_ROWS = 1_000
+SURROGATE = re.compile("[\ud800-\udfff]")
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
+NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 
 
 class Refused(DataError):
-    """A row that is left out; the message is the reason and never holds what the row says."""
+    """A row that is left out; the message is the reason and never quotes the row."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row by our column names, or the reason why it cannot be read.
+    """One row by column name, or the reason why it cannot be read.
 
     `number` counts a file's lines from 1 (of Parquet: its rows); `position` is how many bytes of
     the file were read by then.
@@ -62,6 +55,15 @@ class Line:
     position: int
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     refusal: str = ""
+
+
+@dataclass(frozen=True)
+class ParquetBatch:
+    """Some rows of a Parquet file: the number of the first, from 1, and the bytes read by then."""
+
+    first: int
+    position: int
+    rows: "pa.RecordBatch" = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -78,33 +80,12 @@ def check_readable(path: Path) -> None:
     Raises:
         DataError: naming the file.
     """
-    _reader_of(path)
+    kind_of(path)
     try:
         with path.open("rb"):
             pass
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the name") from error
-
-
-def read(path: Path, names: Mapping[str, str], *, max_line_bytes: int) -> Iterator[Line]:
-    """Every row of the file but blank lines; `names` maps our column names to the file's.
-
-    Raises:
-        DataError: the file is not what its name says, or is broken off in the middle.
-    """
-    return _reader_of(path)(path, names, max_line_bytes)
-
-
-def parse_json(text: str) -> Any:
-    """The value of one JSON text, finite numbers only.
-
-    Raises:
-        Refused: it is no JSON, holds NaN or an infinity, or is nested beyond reading.
-    """
-    try:
-        return DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise Refused("not valid JSON") from error
 
 
 def ending_of(path: Path) -> str:
@@ -120,53 +101,151 @@ def ending_of(path: Path) -> str:
     raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(ENDINGS)}")
 
 
-def _reader_of(path: Path) -> Callable[[Path, Mapping[str, str], int], Iterator[Line]]:
-    return READERS[ENDINGS[ending_of(path)]]
+def kind_of(path: Path) -> str:
+    """What the ending of the name says that a file is: `jsonl`, `csv` or `parquet`.
+
+    Raises:
+        DataError: the name has no known ending.
+    """
+    return ENDINGS[ending_of(path)]
 
 
-def _read_jsonl(path: Path, names: Mapping[str, str], max_bytes: int) -> Iterator[Line]:
+def read(
+    path: Path, names: Mapping[str, str], *, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Line]:
+    """Every row of the file but blank lines; `names` maps our column names to the file's.
+
+    Cells of CSV get the type of our column; an empty one is None.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken off in the middle.
+    """
+    kind = kind_of(path)
+    if kind == "parquet":
+        yield from _parquet_lines(path, names)
+        return
+    typed = _typed if kind == "csv" else _as_it_is
+    for row in read_rows(path, max_line_bytes=max_line_bytes):
+        there = row.values
+        values = {ours: typed(ours, there[name]) for ours, name in names.items() if name in there}
+        yield Line(row.number, row.position, values, row.refusal)
+
+
+def read_rows(
+    path: Path,
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    decoder: json.JSONDecoder | None = None,
+) -> Iterator[Line]:
+    """Every row of a JSONL or CSV file but blank lines, with all columns that it has, as they are.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken off in the middle.
+    """
+    if kind_of(path) == "csv":
+        return _csv_rows(path, max_line_bytes)
+    return _json_rows(path, max_line_bytes, decoder)
+
+
+def csv_header(path: Path) -> list[str]:
+    """The names of the columns of a CSV file; none of an empty one.
+
+    Raises:
+        DataError: the first line is no header, or the file is broken.
+    """
+    for raw, cells, flaw in _csv_records(_lines(path, MAX_LINE_BYTES), MAX_LINE_BYTES):
+        return _header(path, raw, cells, flaw)
+    return []
+
+
+def parquet_batches(
+    path: Path, *, columns: Collection[str] | None = None, batch_rows: int = PARQUET_ROWS
+) -> Iterator[ParquetBatch]:
+    """The rows of a Parquet file in batches, with those of the columns that it has, or with all.
+
+    Raises:
+        DataError: the file is no Parquet, or broken; pyarrow is not installed.
+    """
+    pyarrow, parquet = _parquet(path)
+    first = 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in there if name in columns]
+            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
+                end = first + batch.num_rows
+                yield ParquetBatch(first, int((end - 1) * bytes_per_row), batch)
+                first = end
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: broken Parquet after row {first - 1}; write it again") from error
+
+
+def parquet_schema(path: Path) -> "pa.Schema":
+    """The columns of a Parquet file.
+
+    Raises:
+        DataError: the file is no Parquet, or broken; pyarrow is not installed.
+    """
+    pyarrow, parquet = _parquet(path)
+    try:
+        return parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: broken Parquet: {error}; write it again") from error
+
+
+def parse_json(text: str, decoder: json.JSONDecoder | None = None) -> Any:
+    """The value of one JSON text; unless another decoder is given, finite numbers only.
+
+    Raises:
+        Refused: it is no JSON, holds NaN or an infinity, or is nested beyond reading.
+    """
+    try:
+        return (decoder or FINITE).decode(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(NOT_JSON) from error
+
+
+def _json_rows(path: Path, max_bytes: int, decoder: json.JSONDecoder | None) -> Iterator[Line]:
     for raw in _lines(path, max_bytes):
         if raw.text.isspace():
             continue
         try:
-            found = _json_object(raw)
+            yield Line(raw.number, raw.position, _json_object(raw, decoder))
         except Refused as refusal:
             yield Line(raw.number, raw.position, refusal=str(refusal))
-        else:
-            values = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
-            yield Line(raw.number, raw.position, values)
 
 
-def _json_object(raw: _Raw) -> dict[str, Any]:
+def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
     if raw.is_cut:
         raise Refused("oversized line")
     if b"\0" in raw.text:
-        raise Refused("NUL byte")
+        raise Refused(NUL_BYTE)
     try:
         text = raw.text.decode()
     except UnicodeDecodeError as error:
         raise Refused("invalid UTF-8") from error
-    found = parse_json(text)
-    if not isinstance(found, dict):
-        raise Refused("not a JSON object")
-    return found
+    value = parse_json(text, decoder)
+    if not isinstance(value, dict):
+        raise Refused(NOT_AN_OBJECT)
+    return value
 
 
-def _read_csv(path: Path, names: Mapping[str, str], max_bytes: int) -> Iterator[Line]:
+def _csv_rows(path: Path, max_bytes: int) -> Iterator[Line]:
     header: list[str] | None = None
     for raw, cells, flaw in _csv_records(_lines(path, max_bytes), max_bytes):
         if header is None:
-            if flaw:
-                raise DataError(f"{path}: line {raw.number} is no CSV header: {flaw}")
-            header = [cell.strip() for cell in cells]
+            header = _header(path, raw, cells, flaw)
             continue
         flaw = flaw or _flaw_of(cells, width=len(header))
-        if flaw:
-            yield Line(raw.number, raw.position, refusal=flaw)
-            continue
-        found = dict(zip(header, cells, strict=True))
-        values = {o: _typed(o, found[t]) for o, t in names.items() if t in found}
-        yield Line(raw.number, raw.position, values)
+        values = {} if flaw else dict(zip(header, cells, strict=True))
+        yield Line(raw.number, raw.position, values, flaw)
+
+
+def _header(path: Path, raw: _Raw, cells: list[str], flaw: str) -> list[str]:
+    if flaw:
+        raise DataError(f"{path}: line {raw.number} is no CSV header: {flaw}; write one")
+    return [cell.strip() for cell in cells]
 
 
 def _csv_records(lines: Iterator[_Raw], max_bytes: int) -> Iterator[tuple[_Raw, list[str], str]]:
@@ -207,6 +286,10 @@ def _flaw_of(cells: list[str], *, width: int) -> str:
     return "" if len(cells) == width else "wrong number of columns"
 
 
+def _as_it_is(_name: str, value: Any) -> Any:
+    return value
+
+
 def _typed(name: str, cell: str) -> Any:
     """What the text of a CSV cell stands for; what it cannot stand for is refused later."""
     if not cell:
@@ -218,7 +301,7 @@ def _typed(name: str, cell: str) -> Any:
     return cell
 
 
-def _read_parquet(path: Path, names: Mapping[str, str], _max_bytes: int) -> Iterator[Line]:
+def _parquet(path: Path) -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -226,31 +309,29 @@ def _read_parquet(path: Path, names: Mapping[str, str], _max_bytes: int) -> Iter
         raise DataError(
             f"{path}: reading Parquet needs pyarrow; run `pip install 'reactune[train]'`"
         ) from error
-    number = 0
+    return pyarrow, parquet
+
+
+def _parquet_lines(path: Path, names: Mapping[str, str]) -> Iterator[Line]:
+    for batch in parquet_batches(path, columns=names.values()):
+        there = set(batch.rows.schema.names)
+        columns = {
+            ours: _in_microseconds(batch.rows.column(name))
+            for ours, name in names.items()
+            if name in there
+        }
+        for index in range(batch.rows.num_rows):
+            values, flaw = _parquet_values(columns, index)
+            yield Line(batch.first + index, batch.position, values, flaw)
+
+
+def _parquet_values(columns: Mapping[str, "pa.Array"], index: int) -> tuple[dict[str, Any], str]:
     try:
-        with parquet.ParquetFile(path) as file:
-            columns = [each for each in names.values() if each in file.schema_arrow.names]
-            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-                for values, flaw in _parquet_rows(batch, names):
-                    number += 1
-                    yield Line(number, int(number * bytes_per_row), values, flaw)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: broken Parquet after row {number}; write it again") from error
-
-
-def _parquet_rows(
-    batch: "pa.RecordBatch", names: Mapping[str, str]
-) -> Iterator[tuple[dict[str, Any], str]]:
-    there = set(batch.schema.names)
-    columns = {o: _in_microseconds(batch.column(t)) for o, t in names.items() if t in there}
-    for index in range(batch.num_rows):
-        try:
-            yield {name: column[index].as_py() for name, column in columns.items()}, ""
-        except UnicodeDecodeError:
-            yield {}, "invalid UTF-8"
-        except (ValueError, OverflowError):
-            yield {}, "unreadable value"
+        return {name: column[index].as_py() for name, column in columns.items()}, ""
+    except UnicodeDecodeError:
+        return {}, "invalid UTF-8"
+    except (ValueError, OverflowError):
+        return {}, "unreadable value"
 
 
 def _in_microseconds(column: "pa.Array") -> "pa.Array":
@@ -295,271 +376,4 @@ def _finite(text: str) -> float:
     return number
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
-
-
-CHUNK_ROWS = 2_000
-MAX_DEPTH = 20
-
-Values = dict[str, Any]  # column = what it holds in one row
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows: the columns that hold texts, and all of it in the file's own form.
-
-    `first` is the number of the first row, from 1; `position` the bytes of the file read by then;
-    `unreadable` how many lines before the end of the chunk are no rows.
-    """
-
-    first: int
-    position: int
-    values: Sequence[Values] = field(repr=False)
-    whole: Any = field(repr=False)
-    unreadable: int = 0
-
-
-Write = Callable[[Any, Sequence[Values]], None]
-
-
-def read_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
-    """The rows of the file; `columns` names those with texts, none: all that hold any.
-
-    Raises:
-        DataError: the file cannot be read, or lacks a column that was named.
-    """
-    try:
-        yield from _form_of(path).read(path, tuple(columns))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; make it again") from error
-
-
-@contextmanager
-def writing(path: Path, like: Path) -> Iterator[Write]:
-    """Write rows of `like` in the same form; the file is there, whole, when all went well.
-
-    Raises:
-        DataError: the names say different kinds of files, or the file cannot be written.
-    """
-    form = _form_of(like)
-    if ending_of(path) != ending_of(like):
-        raise DataError(f"{path}: must be of the same kind as {like}; give it the same ending")
-    partial = path.with_name(f".{path.name}.partial{''.join(path.suffixes)}")
-    try:
-        with form.write(partial, like) as write:
-            yield write
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; check the name") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def texts_in(name: str, value: object, depth: int = 0) -> Iterator[Text]:
-    """Every text in what a column holds, at any depth, in an order that `with_texts` follows."""
-    if isinstance(value, str):
-        inner = _json_in(value)
-        if inner is None:
-            yield labelled(name, value)
-        else:
-            yield from texts_in(name, inner, depth + 1)
-    elif isinstance(value, list | dict) and depth < MAX_DEPTH:
-        for key, part in value.items() if isinstance(value, dict) else ((name, p) for p in value):
-            yield from texts_in(key, part, depth + 1)
-
-
-def with_texts(value: Any, texts: Iterator[str], depth: int = 0) -> Any:
-    """The value with these texts in place of its own."""
-    if isinstance(value, str):
-        inner = _json_in(value)
-        if inner is None:
-            return next(texts)
-        return json.dumps(with_texts(inner, texts, depth + 1), ensure_ascii=False)
-    if depth >= MAX_DEPTH:
-        return value
-    if isinstance(value, dict):
-        return {key: with_texts(part, texts, depth + 1) for key, part in value.items()}
-    if isinstance(value, list):
-        return [with_texts(part, texts, depth + 1) for part in value]
-    return value
-
-
-def _json_in(text: str) -> list[Any] | dict[str, Any] | None:
-    """The list or object that the text is JSON of, so that it is JSON afterwards, too."""
-    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list | dict) else None
-
-
-@dataclass(frozen=True)
-class _Form:
-    read: Callable[[Path, tuple[str, ...]], Iterator[Chunk]]
-    write: Callable[[Path, Path], Any]
-
-
-def _form_of(path: Path) -> _Form:
-    return FORMS[ENDINGS[ending_of(path)]]
-
-
-def _open(path: Path, mode: str, **options: Any) -> TextIO:
-    if path.name.lower().endswith(".gz"):
-        return cast(TextIO, gzip.open(path, f"{mode}t", encoding="utf-8", **options))
-    return cast(TextIO, path.open(f"{mode}t", encoding="utf-8", **options))
-
-
-def _jsonl_chunks(path: Path, columns: tuple[str, ...]) -> Iterator[Chunk]:
-    rows: list[Values] = []
-    number = unreadable = position = 0
-    with _open(path, "r", errors="strict") as lines:
-        for line in lines:
-            position += len(line)
-            row = _object(line)
-            if row is None:
-                unreadable += bool(line.strip())
-                continue
-            rows.append(row)
-            if len(rows) == CHUNK_ROWS:
-                yield _dict_chunk(path, number + 1, rows, columns, position, unreadable)
-                number, rows, unreadable, position = number + len(rows), [], 0, 0
-    if rows or unreadable:
-        yield _dict_chunk(path, number + 1, rows, columns, position, unreadable)
-
-
-def _object(line: str) -> Values | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _dict_chunk(
-    path: Path, first: int, rows: list[Values], columns: tuple[str, ...], position: int, bad: int
-) -> Chunk:
-    absent = [name for name in columns if rows and all(name not in row for row in rows)]
-    if absent and first == 1:
-        raise DataError(f"{path}: no row has a column {absent[0]!r}; it has {', '.join(rows[0])}")
-    values = [
-        {name: value for name, value in row.items() if not columns or name in columns}
-        for row in rows
-    ]
-    return Chunk(first, position, values, rows, bad)
-
-
-@contextmanager
-def _write_jsonl(path: Path, _like: Path) -> Iterator[Write]:
-    with _open(path, "w") as file:
-
-        def write(rows: Sequence[Values], values: Sequence[Values]) -> None:
-            for row, changed in zip(rows, values, strict=True):
-                file.write(f"{json.dumps({**row, **changed}, ensure_ascii=False)}\n")
-
-        yield write
-
-
-def _csv_chunks(path: Path, columns: tuple[str, ...]) -> Iterator[Chunk]:
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))
-    with _open(path, "r", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        rows: list[Values] = []
-        number = 0
-        for row in reader:
-            rows.append(row)
-            if len(rows) == CHUNK_ROWS:
-                yield _dict_chunk(path, number + 1, rows, columns, _size(rows), 0)
-                number, rows = number + len(rows), []
-        if rows:
-            yield _dict_chunk(path, number + 1, rows, columns, _size(rows), 0)
-
-
-def _size(rows: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(str(value)) + 1 for row in rows for value in row.values())
-
-
-@contextmanager
-def _write_csv(path: Path, like: Path) -> Iterator[Write]:
-    with _open(like, "r", newline="") as lines:
-        header = next(csv.reader(lines), [])
-    with _open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, header, extrasaction="ignore")
-        writer.writeheader()
-
-        def write(rows: Sequence[Values], values: Sequence[Values]) -> None:
-            writer.writerows({**row, **new} for row, new in zip(rows, values, strict=True))
-
-        yield write
-
-
-def _parquet_chunks(path: Path, columns: tuple[str, ...]) -> Iterator[Chunk]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            absent = [name for name in columns if name not in schema.names]
-            if absent:
-                raise DataError(
-                    f"{path}: no column {absent[0]!r}; it has {', '.join(schema.names)}"
-                )
-            texts = [
-                f.name for f in schema if (f.name in columns or not columns) and _has_text(f.type)
-            ]
-            bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            first = 1
-            for batch in file.iter_batches(batch_size=CHUNK_ROWS):
-                values = batch.select(texts).to_pylist()
-                yield Chunk(first, int(batch.num_rows * bytes_per_row), values, batch)
-                first += batch.num_rows
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: broken Parquet: {error}; write it again") from error
-
-
-def _has_text(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        return _has_text(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return True
-    return any(_has_text(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def _schema_of(path: Path) -> "pa.Schema":
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_schema(path)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: broken Parquet: {error}; write it again") from error
-
-
-@contextmanager
-def _write_parquet(path: Path, like: Path) -> Iterator[Write]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    schema = _schema_of(like)
-    with parquet.ParquetWriter(path, schema) as writer:
-
-        def write(batch: "pa.RecordBatch", values: Sequence[Values]) -> None:
-            for name in values[0] if values else ():
-                index = schema.get_field_index(name)
-                column = pa.array([row[name] for row in values], schema.field(index).type)
-                batch = batch.set_column(index, schema.field(index), column)
-            writer.write_batch(batch)
-
-        yield write
-
-
-FORMS = {
-    "jsonl": _Form(_jsonl_chunks, _write_jsonl),
-    "csv": _Form(_csv_chunks, _write_csv),
-    "parquet": _Form(_parquet_chunks, _write_parquet),
-}
+FINITE = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

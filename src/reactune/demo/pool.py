@@ -28,7 +28,7 @@ from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import Chat, assemble, load_chat
 from reactune.pii.spans import refill
-from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
+from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling, replacing
 from reactune.release.gguf import export_release
 from reactune.release.runtimes import connect
 from reactune.store.database import create_store
@@ -237,9 +237,8 @@ def write_pool(pool: Pool, file: Path = FILE) -> None:
     head = {name: value for name, value in asdict(replace(pool, tips=())).items() if name != "tips"}
     lines = [{"v": VERSION, **head}, *(asdict(tip) for tip in pool.tips)]
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
-    partial.replace(file)
+    with replacing(file) as partial:
+        partial.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
 
 
 def digest_of(prompt: str) -> str:

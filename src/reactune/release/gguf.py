@@ -23,7 +23,7 @@ from reactune.config.sections import ExportConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import BaseModel
 from reactune.model.prompt import Chat, write_prompt_folder
-from reactune.records import ModelVersion, sha256_of, write_atomically
+from reactune.records import ModelVersion, replacing, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -254,28 +254,22 @@ def _write(
     quantisation: Quantisation,
     progress: Progress | None,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     _sweep(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            _write_header(file, reader, kinds, quantisation)
-            for done, (tensor, kind) in enumerate(zip(reader.tensors, kinds, strict=True), 1):
-                data = _encoded(tensor, kind, changes.get(tensor.name))
-                file.write(data + b"\0" * (-len(data) % reader.alignment))
-                if progress is not None:
-                    progress(done, len(kinds))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(out) as partial, partial.open("wb") as file:
+        _write_header(file, reader, kinds, quantisation)
+        for done, (tensor, kind) in enumerate(zip(reader.tensors, kinds, strict=True), 1):
+            data = _encoded(tensor, kind, changes.get(tensor.name))
+            file.write(data + b"\0" * (-len(data) % reader.alignment))
+            if progress is not None:
+                progress(done, len(kinds))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sweep(out: Path) -> None:
     """Remove what killed exports of this file left behind."""
     for partial in out.parent.glob(f".{out.name}.*"):
-        owner = partial.suffix.removeprefix(".")
+        owner = partial.name.removeprefix(f".{out.name}.").partition(".")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             partial.unlink(missing_ok=True)
 

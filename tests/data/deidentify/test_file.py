@@ -13,7 +13,7 @@ from pyarrow import parquet
 from reactune.cli import commands
 from reactune.cli.session import Session
 from reactune.config.sections import PrivacyConfig
-from reactune.data import readers
+from reactune.data.deidentify import file as deidentify
 from reactune.data.deidentify.file import deidentify_file
 from reactune.errors import DataError
 
@@ -125,7 +125,7 @@ def test_lines_that_are_no_rows_and_rows_in_other_languages_are_left_out_and_cou
 
 
 def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(deidentify, "CHUNK_ROWS", 4)
     file = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[n % 3], "id": n} for n in range(22)])
     for workers in (1, 2):
         deidentify_file(file, tmp_path / f"{workers}.jsonl", privacy=PRIVACY, workers=workers)
@@ -139,8 +139,8 @@ def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
         ("a.txt", "x", (), "unknown kind of file"),
         ("a.jsonl", '{"x": "y"}\n', ("--column", "note"), "no row has a column 'note'"),
         ("a.parquet", "PAR1 no", (), "broken Parquet"),
-        ("a.jsonl.gz", "no gzip", (), "cannot be read"),
-        ("a.jsonl", b"\xff\xfe".decode("latin-1"), (), None),
+        ("a.jsonl.gz", "no gzip", (), "broken after line 0: Not a gzipped file"),
+        ("a.jsonl", "\xff\xfe", (), "line 1: cannot be read: invalid UTF-8; mend it"),
     ],
 )
 def test_what_cannot_be_done_is_one_error_and_no_file(tmp_path, name, text, options, says):
@@ -151,7 +151,7 @@ def test_what_cannot_be_done_is_one_error_and_no_file(tmp_path, name, text, opti
     )
     assert isinstance(result.exception, DataError)
     assert str(file) in str(result.exception)
-    assert says is None or says in str(result.exception)
+    assert says in str(result.exception)
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -1,23 +1,63 @@
-"""Personal data out of the texts of a file: each chunk of rows by a pure function, in processes.
+"""Any JSONL, CSV or Parquet file with placeholders in place of personal data in its texts.
 
-How files are read and written is `text_files.py`'s, what is found the detectors'.
+Columns without texts, and all types and metadata of Parquet, stay as they are.
 """
 
+import csv
+import gzip
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from reactune.config.sections import PrivacyConfig
-from reactune.data.readers import Chunk, Values, read_chunks, texts_in, with_texts, writing
+from reactune.data.readers import (
+    NOT_AN_OBJECT,
+    NOT_JSON,
+    NUL_BYTE,
+    csv_header,
+    ending_of,
+    kind_of,
+    parquet_batches,
+    parquet_schema,
+    read_rows,
+)
+from reactune.errors import DataError
 from reactune.pii.detectors import is_foreign_row, open_detector, remembering
-from reactune.pii.spans import PLACEHOLDER, scrub_rows, without_label
+from reactune.pii.spans import PLACEHOLDER, Text, labelled, scrub_rows, without_label
+from reactune.records import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 AHEAD = 3  # chunks per process that are read before their turn to be written
+CHUNK_ROWS = 2_000
+MAX_DEPTH = 20
+NO_ROW = (NOT_JSON, NOT_AN_OBJECT, NUL_BYTE)  # lines that are counted; others refuse the file
+
+Values = dict[str, Any]  # column = what it holds in one row
+Write = Callable[[Any, Sequence[Values]], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows: the columns that hold texts, and all of it in the file's own form.
+
+    `first` is the number of the first row, from 1; `size` the bytes of the file that were read for
+    it; `unreadable` how many lines before the end of the chunk are no rows.
+    """
+
+    first: int
+    size: int
+    values: Sequence[Values] = field(repr=False)
+    whole: Any = field(repr=False)
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,16 +106,17 @@ def deidentify_file(
     on_span: Callable[[FoundSpan], object] = lambda span: None,
     progress: Callable[[int], object] = lambda size: None,
 ) -> Summary:
-    """Write the file with placeholders in place of personal data; `out` None: only look.
+    """Write the file with placeholders in place of personal data; without `out` only
+    report it.
 
     Equal values of a row get the same placeholder. Rows in a language that no model is configured
-    for are left out unless they are to be kept. `progress` is told bytes read, chunk by chunk.
+    for are left out unless they are to be kept. `progress` gets bytes read, chunk by chunk.
 
     Raises:
         DataError: a file cannot be read or written, or lacks a column.
         PrivacyError: a model that finds names is missing.
     """
-    open_detector(privacy)  # a missing model is said before anything is read
+    open_detector(privacy)  # a missing model is reported before anything is read
     summary = Summary()
     with ExitStack() as stack:
         write = stack.enter_context(writing(out, path)) if out else None
@@ -89,7 +130,7 @@ def deidentify_file(
             for span in done.spans:
                 on_span(span)
             _add(summary, chunk, done, len(kept))
-            progress(chunk.position)
+            progress(chunk.size)
     return summary
 
 
@@ -124,6 +165,180 @@ def scrub_chunk(chunk_values: Sequence[Values], first: int, privacy: PrivacyConf
     )
     replaced = _kinds(scrubbed) - _kinds((text.value for text in row) for row in rows)
     return Scrubbed(values, spans, replaced, foreign)
+
+
+def read_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
+    """The rows of the file; `columns` names those with texts, none: all that hold any.
+
+    Raises:
+        DataError: the file or a row of it cannot be read, or it lacks a column that was named.
+    """
+    if kind_of(path) == "parquet":
+        return _parquet_chunks(path, columns)
+    return _row_chunks(path, columns)
+
+
+@contextmanager
+def writing(path: Path, like: Path) -> Iterator[Write]:
+    """Write rows of `like` in the same form; the file is there, whole, when all went well.
+
+    Raises:
+        DataError: the names say different kinds of files, or the file cannot be written.
+    """
+    if ending_of(like) != ending_of(path):
+        raise DataError(f"{path}: must be of the same kind as {like}; give it the same ending")
+    try:
+        with replacing(path) as partial, WRITERS[kind_of(like)](partial, like) as write:
+            yield write
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; check the name") from error
+
+
+def texts_in(name: str, value: object, depth: int = 0) -> Iterator[Text]:
+    """Every text in what a column holds, at any depth, in an order that `with_texts` follows."""
+    if isinstance(value, str):
+        inner = _json_in(value)
+        if inner is None:
+            yield labelled(name, value)
+        else:
+            yield from texts_in(name, inner, depth + 1)
+    elif isinstance(value, list | dict) and depth < MAX_DEPTH:
+        for key, part in value.items() if isinstance(value, dict) else ((name, p) for p in value):
+            yield from texts_in(key, part, depth + 1)
+
+
+def with_texts(value: Any, texts: Iterator[str], depth: int = 0) -> Any:
+    """The value with these texts in place of its own."""
+    if isinstance(value, str):
+        inner = _json_in(value)
+        if inner is None:
+            return next(texts)
+        return json.dumps(with_texts(inner, texts, depth + 1), ensure_ascii=False)
+    if depth >= MAX_DEPTH:
+        return value
+    if isinstance(value, dict):
+        return {key: with_texts(part, texts, depth + 1) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_texts(part, texts, depth + 1) for part in value]
+    return value
+
+
+def _json_in(text: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that the text is JSON of, so that it is JSON afterwards, too."""
+    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list | dict) else None
+
+
+def _row_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
+    rows: list[Values] = []
+    first, position, unreadable, end = 1, 0, 0, 0
+    for line in read_rows(path, decoder=json.JSONDecoder()):
+        end = line.position
+        if line.refusal in NO_ROW:
+            unreadable += 1
+            continue
+        if line.refusal:
+            raise DataError(
+                f"{path}, line {line.number}: cannot be read: {line.refusal}; mend it or leave it "
+                "out"
+            )
+        rows.append(dict(line.values))
+        if len(rows) == CHUNK_ROWS:
+            yield _row_chunk(path, first, end - position, rows, columns, unreadable)
+            first, position, unreadable, rows = first + len(rows), end, 0, []
+    if rows or unreadable:
+        yield _row_chunk(path, first, end - position, rows, columns, unreadable)
+
+
+def _row_chunk(
+    path: Path, first: int, size: int, rows: list[Values], columns: Sequence[str], unreadable: int
+) -> Chunk:
+    absent = [name for name in columns if rows and all(name not in row for row in rows)]
+    if absent and first == 1:
+        raise DataError(f"{path}: no row has a column {absent[0]!r}; it has {', '.join(rows[0])}")
+    values = [
+        {name: value for name, value in row.items() if not columns or name in columns}
+        for row in rows
+    ]
+    return Chunk(first, size, values, rows, unreadable)
+
+
+def _parquet_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
+    schema = parquet_schema(path)
+    absent = [name for name in columns if name not in schema.names]
+    if absent:
+        raise DataError(f"{path}: no column {absent[0]!r}; it has {', '.join(schema.names)}")
+    texts = [f.name for f in schema if (f.name in columns or not columns) and _has_text(f.type)]
+    position = 0
+    for batch in parquet_batches(path, batch_rows=CHUNK_ROWS):
+        values = batch.rows.select(texts).to_pylist()
+        yield Chunk(batch.first, batch.position - position, values, batch.rows)
+        position = batch.position
+
+
+def _has_text(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _has_text(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return True
+    return any(_has_text(kind.field(index).type) for index in range(kind.num_fields))
+
+
+@contextmanager
+def _write_jsonl(path: Path, _like: Path) -> Iterator[Write]:
+    with _create(path) as file:
+
+        def write(rows: Sequence[Values], values: Sequence[Values]) -> None:
+            for row, changed in zip(rows, values, strict=True):
+                file.write(f"{json.dumps({**row, **changed}, ensure_ascii=False)}\n")
+
+        yield write
+
+
+@contextmanager
+def _write_csv(path: Path, like: Path) -> Iterator[Write]:
+    with _create(path, newline="") as file:
+        writer = csv.DictWriter(file, csv_header(like))
+        writer.writeheader()
+
+        def write(rows: Sequence[Values], values: Sequence[Values]) -> None:
+            writer.writerows({**row, **new} for row, new in zip(rows, values, strict=True))
+
+        yield write
+
+
+@contextmanager
+def _write_parquet(path: Path, like: Path) -> Iterator[Write]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = parquet_schema(like)
+    with parquet.ParquetWriter(path, schema) as writer:
+
+        def write(batch: "pa.RecordBatch", values: Sequence[Values]) -> None:
+            for name in values[0] if values else ():
+                index = schema.get_field_index(name)
+                column = pa.array([row[name] for row in values], schema.field(index).type)
+                batch = batch.set_column(index, schema.field(index), column)
+            writer.write_batch(batch)
+
+        yield write
+
+
+WRITERS = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}
+
+
+def _create(path: Path, newline: str | None = None) -> TextIO:
+    if path.name.lower().endswith(".gz"):
+        return cast(TextIO, gzip.open(path, "wt", encoding="utf-8", newline=newline))
+    return path.open("w", encoding="utf-8", newline=newline)
 
 
 def _kinds(rows: Iterable[Iterable[str]]) -> Counter[str]:
