@@ -46,13 +46,21 @@ def test_a_stage_is_done_again_when_a_setting_an_input_or_its_output_changed(run
     calls = []
     source = tmp_path / "in.txt"
     source.write_text("1")
-    stage(run, calls=calls, inputs={"in": source})
-    stage(run, calls=calls, inputs={"in": source}, settings={"b": 2})
+    one, two = {"train": {"seed": 1}}, {"train": {"seed": 2}}
+    stage(run, calls=calls, inputs={"in": source}, settings=one)
+    stage(run, calls=calls, inputs={"in": source}, settings=two)
     source.write_text("2")
-    stage(run, calls=calls, inputs={"in": source}, settings={"b": 2})
+    stage(run, calls=calls, inputs={"in": source}, settings=two)
     (run / "extract" / "out.txt").write_text("damaged")
-    stage(run, calls=calls, inputs={"in": source}, settings={"b": 2})
+    stage(run, calls=calls, inputs={"in": source}, settings=two)
     assert len(calls) == 4
+
+
+def test_a_setting_that_only_one_version_of_reactune_records_does_not_count(run):
+    calls = []
+    stage(run, calls=calls, settings={"train": {"seed": 1, "removed": 2}, "gone": {"a": 1}})
+    assert not stage(run, calls=calls, settings={"train": {"seed": 1, "added": 3}})[1]
+    assert calls == ["extract"]
 
 
 def test_a_missing_input_is_named(run, tmp_path):
