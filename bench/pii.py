@@ -183,7 +183,7 @@ def quality(
 def speed(
     texts: Sequence[str], find_peer: Finder, *, peer_texts: int, rounds: int
 ) -> dict[str, Any]:
-    """Texts a second of both, in turns; distinct texts, so that remembering would not help."""
+    """Texts a second of both, in turns; distinct texts, so that cached would not help."""
     settings = PrivacyConfig(kinds=KINDS)
     find = partial(ours, settings=settings)
     find(texts[:CHUNK])

@@ -10,11 +10,11 @@ from reactune.config.sections import KINDS, PrivacyConfig
 from reactune.errors import PrivacyError
 from reactune.pii.detectors import (
     LANGUAGES,
+    cached,
     is_foreign,
     is_foreign_row,
     language_of,
     open_detector,
-    remembering,
 )
 from reactune.pii.spans import Span, Text, labelled, refill, scrub, scrub_rows, without_overlaps
 
@@ -204,7 +204,7 @@ def test_a_detector_may_go_to_another_process_and_remembers_only_so_much():
     text = "call Anna at 202-555-0143"
     assert pickle.loads(pickle.dumps(BY_DEFAULT))([text]) == BY_DEFAULT([text])
     asked = []
-    ask = remembering(lambda texts: [asked.append(t) or [] for t in texts], 2)
+    ask = cached(lambda texts: [asked.append(t) or [] for t in texts], 2)
     for texts_now in (["a", "b", "a"], ["b", "c"], ["a"]):
         ask(texts_now)
     assert asked == ["a", "b", "c", "a"]

@@ -31,7 +31,7 @@ from reactune.model.context import (
     scrub_parts,
     shorten,
 )
-from reactune.pii.detectors import open_detector, remembering
+from reactune.pii.detectors import cached, open_detector
 from reactune.pii.spans import Detector
 from reactune.records import ModelVersion, Prompt
 
@@ -134,7 +134,7 @@ def assemble(
     """
     placeholders: dict[str, str] = {}
     people = tuple(names)
-    detect = remembering(chat.detect, MAX_TEXTS)  # for this one context
+    detect = cached(chat.detect, MAX_TEXTS)  # for this one context
     limit = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
     cleaned = {
         key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=limit)

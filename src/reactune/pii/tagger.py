@@ -1,6 +1,7 @@
-"""Names of people, places, organisations, and postal addresses: a small network over words.
+"""Names of people, places and organisations, and postal addresses, by a small neural network.
 
-Two convolutions over sums of hashed features, in numpy alone; scripts/train_tagger.py makes it.
+Two convolutions over sums of hashed word features, in numpy; trained by scripts/train_tagger.py.
+The weights depend on the features: change neither without training again.
 """
 
 import gzip
@@ -18,15 +19,92 @@ from numpy.typing import NDArray
 
 from reactune.pii.spans import Span, without_overlaps
 
+Word = tuple[int, int]  # start and end in the text
+Matrix: TypeAlias = NDArray[np.float32]
+
 LEXICON = Path(__file__).with_name("lexicon.txt.gz")
+WEIGHTS = Path(__file__).with_name("tagger.npz")
 ROWS = 1 << 15  # rows of the embedding table
-MAX_WORD = 40  # characters that features look at
-CACHED_WORDS = 1 << 16
+WINDOW = 5  # words that one convolution sees at once
+MARGIN = WINDOW // 2  # empty rows between two texts, so that neither influences the other
+CHUNK_WORDS = 6_000
+CACHED_FEATURES = 1 << 16
+CACHED_PRODUCTS = 10_000  # 2.5 KB each
+MAX_WORD = 40  # characters that features use
+MIN_ADDRESS = 4  # characters
+# Kinds that say less about a person and are less clear need a higher score.
+MIN_SCORE = {"ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
+
 WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_|\n")
-
 LONG_RUN = re.compile(r"(.)\1{4,}")
+WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
 
-Word = tuple[int, int]  # where it stands in the text
+
+@dataclass(frozen=True)
+class Tagger:
+    """The weights. `kinds[0]` is the kind of a word that is no part of a name."""
+
+    kinds: tuple[str, ...]
+    threshold: float
+    table: Matrix = field(repr=False)  # features x width
+    flat_first: Matrix = field(repr=False)  # width x (window x hidden)
+    first_bias: Matrix = field(repr=False)
+    second: Matrix = field(repr=False)  # window x hidden x hidden
+    second_bias: Matrix = field(repr=False)
+    out: Matrix = field(repr=False)  # hidden x kinds
+    out_bias: Matrix = field(repr=False)
+    products: dict[str, Matrix] = field(repr=False, default_factory=dict)
+
+
+@cache
+def load_tagger(file: Path = WEIGHTS) -> Tagger:
+    """The tagger of a file; read once."""
+    with np.load(file) as held:
+        table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
+        names = ("first_bias", "second", "second_bias", "out", "out_bias")
+        first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
+        # With another memory order, matrix products take many times as long.
+        arrays: dict[str, Any] = {
+            name: np.ascontiguousarray(held[name], np.float32) for name in names
+        }
+        return Tagger(
+            kinds=tuple(str(kind) for kind in held["kinds"]),
+            threshold=float(held["threshold"]),
+            table=table,
+            flat_first=np.ascontiguousarray(first, np.float32),
+            **arrays,
+        )
+
+
+def find_names(tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str]) -> list[list[Span]]:
+    """The spans of these kinds in every text; texts do not influence each other."""
+    wanted = [number for number, kind in enumerate(tagger.kinds) if kind in kinds]
+    if not wanted:
+        return [[] for _ in texts]
+    return [spans for chunk in _chunks(texts) for spans in _find(tagger, chunk, wanted)]
+
+
+def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matrix, list[int]]:
+    """The probability of each kind for each word (one row each), and each text's first row.
+
+    Between two texts there are rows of no word.
+    """
+    rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
+    known: dict[str, int] = {}
+    at, starts = MARGIN, []
+    for words in texts:
+        starts.append(at)
+        rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
+        at += len(words) + MARGIN
+    if not known:
+        return np.zeros((len(rows), len(tagger.kinds)), np.float32), starts
+    is_word = (rows >= 0)[:, None]
+    seen = np.maximum(_first_convolution(tagger, _products(tagger, list(known)), rows), 0) * is_word
+    wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
+    scores = wide @ tagger.out + tagger.out_bias
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores * is_word, starts
 
 
 def words_of(text: str) -> list[Word]:
@@ -34,9 +112,9 @@ def words_of(text: str) -> list[Word]:
     return [match.span() for match in WORD.finditer(text)]
 
 
-@lru_cache(CACHED_WORDS)
+@lru_cache(CACHED_FEATURES)
 def features_of(word: str) -> tuple[int, ...]:
-    """Rows of the embedding table that stand for the word: form, parts, shape, lexicon."""
+    """Rows of the embedding table for the word: form, parts, shape, lexicon."""
     word = word[:MAX_WORD]
     low = word.casefold()
     framed = f"^{low}$"
@@ -70,103 +148,23 @@ def _sign(char: str) -> str:
     return "d" if char.isdigit() else "X" if char.isupper() else "x" if char.isalpha() else char
 
 
-END_OF_SIGNS = "\u0530"  # Latin, Greek and Cyrillic stand before it
+END_OF_SIGNS = "\u0530"  # Latin, Greek and Cyrillic come before it
 SIGNS = {code: _sign(chr(code)) for code in range(ord(END_OF_SIGNS))}
-
-
-WEIGHTS = Path(__file__).with_name("tagger.npz")
-WINDOW = 5  # words that one convolution sees at once
-MARGIN = WINDOW // 2  # rows of nothing between two texts, so that neither sees the other
-CHUNK_WORDS = 6_000
-REMEMBERED_WORDS = 10_000  # 2.5 KB each
-MIN_ADDRESS = 4  # characters
-WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
-# What says less about a person, and is less clear, must be more certain.
-SURER = {"ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
-
-Matrix: TypeAlias = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Tagger:
-    """The weights: `kinds[0]` stands for a word that is no part of a name."""
-
-    kinds: tuple[str, ...]
-    threshold: float
-    table: Matrix = field(repr=False)  # features x width
-    flat_first: Matrix = field(repr=False)  # width x (window x hidden)
-    first_bias: Matrix = field(repr=False)
-    second: Matrix = field(repr=False)  # window x hidden x hidden
-    second_bias: Matrix = field(repr=False)
-    out: Matrix = field(repr=False)  # hidden x kinds
-    out_bias: Matrix = field(repr=False)
-    seen: dict[str, Matrix] = field(repr=False, default_factory=dict)
-
-
-@cache
-def load_tagger(file: Path = WEIGHTS) -> Tagger:
-    """The tagger of a file; read once."""
-    with np.load(file) as held:
-        table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
-        names = ("first_bias", "second", "second_bias", "out", "out_bias")
-        first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
-        # In another order of their numbers, products of matrices take many times as long.
-        arrays: dict[str, Any] = {
-            name: np.ascontiguousarray(held[name], np.float32) for name in names
-        }
-        return Tagger(
-            kinds=tuple(str(kind) for kind in held["kinds"]),
-            threshold=float(held["threshold"]),
-            table=table,
-            flat_first=np.ascontiguousarray(first, np.float32),
-            **arrays,
-        )
-
-
-def find_names(tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str]) -> list[list[Span]]:
-    """The spans of these kinds in every text; texts do not influence each other."""
-    wanted = [number for number, kind in enumerate(tagger.kinds) if kind in kinds]
-    if not wanted:
-        return [[] for _ in texts]
-    return [spans for chunk in _chunks(texts) for spans in _find(tagger, chunk, wanted)]
-
-
-def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matrix, list[int]]:
-    """How likely each kind is, a row a word; and the row at which each text starts.
-
-    Between two texts there are rows that stand for no word.
-    """
-    rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
-    known: dict[str, int] = {}
-    at, starts = MARGIN, []
-    for words in texts:
-        starts.append(at)
-        rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
-        at += len(words) + MARGIN
-    if not known:
-        return np.zeros((len(rows), len(tagger.kinds)), np.float32), starts
-    is_word = (rows >= 0)[:, None]
-    seen = np.maximum(_first_convolution(tagger, _products(tagger, list(known)), rows), 0) * is_word
-    wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
-    scores = wide @ tagger.out + tagger.out_bias
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    return scores * is_word, starts
 
 
 def _find(tagger: Tagger, texts: Sequence[str], wanted: Sequence[int]) -> list[list[Span]]:
     words = [words_of(text) for text in texts]
     as_text = [[text[s:e] for s, e in of] for text, of in zip(texts, words, strict=True)]
-    chances, starts = probabilities(tagger, as_text)
-    chances = chances[:, wanted]
-    likely, best = chances.sum(axis=1), chances.argmax(axis=1)
+    likelihood, starts = probabilities(tagger, as_text)
+    likelihood = likelihood[:, wanted]
+    likely, best = likelihood.sum(axis=1), likelihood.argmax(axis=1)
     found: list[list[Span]] = [[] for _ in texts]
     for first, end in _runs(np.flatnonzero(likely >= tagger.threshold), best):
         number = bisect_right(starts, first) - 1
         kind = tagger.kinds[wanted[best[first]]]
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
         score = round(float(likely[first:end].max()), 3)
-        if score >= SURER.get(kind, 0) and _can_be(kind, texts[number][at : last[1]]):
+        if score >= MIN_SCORE.get(kind, 0) and _can_be(kind, texts[number][at : last[1]]):
             found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
     return [
         without_overlaps(text, _joined(text, spans)) if spans else []
@@ -175,7 +173,7 @@ def _find(tagger: Tagger, texts: Sequence[str], wanted: Sequence[int]) -> list[l
 
 
 def _whole(text: str, span: Span) -> Span:
-    """The span with the letters and digits that hang on it, as in `6XE`."""
+    """The span, extended by adjacent letters and digits, as in `6XE`."""
     start, end = span.start, span.end
     while start and text[start - 1].isalnum():
         start -= 1
@@ -185,7 +183,7 @@ def _whole(text: str, span: Span) -> Span:
 
 
 def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
-    """The spans, where a word or two between parts of an address belong to it."""
+    """The spans, where a word or two between two parts of an address join them."""
     joined: list[Span] = []
     for span in spans:
         before = next((s for s in reversed(joined) if s.kind == "ADDRESS"), None)
@@ -201,7 +199,7 @@ def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _runs(rows: NDArray[np.intp], best: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    """First row and end of neighbouring rows of one kind: together they are one name."""
+    """First row and end of adjacent rows of one kind: together they are one name."""
     first = end = -1
     for row in rows.tolist():
         if row != end or best[row] != best[first]:
@@ -216,26 +214,26 @@ def _runs(rows: NDArray[np.intp], best: NDArray[np.intp]) -> Iterator[tuple[int,
 def _products(tagger: Tagger, words: Sequence[str]) -> Matrix:
     """Words x window x hidden: each word's vector times each matrix of the first convolution.
 
-    Remembered for the words seen last: most words of a text were in others before.
+    Cached: most words of a text occurred in earlier texts.
     """
-    products = [tagger.seen.get(word) for word in words]
+    products = [tagger.products.get(word) for word in words]
     new = [number for number, product in enumerate(products) if product is None]
     if new:
         features = [features_of(words[number]) for number in new]
         starts = np.cumsum([0, *(len(of) for of in features[:-1])])
         flat = np.array([row for of in features for row in of])
         vectors = np.add.reduceat(tagger.table[flat], starts)
-        if len(tagger.seen) > REMEMBERED_WORDS:
-            tagger.seen.clear()
+        if len(tagger.products) > CACHED_PRODUCTS:
+            tagger.products.clear()
         for number, product in zip(new, vectors @ tagger.flat_first, strict=True):
-            tagger.seen[words[number]] = products[number] = product
+            tagger.products[words[number]] = products[number] = product
     return np.array(products, np.float32).reshape(len(words), WINDOW, -1)
 
 
 def _first_convolution(tagger: Tagger, products: Matrix, rows: NDArray[np.intp]) -> Matrix:
-    """The sum of what the words in each row's window add to it."""
+    """The sum of the products of the words in each row's window."""
     nothing = np.zeros((1, *products.shape[1:]), np.float32)
-    products = np.concatenate([products, nothing])  # what row -1 stands for
+    products = np.concatenate([products, nothing])  # for row -1, which is no word
     inner = len(rows) - WINDOW + 1
     summed = np.zeros((len(rows), products.shape[2]), np.float32)
     middle = summed[WINDOW // 2 : WINDOW // 2 + inner]
@@ -246,7 +244,7 @@ def _first_convolution(tagger: Tagger, products: Matrix, rows: NDArray[np.intp])
 
 
 def _convolve(rows: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
-    """Each row from its window; the margins at both ends stay empty."""
+    """Each row from its window; the margins at both ends are left empty."""
     inner = len(rows) - WINDOW + 1
     summed = np.zeros((len(rows), len(bias)), np.float32)
     middle = summed[WINDOW // 2 : WINDOW // 2 + inner]
@@ -257,7 +255,7 @@ def _convolve(rows: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
 
 
 def _can_be(kind: str, value: str) -> bool:
-    """Whether the value has what it takes: a name two letters, an address more than a word."""
+    """Whether the value is long enough: a name has two letters, an address is no plain word."""
     if kind == "ADDRESS":
         is_small_word = value.islower() and value.isalpha()
         return len(value) >= MIN_ADDRESS and not is_small_word

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Literal
 
 from reactune.config.sections import ServeConfig
-from reactune.pii.detectors import by_form
+from reactune.pii.detectors import detect_patterns
 from reactune.pii.spans import refill, scrub
 from reactune.records import Prompt, plain_words
 
@@ -44,7 +44,7 @@ def judge_text(text: str, prompt: Prompt, settings: ServeConfig) -> GuardVerdict
 
 def _holds_personal_data(text: str, prompt: Prompt) -> bool:
     found: dict[str, str] = {}
-    scrub(text, placeholders=found, detect=by_form)
+    scrub(text, placeholders=found, detect=detect_patterns)
     return any(value not in prompt.text for value in found.values())
 
 

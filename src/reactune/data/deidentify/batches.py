@@ -46,7 +46,7 @@ from reactune.data.labelled import (
 from reactune.errors import DataError
 from reactune.model.context import parse_context
 from reactune.model.prompt import Chat
-from reactune.pii.detectors import remembering
+from reactune.pii.detectors import cached
 from reactune.process import die_with_parent
 from reactune.records import Counts
 
@@ -321,7 +321,7 @@ def _on_table(made: bytes, table: "pa.Table") -> "pa.Table":
 
 def _with_memory(chat: Chat) -> tuple[Chat, ContextOf]:
     """The chat with a detector that remembers texts, and its contexts, remembered as well."""
-    chat = replace(chat, detect=remembering(chat.detect, MAX_CACHED))
+    chat = replace(chat, detect=cached(chat.detect, MAX_CACHED))
     return chat, lru_cache(MAX_CACHED)(partial(clean_context, chat))
 
 

@@ -29,7 +29,7 @@ from reactune.data.readers import (
     read_rows,
 )
 from reactune.errors import DataError
-from reactune.pii.detectors import is_foreign_row, open_detector, remembering
+from reactune.pii.detectors import cached, is_foreign_row, open_detector
 from reactune.pii.spans import PLACEHOLDER, Text, labelled, scrub_rows, without_label
 from reactune.records import replacing
 
@@ -136,7 +136,7 @@ def deidentify_file(
 
 def scrub_chunk(chunk_values: Sequence[Values], first: int, privacy: PrivacyConfig) -> Scrubbed:
     """The rows with placeholders, and where personal data stood in them; a pure function."""
-    detect = remembering(open_detector(privacy), 1 << 20)
+    detect = cached(open_detector(privacy), 1 << 20)
     texts = [[list(texts_in(*column)) for column in row.items()] for row in chunk_values]
     rows = [[text for column in row for text in column] for row in texts]
     found = iter(detect([text.label + text.value for row in rows for text in row]))

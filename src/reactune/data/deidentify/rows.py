@@ -31,7 +31,7 @@ from reactune.model.prompt import (
     instruction_of,
     prompt_of,
 )
-from reactune.pii.detectors import by_form, is_foreign_row
+from reactune.pii.detectors import detect_patterns, is_foreign_row
 from reactune.pii.spans import PLACEHOLDER, refill, scrub
 from reactune.records import Prompt, canonical_json, plain_words
 
@@ -121,7 +121,7 @@ def clean_row(
         raise UnsafeRowError(INCOMPLETE)
     if row["tip_content"] is None or row["context_json"] is None:
         raise UnsafeRowError(INCOMPLETE)
-    if scrub(row["kind"], placeholders={}, detect=by_form) != row["kind"]:
+    if scrub(row["kind"], placeholders={}, detect=detect_patterns) != row["kind"]:
         raise UnsafeRowError(PERSONAL_KIND)
     if logged is None:
         raise UnsafeRowError(UNREADABLE)
