@@ -12,7 +12,7 @@ import pytest
 
 import reactune
 from reactune import AsyncClient, Client
-from reactune.client.http import MOST_SECONDS, Outbox, Report, ServiceError, waits
+from reactune.client.http import MAX_WAIT_SECONDS, Outbox, Report, ServiceError, retry_waits
 from reactune.service.api_keys import make_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store
@@ -107,11 +107,11 @@ def test_what_stays_broken_or_is_refused_is_one_error(app):
 
 
 def test_waits_double_are_drawn_and_follow_retry_after():
-    drawn = [wait("") for wait in waits(8, draw=lambda: 0.5)]
+    drawn = [wait("") for wait in retry_waits(8, draw=lambda: 0.5)]
     assert drawn == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
-    assert next(waits(draw=lambda: 0.5))("2") == 2.5
-    assert next(waits(draw=lambda: 0.5))("9999") == MOST_SECONDS + 0.5
-    assert list(waits(1)) == []
+    assert next(retry_waits(draw=lambda: 0.5))("2") == 2.5
+    assert next(retry_waits(draw=lambda: 0.5))("9999") == MAX_WAIT_SECONDS + 0.5
+    assert list(retry_waits(1)) == []
 
 
 def test_reports_wait_on_disk_while_the_service_is_away_and_arrive_in_order(app, tmp_path):

@@ -1,6 +1,7 @@
-"""The service from an app in Python: tips now, reports for sure; with and without an event loop.
+"""Clients of the service: a lost answer is requested again under the same id, so nothing doubles.
 
-What is kept on disk meanwhile is in `outbox.py`.
+`Client` and `AsyncClient` differ only in how they wait. What they do is written once, as
+generators: each yields the next `Step` and receives its result.
 """
 
 import asyncio
@@ -10,20 +11,45 @@ import random
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from reactune.errors import DataError
 from reactune.records import Reaction
 
-REMEMBERED = (
-    10_000  # ids of reports sent that are remembered, so that none is sent under the same id
-)
+TRIES = 4
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.2, 10.0
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+WAITS_IN_OUTBOX = RETRIED | {401, 403}  # a report waits for a new key instead of being lost
+REMEMBERED_REPORTS = 10_000  # ids of sent reports that are kept, so that none is accepted twice
+
+Result = TypeVar("Result")
+
+
+class ServiceError(DataError):
+    """The service refused, or answered none of the tries; `status` is 0 without an answer."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class ClientTip:
+    """What the app shows, and the id that its reports name.
+
+    Not `recorded` while the service's database is away: reports on the tip count for nothing.
+    """
+
+    tip_id: str
+    content: str
+    recorded: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,7 +62,7 @@ class Report:
 
 
 class Outbox:
-    """A file with reports, shared by the processes of an app; one of them sends at a time."""
+    """A file of reports, shared by the processes of an app; one of them sends at a time."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -49,7 +75,7 @@ class Outbox:
             )
 
     def add(self, report: Report) -> bool:
-        """Keep a report; it is on disk when this returns. False if its id was there already."""
+        """Write a report to disk; False if its id is known already."""
         row = (report.report_id, report.path, json.dumps(dict(report.body)))
         with self._open() as store:
             added = store.execute(
@@ -59,41 +85,38 @@ class Outbox:
             )
             return added.rowcount == 1
 
-    def waiting(self, most: int = 100) -> list[Report]:
-        """The oldest reports that have no answer yet, in the order in which they came."""
+    def waiting(self, limit: int = 100) -> list[Report]:
+        """The oldest reports without an answer, in the order in which they were added."""
         with self._open() as store:
             rows = store.execute(
                 "SELECT report_id, path, body FROM reports WHERE answer IS NULL"
                 " ORDER BY place LIMIT ?",
-                (most,),
+                (limit,),
             ).fetchall()
-        return [Report(name, path, json.loads(body)) for name, path, body in rows]
+        return [Report(report_id, path, json.loads(body)) for report_id, path, body in rows]
 
-    def settle(self, report: Report, answer: int) -> None:
-        """Note the status that the service answered with: this report is not sent again."""
+    def settle(self, report: Report, status: int) -> None:
+        """Keep the status that the service answered with: the report is not sent again."""
         with self._open() as store:
             store.execute(
                 "UPDATE reports SET answer = ?, body = '{}' WHERE report_id = ?",
-                (answer, report.report_id),
+                (status, report.report_id),
             )
             store.execute(
                 "DELETE FROM reports WHERE answer IS NOT NULL"
                 " AND place <= (SELECT max(place) FROM reports) - ?",
-                (REMEMBERED,),
+                (REMEMBERED_REPORTS,),
             )
 
     def refused(self) -> dict[str, int]:
-        """Reports that the service would not have, with its status."""
+        """The ids of reports that the service refused, with its status."""
         with self._open() as store:
-            return dict(
-                store.execute(
-                    "SELECT report_id, answer FROM reports WHERE answer >= 400"
-                ).fetchall()
-            )
+            query = "SELECT report_id, answer FROM reports WHERE answer >= 400"
+            return dict(store.execute(query).fetchall())
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
-        """Whether it is us who may send now; the right ends with the process."""
+        """Whether this process may send until the block ends; the right ends with the process."""
         with self._file.with_suffix(".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,53 +138,124 @@ class Outbox:
             store.close()
 
 
-TRIES = 4
-FIRST_SECONDS, MOST_SECONDS = 0.2, 10.0
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-KEEP = AGAIN | {401, 403}  # a report waits for a new key; it is not lost for an old one
-
-
-class ServiceError(DataError):
-    """The service did not do it, however often it was asked; `status` is 0 without an answer."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True)
-class ClientTip:
-    """What the app shows, and the id under which it reports what became of it.
+class Post:
+    """A request to send; the result is the response, or the error of the transport."""
 
-    Not `recorded` while the service's database is away: reports of it are kept for nothing.
+    path: str
+    body: Mapping[str, Any]
+
+
+Step = Post | float | Callable[[], Any]
+"""A request, seconds to wait, or a function of the outbox, which writes to disk."""
+Steps = Generator[Step, Any, Result]
+Answer = httpx.Response | httpx.TransportError
+
+
+def tip_steps(
+    user: str, kind: str, context: Mapping[str, Any], names: Sequence[str]
+) -> Steps[ClientTip]:
+    """Request a tip, every time under the same id."""
+    body = {"user": user, "kind": kind, "context": dict(context), "names": list(names)}
+    response = yield from request_steps("/v1/tips", {**body, "tip_id": uuid.uuid4().hex})
+    tip = response.json()
+    return ClientTip(tip["tip_id"], tip["content"], tip.get("recorded", True))
+
+
+def report_steps(outbox: Outbox | None, path: str, body: Mapping[str, Any]) -> Steps[None]:
+    """Send a report, or add it to the outbox and send what waits there."""
+    if outbox is None:
+        yield from request_steps(path, body)
+        return
+    report = Report(uuid.uuid4().hex, path, body)
+    yield partial(outbox.add, report)
+    yield from flush_steps(outbox)
+
+
+def request_steps(path: str, body: Mapping[str, Any]) -> Steps[httpx.Response]:
+    """Send a request until it is answered for good, at most `TRIES` times."""
+    waits = retry_waits()
+    while True:
+        answer: Answer = yield Post(path, body)
+        seconds = next(waits, None)
+        if seconds is None or not _is_retried(answer):
+            return _response(answer)
+        yield seconds(_retry_after(answer))
+
+
+def flush_steps(outbox: Outbox | None) -> Steps[int]:
+    """Send what waits in the outbox; how many reports were settled.
+
+    Ends at the first report that the service cannot accept now, so that the order is kept.
     """
+    settled = 0
+    if outbox is None:
+        return settled
+    with outbox.sending() as may_send:
+        while may_send and (waiting := (yield outbox.waiting)):
+            for report in waiting:
+                answer: Answer = yield Post(report.path, report.body)
+                if isinstance(answer, httpx.TransportError):
+                    return settled
+                status = answer.status_code
+                if status in WAITS_IN_OUTBOX:
+                    return settled
+                yield partial(outbox.settle, report, status)
+                settled += 1
+    return settled
 
-    tip_id: str
-    content: str
-    recorded: bool = True
 
-
-def waits(
+def retry_waits(
     tries: int = TRIES, *, draw: Callable[[], float] = random.random
 ) -> Iterator[Callable[[str], float]]:
-    """Between tries: seconds to wait, from the answer's Retry-After or drawn anew each time.
+    """Between two tries each, a function from the answer's Retry-After to the seconds to wait.
 
-    Full jitter: uniform below a limit that doubles, so that many apps do not come back at once.
+    Without Retry-After it is "full jitter": uniform below a limit that doubles, so that many
+    clients do not return at the same moment (Brooker, AWS Architecture Blog, 2015).
     """
     for number in range(tries - 1):
-        limit = min(MOST_SECONDS, FIRST_SECONDS * 2**number)
+        limit = min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**number)
 
-        def seconds(told: str, limit: float = limit) -> float:
-            return min(float(told), MOST_SECONDS) + draw() if told.isdigit() else limit * draw()
+        def seconds(retry_after: str, limit: float = limit) -> float:
+            if retry_after.isdigit():
+                return min(float(retry_after), MAX_WAIT_SECONDS) + draw()
+            return limit * draw()
 
         yield seconds
 
 
+def _is_retried(answer: Answer) -> bool:
+    return isinstance(answer, httpx.TransportError) or answer.status_code in RETRIED
+
+
+def _retry_after(answer: Answer) -> str:
+    return "" if isinstance(answer, httpx.TransportError) else answer.headers.get("retry-after", "")
+
+
+def _response(answer: Answer) -> httpx.Response:
+    if isinstance(answer, httpx.TransportError):
+        reason = f"the service does not answer ({type(answer).__name__}); is it running?"
+        raise ServiceError(reason, 0) from answer
+    if answer.is_error:
+        raise ServiceError(f"status {answer.status_code}: {answer.text[:300]}", answer.status_code)
+    return answer
+
+
+def _reaction_body(tip_id: str, reaction: Reaction, dwell_ms: int) -> dict[str, Any]:
+    return {"tip_id": tip_id, "reaction": reaction, "dwell_ms": dwell_ms}
+
+
+def _connection(url: str, api_key: str, timeout_seconds: float) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    # Proxies and netrc files of the environment do not apply.
+    return {"base_url": url, "headers": headers, "timeout": timeout_seconds, "trust_env": False}
+
+
 class Client:
-    """Asks the service; close it, or use it in a `with` statement.
+    """Calls the service; close it, or use it in a `with` statement.
 
     With an `outbox` (a file), `shown` and `react` return when the report is on disk here, and
-    `flush` sends what waits; without one they return when the service has it.
+    `flush` sends what waits; without one they return when the service has recorded it.
     """
 
     def __init__(
@@ -172,53 +266,45 @@ class Client:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.Client(
-            base_url=url, headers=_headers(api_key), timeout=timeout_seconds, trust_env=False
-        )
+        self._http = httpx.Client(**_connection(url, api_key, timeout_seconds))
         self._outbox = None if outbox is None else Outbox(outbox)
 
     def tip(
         self, user: str, kind: str, context: Mapping[str, Any], *, names: Sequence[str] = ()
     ) -> ClientTip:
-        """A tip for a user; a try that was lost on the way gives no second one.
+        """A tip for a user; an answer that is lost does not lead to a second tip.
 
         Raises:
-            ServiceError: the service refuses, or did not answer any of the tries.
+            ServiceError: the service refuses, or answered none of the tries.
         """
-        answer = self._ask("/v1/tips", _tip_body(user, kind, context, names)).json()
-        return _tip_of(answer)
+        return self._run(tip_steps(user, kind, context, names))
 
     def shown(self, tip_id: str) -> None:
-        """The user sees the tip now."""
-        self._report(f"/v1/tips/{tip_id}/shown", {})
+        """The user sees the tip now.
+
+        Raises:
+            ServiceError: without an outbox, as `tip`.
+        """
+        self._run(report_steps(self._outbox, f"/v1/tips/{tip_id}/shown", {}))
 
     def react(self, tip_id: str, reaction: Reaction, dwell_ms: int) -> None:
-        """What the user did, after so many milliseconds of looking at the tip."""
-        self._report("/v1/reactions", _reaction_body(tip_id, reaction, dwell_ms))
+        """The user's reaction, and for how many milliseconds the tip was visible before it.
+
+        Raises:
+            ServiceError: without an outbox, as `tip`.
+        """
+        body = _reaction_body(tip_id, reaction, dwell_ms)
+        self._run(report_steps(self._outbox, "/v1/reactions", body))
 
     def flush(self) -> int:
         """Send what waits in the outbox, oldest first; how many reports were settled.
 
-        Ends at the first that the service cannot take now: order matters more than haste.
+        Ends at the first report that the service cannot accept now, so that the order is kept.
         """
-        settled = 0
-        if self._outbox is None:
-            return settled
-        with self._outbox.sending() as is_ours:
-            while is_ours and (waiting := self._outbox.waiting()):
-                for report in waiting:
-                    try:
-                        status = self._send(report.path, report.body).status_code
-                    except httpx.TransportError:
-                        return settled
-                    if status in KEEP:
-                        return settled
-                    self._outbox.settle(report, status)
-                    settled += 1
-        return settled
+        return self._run(flush_steps(self._outbox))
 
     def close(self) -> None:
-        """Let go of the connection; what waits in the outbox stays there."""
+        """Close the connection; what waits in the outbox stays there."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -227,28 +313,26 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _report(self, path: str, body: Mapping[str, Any]) -> None:
-        if self._outbox is None:
-            self._ask(path, body)
-            return
-        self._outbox.add(Report(uuid.uuid4().hex, path, body))
-        self.flush()
+    def _run(self, steps: Steps[Result]) -> Result:
+        result: Any = None
+        with closing(steps):
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration as stop:
+                    finished: Result = stop.value
+                    return finished
+                result = self._do(step)
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        between = waits()
-        while True:
-            answer: httpx.Response | httpx.TransportError
-            try:
-                answer = self._send(path, body)
-            except httpx.TransportError as error:
-                answer = error
-            seconds = next(between, None)
-            if not _is_worth_another(answer) or seconds is None:
-                return _final(answer)
-            time.sleep(seconds(_retry_after(answer)))
-
-    def _send(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        return self._http.post(path, json=dict(body) or None)
+    def _do(self, step: Step) -> Any:
+        if isinstance(step, float):
+            return time.sleep(step)
+        if not isinstance(step, Post):
+            return step()
+        try:
+            return self._http.post(step.path, json=dict(step.body) or None)
+        except httpx.TransportError as error:
+            return error
 
 
 class AsyncClient:
@@ -262,43 +346,27 @@ class AsyncClient:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(api_key), timeout=timeout_seconds, trust_env=False
-        )
+        self._http = httpx.AsyncClient(**_connection(url, api_key, timeout_seconds))
         self._outbox = None if outbox is None else Outbox(outbox)
 
     async def tip(
         self, user: str, kind: str, context: Mapping[str, Any], *, names: Sequence[str] = ()
     ) -> ClientTip:
         """As `Client.tip`."""
-        answer = (await self._ask("/v1/tips", _tip_body(user, kind, context, names))).json()
-        return _tip_of(answer)
+        return await self._run(tip_steps(user, kind, context, names))
 
     async def shown(self, tip_id: str) -> None:
         """As `Client.shown`."""
-        await self._report(f"/v1/tips/{tip_id}/shown", {})
+        await self._run(report_steps(self._outbox, f"/v1/tips/{tip_id}/shown", {}))
 
     async def react(self, tip_id: str, reaction: Reaction, dwell_ms: int) -> None:
         """As `Client.react`."""
-        await self._report("/v1/reactions", _reaction_body(tip_id, reaction, dwell_ms))
+        body = _reaction_body(tip_id, reaction, dwell_ms)
+        await self._run(report_steps(self._outbox, "/v1/reactions", body))
 
     async def flush(self) -> int:
         """As `Client.flush`."""
-        settled, outbox = 0, self._outbox
-        if outbox is None:
-            return settled
-        with outbox.sending() as is_ours:
-            while is_ours and (waiting := await asyncio.to_thread(outbox.waiting)):
-                for report in waiting:
-                    try:
-                        status = (await self._send(report.path, report.body)).status_code
-                    except httpx.TransportError:
-                        return settled
-                    if status in KEEP:
-                        return settled
-                    await asyncio.to_thread(outbox.settle, report, status)
-                    settled += 1
-        return settled
+        return await self._run(flush_steps(self._outbox))
 
     async def aclose(self) -> None:
         """As `Client.close`."""
@@ -310,61 +378,23 @@ class AsyncClient:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    async def _report(self, path: str, body: Mapping[str, Any]) -> None:
-        if self._outbox is None:
-            await self._ask(path, body)
-            return
-        await asyncio.to_thread(self._outbox.add, Report(uuid.uuid4().hex, path, body))
-        await self.flush()
+    async def _run(self, steps: Steps[Result]) -> Result:
+        result: Any = None
+        with closing(steps):
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration as stop:
+                    finished: Result = stop.value
+                    return finished
+                result = await self._do(step)
 
-    async def _ask(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        between = waits()
-        while True:
-            answer: httpx.Response | httpx.TransportError
-            try:
-                answer = await self._send(path, body)
-            except httpx.TransportError as error:
-                answer = error
-            seconds = next(between, None)
-            if not _is_worth_another(answer) or seconds is None:
-                return _final(answer)
-            await asyncio.sleep(seconds(_retry_after(answer)))
-
-    async def _send(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        return await self._http.post(path, json=dict(body) or None)
-
-
-def _headers(api_key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-def _tip_body(
-    user: str, kind: str, context: Mapping[str, Any], names: Sequence[str]
-) -> dict[str, Any]:
-    said = {"user": user, "kind": kind, "context": dict(context), "names": list(names)}
-    return {**said, "tip_id": uuid.uuid4().hex}
-
-
-def _tip_of(answer: Mapping[str, Any]) -> ClientTip:
-    return ClientTip(answer["tip_id"], answer["content"], answer.get("recorded", True))
-
-
-def _reaction_body(tip_id: str, reaction: Reaction, dwell_ms: int) -> dict[str, Any]:
-    return {"tip_id": tip_id, "reaction": reaction, "dwell_ms": dwell_ms}
-
-
-def _is_worth_another(answer: httpx.Response | httpx.TransportError) -> bool:
-    return isinstance(answer, httpx.TransportError) or answer.status_code in AGAIN
-
-
-def _retry_after(answer: httpx.Response | httpx.TransportError) -> str:
-    return "" if isinstance(answer, httpx.TransportError) else answer.headers.get("retry-after", "")
-
-
-def _final(answer: httpx.Response | httpx.TransportError) -> httpx.Response:
-    if isinstance(answer, httpx.TransportError):
-        told = f"the service does not answer ({type(answer).__name__}); is it running?"
-        raise ServiceError(told, 0) from answer
-    if answer.is_error:
-        raise ServiceError(f"status {answer.status_code}: {answer.text[:300]}", answer.status_code)
-    return answer
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, float):
+            return await asyncio.sleep(step)
+        if not isinstance(step, Post):
+            return await asyncio.to_thread(step)
+        try:
+            return await self._http.post(step.path, json=dict(step.body) or None)
+        except httpx.TransportError as error:
+            return error
