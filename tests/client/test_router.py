@@ -135,7 +135,7 @@ def test_openfeature_tells_arm_version_and_exposure(engine, store_url):
         assert flags.get_float_value("tip-generator", -1.0, of) == -1.0
     finally:
         api.shutdown()
-    assert not router._thread.is_alive()
+    assert not router._repeater.thread.is_alive()
 
 
 def test_a_user_who_comes_again_is_decided_as_the_first_time(engine, store_url):

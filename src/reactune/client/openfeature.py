@@ -1,7 +1,4 @@
-"""The router as an OpenFeature provider, for apps that ask for flags through its SDK.
-
-Which arm a unit gets is left to `router.py`; install the extra `openfeature`.
-"""
+"""The router as an OpenFeature provider; needs the extra `openfeature`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -21,7 +18,7 @@ class ReactuneProvider(AbstractProvider):
     """Flag `tip-generator`: the arm as text, the version as a number, both with the exposure.
 
     The targeting key is the user id; under unit `tip`, the attribute `tip_id` names the tip. The
-    flag's metadata holds what the exposure must say: arm, propensity, unit and rollout.
+    flag's metadata holds the exposure's columns: arm, propensity, unit and rollout.
     """
 
     def __init__(self, router: Router, *, flag: str = FLAG) -> None:
@@ -82,7 +79,7 @@ class ReactuneProvider(AbstractProvider):
         default_value: float,
         evaluation_context: EvaluationContext | None = None,
     ) -> NoReturn:
-        """There is no such value."""
+        """No value of this flag is a float."""
         raise TypeMismatchError(f"{self._flag} is a text, an integer, a boolean or an object")
 
     def _decide(self, flag_key: str, context: EvaluationContext | None) -> Decision:
@@ -96,10 +93,10 @@ class ReactuneProvider(AbstractProvider):
 
 
 def _details(value: Value, decision: Decision) -> FlagResolutionDetails[Value]:
-    told = {name: part for name, part in decision.exposure().items() if part is not None}
+    metadata = {name: part for name, part in decision.exposure().items() if part is not None}
     return FlagResolutionDetails(
         value,
         variant=decision.arm,
         reason=Reason.SPLIT if decision.propensity < 1 else Reason.STATIC,
-        flag_metadata=told,
+        flag_metadata=metadata,
     )

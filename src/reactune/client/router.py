@@ -1,12 +1,9 @@
-"""Which model answers, decided in the app's own process: microseconds, no request, no lock.
+"""Routing in the app's own process: the service's decision, in microseconds and without a request.
 
-The rollout is read in the background, from the database or from our service; the rule is that of
-`canary/routing.py`, so that app and service agree on every unit.
+A background thread reads the rollout from the database or from the service.
 """
 
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -24,18 +21,17 @@ from reactune.canary.routing import (
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import HashingKey, load_hashing_key, short_key, user_key
+from reactune.process import Repeater
 from reactune.records import Arm, Rollout
 
-REFRESH_SECONDS = 0.4  # so that a stop is seen everywhere in under a second
+REFRESH_SECONDS = 0.4  # a rollback takes effect everywhere in under a second
 STALE_SECONDS = 60.0
 HTTP_SECONDS = 5.0
-KNOWN = 20_000  # users of a day whose unit and bucket are kept, at least
-
-log = logging.getLogger(__name__)
+CACHED_USERS = 20_000  # whose unit and bucket of the day are kept, at least
 
 
 class Decision(NamedTuple):
-    """Which version answers one tip, and what its exposure must say.
+    """The version that answers one tip, and the columns of its exposure.
 
     `rollout_id` is None where the rollout could not be read for too long: the champion answers
     everybody then, and these tips belong to no comparison.
@@ -48,13 +44,13 @@ class Decision(NamedTuple):
     propensity: float
 
     def exposure(self) -> dict[str, Any]:
-        """The columns of `tip_scores` that record this decision, as `ingest` takes them."""
+        """The columns of `tip_scores` that record this decision, as `ingest` reads them."""
         return self._asdict()
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A rollout, prepared: what a decision needs, computed once."""
+    """A rollout with what every decision needs of it, computed once."""
 
     rollout: Rollout
     salt_hash: int
@@ -64,24 +60,24 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Units and buckets of one day and salt, of users who came already; `before` came earlier.
+class _Day:
+    """Units and buckets of users seen on one day under one salt, in two generations.
 
-    All units of a day begin alike: with `start`, whose hash after the salt is `start_hash`.
+    All units of a day have the same `prefix`; its hash after the salt is `prefix_hash`.
     """
 
-    day: int
+    date: int
     salt_hash: int
-    start: str = ""
-    start_hash: int = 0
-    places: dict[str, tuple[str, int]] = field(default_factory=dict)
-    before: dict[str, tuple[str, int]] = field(default_factory=dict)
+    prefix: str = ""
+    prefix_hash: int = 0
+    recent: dict[str, tuple[str, int]] = field(default_factory=dict)
+    older: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 class Router:
-    """Decides by the rollout it read last; a thread of its own reads it anew.
+    """Decides by the rollout it read last, and reads it again in the background.
 
-    `read` gives what is live, or raises. Close it, or use it in a `with` statement.
+    `read` returns the open rollout, or raises. Close the router, or use it in a `with` statement.
     """
 
     def __init__(
@@ -94,16 +90,14 @@ class Router:
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._read, self._key, self._close = read, key, close
-        self._refresh_seconds, self._stale_seconds = refresh_seconds, stale_seconds
+        self._stale_seconds = stale_seconds
         try:
-            self._plan = _plan(read())
+            self._refresh()
         except (CanaryError, DataError):
             close()
             raise
-        self._known = _Known(0, 0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="reactune-route")
-        self._thread.start()
+        self._day = _Day(0, 0)
+        self._repeater = Repeater(self._refresh, seconds=refresh_seconds, name="router")
 
     @classmethod
     def from_store(cls, url: str, *, key: HashingKey | None = None, **more: Any) -> Self:
@@ -112,7 +106,7 @@ class Router:
         Raises:
             DataError: the database does not answer or has no tables of this version.
             CanaryError: nothing is live yet.
-            PrivacyError: no key was given, and the environment holds none.
+            PrivacyError: no hashing key was given, and the environment holds none.
         """
         from reactune.store.database import open_store, reading
         from reactune.store.queries import live_rollout
@@ -129,11 +123,13 @@ class Router:
     def from_service(
         cls, url: str, *, api_key: str = "", key: HashingKey | None = None, **more: Any
     ) -> Self:
-        """A router that asks our service at `url` what is live, with a key of scope `app`.
+        """A router that reads `GET /v1/rollouts/current` of a service, with a key of any scope.
+
+        `key` hashes user ids: it must be the service's own, or the decisions differ.
 
         Raises:
-            DataError: the service does not answer, or with something else.
-            PrivacyError: no key for user ids was given, and the environment holds none.
+            DataError: the service does not answer, nothing is live there, or the key is refused.
+            PrivacyError: no hashing key was given, and the environment holds none.
         """
         import httpx
 
@@ -142,52 +138,44 @@ class Router:
 
         def read() -> Rollout:
             try:
-                answer = client.get("/v1/rollouts/current").raise_for_status().json()
-                return rollout_of(answer)
+                return rollout_of(client.get("/v1/rollouts/current").raise_for_status().json())
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    f"{url}: what is live cannot be read ({type(error).__name__}); is "
-                    "`reactune serve` running there, and the key one of scope app?"
+                    f"{url}: the rollout cannot be read ({type(error).__name__}); check that "
+                    "`reactune serve` runs there, that a champion is live, and the API key"
                 ) from error
 
         return cls(read, key or _key(), close=client.close, **more)
 
     def decide(self, user_id: str, *, tip_id: str = "", at: datetime | None = None) -> Decision:
-        """The version that answers this user now; under unit `tip`, give the tip's id.
+        """The version that answers this user now, or at `at`; no I/O, no lock.
 
-        Reads nothing and waits for nobody. The same unit gets the same arm as from the service.
+        The service decides the same for the same unit.
 
         Raises:
-            DataError: tips are routed one by one, and no tip id was given.
+            DataError: the rollout's unit is `tip`, and no tip id was given.
         """
         plan = self._plan
         rollout = plan.rollout
         if rollout.unit == "tip" and not tip_id:
-            raise DataError("tips are routed one by one ([canary] unit); give decide() a tip_id")
+            raise DataError("each tip is routed by itself ([canary] unit); give decide() a tip_id")
         if at is None and rollout.unit == "user_day":
-            unit, place = self._place_today(plan, user_id)
+            unit, bucket = self._unit_today(plan, user_id)
         else:
-            person = user_key(self._key, user_id)
-            at = at or datetime.now(UTC)
-            unit = unit_key(rollout.unit, tip_id=tip_id, user_key=person, at=at)
-            place = bucket_after(plan.salt_hash, unit)
+            hashed, at = user_key(self._key, user_id), at or datetime.now(UTC)
+            unit = unit_key(rollout.unit, tip_id=tip_id, user_key=hashed, at=at)
+            bucket = bucket_after(plan.salt_hash, unit)
         if time.monotonic() - plan.read_at > self._stale_seconds:
             return Decision("champion", rollout.champion, None, unit, 1.0)
         arm: Arm = "champion"
         version = rollout.champion
-        if rollout.challenger is not None and place < plan.buckets:
+        if rollout.challenger is not None and bucket < plan.buckets:
             arm, version = "challenger", rollout.challenger
         return Decision(arm, version, rollout.rollout_id, unit, plan.propensities[arm])
 
-    @property
-    def age_seconds(self) -> float:
-        """How long ago the rollout was read."""
-        return time.monotonic() - self._plan.read_at
-
     def close(self) -> None:
-        """Stop reading."""
-        self._stop.set()
-        self._thread.join(timeout=HTTP_SECONDS)
+        """Stop reading the rollout."""
+        self._repeater.close()
         self._close()
 
     def __enter__(self) -> Self:
@@ -196,42 +184,34 @@ class Router:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _place_today(self, plan: _Plan, user_id: str) -> tuple[str, int]:
-        """Unit and bucket of a user on this UTC day; whoever comes again is looked up."""
-        day = int(time.time() // 86_400)
-        known = self._known
-        if known.day != day or known.salt_hash != plan.salt_hash:
-            start = day_start(datetime.fromtimestamp(day * 86_400, UTC))
-            start_hash = fnv1a32(start, start=plan.salt_hash)
-            known = self._known = _Known(day, plan.salt_hash, start, start_hash)
-        elif len(known.places) >= KNOWN:
-            # Whoever comes again soon is still known.
-            known = self._known = replace(known, places={}, before=known.places)
-        place = known.places.get(user_id)
-        if place is None:
-            place = known.before.get(user_id)
-            if place is None:
-                person = short_key(user_key(self._key, user_id))
-                place = (known.start + person, bucket_after(known.start_hash, person))
-            known.places[user_id] = place
-        return place
+    def _unit_today(self, plan: _Plan, user_id: str) -> tuple[str, int]:
+        """Unit and bucket of a user on this UTC day, from the cache if the user was seen today."""
+        date = int(time.time() // 86_400)
+        day = self._day
+        if day.date != date or day.salt_hash != plan.salt_hash:
+            prefix = day_start(datetime.fromtimestamp(date * 86_400, UTC))
+            prefix_hash = fnv1a32(prefix, start=plan.salt_hash)
+            day = self._day = _Day(date, plan.salt_hash, prefix, prefix_hash)
+        elif len(day.recent) >= CACHED_USERS:
+            day = self._day = replace(day, recent={}, older=day.recent)
+        unit = day.recent.get(user_id)
+        if unit is None:
+            unit = day.older.get(user_id)
+            if unit is None:
+                short = short_key(user_key(self._key, user_id))
+                unit = (day.prefix + short, bucket_after(day.prefix_hash, short))
+            day.recent[user_id] = unit
+        return unit
 
-    def _keep_fresh(self) -> None:
-        said = ""
-        while not self._stop.wait(self._refresh_seconds):
-            try:
-                self._plan, said = _plan(self._read()), ""
-            except (CanaryError, DataError) as error:
-                if said != str(error):
-                    said = str(error)
-                    log.warning("%s", said)
+    def _refresh(self) -> None:
+        self._plan = _plan(self._read())
 
 
 def rollout_of(answer: dict[str, Any]) -> Rollout:
-    """The rollout as `GET /v1/rollouts/current` tells it.
+    """The rollout of an answer of `GET /v1/rollouts/current`; unknown fields are ignored.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the answer holds no rollout.
     """
     times = {name: datetime.fromisoformat(answer[name]) for name in ("opened_at", "share_since")}
     known = {each.name for each in fields(Rollout)}
