@@ -1,6 +1,7 @@
-"""The service as processes: one that listens, or several on one socket, begun anew when they end.
+"""The service as processes: one that listens, or several on one socket, restarted when they end.
 
-What is answered is in `api.py`.
+A process that is asked to end finishes the requests under way, writes what is waiting and stops its
+model server. Workers end with their parent, however that ends.
 """
 
 import gc
@@ -32,21 +33,21 @@ from reactune.store.database import open_store
 from reactune.web.api import create_app
 from reactune.web.telemetry import METRICS_FOLDER, JsonLines
 
-LAST_SECONDS = 10  # what requests under way get to finish in when the process is asked to end
+SHUTDOWN_SECONDS = 10  # for requests under way when the process is asked to end
 BACKLOG = 2_048
-SWITCH_SECONDS = 0.0005  # the event loop waits so long for a thread that computes, not 5 ms
-AGAIN_SECONDS = 1.0  # a worker that ends is begun anew at most so often
+SWITCH_SECONDS = 0.0005  # how long the event loop waits for a computing thread; 5 ms otherwise
+RESTART_SECONDS = 1.0  # between two checks whether a worker has ended
 SOCKET = "REACTUNE_SOCKET"
 
 log = logging.getLogger(__name__)
 
 
 def serve_all(config: Config) -> None:
-    """`serve`, in as many processes as `[serve] workers` says; they share one socket.
+    """`serve` in `[serve] workers` processes that share one socket.
 
     Raises:
-        ConfigError: several workers on SQLite, which has one writer; or the address is taken.
-        Otherwise as `serve`.
+        ConfigError: several workers on SQLite, which has one writer; or the address is in use.
+        PrivacyError, DataError: as `serve`. Other errors of a worker are logged, and it restarts.
     """
     if SOCKET in os.environ:
         serve(config, sockets=[socket.socket(fileno=int(os.environ[SOCKET]))])
@@ -63,9 +64,9 @@ def serve_all(config: Config) -> None:
     load_hashing_keys(config.privacy, os.environ)
     with (
         _listening_socket(config.serve) as shared,
-        TemporaryDirectory(prefix="reactune-figures-") as figures,
+        TemporaryDirectory(prefix="reactune-metrics-") as metrics,
     ):
-        _supervise(shared, figures, config.serve.workers)
+        _supervise(shared, metrics, config.serve.workers)
 
 
 def serve(
@@ -74,16 +75,16 @@ def serve(
     *,
     sockets: list[socket.socket] | None = None,
 ) -> None:
-    """Listen until SIGTERM or Ctrl-C; the model server ends with it, where it is ours.
+    """Listen until SIGTERM or Ctrl-C; then stop the model server, where it is ours.
 
-    `connect` gives the model server; without it, the one that the settings name. `sockets` are
-    those that a parent listens on.
+    `connect` opens the model server; without it, the one that the settings name. `sockets` are
+    those on which a parent listens.
 
     Raises:
-        PrivacyError: the environment holds no key for user ids.
+        PrivacyError: the environment holds no hashing key.
         DataError: the database does not answer or has no tables, or runs cannot be fetched.
         CanaryError: nothing is live.
-        ReleaseError: the model server cannot be reached or started, or files of the champion miss.
+        ReleaseError: the model server cannot be reached or started, or the champion lacks files.
     """
     if connect is None:
         from reactune.release import runtimes
@@ -114,24 +115,24 @@ def serve(
 
 
 def _listen(app: FastAPI, settings: ServeConfig, sockets: list[socket.socket] | None) -> None:
-    # uvicorn sends itself the signal again when it is done: without this the process would end
-    # there and leave the model server behind.
+    # uvicorn raises the signal again after its shutdown: without a handler the process would end
+    # there, and leave the model server running.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     _log_as_json()
-    listening = uvicorn.Config(
+    server = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
         log_config=None,
-        timeout_graceful_shutdown=LAST_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    # What is loaded now stays: looking through it for garbage would hold up requests for 90 ms.
+    # What is loaded now stays: collecting it would delay requests by 90 ms (decision 35).
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(listening).run(sockets=sockets)
+        uvicorn.Server(server).run(sockets=sockets)
 
 
 def _listening_socket(settings: ServeConfig) -> socket.socket:
@@ -145,34 +146,33 @@ def _listening_socket(settings: ServeConfig) -> socket.socket:
     return shared
 
 
-def _supervise(shared: socket.socket, figures: str, count: int) -> None:
-    """Keep so many workers alive until this process is asked to end; they end with it."""
+def _supervise(shared: socket.socket, metrics: str, count: int) -> None:
+    """Keep `count` workers running until this process is asked to end (decision 44)."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    workers = [_begin(shared, figures) for _ in range(count)]
+    workers = [_start_worker(shared, metrics) for _ in range(count)]
     try:
         while True:
-            time.sleep(AGAIN_SECONDS)
-            for place, worker in enumerate(workers):
-                if worker.poll() is not None:
-                    code = worker.returncode
-                    log.error("worker %d ended with %s; begun anew", worker.pid, code)
-                    mark_process_dead(worker.pid, figures)  # type: ignore[no-untyped-call]
-                    workers[place] = _begin(shared, figures)
+            time.sleep(RESTART_SECONDS)
+            for index, worker in enumerate(workers):
+                if (code := worker.poll()) is not None:
+                    log.error("worker %d ended with %s; it is restarted", worker.pid, code)
+                    mark_process_dead(worker.pid, metrics)  # type: ignore[no-untyped-call]
+                    workers[index] = _start_worker(shared, metrics)
     except KeyboardInterrupt:
         pass
     finally:
         for worker in workers:
             worker.send_signal(signal.SIGTERM)
         for worker in workers:
-            worker.wait(2 * LAST_SECONDS)
+            worker.wait(2 * SHUTDOWN_SECONDS)
 
 
-def _begin(shared: socket.socket, figures: str) -> subprocess.Popen[bytes]:
-    # The same command again; the child listens where we do, and dies with us.
+def _start_worker(shared: socket.socket, metrics: str) -> subprocess.Popen[bytes]:
+    # The same command again: the child listens on our socket, and is killed when we end.
     program = "from reactune.cli import main; main()"
     command = [sys.executable, "-c", program, *sys.argv[1:]]
-    theirs = {SOCKET: str(shared.fileno()), METRICS_FOLDER: figures}
-    environment = {**child_environment(), **theirs}
+    inherited = {SOCKET: str(shared.fileno()), METRICS_FOLDER: metrics}
+    environment = {**child_environment(), **inherited}
     return subprocess.Popen(command, env=environment, pass_fds=[shared.fileno()])
 
 
@@ -180,8 +180,8 @@ def _log_as_json() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # A line does not say which thread, process or code wrote it, so nobody need find that out.
+    # Lines do not name thread, process or code, so these are not looked up for each of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as the logging HOWTO says
-    for chatty in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging._srcfile = None  # see "Optimization" in the logging HOWTO
+    for name in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
