@@ -1,6 +1,7 @@
-"""The sections of the settings about data: where reactions are read, what they say, what is kept.
+"""One model a section of the settings: each field typed, limited and documented.
 
-The other sections are `sections.py`'s.
+A setting stands here if a product team or an operator may need another value. What only somebody
+who knows the source could choose is a named constant beside its reader.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,34 @@ class StoreConfig(Section):
     """SQLAlchemy URL. A relative SQLite path is taken from the folder of the TOML file."""
 
 
+class SourceConfig(Section):
+    """Where training reads reactions from."""
+
+    url: str = ""
+    """Another place that holds the table: `sqlite:///FILE`, `postgresql://...`, `duckdb://FILE`, a
+    folder of Parquet files (`parquet://FOLDER`, `s3://BUCKET/FOLDER`), or the URL of any other
+    Ibis back-end; empty: `[store] url`."""
+    table: str = "tip_scores"
+    """Name of the table there, with its schema where it needs one: `app.tip_scores`."""
+    columns: dict[str, str] = Field({})
+    """Our column name = the name it has there, for columns named otherwise."""
+    where: str = ""
+    """A condition in that engine's SQL which a row must meet to count, such as `app = 'coach'`; it
+    names columns as they are called there. Opt-outs are respected whatever it says."""
+
+
+class DataConfig(Section):
+    """How labelled rows are de-identified and sorted; the result does not depend on it."""
+
+    engine: Literal["local", "processes", "ray"] = "local"
+    """`local`: this process. `processes`: a pool of `workers` processes. `ray`: Ray Data on the
+    cluster that the environment variable RAY_ADDRESS names, without it one on this machine."""
+    workers: int = Field(0, ge=0)
+    """Batches that `processes` and `ray` work on at a time; 0: one for each core."""
+    memory_gb: float = Field(1.0, ge=0.25)
+    """Memory for sorting and grouping; more is spilled to disk."""
+
+
 class IngestConfig(Section):
     """How files become rows of `tip_scores`."""
 
@@ -42,29 +71,66 @@ class IngestConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Who may be recognised by whom: nobody by us."""
+    """How user ids are hashed, and which personal data training and serving replace."""
 
     key_env: str = "REACTUNE_KEY"
     """Environment variable that holds the secret for hashing user ids (32 characters or more)."""
     old_key_envs: tuple[str, ...] = ()
     """Environment variables that hold the secrets used before that one, the newest first."""
     retrain_within_days: int = Field(30, ge=1)
-    """A model that learned from somebody who asked to be erased is to be replaced within this."""
+    """Days within which a model is replaced that learned from a user who was erased since."""
     retention_days: int = Field(0, ge=0)
-    """`reactune erase --expired` removes what is older; 0: nothing is too old."""
+    """`reactune erase --expired` erases tips that are older than this; 0: none."""
     min_users_per_value: int = Field(1, ge=1)
-    """A value of `rare_keys` that fewer users share is withheld from training data."""
+    """A value of `rare_keys` that fewer users share is left out of training data."""
     rare_keys: tuple[str, ...] = ()
-    """Context keys whose values are withheld when rare."""
+    """Context keys whose rare values are left out."""
     kinds: tuple[Kind, ...] = KINDS[:12]
     """What is replaced by placeholders, at serving and for training alike; see docs/privacy.md."""
     models: dict[str, str] = {"en": "names"}
-    """What finds names, by language: `names` (ours), or a spaCy package or folder (extra `names`).
-    Rows in other languages are withheld from training; empty: no names, no languages."""
+    """Model that finds names, by language: `names` (built in), or a spaCy package or folder (extra
+    `names`). Rows in other languages are left out of training; empty: no names are sought, and no
+    language is left out."""
+
+
+class LabelConfig(Section):
+    """Which reactions become labels; all others are ignored."""
+
+    source: str = "llm"
+    """Only tips from this source count."""
+    positive_dwell_ms: tuple[int, int] = (15_000, 120_000)
+    """`done` within these dwell times, both ends included, is a positive."""
+    negative_dwell_below_ms: int = Field(5_000, ge=1)
+    """`dismiss` under this dwell time is a negative."""
+
+
+class DatasetConfig(Section):
+    """From labels to training examples."""
+
+    min_positives: int = Field(500, ge=1)
+    """Positives that a first run waits for, after duplicates and caps."""
+    min_negatives: int = Field(500, ge=1)
+    """Negatives that a first run waits for, after duplicates and caps."""
+    min_new: int = Field(200, ge=0)
+    """Examples that a later run waits for which the last trained dataset did not hold."""
+    max_per_user: int = Field(50, ge=1)
+    """Examples that one user may contribute; the newest are kept."""
+    max_per_text: int = Field(1, ge=1)
+    """Examples of one text, kind and label, in as many contexts; the oldest are kept."""
+    split_by: Literal["user", "time"] = "user"
+    """`user`: no user is in two parts. `time`: validation and test hold younger tips than train,
+    and users may be in several parts."""
+    split: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
+    """Shares of users, or of examples by age, in train, validation and test."""
+    seed: int = 7
+    """Seed of the split by user; with another seed users change parts."""
+    burst_reactions: int = Field(20, ge=1)
+    """Tips that a person can read in a minute, 12 words in 3 seconds (238 words a minute;
+    Brysbaert, Journal of Memory and Language 109, 2019). Faster reactions are left out."""
 
 
 class PromptConfig(Section):
-    """What the model is asked, and how much of the context it sees."""
+    """The prompt, and how much of the context it holds."""
 
     system: str = ""
     """System prompt; empty: the default of the base model's chat template."""
@@ -93,9 +159,9 @@ class PromptConfig(Section):
         "open_tasks",
         "time_of_day",
     )
-    """What is shortened first when the context is too long; keys not named come before all."""
+    """Keys in the order in which a context that is too long is cut; keys not named come first."""
     max_context_tokens: int = Field(256, ge=16)
-    """Tokens of the context block; what is over is cut in `cut_order`."""
+    """Tokens of the context in the prompt; more are cut in `cut_order`."""
 
 
 class ModelConfig(Section):
@@ -120,17 +186,19 @@ class TrainConfig(Section):
     backend_folder: str = ""
     """Where the environments of back-ends are kept; empty: the user's data folder."""
     launcher: Literal["", "accelerate", "torchrun", "ray"] = ""
-    """Starts `processes` that share each batch; empty: the trainer is one process."""
+    """Launcher of `processes` that share each batch; empty: the trainer is one process."""
     processes: int = Field(1, ge=1)
-    """Processes of the launcher, one a GPU; the result stays that of one process."""
+    """Processes of the launcher, one a GPU; the result is that of one process."""
     method: Method = "auto"
-    """`auto` tries what data and back-end allow and keeps the best on validation."""
+    """`auto` trains with every method that data and back-end allow, and keeps the best on the
+    validation part."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the LoRA matrices."""
     lora_alpha: int = Field(32, ge=1)
     """Scale of the LoRA matrices: alpha / rank."""
     lora_layers: int = Field(0, ge=0)
-    """Adapt the last so many layers only, which saves the way back through the others; 0: all."""
+    """Adapt only this many layers, the last ones, and save the backward pass through the others;
+    0: all."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of SFT."""
     preference_learning_rate: float = Field(2e-4, gt=0)
@@ -142,7 +210,7 @@ class TrainConfig(Section):
     batch_size: int = Field(8, ge=2)
     """Examples per optimiser step."""
     token_budget: int = Field(400_000, ge=1_000)
-    """Tokens trained on, at most, by one method: half an hour of two cores. Raise it on a GPU."""
+    """Tokens that one method trains on, at most: half an hour on two cores. Raise it on a GPU."""
     time_budget_minutes: float = Field(45.0, gt=0)
     """Minutes that all methods of `auto` may take together."""
     checkpoint_steps: int = Field(25, ge=1)
@@ -150,26 +218,27 @@ class TrainConfig(Section):
     seed: int = 7
     """Seeds initialisation, order and dropout."""
     threads: int = Field(0, ge=0)
-    """CPU threads of each process; 0: all, shared out."""
+    """CPU threads of each process; 0: all, divided by the processes."""
     mlflow_experiment: str = ""
-    """Steps are also shown here while they are trained (`MLFLOW_TRACKING_URI`); empty: nowhere."""
+    """MLflow experiment that shows each step while it is trained (at `MLFLOW_TRACKING_URI`); empty:
+    none."""
 
 
 class GateConfig(Section):
-    """When a trained model may leave the building."""
+    """What a trained model must show on held-out reactions to be released."""
 
     max_examples: int = Field(300, ge=20)
     """Held-out examples scored per model, at most (a seeded sample)."""
     tolerance: Share = 0.02
-    """How much worse a model may rank whose loss is certainly lower."""
+    """By how much the preference accuracy of a model may be lower whose loss is certainly lower."""
     max_loss_rise: float = Field(0.5, ge=0)
-    """How much higher the loss, per token, of a model may be that certainly ranks better."""
+    """By how much the loss per token of a model may be higher that certainly ranks better."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    """Intervals hold with chance 1 - alpha."""
+    """Confidence level of the intervals: 1 - alpha."""
 
 
 class ExportConfig(Section):
-    """The file that is served, and how far it may be from what was trained."""
+    """The file that is served, and how far it may differ from the trained model."""
 
     quantisation: Literal["q8_0", "f16"] = "q8_0"
     """Type of the merged weights."""
@@ -178,10 +247,10 @@ class ExportConfig(Section):
     max_logprob_gap: float = Field(0.1, gt=0)
     """Mean absolute difference of a token's log-probability; Q8_0 alone costs 0.04 to 0.06."""
     min_learned_kept: Share = 0.9
-    """Share of what training changed that the file still has; a 4-bit grid keeps a tenth."""
+    """Share of the change by training that the file keeps, at least; 4 bits keep a tenth."""
     min_greedy_agreement: Share = 0.9
-    """Share of served greedy tokens that the trained model would also have written at that place;
-    rounding breaks ties (0.96 with Q8_0), losing what was learned costs a quarter."""
+    """Share of the served greedy tokens that are the trained model's at that place too, at least;
+    rounding breaks ties (0.96 with Q8_0), losing the adapter costs a quarter."""
 
 
 class RegistryConfig(Section):
@@ -195,38 +264,26 @@ class RegistryConfig(Section):
     """Registered model."""
 
 
-class RunConfig(Section):
-    """Where runs are kept."""
-
-    root: str = "runs"
-    """Folder of the run folders, from the TOML file's folder on; or a URL such as
-    `s3://bucket/runs`, for workers that share no disk."""
-    stale_lock_seconds: float = Field(300, ge=1)
-    """With a URL: a stage whose lock was not refreshed for so long may be taken over. Locks are
-    refreshed ten times as often; longer than any pause of machine or network, shorter than what
-    one waits for after a worker died."""
-
-
 class ServeConfig(Section):
     """The model server and the service in front of it."""
 
     runtime: Literal["llamacpp", "ollama"] = "llamacpp"
-    """Which server answers: the embedded llama.cpp, or Ollama at `ollama_url`."""
+    """The model server: the embedded llama.cpp, or Ollama at `ollama_url`."""
     ollama_url: str = "http://127.0.0.1:11434"
     """Ollama's HTTP API."""
     timeout_seconds: float = Field(20.0, gt=0)
-    """A challenger slower than this is answered by the champion."""
+    """Time after which the champion answers in place of the challenger."""
     champion_timeout_seconds: float = Field(20.0, gt=0)
-    """A champion slower than this is answered by a stored tip, where there is one."""
+    """Time after which a stored tip, where there is one, is shown in place of the champion's."""
     record_seconds: float = Field(3.0, gt=0)
-    """A tip whose record the database has not confirmed by then is shown all the same, and counts
-    for nobody."""
+    """Time after which a tip is shown whose record the database has not confirmed; it counts in no
+    comparison."""
     temperature: float = Field(0.7, ge=0, le=2)
     """Sampling temperature of served tips."""
     top_p: float = Field(0.95, gt=0, le=1)
-    """Nucleus of served tips."""
+    """Nucleus sampling of served tips."""
     max_tokens: int = Field(64, ge=8)
-    """Length limit of a tip."""
+    """Tokens of a tip, at most."""
     threads: int = Field(0, ge=0)
     """CPU threads of the embedded server; 0: all."""
     parallel: int = Field(4, ge=1)
@@ -236,51 +293,50 @@ class ServeConfig(Section):
     port: int = Field(8765, ge=0, le=65_535)
     """Port the service listens on."""
     workers: int = Field(1, ge=1, le=64)
-    """Processes that answer; more than one need PostgreSQL."""
+    """Processes of the service; more than one need PostgreSQL."""
     auth: Literal["auto", "required", "off"] = "auto"
     """Whether requests need a key of `reactune keys`; `auto`: once one was made, and whenever the
     service listens beyond this machine."""
     requests_per_second: float = Field(1_000, gt=0)
-    """Requests of one key that are answered, on average; what is over gets 429."""
+    """Rate limit of one key; requests above it get 429."""
     max_tips_waiting: int = Field(256, ge=1)
-    """Requests for tips that may wait for one of the 64 that are answered at once; what is over
-    gets 503 with Retry-After."""
+    """Requests for tips that wait while 64 others are answered; more get 503 with Retry-After."""
     max_tip_chars: int = Field(600, ge=20)
-    """A tip longer than this is not shown."""
+    """A longer tip is refused by the guard."""
     unsafe_texts: tuple[str, ...] = ()
-    """Words and phrases that no tip may hold, upper or lower case."""
+    """Words and phrases with which a tip is refused, whatever their case."""
     good_tips: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Kind of tip = tips of yours that are shown when no model gives one; `*` for every kind."""
+    """Kind of tip = stored tips that are shown when no model answers; `*` for every kind."""
 
 
 class CanaryConfig(Section):
-    """How far a challenger goes, and what decides."""
+    """The share of a challenger, and the rules that promote it or roll it back."""
 
     shadow_answers: int = Field(0, ge=0)
-    """Answers that a challenger writes silently beside the champion before anybody meets it;
+    """Answers that a challenger writes unseen, beside the champion, before it gets a share;
     0: none."""
     shadow_faults: Share = 0.05
-    """Share of silent answers that may fail, be slow or be refused by the guard."""
+    """Share of the unseen answers that may fail, be slow or be refused by the guard."""
     share: Share = 0.05
     """First share of tips that the challenger writes."""
     ramp: tuple[Share, ...] = (0.10, 0.25, 0.50)
-    """Shares that follow, one step per review that shows no harm."""
+    """The next shares, one step for each review that shows no harm."""
     min_units_per_step: int = Field(200, ge=1)
     """Units observed at a share before the next step."""
     min_days: float = Field(7, ge=0)
-    """Days from the first tip on trial to a promotion: weekends are no weekdays. Harm is acted on
-    at once."""
+    """Days from the first tip of a challenger to its promotion, at least: weekends are no weekdays.
+    A rollback for harm comes at once."""
     decides: Literal["auto", "propose"] = "auto"
-    """Who has the last word: `auto`, the review itself; `propose`, a person, who promotes or rolls
-    back what the review proposes. Shown harm is taken back at once in either case."""
+    """`auto`: the review promotes and rolls back. `propose`: it proposes, and an operator does.
+    Either way it rolls back shown harm at once."""
     unit: Literal["tip", "user_day", "user"] = "user_day"
     """What is routed as one: each tip, all tips of a user on one (UTC) day, or all of a user.
     Under `user_day` a user may meet both models on different days; `user` only with CUPED."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    """Chance of a false verdict, however often one looks; 60 % of it for a promotion."""
+    """Probability of a false verdict, however often data are read; 60 % of it for promotions."""
     planned_units: int = Field(20_000, ge=100)
-    """Units at the first share after which the rollout has told what it can, and ends; a larger
-    share tells as much with fewer. Fixed when the rollout opens; `reactune plan` says how many."""
+    """Units at the first share after which the rollout is decided or ends; larger shares need
+    fewer. Fixed when the rollout opens; `reactune plan` computes a value."""
     max_units: int = Field(50_000, ge=100)
     """Units after which an inconclusive rollout ends in any case."""
     min_positives: int = Field(20, ge=1)
@@ -290,87 +346,34 @@ class CanaryConfig(Section):
     margin: Share = 0.0
     """Promotion needs the lower bound above minus this; 0: superiority."""
     own_weight: float = Field(10.0, gt=0)
-    """How many tips of the average a person's own earlier tips are weighed against when it is
-    foreseen how many of the next are positive; what is foreseen is no noise."""
+    """Weight of the overall mean, in tips, against a user's own earlier tips in the covariate that
+    reduces the variance (CUPED)."""
     harm_margin: float = Field(0.25, ge=0)
-    """Quick dismissals, snoozes and slow answers of the challenger may be this much more frequent
-    (relative)."""
+    """By how much quick dismissals, snoozes and slow answers of the challenger may be more
+    frequent (relative)."""
     slow_ms: int = Field(5_000, ge=1)
     """An answer that takes longer is slow."""
     max_fallbacks: Share = 0.1
-    """Share of a challenger's answers that the champion may have to give in its place."""
+    """Share of a challenger's tips that the champion may write in its place."""
     repeat_margin: Share = 0.05
-    """By how much more often the challenger may say the same twice in a row (absolute)."""
+    """By how much more often the challenger may repeat the user's last tip (absolute)."""
     kind_margin: Share = 0.0
-    """By how much fewer tips of one kind may be positive (absolute)."""
+    """By how much the share of positives of one kind may be lower (absolute)."""
     srm_alpha: float = Field(0.001, gt=0, lt=0.5)
-    """Alarm level of the sample-ratio check."""
+    """Significance level of the sample-ratio check."""
     holdback: Share = 0.0
-    """Share that keeps the former champion after a promotion, to see whether the gain lasts;
-    0: nobody does."""
+    """Share that the former champion keeps after a promotion, to measure whether the gain lasts;
+    0: none."""
     window_seconds: int = Field(180, ge=1)
-    """A tip counts this long after it was shown: two minutes to react and one of grace."""
+    """Time after which a shown tip counts: two minutes to react, and one more."""
 
 
-class SourceConfig(Section):
-    """Where reactions are read from for training; empty means the operational database."""
+class RunConfig(Section):
+    """Where runs are kept."""
 
-    url: str = ""
-    """Another place that holds the table: `sqlite:///FILE`, `postgresql://...`, `duckdb://FILE`, a
-    folder of Parquet files (`parquet://FOLDER`, `s3://BUCKET/FOLDER`), or the URL of any other
-    Ibis back-end; empty: `[store] url`."""
-    table: str = "tip_scores"
-    """Name of the table there, with its schema where it needs one: `app.tip_scores`."""
-    columns: dict[str, str] = Field({})
-    """Our column name = the name it has there, for columns named otherwise."""
-    where: str = ""
-    """A condition in that engine's SQL which a row must meet to count, such as `app = 'coach'`; it
-    names columns as they are called there. Who opted out stays out whatever it says."""
-
-
-class DataConfig(Section):
-    """Who de-identifies labelled rows, and how much memory that may take; results are the same."""
-
-    engine: Literal["local", "processes", "ray"] = "local"
-    """`local`: this process. `processes`: a pool of `workers` processes. `ray`: Ray Data on the
-    cluster that the environment variable RAY_ADDRESS names, without it one on this machine."""
-    workers: int = Field(0, ge=0)
-    """Batches worked on at a time by `processes` and `ray`; 0: one for each core."""
-    memory_gb: float = Field(1.0, ge=0.25)
-    """Memory that sorting and grouping may take; what is over lies on disk meanwhile."""
-
-
-class LabelConfig(Section):
-    """Which reactions are evidence; everything else is none."""
-
-    source: str = "llm"
-    """Only tips from this source count."""
-    positive_dwell_ms: tuple[int, int] = (15_000, 120_000)
-    """`done` within these dwell times, both ends included, is a positive."""
-    negative_dwell_below_ms: int = Field(5_000, ge=1)
-    """`dismiss` under this dwell time is a negative."""
-
-
-class DatasetConfig(Section):
-    """From labels to training examples."""
-
-    min_positives: int = Field(500, ge=1)
-    """A first run waits for this many positives, after duplicates and caps."""
-    min_negatives: int = Field(500, ge=1)
-    """A first run waits for this many negatives, after duplicates and caps."""
-    min_new: int = Field(200, ge=0)
-    """A later run waits for this many examples that the last trained dataset did not hold."""
-    max_per_user: int = Field(50, ge=1)
-    """Examples that one user may contribute; the newest are kept."""
-    max_per_text: int = Field(1, ge=1)
-    """Examples of one text, kind and label, in as many contexts; the oldest are kept."""
-    split_by: Literal["user", "time"] = "user"
-    """`user`: no user is in two parts. `time`: what validation and test hold is younger than all
-    of train, and users may come back."""
-    split: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
-    """Shares of users, or of examples by age, in train, validation and test."""
-    seed: int = 7
-    """Seeds the split by user; a user stays in one part as long as the seed stays."""
-    burst_reactions: int = Field(20, ge=1)
-    """Tips that a person can read in a minute, 12 words in 3 seconds (238 words a minute;
-    Brysbaert, Journal of Memory and Language 109, 2019). Faster reactions are left out."""
+    root: str = "runs"
+    """Folder of the run folders, from the TOML file's folder on; or a URL such as
+    `s3://bucket/runs`, for workers that share no disk."""
+    stale_lock_seconds: float = Field(300, ge=1)
+    """With a URL: a stage whose lock was not refreshed for this long may be taken over. Locks are
+    refreshed ten times as often. Choose more than the longest pause of a machine or network."""

@@ -1,19 +1,16 @@
-"""The settings as text: the commented file that `init` writes, and the table that is in force.
-
-Reading settings is left to `config.py`.
-"""
+"""All settings as one frozen value: read from TOML, checked, recorded, and written as TOML."""
 
 import hashlib
-import json
 import logging
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import tomlkit
 from pydantic import ValidationError, model_validator
+from tomlkit.items import Item
 
 from reactune.config.sections import (
     CanaryConfig,
@@ -37,6 +34,10 @@ from reactune.config.sections import (
 from reactune.errors import ConfigError, hide_passwords
 
 CONFIG_NAME = "reactune.toml"
+HEADER = (
+    "Settings of reactune. Every key is shown with its default, commented out.",
+    "Precedence: default < this file < `--set section.key=value`. Secrets never stand here.",
+)
 # Settings of earlier versions that are read and have no effect, with the value in force now: that
 # of the constant beside its reader.
 REMOVED: Mapping[str, float | str] = {
@@ -91,11 +92,13 @@ class Config(Section):
             )
         processes, batch = self.train.processes, self.train.batch_size
         if processes > 1 and not self.train.launcher:
-            raise ValueError(f"train.processes = {processes} need a train.launcher")
+            raise ValueError(
+                f"train.processes = {processes} need a train.launcher, such as torchrun"
+            )
         if batch % processes or batch < 2 * processes:
             raise ValueError(
-                f"train.batch_size = {batch} does not give {processes} processes as many rows "
-                "each, two or more"
+                f"train.batch_size = {batch} must be train.processes = {processes} times a number "
+                "of rows, two or more"
             )
         steps = (self.canary.share, *self.canary.ramp)
         if list(steps) != sorted(set(steps)):
@@ -106,7 +109,7 @@ class Config(Section):
 
     @property
     def run_root(self) -> Path:
-        """Folder of the run folders, absolute; of this worker's copies where root is a URL."""
+        """Folder of the run folders, absolute; of this worker's copies if `root` is a URL."""
         if not self.run_url:
             return (self.folder / self.run.root).absolute()
         digest = hashlib.sha256(self.run_url.encode()).hexdigest()[:12]
@@ -114,7 +117,7 @@ class Config(Section):
 
     @property
     def run_url(self) -> str:
-        """The URL that runs are kept at; empty where `[run] root` is a folder."""
+        """URL of the run root; empty if `[run] root` is a folder."""
         return self.run.root.rstrip("/") if "://" in self.run.root else ""
 
     @property
@@ -153,9 +156,9 @@ def masked(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
 
 
 def deciding(config: Config, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The settings of sections that can change a result.
+    """The settings of these sections that can change a result, as they may be recorded.
 
-    Not where one worker keeps its copies, nor what only says when something is to be removed.
+    Folders of one worker's copies and dates of removal are left out.
     """
     places = {
         "model": {"cache_dir"},
@@ -196,10 +199,71 @@ def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{file}: {_describe(error)}") from error
 
 
+def sections() -> dict[str, type[Section]]:
+    """The sections of the file by name, in the order of the settings."""
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+
+
+def commented_file(chosen: Config) -> str:
+    """A settings file that documents every key, with those that have their default as comments."""
+    document = tomlkit.document()
+    for line in HEADER:
+        document.add(tomlkit.comment(line))
+    document.add(tomlkit.nl())
+    for name, section in sections().items():
+        values, standard = getattr(chosen, name), section()
+        table = tomlkit.table()
+        table.comment(_one_line(section.__doc__))
+        for key, field in section.model_fields.items():
+            value = getattr(values, key)
+            table.add(tomlkit.comment(_one_line(field.description)))
+            if value == getattr(standard, key):
+                table.add(tomlkit.comment(f"{key} = {_text(value)}"))
+            else:
+                table.add(key, _toml(value))
+        table.add(tomlkit.nl())
+        document.add(name, table)
+    return document.as_string().rstrip() + "\n"
+
+
+def resolved(config: Config) -> str:
+    """Every setting in force as TOML, passwords hidden; the default stands beside another value."""
+    standard, document = without_passwords(Config()), tomlkit.document()
+    for name, values in without_passwords(config).items():
+        table = tomlkit.table()
+        for key, value in values.items():
+            item, default = _toml(value), standard[name][key]
+            table.add(key, item)
+            if value != default:
+                item.comment(f"default: {_text(default)}")
+        table.add(tomlkit.nl())
+        document.add(name, table)
+    return document.as_string().rstrip() + "\n"
+
+
+def described() -> Iterator[tuple[str, str, str, str, str]]:
+    """Section, key, type, default and meaning of every setting."""
+    for name, section in sections().items():
+        standard = section()
+        for key, field in section.model_fields.items():
+            yield (
+                name,
+                key,
+                _type_name(section, key),
+                _text(getattr(standard, key)),
+                _one_line(field.description),
+            )
+
+
 def _drop_removed(place: Path | str, tables: Mapping[str, Any]) -> None:
     """Take settings that no longer exist out of the tables, with a warning that lists them."""
     dropped = [
-        f"{section}.{key} = {toml_value(keys.pop(key))} (in force: {REMOVED[f'{section}.{key}']})"
+        f"{section}.{key} = {_text(keys.pop(key))} (in force: {REMOVED[f'{section}.{key}']})"
         for section, keys in tables.items()
         if isinstance(keys, dict)
         for key in list(keys)
@@ -238,97 +302,37 @@ def _describe(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-HEADER = """\
-# Settings of reactune. Every key is shown with its default, commented out.
-# Precedence: default < this file < `--set section.key=value`. Secrets never stand here.
-"""
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def sections() -> dict[str, type[Section]]:
-    """The sections of the file by name, in the order of the settings."""
-    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {
-        name: kind
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, Section)
-    }
-
-
-def commented_file(chosen: Config) -> str:
-    """A settings file: defaults commented out, whatever `chosen` has otherwise in force."""
-    lines = [HEADER]
-    for name, section in sections().items():
-        lines += [f"# {_summary(section)}", f"[{name}]"]
-        values, standard = getattr(chosen, name), section()
-        for key, field in section.model_fields.items():
-            value = getattr(values, key)
-            mark = "# " if value == getattr(standard, key) else ""
-            lines += [f"# {_one_line(field.description)}", f"{mark}{key} = {toml_value(value)}"]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def resolved(config: Config) -> str:
-    """Every setting in force as TOML, passwords hidden; what is not the default is marked."""
-    standard, lines = without_passwords(Config()), []
-    for name, values in without_passwords(config).items():
-        lines.append(f"[{name}]")
-        for key, value in values.items():
-            default = standard[name][key]
-            mark = "" if value == default else f"  # default: {toml_value(default)}"
-            lines.append(f"{key} = {toml_value(value)}{mark}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def described() -> Iterator[tuple[str, str, str, str, str]]:
-    """Section, key, type, default and meaning of every setting."""
-    for name, section in sections().items():
-        standard = section()
-        for key, field in section.model_fields.items():
-            yield (
-                name,
-                key,
-                _type_name(section, key),
-                toml_value(getattr(standard, key)),
-                _one_line(field.description),
-            )
-
-
-def toml_value(value: Any) -> str:
-    """One value as TOML on one line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _toml(value: Any) -> Item:
+    """A value on one line; tomlkit by itself gives each list of tables lines of its own."""
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        for key, inner in value.items():
+            table.add(key, _toml(inner))
+        return table
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(toml_value(item) for item in value)}]"
-    if isinstance(value, dict):
-        pairs = (f"{_toml_key(key)} = {toml_value(item)}" for key, item in value.items())
-        return f"{{ {', '.join(pairs)} }}" if value else "{}"
-    return repr(value)
+        array = tomlkit.array()
+        for inner in value:
+            array.append(_toml(inner))
+        return array
+    item: Item = tomlkit.item(value)
+    return item
 
 
-def _toml_key(key: str) -> str:
-    return key if BARE_KEY.fullmatch(key) else toml_value(key)
+def _text(value: Any) -> str:
+    return _toml(value).as_string()
 
 
 def _type_name(section: type[Section], key: str) -> str:
-    """The type as JSON Schema tells it, with its choices or its range."""
+    """The type of a setting, with its choices or its range."""
     schema = section.model_json_schema()["properties"][key]
     if "enum" in schema:
-        return " or ".join(toml_value(choice) for choice in schema["enum"])
+        return " or ".join(_text(choice) for choice in schema["enum"])
     if "const" in schema:
-        return toml_value(schema["const"])
+        return _text(schema["const"])
     name = {"array": "list", "object": "table"}.get(schema["type"], schema["type"])
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[word]:g}" for word, sign in signs.items() if word in schema]
     return ", ".join([name, *limits])
-
-
-def _summary(section: type[Section]) -> str:
-    return _one_line(section.__doc__)
 
 
 def _one_line(text: str | None) -> str:
