@@ -1,10 +1,11 @@
-"""Units and worlds for the canary's tests: outcomes from plain numbers, and simulated people."""
+"""Outcomes from plain numbers, comparisons, and simulated worlds for the canary's tests."""
 
 from dataclasses import fields
 from datetime import datetime
 
 import numpy as np
 
+from reactune.canary.compare import Comparison
 from reactune.canary.outcomes import Outcomes
 from reactune.canary.sequential import adjusted_differences, effect
 from reactune.config.sections import CanaryConfig
@@ -49,7 +50,7 @@ def effect_of(
     tips, positives = np.asarray(tips), np.asarray(positives)
     share = np.broadcast_to(share, tips.shape)
     earlier_tips, earlier_positives = (np.broadcast_to(each, tips.shape) for each in earlier)
-    found, is_ready = adjusted_differences(
+    difference, is_ready = adjusted_differences(
         tips,
         positives,
         challenger,
@@ -60,7 +61,7 @@ def effect_of(
     )
     first = float(share.flat[0])
     return effect(
-        found,
+        difference,
         is_ready,
         alpha=alpha,
         planned=planned_units * first * (1 - first),
@@ -71,7 +72,7 @@ def effect_of(
 def draw_worlds(rng, worlds, units, *, share, rate, effect=0.0, tips=1, icc=0.0):
     """Simulated (challenger, tips, positives), each worlds x units.
 
-    `share` and `rate` may change from unit to unit; people differ by the intra-unit correlation
+    `share` and `rate` may change from unit to unit; users differ by the intra-unit correlation
     `icc`, and see one tip or on average `tips` of them.
     """
     shape = (worlds, units)
@@ -83,3 +84,20 @@ def draw_worlds(rng, worlds, units, *, share, rate, effect=0.0, tips=1, icc=0.0)
         person = rng.beta(person * strength, (1 - person) * strength)
     liked = rng.binomial(seen, np.clip(person + effect * challenger, 0, 1))
     return challenger, seen, liked
+
+
+def one_world(seed, units, **people):
+    rng = np.random.default_rng(seed)
+    challenger, tips, positives = (each[0] for each in draw_worlds(rng, 1, units, **people))
+    return outcomes_of(challenger=challenger, tips=tips, positives=positives, share=people["share"])
+
+
+def comparison_of(**changes):
+    """A comparison of 1,000 units per arm that shows nothing yet, with some values changed."""
+    values = {
+        "units": 2_000, "tips": 2_000, "challenger_units": 1_000, "challenger_tips": 1_000,
+        "champion_rate": 0.3, "challenger_rate": 0.3, "estimate": 0.0, "low": -0.05, "high": 0.05,
+        "progress": 0.5, "is_ready": True, "is_futile": False, "guardrails": (), "mismatch": 0.0,
+        "moved_away": 0, "moved_in": 0, "fallback_share": 0.0, "units_at_share": {0.5: 2_000},
+    }  # fmt: skip
+    return Comparison(**values | changes)

@@ -1,4 +1,4 @@
-"""What must not get worse: each guardrail sees its own harm, and rarely one that is not there."""
+"""Guardrails: each detects its own harm, and alarms rarely without one."""
 
 from math import log
 
@@ -10,7 +10,6 @@ from canary_fixtures import outcomes_of
 from reactune.canary.compare import compare, decide
 from reactune.canary.guardrails import PARTS
 from reactune.canary.outcomes import KindCounts
-from reactune.canary.sequential import excess_log_e_values
 from reactune.config.sections import CanaryConfig
 
 SETTINGS = CanaryConfig(planned_units=5_000)
@@ -55,7 +54,7 @@ def test_what_happens_more_often_on_the_challenger_breaks_its_own_guardrail_alon
     assert broken(spared) == []
 
 
-def test_more_fallbacks_than_allowed_take_a_challenger_back():
+def test_more_fallbacks_than_allowed_roll_a_challenger_back():
     rng, arm, share = drawn(2)
     falls = arm & (rng.random(2_000) < 0.25)
     world = outcomes_of(challenger=arm, **share, fallbacks=falls, fell_back=falls)
@@ -125,7 +124,52 @@ def test_all_guardrails_together_rarely_alarm_at_the_edge_of_what_is_allowed():
     assert beta.ppf(0.01, alarms, worlds - alarms + 1) * bool(alarms) <= 0.01
 
 
-def test_a_limit_is_held_against_the_units_of_one_arm():
-    event, among = np.ones(40, bool), np.arange(40) < 30
-    assert excess_log_e_values(event, among, limit=0.1)[-1] > log(1e6)
-    assert excess_log_e_values(event, ~among & (np.arange(40) < 0), limit=0.1)[-1] == 0
+@pytest.mark.parametrize(
+    ("column", "name"), [("quick_dismissals", "quick dismissals"), ("slow", "slow answers")]
+)
+def test_events_may_be_more_frequent_by_the_harm_margin(column, name):
+    rng, arm, share = drawn(7, units=4_000, share=0.5)
+    world = outcomes_of(challenger=arm, **share, **{column: happens(rng, arm, 0.1, 0.2)})
+    assert broken(world) == broken(world, CanaryConfig(harm_margin=0.25)) == [name]
+    assert broken(world, CanaryConfig(harm_margin=1.5)) == []
+
+
+def test_repeats_may_be_more_frequent_by_the_repeat_margin():
+    rng, arm, share = drawn(8, units=4_000, share=0.5)
+    world = outcomes_of(challenger=arm, **share, repeats=happens(rng, arm, 0.1, 0.25))
+    assert broken(world, CanaryConfig(repeat_margin=0.05)) == ["repeated tips"]
+    assert broken(world, CanaryConfig(repeat_margin=0.2)) == []
+
+
+def test_a_smaller_alpha_raises_every_alarm_by_its_logarithm():
+    world = outcomes_of(challenger=[True, False])
+    usual, strict = (watched(world, CanaryConfig(alpha=alpha)) for alpha in (0.05, 0.005))
+    for name, guardrail in usual.items():
+        assert strict[name].alarm == pytest.approx(guardrail.alarm + log(10))
+
+
+def test_the_kinds_share_one_part_of_alpha():
+    _, arm, share = drawn(9, units=60)
+    counts = KindCounts(np.arange(60), np.ones(60, np.int64), np.zeros(60, np.int64))
+    two, four = (
+        watched(outcomes_of(challenger=arm, **share, kinds={str(n): counts for n in range(number)}))
+        for number in (2, 4)
+    )
+    assert four["kind 0"].alarm == pytest.approx(two["kind 0"].alarm + log(2))
+
+
+def test_without_randomised_units_there_are_no_guardrails():
+    assert watched(outcomes_of(challenger=[])) == {}
+    assert watched(outcomes_of(challenger=[True] * 5, share=1.0)) == {}
+
+
+def test_an_alarm_once_reached_stays():
+    # Events on the challenger alone at first, on the champion alone afterwards.
+    arm = np.arange(4_000) % 2 == 0
+    quick = arm & (np.arange(4_000) < 200)
+    early = outcomes_of(challenger=arm[:200], quick_dismissals=quick[:200])
+    later = ~arm & (np.arange(4_000) >= 200)
+    late = outcomes_of(challenger=arm, quick_dismissals=quick | later)
+    assert broken(early) == ["quick dismissals"]
+    assert broken(late) == ["quick dismissals"]
+    assert watched(late)["quick dismissals"].challenger_rate < 0.1

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reactune.canary.outcomes import read_outcomes
+from reactune.canary.outcomes import earlier_by_user, read_outcomes
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
@@ -114,6 +114,25 @@ def test_a_tip_counts_from_the_second_its_window_closes(engine):
     assert only(read(engine, now=NOON + timedelta(seconds=180))).quick_dismissals == 1
 
 
+def test_the_length_of_the_window_is_a_setting(engine):
+    settings = CanaryConfig(window_seconds=10)
+    early, closed = NOON + timedelta(seconds=9), NOON + timedelta(seconds=10)
+    assert len(read(engine, [tip("a")], now=early, settings=settings).tips) == 0
+    assert only(read(engine, now=closed, settings=settings)).tips == 1
+    assert len(read(engine, now=closed).tips) == 0
+
+
+def test_earlier_counts_start_from_those_before_the_rollout():
+    tips, positives = earlier_by_user(
+        ["ann", "bob", "ann", "ann"],
+        np.array([1, 2, 3, 4]),
+        np.array([0, 1, 2, 3]),
+        before={"ann": (5, 2), "cid": (9, 9)},
+    )
+    assert tips.tolist() == [5, 0, 6, 9]
+    assert positives.tolist() == [2, 0, 2, 4]
+
+
 def test_only_closed_windows_of_a_unit_count(engine):
     rows = [
         tip("a", reaction="done", dwell_ms=20_000),
@@ -199,7 +218,7 @@ def test_a_tip_repeats_the_one_before_it_of_its_kind_and_arm_whoever_saw_that(en
     assert read(engine, rows).repeats.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
 
 
-def test_what_a_person_did_before_a_unit_is_known_of_it(engine):
+def test_a_unit_counts_what_its_user_was_shown_before_it(engine):
     def day(number):
         return {"shown_at": NOON + timedelta(days=number)}
 
