@@ -1,14 +1,15 @@
-"""What `reactune status` says at each point of the loop."""
+"""The lines of `reactune status` at each point of the loop."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from loop_fixtures import SECRET, START, copy_of_trained, expose, install, reactions, take_in
 from reactune import pipeline, review
 from reactune.cli import main
+from reactune.data.labels.scores import DayCount
 from reactune.runs.folders import all_runs, new_run
-from reactune.status import status
+from reactune.status import forecast_line, kept_share, status
 
 TODAY = START + timedelta(hours=12)
 
@@ -23,7 +24,7 @@ def facts(config, now=TODAY):
     return {line[:10].strip(): line[10:] for line in status(config, now=now)}
 
 
-def test_before_anything_happened_it_says_how_to_begin(tmp_path):
+def test_before_anything_happened_it_names_the_first_commands(tmp_path):
     assert facts(install(tmp_path)) == {
         "live": "nothing is live yet; `reactune deploy --base` makes the base model champion",
         "examples": "0 positives and 0 negatives before duplicates and caps; a training needs "
@@ -33,7 +34,7 @@ def test_before_anything_happened_it_says_how_to_begin(tmp_path):
     }
 
 
-def test_without_a_database_it_says_what_to_call(tmp_path, monkeypatch, capsys):
+def test_without_a_database_it_names_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
     with pytest.raises(SystemExit) as caught:
@@ -79,7 +80,7 @@ def test_with_one_label_missing_it_promises_nothing(tmp_path):
     assert found["forecast"] == "no labelled tips lately: at this rate never"
 
 
-def test_on_trial_and_afterwards_it_says_who_answers(tmp_path):
+def test_on_trial_and_afterwards_it_names_the_live_versions(tmp_path):
     config = copy_of_trained(tmp_path)
     found = facts(config)
     assert found["live"].startswith(
@@ -108,3 +109,31 @@ def test_a_run_that_was_interrupted_is_named_with_what_is_done(tmp_path):
     )
     later = new_run(config.run_root, {}, run_id="20300101-000000-0000")
     assert facts(config)["last run"].startswith(f"{later.name}: interrupted, done: nothing;")
+
+
+def day_of(day, positives, negatives):
+    return DayCount(TODAY.date() + timedelta(days=day), positives, negatives)
+
+
+def test_the_forecast_counts_on_the_share_that_duplicates_leave():
+    days = [day_of(-n, 10, 10) for n in range(1, 15)]
+    have, need = (140, 140), (200, 200)
+    lines = [forecast_line(days, have, need, kept, TODAY) for kept in (1.0, 0.5)]
+    dates = [datetime.strptime(line[19:29], "%Y-%m-%d").date() for line in lines]
+    # 60 of each are missing at ten a day; with half of them 130 at five a day.
+    assert [(date - TODAY.date()).days for date in dates] == [6, 26]
+
+
+def test_the_forecast_needs_both_labels():
+    days = [day_of(-n, 10, 0) for n in range(1, 15)]
+    line = forecast_line(days, (140, 0), (40, 40), 1.0, TODAY)
+    assert line == "forecast  no labelled tips lately: at this rate never"
+
+
+def test_the_forecast_is_today_with_enough_examples():
+    line = forecast_line([day_of(-1, 50, 50)], (50, 50), (40, 40), 1.0, TODAY)
+    assert line.startswith("forecast  enough for a training")
+
+
+def test_without_a_dataset_all_labels_are_taken_as_kept(tmp_path):
+    assert kept_share(install(tmp_path)) == 1.0

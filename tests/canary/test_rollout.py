@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from reactune.canary.rollout import (
+    Holdback,
     bootstrap_champion,
     open_rollout,
     promote,
@@ -96,7 +97,7 @@ def test_an_opened_rollout_is_what_the_settings_say(canary):
     assert recorded(canary)[-1].rollout_id == opened.rollout_id
 
 
-def test_opening_for_the_same_challenger_again_changes_nothing(canary):
+def test_reopening_for_the_same_challenger_changes_nothing(canary):
     before = live(canary)
     again = open_rollout(canary, 2, settings=SETTINGS, salt="other", now=NOON + timedelta(1))
     assert again == before == live(canary)
@@ -249,3 +250,45 @@ def test_a_review_that_waits_leaves_its_numbers(canary):
     last = recorded(canary)[-1]
     assert (last.verdict, last.reason, last.actor) == ("wait", "undecided", "review")
     assert json.loads(last.numbers_json) == {"units": 7}
+
+
+def test_unit_planned_size_and_first_share_are_fixed_when_a_rollout_opens(canary):
+    opened = live(canary)
+    later = CanaryConfig(unit="tip", planned_units=900, share=0.3)
+    assert open_rollout(canary, 2, settings=later, salt="other", now=NOON) == opened
+    grown = set_share(canary, opened, 0.1, why=WHY)
+    assert (grown.unit, grown.planned_units, grown.salt) == ("user_day", 20_000, "pepper")
+
+
+def test_with_shadow_answers_a_rollout_opens_without_users_and_then_takes_its_first_share(models):
+    bootstrap_champion(models, 1, settings=SETTINGS, now=NOON)
+    settings = CanaryConfig(shadow_answers=10)
+    opened = open_rollout(models, 2, settings=settings, salt="s", now=NOON)
+    assert (opened.phase, opened.share) == ("shadow", 0.0)
+    first = set_share(models, opened, 0.05, why=WHY)
+    assert (first.phase, first.share) == ("canary", 0.05)
+    assert set_share(models, first, 0.1, why=WHY).phase == "ramp"
+
+
+def test_a_wait_on_an_ended_rollout_is_not_recorded(canary):
+    opened = live(canary)
+    after = roll_back(canary, opened, WHY)
+    count = len(recorded(canary))
+    assert record_wait(canary, opened, WHY) == after
+    assert len(recorded(canary)) == count
+
+
+def test_a_holdback_keeps_the_former_champion_as_challenger(canary):
+    later = replace(WHY, now=NOON + timedelta(days=9))
+    kept = promote(canary, live(canary), later, holdback=Holdback(0.1, "new salt"))
+    assert (kept.champion, kept.challenger, kept.phase) == (2, 1, "holdback")
+    assert (kept.share, kept.salt, kept.opened_at) == (0.1, "new salt", later.now)
+    after = roll_back(canary, kept, later)
+    assert (after.champion, after.challenger, after.phase) == (2, None, "idle")
+
+
+def test_a_refused_share_names_the_value_and_the_way_out(canary):
+    with pytest.raises(CanaryError, match=r"share = 0\.05: name one above 0\.05 and below 1"):
+        set_share(canary, live(canary), 0.05, why=WHY)
+    with pytest.raises(CanaryError, match=r"canary\.share = 1\.0: one arm stays empty; set it"):
+        open_rollout(canary, 3, settings=CanaryConfig(share=1.0, ramp=()), salt="s", now=NOON)

@@ -1,4 +1,4 @@
-"""Before and after the canary: silent answers that nobody sees, and a holdback."""
+"""Before and after the canary: the shadow phase and the holdback."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ def shadow_of(engine, opened):
         return read_shadow(connection, opened.rollout_id, slow_ms=5_000)
 
 
-def test_a_challenger_in_the_shadow_answers_and_nobody_sees_it(engine, chat):
+def test_shadow_answers_are_counted_and_never_shown_or_stored(engine, chat):
     set_champion(engine)
     opened = set_shadow(engine)
     assert (opened.phase, opened.share) == ("shadow", 0.0)
@@ -95,7 +95,7 @@ def test_a_challenger_in_the_shadow_answers_and_nobody_sees_it(engine, chat):
     ("answer", "more", "fault"),
     [(fails, 0, "failed"), ("Write to me@example.org", 0, "refused"), (UNSEEN, 1, "misread")],
 )
-def test_what_is_wrong_with_silent_answers_is_counted(engine, chat, answer, more, fault):
+def test_faults_of_shadow_answers_are_counted(engine, chat, answer, more, fault):
     set_champion(engine)
     opened = set_shadow(engine)
     service = service_of(engine, chat, Counting({1: "A tip.", 2: answer}, chat, more=more))
@@ -106,7 +106,7 @@ def test_what_is_wrong_with_silent_answers_is_counted(engine, chat, answer, more
     assert seen.failed + seen.refused + seen.slow + seen.misread == 3
 
 
-def test_silent_answers_go_with_their_rollout_and_late_ones_are_not_counted(engine, chat):
+def test_shadow_answers_are_deleted_with_their_rollout_and_late_ones_are_ignored(engine, chat):
     set_champion(engine)
     opened = set_shadow(engine)
     service = service_of(engine, chat, Counting({1: "A tip.", 2: UNSEEN}, chat))
@@ -118,7 +118,7 @@ def test_silent_answers_go_with_their_rollout_and_late_ones_are_not_counted(engi
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict", "said", "share"),
+    ("report", "verdict", "reason", "share"),
     [
         (ShadowReport(9, 0, 0, 0, 0), "wait", "9 of 10 shadow answers", None),
         (ShadowReport(10, 1, 1, 0, 0), "wait", "shadow phase passed", 0.05),
@@ -128,14 +128,14 @@ def test_silent_answers_go_with_their_rollout_and_late_ones_are_not_counted(engi
         (ShadowReport(1, 0, 0, 0, 1), "roll back", "another prompt template", None),
     ],
 )
-def test_people_meet_a_challenger_that_is_fit(seen, verdict, said, share):
-    decision = judge_shadow(seen, settings=SHADOW)
-    assert (decision.verdict, said in decision.reason) == (verdict, True)
-    assert first_share(seen, decision, settings=SHADOW) == share
+def test_the_shadow_phase_is_judged_by_its_faults(report, verdict, reason, share):
+    decision = judge_shadow(report, settings=SHADOW)
+    assert (decision.verdict, reason in decision.reason) == (verdict, True)
+    assert first_share(report, decision, settings=SHADOW) == share
 
 
 def in_shadow(folder, verdict):
-    """An installation with version 2 in the shadow phase, and ten silent answers."""
+    """An installation with version 2 in the shadow phase, and ten shadow answers."""
     config = copy_of_trained(folder, canary={"shadow_answers": 10})
     review.roll_back(config, now=NOW)
     opened = deployment.open_rollout(config, 2, now=NOW)
@@ -151,7 +151,7 @@ def in_shadow(folder, verdict):
     return config
 
 
-def test_after_enough_good_silent_answers_a_review_lets_people_meet_it(tmp_path):
+def test_a_passed_shadow_phase_starts_the_canary(tmp_path):
     config = in_shadow(tmp_path, "passed")
     assert "shadow    10 shadow answers: 0 failed" in "\n".join(status(config, now=NOW))
     found = review.review(config, now=NOW)
@@ -160,13 +160,13 @@ def test_after_enough_good_silent_answers_a_review_lets_people_meet_it(tmp_path)
     assert "share 0% -> 5%" in found.line
 
 
-def test_one_whose_silent_answers_are_refused_is_never_met(tmp_path):
+def test_a_challenger_whose_shadow_answers_are_refused_is_rolled_back(tmp_path):
     found = review.review(in_shadow(tmp_path, "unsafe"), now=NOW)
     assert (found.verdict, found.rollout.challenger) == ("roll back", None)
     assert "10 refused by the guard" in found.line
 
 
-def test_a_holdback_tells_what_became_of_the_gain(tmp_path):
+def test_a_holdback_reports_the_gain_since_the_promotion(tmp_path):
     config = copy_of_trained(tmp_path, canary={"holdback": 0.1})
     now = expose(config, 2_000, champion=0.2, challenger=0.8)
     kept = review.review(config, now=now).rollout
@@ -181,7 +181,7 @@ def test_a_holdback_tells_what_became_of_the_gain(tmp_path):
     gain = -100 * found.comparison.estimate
     assert "version 2 was promoted at +" in found.line
     assert f"and is now at {gain:+.1f}" in found.line
-    # Who is kept back is drawn anew: some 200 people, and 40 points give or take 3.4.
+    # The holdback is drawn anew: some 200 users, and 40 points with a standard error of 3.4.
     assert 20 < gain < 60
 
 
@@ -199,9 +199,9 @@ def test_a_new_challenger_ends_a_holdback(engine):
     assert (after.champion, after.challenger, after.phase) == (2, 3, "canary")
 
 
-def test_numbers_of_silent_answers_are_kept_with_the_decision(tmp_path):
+def test_counts_of_shadow_answers_are_stored_with_the_decision(tmp_path):
     config = in_shadow(tmp_path, "passed")
     review.review(config, now=NOW)
     with closing(sqlite3.connect(config.folder / "reactune.db")) as connection:
-        told = connection.execute("SELECT numbers_json FROM decisions").fetchall()[-1][0]
-    assert json.loads(told)["answers"] == 10
+        stored = connection.execute("SELECT numbers_json FROM decisions").fetchall()[-1][0]
+    assert json.loads(stored)["answers"] == 10
