@@ -1,6 +1,6 @@
 """The lines of `reactune status` at each point of the loop."""
 
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 
 import pytest
 
@@ -116,12 +116,12 @@ def day_of(day, positives, negatives):
 
 
 def test_the_forecast_counts_on_the_share_that_duplicates_leave():
-    days = [day_of(-n, 10, 10) for n in range(1, 15)]
+    days = [day_of(-n, 10, 10) for n in range(14)]
     have, need = (140, 140), (200, 200)
     lines = [forecast_line(days, have, need, kept, TODAY) for kept in (1.0, 0.5)]
-    dates = [datetime.strptime(line[19:29], "%Y-%m-%d").date() for line in lines]
+    days_on = [date.fromisoformat(line.split()[3]) for line in lines]
     # 60 of each are missing at ten a day; with half of them 130 at five a day.
-    assert [(date - TODAY.date()).days for date in dates] == [6, 26]
+    assert [(day - TODAY.date()).days for day in days_on] == [6, 26]
 
 
 def test_the_forecast_needs_both_labels():
