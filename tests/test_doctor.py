@@ -87,7 +87,7 @@ def test_a_missing_key_and_database_are_named_with_what_to_do(config):
     assert "reactune init" in found["database"].text
 
 
-def test_nothing_is_made_by_looking(config, tmp_path):
+def test_the_checks_make_no_file(config, tmp_path):
     doctor.examine(config(), {})
     assert list(tmp_path.iterdir()) == []
 
@@ -109,7 +109,7 @@ def test_a_key_that_is_not_the_one_of_the_stored_users_is_a_warning(config):
 
 
 @pytest.mark.postgres
-def test_postgres_is_looked_at_with_its_password_hidden(config, fresh_postgres_url):
+def test_postgres_is_checked_with_its_password_hidden(config, fresh_postgres_url):
     create_store(fresh_postgres_url).dispose()
     url = sa.make_url(fresh_postgres_url).set(password="hush")
     text = url.render_as_string(hide_password=False)
@@ -161,7 +161,7 @@ def test_a_trainer_that_is_not_there_is_missing_with_the_command_that_gets_it(co
     assert "reactune backend install axolotl" in found["trainer"].text
 
 
-def test_a_model_name_is_not_looked_up_on_the_internet(config):
+def test_a_model_name_is_not_resolved_on_the_internet(config):
     found = findings(config("model.base=someone/some-model"))
     assert found["base model"].state == "warning"
     assert "memory" not in found
@@ -172,7 +172,7 @@ def test_a_folder_that_holds_no_model_is_missing(config, tmp_path):
     assert found["base model"].state == "missing"
 
 
-def test_a_model_too_large_for_the_machine_is_said_not_to_fit(config, tmp_path):
+def test_a_model_too_large_for_the_machine_is_reported_not_to_fit(config, tmp_path):
     # 400 layers instead of 32: some 85 billion weights, 340 GB in float32.
     folder = model_folder(tmp_path / "huge", num_hidden_layers=400)
     found = findings(config(f"model.base={folder}"))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reactune.cli.session import be_discreet, where, without_secrets
+from reactune.cli.session import where, without_secrets, word_tracebacks
 from reactune.config.sections import RegistryConfig, SourceConfig
 from reactune.config.settings import Config, deciding, load
 from reactune.data.labels.sources import open_scores
@@ -129,7 +129,7 @@ def test_tracebacks_hide_passwords_of_other_libraries_errors_even_when_shown_in_
 
 @pytest.mark.parametrize("url", FORMS)
 def test_a_log_hides_passwords_in_what_is_logged(url, caplog, capsys):
-    be_discreet()
+    word_tracebacks()
     caplog.handler.addFilter(without_secrets)
     logging.getLogger("other.library").error("cannot reach %s: %s", url, OSError(url))
     assert "cannot reach" in caplog.text

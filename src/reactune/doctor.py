@@ -1,7 +1,4 @@
-"""What this machine lacks for what the settings ask of it; nothing is changed or downloaded.
-
-Printing it and the exit code are the command line's.
-"""
+"""What this machine lacks for the settings in force; nothing is changed or downloaded."""
 
 import os
 import subprocess
@@ -44,21 +41,21 @@ WAIT_SECONDS, IMPORT_SECONDS = 5, 60
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; `missing` is what the settings cannot do without."""
+    """One check; `missing` is something that the settings need."""
 
     name: str
     state: State
     text: str
 
     def line(self) -> str:
-        """One line for the person at the terminal."""
+        """One line for the terminal."""
         return f"{self.state:8} {self.name:13} {self.text}"
 
 
 def examine(config: Config, environ: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Look at everything the settings need, in the order in which one would mend it.
+    """Check everything that the settings need, in the order in which to repair it.
 
-    A machine without the `train` extra is examined as one that only serves.
+    A machine without the `train` extra is checked as one that only serves.
     """
     found = _findings(config, environ)
     return [replace(each, text=hide_passwords(each.text)) for each in found]
@@ -102,7 +99,7 @@ def _needed_extras(config: Config) -> list[Finding]:
 
 
 def _extra(name: str, *, is_needed: bool) -> Finding:
-    """Whether the packages of one extra are here, in versions that reactune takes."""
+    """Whether the packages of one extra are installed, in versions that reactune supports."""
     wanted = _requirements(name)
     installed = {need.name: _installed(need.name) for need in wanted}
     absent = [str(need) for need in wanted if installed[need.name] is None]
@@ -113,7 +110,7 @@ def _extra(name: str, *, is_needed: bool) -> Finding:
     ]
     title = f"extra {name}" if name else "packages"
     if not absent and not unfit:
-        return Finding(title, "ok", f"all {len(wanted)} of the versions asked for")
+        return Finding(title, "ok", f"all {len(wanted)} in supported versions")
     install = f"run `pip install 'reactune{f'[{name}]' if name else ''}'`"
     if not is_needed and len(absent) == len(wanted):
         return Finding(title, "warning", f"not installed: this machine cannot train; {install}")
@@ -121,7 +118,7 @@ def _extra(name: str, *, is_needed: bool) -> Finding:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What reactune's own metadata asks for, beyond the core if an extra is named."""
+    """Requirements in reactune's own metadata: those of the core, or those of an extra."""
     all_of_them = [Requirement(text) for text in metadata.requires("reactune") or ()]
     return [
         need
@@ -139,7 +136,7 @@ def _installed(package: str) -> Version | None:
 
 
 def _key(config: Config, environ: Mapping[str, str]) -> tuple[Finding, frozenset[str]]:
-    """What is known of the keys, and the ids of those that are there."""
+    """The check of the hashing keys, and the ids of those that are given."""
     given = given_key_ids(config.privacy, environ)
     try:
         hashing_keys = load_hashing_keys(config.privacy, environ)
@@ -156,7 +153,7 @@ def _names(config: Config) -> Finding:
     except ReactuneError as error:
         return Finding("names", "missing", str(error))
     models = ", ".join(f"{language}: {model}" for language, model in config.privacy.models.items())
-    return Finding("names", "ok", models or "are not looked for: privacy.models is empty")
+    return Finding("names", "ok", models or "are not sought: privacy.models is empty")
 
 
 def _database(config: Config, given: frozenset[str]) -> Finding:
@@ -169,14 +166,14 @@ def _database(config: Config, given: frozenset[str]) -> Finding:
         return Finding("database", "ok", place)
     others = ", ".join(sorted(known - given))
     text = (
-        f"{place}, some hashed with a key that is not given ({others}): the same people count as "
-        "others, and nobody can be erased from them; name its variable in [privacy] old_key_envs"
+        f"{place}, some hashed with a key that is not given ({others}): their users count twice "
+        "and cannot be erased from them; name its variable in [privacy] old_key_envs"
     )
     return Finding("database", "warning", text)
 
 
 def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
-    """How many tips are stored, and the ids of the keys that people were hashed with."""
+    """How many tips are stored, and the ids of the keys that hashed their users."""
     with opened_store(config.store_url) as engine, reading(engine) as connection:
         tips = connection.execute(sa.select(sa.func.count()).select_from(tip_scores))
         return tips.scalar_one(), set(key_ids(connection))
@@ -190,7 +187,11 @@ def _model_server(config: Config) -> Finding:
     try:
         result = subprocess.run(probe, capture_output=True, timeout=IMPORT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Finding(name, "warning", "llama.cpp took a minute to load; is the machine busy?")
+        return Finding(
+            name,
+            "warning",
+            "llama.cpp took more than a minute to load; repeat when the machine is idle",
+        )
     if result.returncode == 0:
         return Finding(name, "ok", "embedded llama.cpp")
     advice = "run `pip install 'reactune[llamacpp]'`, or use Ollama: serve.runtime = \"ollama\""
@@ -217,7 +218,7 @@ def _registry(config: Config) -> Finding:
         return _registry_over_http(uri)
     if scheme in ("sqlite", "postgresql", "mysql"):
         return _registry_in_database(uri)
-    return Finding("MLflow", "warning", f"{uri} is not looked at; is it one that MLflow 3 takes?")
+    return Finding("MLflow", "warning", f"{uri} is not checked; see that MLflow 3 supports it")
 
 
 def _registry_over_http(uri: str) -> Finding:
@@ -234,7 +235,7 @@ def _registry_over_http(uri: str) -> Finding:
 def _registry_in_database(uri: str) -> Finding:
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).is_file():
-        return Finding("MLflow", "ok", f"{file} will be made by the first run")
+        return Finding("MLflow", "ok", f"{file} is made by the first run")
     try:
         with sa.create_engine(uri).connect() as connection:
             connection.execute(sa.text("SELECT version_num FROM alembic_version"))
@@ -255,7 +256,7 @@ def _trainer(config: Config) -> Finding:
 def _base_model(config: Config) -> tuple[Finding, Shape | None]:
     base = config.model.base
     if base not in WHEELS and not Path(base).expanduser().exists():
-        text = f"{base} is no path here; the first run looks for it on the Hugging Face hub"
+        text = f"{base} is no path here; the first run downloads it from the Hugging Face hub"
         return Finding("base model", "warning", text), None
     try:
         found, shape = locate(base), shape_of(config.model)
@@ -294,7 +295,7 @@ def _memory(shape: Shape, peak: int) -> Finding:
     text = f"{free / GIB:.1f} GiB free, training takes up to {peak / GIB:.1f}"
     if free >= peak:
         return Finding("memory", "ok", text)
-    # The peak is that of a batch of the longest rows; what cannot even be loaded is hopeless.
+    # Only a batch of the longest rows takes the peak; weights that cannot be loaded never fit.
     state: State = "warning" if free > shape.parameters * 4 else "missing"
     return Finding("memory", state, f"{text}; take a smaller train.batch_size or base model")
 

@@ -37,7 +37,7 @@ class AwayError(DataError):
 
 
 class PrivacyError(ReactuneError):
-    """Going on would expose a person or break what they were promised."""
+    """Continuing would expose a user or break a promise to one."""
 
 
 class TrainingError(ReactuneError):

@@ -63,11 +63,11 @@ class Repeater:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child that computes: ours, who its parent is, and how threads wait.
+    """The environment of a child that computes: ours, its parent's id, and how its threads wait.
 
-    They spin for some fifty microseconds, then sleep. Threads that go on spinning starve each
-    other on a busy machine; those that sleep at once lose two thirds of their time to waking up.
-    `bench/threads.py` shows both.
+    They spin for some fifty microseconds, then sleep: threads that spin longer starve each other
+    on a busy machine, those that sleep at once lose two thirds of their time to waking up
+    (`bench/threads.py`).
     """
     return {"GOMP_SPINCOUNT": SPINS, **os.environ, PARENT: str(os.getpid())}
 
@@ -75,8 +75,8 @@ def child_environment() -> dict[str, str]:
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends, however that ends.
 
-    The parent is the one that `child_environment` names; if it ended before this call, so does
-    this process, now. Elsewhere nothing happens: the parent's own clean-up has to do.
+    The parent is the process that `child_environment` names; if it ended before this call, this
+    process ends now. On other systems nothing happens, and the parent has to clean up.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -87,10 +87,10 @@ def die_with_parent() -> None:
 
 
 def become(command: list[str]) -> None:
-    """Turn into another program that dies with our parent; its children can die with it.
+    """Run a program in place of this one; it dies with our parent, and its children with it.
 
-    The wish to be killed outlives the exchange of programs, and so does the process id, which
-    the children then look for.
+    The signal that was asked for survives `execv`, and so does the process id, which its children
+    compare with their parent's.
     """
     die_with_parent()
     os.environ[PARENT] = str(os.getpid())

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loop_fixtures import SECRET, reactions, write_settings
-from reactune.cli.session import FULL, WITHHELD, be_discreet, where, without_secrets
+from reactune.cli.session import FULL, WITHHELD, where, without_secrets, word_tracebacks
 from reactune.config.settings import load
 from reactune.errors import DataError
 from reactune.privacy.hashing import HashingKey, user_key
@@ -77,7 +77,7 @@ def test_whoever_may_see_it_can_have_it_all(monkeypatch):
 def test_logs_and_threads_word_tracebacks_alike(capsys, caplog, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
-    be_discreet()
+    word_tracebacks()
     caplog.handler.addFilter(without_secrets)
     try:
         fails_with_a_text()

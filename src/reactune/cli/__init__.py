@@ -1,6 +1,8 @@
-"""The group of all commands, the options before them, and the one place where errors end.
+"""The command line: every command, with its exit code, and one line for an error of ours.
 
-The commands themselves stand in the modules beside this one.
+The commands stand in `serve`, `data`, `run`, `analysis` and `users`. `session` holds the options
+before a command, and words tracebacks and logs so that they quote neither people nor passwords.
+Libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 import os
@@ -12,7 +14,7 @@ import click
 
 from reactune import __version__
 from reactune.cli import analysis, data, run, serve, users
-from reactune.cli.session import Session, be_discreet, where
+from reactune.cli.session import Session, where, word_tracebacks
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
 
@@ -66,13 +68,13 @@ for module in (serve, data, run, analysis, users):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0, 1 for an error of ours, 2 for a call that makes no sense.
+    """Run one command and exit: 0, 1 for an error of ours, 2 for wrong usage.
 
-    Who names itself in REACTUNE_PARENT takes the command along when it ends, however it ends.
+    The command ends with the process that REACTUNE_PARENT names, however that ends.
     """
     if PARENT in os.environ:
         die_with_parent()
-    be_discreet()
+    word_tracebacks()
     session = Session()
     try:
         commands.main(arguments, prog_name="reactune", obj=session)

@@ -129,7 +129,7 @@ def plan(
     tips_per_unit: float | None,
     picture: Path | None,
 ) -> None:
-    """Say how many tips and days a rollout takes.
+    """Compute how many tips and days a rollout takes.
 
     For shares of 5 to 50 % and for the ramp of the settings, at the traffic of the last two weeks
     in the database, if there is one.
@@ -161,13 +161,13 @@ def plan(
 @click.option("--reward", default="reward", show_default=True, help="Column of the reward.")
 @click.option("--largest", type=NUMBER, default=1.0, show_default=True, help="Largest reward.")
 @click.option("--propensity", default="propensity", show_default=True,
-              help="Column of the logged policy's chance of the answer it gave.")  # fmt: skip
-@click.option("--target", "targets", multiple=True, help="Column of a new policy's chance of that "
-              "answer; several are ranked.")  # fmt: skip
+              help="Column of the logged policy's probability of its choice.")  # fmt: skip
+@click.option("--target", "targets", multiple=True, help="Column of a new policy's probability of "
+              "that choice; several are ranked.")  # fmt: skip
 @click.option("--policy", default="", help="Column that names each row's policy, instead.")
 @click.option("--from", "logged", default="", help="Policy whose log is used.")
 @click.option("--to", "new", default="", help="Policy to evaluate; its chances are counted.")
-@click.option("--action", default="", help="Column of what was chosen.")
+@click.option("--action", default="", help="Column of the choice.")
 @click.option("--given", multiple=True, help="Column of the context; may be repeated.")
 @click.option("--most-weight", type=NUMBER, default=float("inf"), help="Largest ratio of new to "
               "logged chance that can occur, if known: tightens the upper bound.")  # fmt: skip
@@ -190,7 +190,7 @@ def ope(
     most_weight: float,
     clip: float,
 ) -> None:
-    """Say what another policy would have earned, from a log of choices.
+    """Estimate the reward of another policy from a log of choices.
 
     Inverse propensity, self-normalised and doubly robust estimates, with bounds that hold at any
     length of the log. This may veto or rank, and never promotes. Exit code 0: evaluated; 3: the

@@ -1,7 +1,11 @@
-"""Commands about personal data in texts: deidentify, audit."""
+"""Commands on reactions and texts: ingest, explain, deidentify, audit."""
 
+import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +15,12 @@ from reactune.cli.session import Session
 from reactune.records import replacing
 
 if TYPE_CHECKING:
-    from reactune.records import Counts
-
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from reactune.config.settings import Config
     from reactune.data.deidentify.file import FoundSpan, Summary
+    from reactune.records import Counts
 
-
-SOME_REJECTED = 2
+SOME_REJECTED = SOME_LEFT_OUT = 2  # exit codes
+BIG_FILE = 2_000_000  # bytes from which starting further processes pays
 
 
 @click.command
@@ -40,9 +36,9 @@ SOME_REJECTED = 2
 def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> None:
     """Read tips and reactions from files.
 
-    JSONL (also .gz), CSV or Parquet. User ids are hashed at the door. A tip_id that is known is
+    JSONL (also .gz), CSV or Parquet. User ids are hashed as they are read. A known tip_id is
     updated, so a file may be read again. Exit code 0: all rows were kept; 2: some were
-    rejected, the others are kept.
+    rejected, the others kept.
 
     \b
     $ reactune ingest scores.jsonl.gz
@@ -70,12 +66,12 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             rejects=rejects,
             progress=bar.update,
         )
-    rejected = _tell(counts, rejects)
+    rejected = _report(counts, rejects)
     sys.exit(SOME_REJECTED if rejected else 0)
 
 
-def _tell(counts: "Counts", rejects: Path) -> int:
-    """Print what became of the rows; the number of rejected ones is returned."""
+def _report(counts: "Counts", rejects: Path) -> int:
+    """Print the counts; the number of rejected rows is returned."""
     from reactune.data.ingest import ERASED, FAULTLESS, SUPERSEDED
 
     reasons = {reason: n for reason, n in counts.refused.items() if reason not in FAULTLESS}
@@ -84,7 +80,7 @@ def _tell(counts: "Counts", rejects: Path) -> int:
     if superseded := counts.refused.get(SUPERSEDED, 0):
         click.echo(f"{superseded:,} of them replaced by a later row of the same tip_id")
     if erased := counts.refused.get(ERASED, 0):
-        click.echo(f"{erased:,} left out: of people who were erased")
+        click.echo(f"{erased:,} left out: of erased users")
     for reason, number in reasons.items():
         click.echo(f"  {number:,} {reason}")
     if rejected:
@@ -96,9 +92,9 @@ def _tell(counts: "Counts", rejects: Path) -> int:
 @click.option("--dialect", default="", help="Dialect of SQL.  [default: that of the source]")
 @click.pass_obj
 def explain(session: Session, dialect: str) -> None:
-    """Print the SQL that labels reactions, and say what leaves the database.
+    """Print the SQL that labels reactions, and what leaves the database.
 
-    It decides which reactions are evidence, and of what. It runs where the data lives.
+    It decides which reactions become positives and negatives, and runs inside the database.
 
     \b
     $ reactune explain --dialect duckdb
@@ -123,10 +119,6 @@ def explain(session: Session, dialect: str) -> None:
     click.echo(highlight(text, SqlLexer(), TerminalFormatter()), nl=False)
 
 
-SOME_LEFT_OUT = 2
-BIG_FILE = 2_000_000  # bytes from which starting further processes pays
-
-
 @click.command
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
@@ -139,11 +131,11 @@ BIG_FILE = 2_000_000  # bytes from which starting further processes pays
 @click.option(
     "--spans",
     type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
-    help="Where to write what was found, as JSONL without the texts; - prints it.",
+    help="JSONL of the spans that were found, without the texts; - prints them.",
 )
 @click.option("--with-text", is_flag=True, help="Write the personal data itself into --spans.")
 @click.option(
-    "--keep-foreign", is_flag=True, help="Keep rows in languages that no model is configured for."
+    "--keep-foreign", is_flag=True, help="Keep rows in languages without a configured model."
 )
 @click.option(
     "--workers",
@@ -163,8 +155,8 @@ def deidentify(
 ) -> None:
     """Replace personal data in the texts of a file.
 
-    JSONL (also .gz), CSV (also .gz) or Parquet; FILE and --out are of the same kind. What is
-    looked for, and with which models, is [privacy] kinds and models. Exit code 0: all rows were
+    JSONL (also .gz), CSV (also .gz) or Parquet; FILE and --out have the same format. [privacy]
+    kinds and models say what is replaced, found by which models. Exit code 0: all rows were
     written; 2: lines that are no rows, or rows in other languages, were left out.
 
     \b
@@ -175,9 +167,9 @@ def deidentify(
     from reactune.data.deidentify.file import deidentify_file
 
     if out is None and spans is None:
-        raise click.UsageError("give --out to write the file, --spans to see what is found")
+        raise click.UsageError("name --out to write the file, or --spans to list what is found")
     if out is not None and out.resolve() == file.resolve():
-        raise click.UsageError(f"--out {out} is FILE itself; give another name")
+        raise click.UsageError(f"--out {out} is FILE itself; choose another name")
     size = file.stat().st_size
     cores = os.cpu_count() or 1
     is_packed = file.suffix == ".gz"
@@ -227,7 +219,7 @@ def _span_writer(
 
 
 def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:
-    """Say, beside what may be printed spans, what became of the rows; how many were left out."""
+    """Print the counts to standard error, for spans may be on standard output; rows left out."""
     left_out = summary.unreadable + (0 if keep_foreign else summary.foreign)
     click.echo(
         f"rows: {summary.came_in:,} in, {summary.went_out:,} kept, {left_out:,} left out", err=True
@@ -250,11 +242,11 @@ def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:
     default=5,
     show_default=True,
     type=click.IntRange(min=2),
-    help="How many users must share a value that is not rare.",
+    help="Users that share a value, at least, if it is not to be rare.",
 )
 @click.pass_obj
 def audit(session: Session, min_users: int) -> None:
-    """Propose an allow-list of context keys from the reactions that are there.
+    """Propose an allow-list of context keys from the stored reactions.
 
     Shows for each key: the share of rows that hold it, its values, how many users share one (the
     median), and the personal data found in it. Values are never shown, and nothing is changed.
@@ -264,17 +256,17 @@ def audit(session: Session, min_users: int) -> None:
     """
     from tqdm import tqdm
 
-    from reactune.data.deidentify.audit import audit as look
+    from reactune.data.deidentify.audit import audit as report_on
     from reactune.data.deidentify.audit import proposal
     from reactune.pii.detectors import open_detector
 
     config = session.config()
     with tqdm(unit=" rows", desc="audit", disable=None) as bar, _contexts(config) as contexts:
-        reports = look(
+        reports = report_on(
             contexts, detect=open_detector(config.privacy), enough=min_users, progress=bar.update
         )
     if not reports:
-        click.echo("no reaction that is evidence has a context; ingest some first")
+        click.echo("no labelled reaction has a context; ingest some first")
         return
     click.echo(f"{'key':28} {'rows':>5} {'values':>8} {'users':>6}  {'advice':9} because")
     for report in reports:

@@ -1,4 +1,4 @@
-"""Commands about what is live: deploy, review, promote, rollback."""
+"""Commands of the loop, from run, stage and status to review, promote and rollback."""
 
 import sys
 from datetime import UTC, datetime
@@ -19,21 +19,21 @@ WAITING_OPTION = click.option(
     type=click.IntRange(0, 255),
     default=0,
     show_default=True,
-    help="Exit code where there is nothing to do (Airflow skips on 99): too little to learn from, a"
-    " run that ended before this stage, nobody on trial, another verdict.",
+    help="Exit code if there is nothing to do (Airflow skips on 99): too few examples, a run that"
+    " ended before this stage, no challenger, another verdict.",
 )
 
 
 @click.command
-@click.option("--run", "run_id", help="Run to go on with.  [default: an interrupted one, or a new]")
+@click.option("--run", "run_id", help="Run to continue.  [default: an interrupted or a new one]")
 @WAITING_OPTION
 @click.pass_obj
 def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
-    """Train a challenger, and put it before the first users.
+    """Train a challenger, and give it the first share of tips.
 
-    Does what is not done yet: after a kill, call it again. One line per stage says what came
-    in, what went out, and what was refused. Too few examples, or a model that is not good
-    enough, is an end, not an error.
+    Does the stages that are not done yet: after a kill, call it again. One line a stage reports
+    rows in, rows out, and what was refused. Too few examples, or a model that fails the gate,
+    end the run without an error.
 
     \b
     $ reactune run
@@ -54,8 +54,8 @@ def run(session: Session, run_id: str | None, waiting_exit_code: int) -> None:
 def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> None:
     """Do one stage of a run, unless it is done already.
 
-    The stage `extract` starts the run where there is none of that name yet. A scheduler thus
-    needs to hand on nothing but the name: date, time and a number, so that names sort by time.
+    The stage `extract` starts the run if there is none of that name yet, so a scheduler passes
+    only the name: date, time and a number, so that names sort by time.
 
     \b
     $ reactune stage extract --run 20261123-101500-3f2a
@@ -72,7 +72,7 @@ def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> N
 @click.command
 @click.pass_obj
 def status(session: Session) -> None:
-    """Say what is live, and what the next run waits for.
+    """Report what is live, and what the next run waits for.
 
     \b
     $ reactune status
@@ -94,11 +94,11 @@ def status(session: Session) -> None:
     "--model",
     required=True,
     metavar="base|champion|challenger|RUN_ID",
-    help="Model that is asked which of two it would rather write.",
+    help="Model whose preference is measured.",
 )
 @click.pass_obj
 def evaluate(session: Session, pairs: Path, model: str) -> None:
-    """Say how often a model prefers the better of two texts.
+    """Measure how often a model prefers the better of two texts.
 
     With a 95 % interval. Pairs whose texts the model was trained on are refused.
 
@@ -112,7 +112,7 @@ def evaluate(session: Session, pairs: Path, model: str) -> None:
 
 @click.group
 def backend() -> None:
-    """Install and list what can train besides TRL.
+    """Install and list trainers besides TRL.
 
     \b
     $ reactune backend install unsloth
@@ -126,8 +126,8 @@ def backend() -> None:
 def install_backend(session: Session, name: str) -> None:
     """Make the environment of a back-end: gigabytes, minutes.
 
-    Repeating it does nothing where the environment is whole; after a kill, repeat it. Where it
-    is put is said by `train.backend_folder`.
+    Repeating it does nothing if the environment is complete; after a kill, repeat it.
+    `train.backend_folder` is its place.
 
     \b
     $ reactune backend install unsloth
@@ -140,7 +140,7 @@ def install_backend(session: Session, name: str) -> None:
 @backend.command("list")
 @click.pass_obj
 def list_backends(session: Session) -> None:
-    """Say which back-ends are installed, and where.
+    """List the back-ends, and where they are installed.
 
     \b
     $ reactune backend list
@@ -156,13 +156,13 @@ def list_backends(session: Session) -> None:
 @click.option(
     "--base",
     is_flag=True,
-    help="Only see to it that something answers: put no version on trial.",
+    help="Make the base model champion if nothing is live; open no rollout.",
 )
 @click.pass_obj
 def deploy(session: Session, version: int | None, base: bool) -> None:
-    """Put a registered version before the first share of users.
+    """Give a registered version the first share of tips.
 
-    Where nothing is live yet, the base model becomes champion first.
+    If nothing is live yet, the base model becomes champion first.
 
     \b
     $ reactune deploy --version 3
@@ -171,7 +171,7 @@ def deploy(session: Session, version: int | None, base: bool) -> None:
     from reactune import deployment
 
     if base and version is not None:
-        raise click.UsageError("--base puts no version on trial: name one, or --base, not both")
+        raise click.UsageError("--base opens no rollout: name a version, or --base, not both")
     require_training()
     if base:
         click.echo(deployment.deploy_base(session.config()))
@@ -189,13 +189,13 @@ def judge(
 ) -> None:
     """Compare challenger and champion, and act on it.
 
-    Promotes, rolls back, gives the challenger more, or waits, and stores why. May be called as
-    often as one likes: the bounds hold however often they are read. Also brings the registry
-    and the model server in line with what is live.
+    Promotes, rolls back, raises the challenger's share, or waits, and records the reason. Call it
+    as often as you like: the bounds hold at every reading. It also repairs the registry and the
+    model server if they differ from what is live.
 
     For a scheduler, one STEP at a time, each done once: compare, decide, and then all of
-    promote, rollback and wait, of which those have nothing to do that were not decided. The id
-    is written as the name of a run.
+    promote, rollback and wait, of which only the decided one acts. The id is written as the name
+    of a run.
 
     \b
     $ reactune review
@@ -233,11 +233,11 @@ def promote(session: Session) -> None:
     "--now",
     "at_once",
     is_flag=True,
-    help="Only stop it, in under a second; the next review tells registry and model server.",
+    help="Only stop it, in under a second; the next review updates registry and model server.",
 )
 @click.pass_obj
 def rollback(session: Session, at_once: bool) -> None:
-    """Withdraw the challenger by hand.
+    """Roll the challenger back by hand.
 
     \b
     $ reactune rollback
@@ -252,7 +252,7 @@ def rollback(session: Session, at_once: bool) -> None:
 
 
 def _stop(config: "Config") -> str:
-    # Needs the database alone: it must work where neither MLflow nor a model server does.
+    # Needs only the database: it must work while MLflow and the model server do not.
     from reactune.canary import rollout
     from reactune.records import Reason
     from reactune.store.database import opened_store, reading

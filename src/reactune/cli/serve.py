@@ -1,4 +1,4 @@
-"""Commands that stay up or show the whole thing: serve, demo."""
+"""Commands that set up, check, serve and demonstrate: init, config, doctor, serve, demo."""
 
 import sys
 from pathlib import Path
@@ -13,8 +13,8 @@ from reactune.cli.session import Session
 def init(session: Session) -> None:
     """Write a commented reactune.toml and create the database.
 
-    A settings file that is there already is left as it is; the database gets what it lacks.
-    What `--set` says is written into a new file.
+    An existing settings file is left as it is; the database gets the tables it lacks. A new file
+    holds what `--set` says.
 
     \b
     $ reactune init
@@ -38,7 +38,7 @@ def init(session: Session) -> None:
 @click.command("config")
 @click.pass_obj
 def show_config(session: Session) -> None:
-    """Print every setting that is in force, as TOML.
+    """Print every setting in force, as TOML.
 
     Passwords in URLs are hidden.
 
@@ -53,10 +53,10 @@ def show_config(session: Session) -> None:
 @click.command
 @click.pass_obj
 def doctor(session: Session) -> None:
-    """Say what is missing on this machine.
+    """Report what is missing on this machine.
 
-    Exit code 1 if something that is needed is. Looks at versions, disk, memory, the key, the
-    database, MLflow, the model server, and whether the base model is there and fits.
+    Exit code 1 if something needed is. Checks versions, disk, memory, the key, the database,
+    MLflow, the model server, and whether the base model is there and fits.
 
     \b
     $ reactune doctor
@@ -72,7 +72,7 @@ def doctor(session: Session) -> None:
 @click.command
 @click.pass_obj
 def serve(session: Session) -> None:
-    """Answer requests for tips and take reactions, until stopped.
+    """Answer requests for tips and record reactions, until stopped.
 
     \b
     $ reactune serve
@@ -84,14 +84,14 @@ def serve(session: Session) -> None:
 
 
 @click.command
-@click.option("--seed", type=int, default=1, show_default=True, help="Another one, other numbers.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of everything random.")
 @click.option(
     "--cycles",
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Times round the loop; each trains on what the one before earned. With 0, people only"
-    " react, until there is enough to learn from.",
+    help="Cycles of the loop; each trains on the reactions of the one before. With 0, there are"
+    " only reactions, as many as a training needs.",
 )
 @click.option(
     "--tastes",
@@ -99,18 +99,18 @@ def serve(session: Session) -> None:
     show_default=True,
     help="What the audience likes; with none, reactions are coin flips.",
 )
-@click.option("--audience", metavar="MODULE:CLASS", help="Another audience than the built-in one.")
+@click.option("--audience", metavar="MODULE:CLASS", help="An audience instead of the built-in one.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo"),
     show_default=True,
-    help="Where the demo keeps everything; made if it is not there.",
+    help="Folder of the demo; made if missing.",
 )
 def demo(seed: int, cycles: int, tastes: str, audience: str | None, folder: Path) -> None:
     """Show the whole loop on an audience with hidden tastes.
 
-    Ends with a report as a page with pictures. Not scripted: another seed gives other numbers.
+    Ends with a report, a page with pictures. Nothing is scripted: numbers depend on the seed.
 
     \b
     $ reactune demo

@@ -1,7 +1,4 @@
-"""What the options before a command say, handed to every command.
-
-What the settings mean is left to `config.py`.
-"""
+"""The options before a command, and tracebacks and logs that quote neither people nor passwords."""
 
 import logging
 import os
@@ -21,8 +18,8 @@ if TYPE_CHECKING:
 
 
 FULL = "REACTUNE_TRACEBACKS"
-WITHHELD = f"(what it said may quote people; {FULL}=full shows it)"
-# Of these the system itself words the message, with nothing but names of files and modules in it.
+WITHHELD = f"(its message may quote users; {FULL}=full shows it)"
+# The system words their messages, which hold only names of files and modules.
 PLAIN = (ReactuneError, OSError, ImportError, MemoryError, RecursionError)
 JOINTS = {
     "__cause__": "\nThe above exception was the direct cause of the following exception:\n\n",
@@ -48,7 +45,7 @@ def where(error: BaseException) -> str:
 
 
 def named(error: BaseException) -> str:
-    """The type of an error, and what it says where that can be nothing of people's."""
+    """The type of an error, with its message if that cannot quote a user."""
     kind = type(error)
     is_ours = issubclass(kind, ReactuneError)
     name = (
@@ -61,15 +58,15 @@ def named(error: BaseException) -> str:
     return f"{name} {WITHHELD}"
 
 
-def be_discreet() -> None:
-    """From now on this process words every traceback so: of the program, its threads, its logs.
+def word_tracebacks() -> None:
+    """Word every traceback of this process by `where`: of the program, its threads, its logs.
 
-    Whoever hooked in before, such as a debugger, keeps their place.
+    Hooks that were set before, such as a debugger's, stay.
     """
     if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _tell
+        sys.excepthook = _report
     if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = _tell_of_thread
+        threading.excepthook = _report_thread
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
@@ -85,14 +82,14 @@ def without_secrets(record: logging.LogRecord) -> bool:
     return True
 
 
-def _tell(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+def _report(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, frames)
         return
     sys.stderr.write(where(error))
 
 
-def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
     if failure.exc_value is not None:
         name = failure.thread.name if failure.thread else "?"
         sys.stderr.write(f"in thread {name}:\n{where(failure.exc_value)}")

@@ -1,4 +1,4 @@
-"""Commands about API keys: keys create, keys list, keys revoke."""
+"""Commands on users and API keys: erase, consent, keys."""
 
 import os
 import sys
@@ -30,14 +30,14 @@ USER_OPTION = click.option(
 
 @click.command
 @USER_OPTION
-@click.option("--reason", help="Why; kept in the journal, so it must not name anybody.")
-@click.option("--expired", is_flag=True, help="Remove what is older than [privacy] retention_days.")
-@click.option("--verify", is_flag=True, help="Only look whether anything of the users is left.")
+@click.option("--reason", help="Reason, kept in the journal; it must not name a user.")
+@click.option("--expired", is_flag=True, help="Erase tips older than [privacy] retention_days.")
+@click.option("--verify", is_flag=True, help="Only search for what is left of the users.")
 @click.option(
     "--also",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="With --verify: a file or folder that is looked into as well, such as the service's logs.",
+    help="With --verify: a file or folder to search as well, such as the service's logs.",
 )
 @click.pass_obj
 def erase(
@@ -48,16 +48,16 @@ def erase(
     verify: bool,
     also: tuple[Path, ...],
 ) -> None:
-    """Erase users everywhere, or what is too old.
+    """Erase users everywhere, or tips that are too old.
 
     In the database, in every dataset here and at the URL of the runs. Models that learned from
-    them are marked in MLflow, and `reactune status` says by when they are to be replaced. Without
-    an option, erasures that the service wrote down or that were interrupted are finished; after a
+    them are tagged in MLflow, and `reactune status` reports by when to replace them. Without an
+    option, erasures that the service recorded or that were interrupted are finished; after a
     kill, call it again.
 
     \b
-    With --verify nothing is changed. Exit code 0: nothing was found; 3: something was, and where;
-    4: nothing was, but not all could be looked into.
+    With --verify nothing is changed. Exit code 0: nothing was found; 3: traces were found, listed
+    with their places; 4: nothing was found, but not everything could be searched.
 
     \b
     $ reactune erase --user u-7 --reason "asked by mail, ticket 4711"
@@ -80,10 +80,10 @@ def erase(
 @USER_OPTION
 @click.pass_obj
 def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
-    """Say whether later models may learn from users.
+    """Record whether later models may learn from users.
 
-    Who refuses is left out of the next dataset, with all rows; datasets of before stay as they
-    are. Who allows it again comes back, but for rows of the time in between.
+    All rows of users who refuse are left out of the next dataset; earlier datasets stay as they
+    are. Rows come back when a user allows it again, except those of the time in between.
 
     \b
     $ reactune consent refuse --user u-7
@@ -94,7 +94,7 @@ def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
 
     ids = _ids(users)
     if not ids:
-        raise click.UsageError("name somebody by --user")
+        raise click.UsageError("name a user with --user")
     config = session.config()
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     decide = allow_training if decision == "allow" else refuse_training
@@ -119,11 +119,11 @@ def _check(
     if also and not verify:
         raise click.UsageError("--also goes with --verify")
     if expired and (ids or reason):
-        raise click.UsageError("--expired goes alone: it is about age, not about somebody")
+        raise click.UsageError("--expired goes alone: it is about age, not about users")
     if bool(ids) != bool(reason) and not verify:
         raise click.UsageError("--user and --reason go together")
     if any(user_id in (reason or "") for user_id in ids):
-        raise click.UsageError("--reason names a user, and it is kept: say it without the id")
+        raise click.UsageError("--reason names a user, and it is kept: write it without the id")
 
 
 def _erase(
@@ -168,7 +168,7 @@ def _verify(
 
 @click.group
 def keys() -> None:
-    """Make, list and revoke the keys that apps and people call the service with.
+    """Create, list and revoke the API keys of the service.
 
     \b
     $ reactune keys create "phone app"
@@ -184,11 +184,11 @@ def keys() -> None:
     type=click.Choice(["app", "operator", "read"]),
     default=["app"],
     show_default=True,
-    help="What the key may do; may be repeated.",
+    help="Scope of the key; may be repeated.",
 )
 @click.pass_obj
 def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
-    """Make a key and print it: this once, for only its hash is kept.
+    """Create a key and print it once: only its hash is kept.
 
     app: tips, reactions, routing. operator: stop a rollout. read: metrics and what is live.
 
@@ -209,7 +209,7 @@ def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
 @keys.command("list")
 @click.pass_obj
 def list_keys(session: Session) -> None:
-    """Show all keys: id, scopes, when made and revoked, name.
+    """List all keys: id, scopes, dates of creation and revocation, name.
 
     \b
     $ reactune keys list
@@ -228,7 +228,7 @@ def list_keys(session: Session) -> None:
 @click.argument("key_id")
 @click.pass_obj
 def revoke(session: Session, key_id: str) -> None:
-    """Make a key useless, in every worker within a second or two.
+    """Revoke a key, in every worker within two seconds.
 
     \b
     $ reactune keys revoke 1f2e3d4c

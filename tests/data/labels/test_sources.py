@@ -217,7 +217,7 @@ def test_the_two_conditions_stand_in_the_sql_of_every_dialect(dialect):
     source = SourceConfig(table="app.nudges", where="app = 'coach'", columns={"dwell_ms": "dwell"})
     sql = label_sql(source, LABELS, url="postgresql://db/app", dialect=dialect)
     assert "BETWEEN 15000 AND 120000" in sql
-    assert "< 5000" in sql
+    assert "BETWEEN 0 AND 4999" in sql
     assert "app = 'coach'" in sql
     assert re.search(r"FROM\s+.app.\..nudges.", sql)
     assert ";" not in sql
