@@ -1,4 +1,4 @@
-"""Servers that tests start, lose and start again: PostgreSQL and MLflow, both the real ones."""
+"""Servers that tests start, kill and start again, and how to wait for them."""
 
 import contextlib
 import os
@@ -19,6 +19,23 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def wait_until(condition, *, seconds=60, process=None, log=None, pause=0.05):
+    """Return when the condition holds; fail with the log if the process ends or time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        text = log.read_text() if log else ""
+        assert process is None or process.poll() is None, f"it ended with {process.poll()}:\n{text}"
+        assert time.monotonic() < deadline, f"not within {seconds} s:\n{text}"
+        time.sleep(pause)
+
+
+def answers(address):
+    """Whether a server answers there with a status of success."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(address, trust_env=False).is_success
+    return False
 
 
 def postgres_programs():
@@ -107,7 +124,10 @@ def tracking_server(folder, *, store=None, port=None, options=()):
         ) as server,
     ):
         try:
-            _wait_for_mlflow(f"http://127.0.0.1:{port}", server, folder / "log")
+            health = f"http://127.0.0.1:{port}/health"
+            wait_until(
+                lambda: answers(health), seconds=240, process=server, log=folder / "log", pause=0.3
+            )
             yield f"http://127.0.0.1:{port}", server
         finally:
             kill_tracking_server(server)
@@ -130,19 +150,9 @@ def _not_root(folder):
 
 def _wait_for_postgres(port, server, log):
     ready = [postgres_programs() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-    deadline = time.monotonic() + 60
-    while subprocess.run(ready, check=False).returncode != 0:
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}")
-        time.sleep(0.1)
-
-
-def _wait_for_mlflow(url, server, log):
-    deadline = time.monotonic() + 240
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health").is_success:
-                return
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"MLflow did not start:\n{log.read_text()}")
-        time.sleep(0.3)
+    wait_until(
+        lambda: subprocess.run(ready, check=False).returncode == 0,
+        process=server,
+        log=log,
+        pause=0.1,
+    )

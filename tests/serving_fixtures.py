@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 from anyio import CapacityLimiter, to_thread
+from fastapi.testclient import TestClient
 
 from reactune.canary import rollout
 from reactune.canary.routing import route, unit_key
@@ -21,10 +22,11 @@ from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import HashingKey, user_key
 from reactune.records import Completion, Exposure, ModelVersion, Reason
 from reactune.service import tips
-from reactune.service.state import open_service
-from reactune.store.database import writing
+from reactune.service.state import close_service, open_service
+from reactune.store.database import create_store, writing
 from reactune.store.queries import add_model_version
 from reactune.store.schema import tip_scores
+from reactune.web.api import create_app
 from server_fixtures import free_port
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -100,6 +102,30 @@ def chat():
 def server():
     """A model server that has a text for both versions."""
     return ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
+
+
+@pytest.fixture
+def served(sqlite_url, chat):
+    """A client of a service with these settings, over a store with a champion."""
+    engine = create_store(sqlite_url)
+    set_champion(engine)
+    opened = []
+
+    def serve(**settings):
+        server = ModelServer({1: "Champion's tip.", 2: "Challenger's tip."})
+        service = service_of(engine, chat, server, settings=ServeConfig(**settings))
+        client = TestClient(create_app(service))
+        client.__enter__()
+        opened.append((client, service))
+        serve.servers.append(server)
+        return client
+
+    serve.engine, serve.servers = engine, []
+    yield serve
+    for client, service in opened:
+        client.__exit__(None, None, None)
+        close_service(service)
+    engine.dispose()
 
 
 def fails(prompt, sampling):

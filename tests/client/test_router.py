@@ -11,14 +11,8 @@ from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import user_key
 from reactune.store.database import reading
 from reactune.store.queries import current_rollout
+from server_fixtures import wait_until
 from serving_fixtures import KEY, NOON, promote, roll_back, set_challenger, set_champion
-
-
-def waits_until(is_true):
-    deadline = time.monotonic() + 10
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_router_decides_as_the_service_does(engine, store_url):
@@ -53,7 +47,7 @@ def test_a_rollback_reaches_the_router_by_itself(engine, store_url):
     with Router.from_store(store_url, key=KEY, refresh_seconds=0.02) as router:
         assert "challenger" in {router.decide(user, at=NOON).arm for user in users}
         successor = roll_back(engine, opened)
-        waits_until(lambda: router.decide("u", at=NOON).rollout_id == successor.rollout_id)
+        wait_until(lambda: router.decide("u", at=NOON).rollout_id == successor.rollout_id)
         decisions = [router.decide(user, at=NOON) for user in users]
     assert {(each.arm, each.model_version, each.propensity) for each in decisions} == {
         ("champion", 1, 1.0)
@@ -84,11 +78,11 @@ def test_while_the_rollout_cannot_be_read_decisions_go_on_and_then_leave_the_com
     with closing(Router(read, KEY, refresh_seconds=0.01, stale_seconds=0.3)) as router:
         assert router.decide("u", at=NOON).rollout_id == opened.rollout_id
         lost.set()
-        waits_until(lambda: "gone" in caplog.text)
-        waits_until(lambda: router.decide("u", at=NOON).rollout_id is None)
+        wait_until(lambda: "gone" in caplog.text)
+        wait_until(lambda: router.decide("u", at=NOON).rollout_id is None)
         assert router.decide("u", at=NOON).model_version == 1
         lost.clear()
-        waits_until(lambda: router.decide("u", at=NOON).rollout_id == opened.rollout_id)
+        wait_until(lambda: router.decide("u", at=NOON).rollout_id == opened.rollout_id)
     assert caplog.text.count("gone") == 1
 
 

@@ -1,8 +1,13 @@
+from typing import get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reactune.config.sections import ServeConfig
+from reactune.pii.spans import refill
 from reactune.records import Prompt, canonical_json
-from reactune.service.guard import judge_text
+from reactune.service.guard import GuardVerdict, judge_text
 
 SETTINGS = ServeConfig(max_tip_chars=80, unsafe_texts=("Skip your Medicine", "gun"))
 
@@ -47,6 +52,67 @@ def test_the_guard_says_what_is_wrong_with_a_text(text, verdict):
     assert judge_text(text, recent, SETTINGS) == verdict
 
 
-def test_without_a_list_nothing_is_unsafe_and_without_recent_tips_nothing_said_before():
+def test_without_a_list_nothing_is_unsafe_and_without_recent_tips_nothing_is_repeated():
     assert judge_text("Bring a gun.", prompt_of(), ServeConfig()) == "passed"
     assert judge_text("Take a walk now.", prompt_of(), ServeConfig()) == "passed"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "verdict"),
+    [
+        ("x" * 20, 20, "passed"),
+        ("x" * 21, 20, "overlong"),
+        # Counted as the user reads it: the placeholder is shorter than the address.
+        ("Write <EMAIL_1>", 20, "overlong"),
+        ("Write <EMAIL_1>", 22, "passed"),
+    ],
+)
+def test_a_text_is_measured_as_the_user_reads_it(text, limit, verdict):
+    assert judge_text(text, prompt_of(), ServeConfig(max_tip_chars=limit)) == verdict
+
+
+@pytest.mark.parametrize("signs", ["", " ", "?!", "..."])
+def test_an_unsafe_phrase_without_words_blocks_nothing(signs):
+    assert judge_text("Go out.", prompt_of(), ServeConfig(unsafe_texts=(signs,))) == "passed"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("\uff47\uff55\uff4e", "unsafe"),  # full-width letters
+        ("GUN", "unsafe"),
+        ("gun-free", "unsafe"),
+        ("begun", "passed"),
+    ],
+)
+def test_unsafe_words_are_compared_by_their_letters(text, verdict):
+    assert judge_text(text, prompt_of(), SETTINGS) == verdict
+
+
+def test_two_repeats_are_style_and_three_are_a_loop():
+    phrase = "one two three four"
+    assert judge_text(f"{phrase} a {phrase}", prompt_of(), ServeConfig()) == "passed"
+    assert judge_text(f"{phrase} a {phrase} b {phrase}", prompt_of(), ServeConfig()) == "repeated"
+
+
+@pytest.mark.parametrize("recent", ["Take a walk now.", ["Breathe.", "take a walk, now"], []])
+def test_recent_tips_may_be_a_text_or_a_list(recent):
+    verdict = judge_text("Take a walk now!", prompt_of(recent_tips=recent), ServeConfig())
+    assert verdict == ("repeated" if recent else "passed")
+
+
+@given(text=st.text(st.characters(codec=None), max_size=60))
+def test_every_text_gets_a_verdict_and_one_that_passes_can_be_stored_and_shown(text):
+    verdict = judge_text(text, prompt_of(), SETTINGS)
+    assert verdict in get_args(GuardVerdict)
+    if verdict == "passed":
+        shown = refill(text, prompt_of().placeholders)
+        assert 0 < len(shown) <= SETTINGS.max_tip_chars
+        assert "\0" not in text
+        text.encode()  # no lone surrogate
+
+
+@given(text=st.text(max_size=40), noise=st.sampled_from(["!", " ", "...", "\n"]))
+def test_a_loop_stays_a_loop_whatever_stands_around_it(text, noise):
+    looping = f"Breathe in. Breathe in. Breathe in.{noise}{text}"
+    assert judge_text(looping, prompt_of(), ServeConfig(max_tip_chars=1_000)) != "passed"

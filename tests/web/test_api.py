@@ -22,7 +22,7 @@ from reactune.service.state import close_service
 from reactune.store.database import create_store, reading
 from reactune.web.access import MAX_BODY_BYTES, TIPS_AT_ONCE
 from reactune.web.api import create_app
-from server_fixtures import free_port
+from server_fixtures import answers, free_port, wait_until
 from serving_fixtures import (
     KEY,
     NOON,
@@ -346,7 +346,7 @@ def test_a_served_process_answers_and_ends_its_model_server_when_asked_to_end(
         [sys.executable, script, settings, closed], env=environ, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            _wait_until_ready(f"http://127.0.0.1:{port}", process)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), process=process)
             answer = httpx.post(f"http://127.0.0.1:{port}/v1/tips", json=tip_body(user="u-5-raw"))
             process.send_signal(how)
             _, told = process.communicate(timeout=30)
@@ -357,18 +357,6 @@ def test_a_served_process_answers_and_ends_its_model_server_when_asked_to_end(
     assert "u-5-raw" not in told
     assert len(rows_of(engine)) == 1
     engine.dispose()
-
-
-def _wait_until_ready(address, process):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"never ready: {process.stderr.read()}")
 
 
 def test_without_a_key_nothing_is_served(tmp_path, monkeypatch):

@@ -1,7 +1,4 @@
-"""API keys: made, listed, revoked, and recognised; only a hash of each is kept.
-
-Which request needs which scope is left to `web/access.py`.
-"""
+"""API keys, with which apps call the service: the database holds only a hash of each."""
 
 import hashlib
 import hmac
@@ -21,12 +18,12 @@ from reactune.store.schema import api_keys
 Scope = Literal["app", "operator", "read"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 TOKEN = re.compile(r"rt_([0-9a-f]{8})_([0-9a-zA-Z_-]{43})")
-NOBODYS = hashlib.sha256(b"nobody's").hexdigest()
+UNKNOWN_DIGEST = hashlib.sha256(b"no key").hexdigest()
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One key: who has it, and what for. The secret is nowhere."""
+    """One key, without its secret: its name, and what it allows."""
 
     key_id: str
     name: str
@@ -37,19 +34,22 @@ class ApiKey:
 
 
 def make_key(engine: sa.Engine, name: str, scopes: Iterable[Scope], *, now: datetime) -> str:
-    """A new key, told this once: 256 random bits, of which the database gets the SHA-256.
+    """Create a key of 256 random bits and return it; the database stores its SHA-256.
 
     Raises:
         DataError: the name is empty, a scope is unknown, or the database does not answer.
     """
-    wanted = sorted(set(scopes))
-    if not name.strip() or not wanted or not set(wanted) <= set(SCOPES):
-        raise DataError(f"a key needs a name and scopes out of {', '.join(SCOPES)}")
+    scopes = sorted(set(scopes))
+    if not name.strip() or not scopes or not set(scopes) <= set(SCOPES):
+        raise DataError(
+            f"name {name!r}, scopes {list(scopes)}: give a name, and scopes out of "
+            f"{', '.join(SCOPES)}"
+        )
     key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     row = {
         "key_id": key_id,
         "name": name.strip(),
-        "scopes": ",".join(wanted),
+        "scopes": ",".join(scopes),
         "secret_sha256": hashlib.sha256(secret.encode()).hexdigest(),
         "created_at": now,
     }
@@ -59,7 +59,7 @@ def make_key(engine: sa.Engine, name: str, scopes: Iterable[Scope], *, now: date
 
 
 def revoke_key(engine: sa.Engine, key_id: str, *, now: datetime) -> None:
-    """Make a key useless from now on; repeating it changes nothing.
+    """Refuse a key from now on; repeating it changes nothing.
 
     Raises:
         DataError: there is no such key, or the database does not answer.
@@ -72,7 +72,7 @@ def revoke_key(engine: sa.Engine, key_id: str, *, now: datetime) -> None:
 
 
 def all_keys(engine: sa.Engine) -> tuple[ApiKey, ...]:
-    """Every key, oldest first, those revoked too.
+    """Every key, revoked ones included, oldest first.
 
     Raises:
         DataError: the database does not answer.
@@ -83,11 +83,11 @@ def all_keys(engine: sa.Engine) -> tuple[ApiKey, ...]:
 
 
 def recognise(token: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
-    """The key that a token is, or None; takes as long for a wrong secret as for a right one."""
+    """The valid key of a token, or None; takes as long for a wrong secret as for a right one."""
     parts = TOKEN.fullmatch(token)
     if parts is None:
         return None
-    known = keys.get(parts[1])
+    key = keys.get(parts[1])
     digest = hashlib.sha256(parts[2].encode()).hexdigest()
-    is_right = hmac.compare_digest(digest, known.secret_sha256 if known else NOBODYS)
-    return known if known is not None and is_right and known.revoked_at is None else None
+    is_equal = hmac.compare_digest(digest, key.secret_sha256 if key else UNKNOWN_DIGEST)
+    return key if key is not None and is_equal and key.revoked_at is None else None

@@ -14,7 +14,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -35,7 +34,7 @@ from reactune.service.state import close_service
 from reactune.service.tips import TipRequest, create_tip
 from reactune.store.database import create_store
 from reactune.store.queries import current_rollout
-from server_fixtures import free_port, lose, make_cluster, running_postgres
+from server_fixtures import answers, free_port, lose, make_cluster, running_postgres, wait_until
 from serving_fixtures import (
     MORNING,
     NOON,
@@ -86,14 +85,7 @@ def model_server(*options):
     command = [sys.executable, STUB, "--port", str(port), *options]
     with subprocess.Popen(command) as process:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    httpx.get(f"http://127.0.0.1:{port}/api/tags", trust_env=False)
-                    break
-                except httpx.TransportError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/api/tags"), process=process)
             yield f"http://127.0.0.1:{port}", process
         finally:
             process.kill()
