@@ -2,17 +2,35 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 import reactune
 from reactune import AsyncClient, Client
-from reactune.client.http import MAX_WAIT_SECONDS, Outbox, Report, ServiceError, retry_waits
+from reactune.client import http
+from reactune.client.http import (
+    MAX_WAIT_SECONDS,
+    RETRIED,
+    TRIES,
+    WAITS_IN_OUTBOX,
+    ClientTip,
+    Outbox,
+    Post,
+    Report,
+    ServiceError,
+    flush_steps,
+    report_steps,
+    request_steps,
+    retry_waits,
+    tip_steps,
+)
 from reactune.service.api_keys import make_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store
@@ -199,3 +217,163 @@ def test_what_the_service_refuses_is_settled_and_a_wrong_key_only_waits(app, tmp
             assert len(client._outbox.waiting()) == 1
         with Client(address, api_key=token, outbox=tmp_path / "out.db") as client:
             assert client.flush() == 1
+
+
+def answer(status, body=None, **headers):
+    request = httpx.Request("POST", "http://service")
+    return httpx.Response(status, json=body, headers=headers, request=request)
+
+
+def run(steps, answers):
+    """The result of these steps when the service answers so, and what they did."""
+    sent, waited, answers = [], [], list(answers)
+    result = None
+    while True:
+        try:
+            step = steps.send(result)
+        except StopIteration as stop:
+            assert answers == []
+            return stop.value, sent, waited
+        result = None
+        if isinstance(step, Post):
+            sent.append(step)
+            result = answers.pop(0)
+        elif isinstance(step, float):
+            waited.append(step)
+        else:
+            result = step()
+
+
+LOST = httpx.ConnectError("no route")
+TIP = {"tip_id": "t1", "content": "Take a walk."}
+
+
+def test_a_tip_is_requested_again_under_the_same_id():
+    answers = [LOST, answer(503), answer(200, TIP)]
+    tip, sent, waited = run(tip_steps("u-1", "focus", CONTEXT, ["Anna"]), answers)
+    assert tip == ClientTip("t1", "Take a walk.", recorded=True)
+    assert [post.path for post in sent] == ["/v1/tips"] * 3
+    assert sent[0].body == sent[1].body == sent[2].body
+    assert sent[0].body["names"] == ["Anna"]
+    assert re.fullmatch("[0-9a-f]{32}", sent[0].body["tip_id"])
+    assert len(waited) == 2
+
+
+def test_two_tips_have_two_ids():
+    bodies = [
+        run(tip_steps("u-1", "focus", {}, ()), [answer(200, TIP)])[1][0].body for _ in range(2)
+    ]
+    assert bodies[0]["tip_id"] != bodies[1]["tip_id"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_tip_says_whether_it_is_recorded(recorded):
+    tip, _, _ = run(tip_steps("u", "k", {}, ()), [answer(200, {**TIP, "recorded": recorded})])
+    assert tip.recorded == recorded
+
+
+@pytest.mark.parametrize("status", sorted(RETRIED))
+def test_a_status_that_may_pass_is_retried_and_then_an_error_with_the_status(status):
+    with pytest.raises(ServiceError, match=f"status {status}") as error:
+        run(request_steps("/v1/reactions", {}), [answer(status)] * TRIES)
+    assert error.value.status == status
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+def test_a_refusal_is_an_error_at_once_with_the_reason_of_the_service(status):
+    refused = answer(status, {"error": "give a name"})
+    with pytest.raises(ServiceError, match="give a name"):
+        run(request_steps("/v1/reactions", {}), [refused])
+
+
+def test_without_any_answer_the_error_names_its_type_and_what_to_check():
+    with pytest.raises(ServiceError, match=r"ConnectError.*is it running") as error:
+        run(request_steps("/v1/reactions", {}), [LOST] * TRIES)
+    assert error.value.status == 0
+
+
+def test_retry_after_is_waited_for():
+    steps = request_steps("/v1/reactions", {})
+    _, _, waited = run(steps, [answer(429, **{"retry-after": "3"}), answer(204)])
+    assert 3.0 <= waited[0] <= 4.0
+
+
+def test_without_an_outbox_a_report_is_a_request():
+    _, sent, _ = run(report_steps(None, "/v1/tips/t1/shown", {}), [answer(204)])
+    assert sent == [Post("/v1/tips/t1/shown", {})]
+    assert run(flush_steps(None), []) == (0, [], [])
+
+
+def test_with_an_outbox_a_report_is_on_disk_before_it_is_sent(tmp_path):
+    outbox = Outbox(tmp_path / "out.db")
+    steps = report_steps(outbox, "/v1/reactions", {"tip_id": "t1"})
+    assert next(steps)() is True
+    assert [report.body for report in outbox.waiting()] == [{"tip_id": "t1"}]
+    steps.close()
+
+
+@pytest.mark.parametrize("first", [LOST, *map(answer, sorted(WAITS_IN_OUTBOX))])
+def test_a_report_that_cannot_be_sent_now_keeps_its_place_before_the_later_ones(tmp_path, first):
+    outbox = Outbox(tmp_path / "out.db")
+    for number in range(3):
+        outbox.add(Report(f"r{number}", f"/{number}", {}))
+    assert run(flush_steps(outbox), [answer(204), first])[0] == 1
+    settled, sent, _ = run(flush_steps(outbox), [answer(204), answer(422)])
+    assert (settled, [post.path for post in sent]) == (2, ["/1", "/2"])
+    assert outbox.refused() == {"r2": 422}
+    assert outbox.waiting() == []
+
+
+def test_flushing_sends_more_than_one_read_of_the_outbox_holds(tmp_path):
+    outbox = Outbox(tmp_path / "out.db")
+    for number in range(120):
+        outbox.add(Report(f"r{number:03}", f"/{number}", {}))
+    settled, sent, _ = run(flush_steps(outbox), [answer(204)] * 120)
+    assert settled == 120
+    assert [post.path for post in sent] == [f"/{number}" for number in range(120)]
+
+
+def test_an_interrupted_flush_gives_the_right_to_send_back(tmp_path):
+    outbox = Outbox(tmp_path / "out.db")
+    outbox.add(Report("r1", "/1", {}))
+    steps = flush_steps(outbox)
+    steps.send(next(steps)())
+    with outbox.sending() as may_send:
+        assert not may_send
+    steps.close()
+    with outbox.sending() as may_send:
+        assert may_send
+
+
+def test_of_sent_reports_the_outbox_remembers_the_latest_ids_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(http, "REMEMBERED_REPORTS", 5)
+    outbox = Outbox(tmp_path / "out.db")
+    reports = [Report(f"r{number}", "/", {}) for number in range(10)]
+    for report in reports:
+        assert outbox.add(report)
+        outbox.settle(report, 204)
+    assert [outbox.add(report) for report in reports] == [True] * 5 + [False] * 5
+
+
+def test_both_clients_send_the_key_and_no_body_where_there_is_none():
+    requests = []
+
+    def service(request):
+        requests.append((request.url.path, request.headers["authorization"], request.content))
+        return httpx.Response(204)
+
+    async def report(client):
+        await client.shown("t1")
+        await client.aclose()
+
+    transport = httpx.MockTransport(service)
+    client = Client("http://service", api_key="rt_1")
+    client._http = httpx.Client(base_url="http://service", headers=client._http.headers,
+                                transport=transport)  # fmt: skip
+    client.shown("t1")
+    client.close()
+    other = AsyncClient("http://service", api_key="rt_1")
+    other._http = httpx.AsyncClient(base_url="http://service", headers=other._http.headers,
+                                    transport=transport)  # fmt: skip
+    asyncio.run(report(other))
+    assert requests == [("/v1/tips/t1/shown", "Bearer rt_1", b"")] * 2

@@ -1,18 +1,36 @@
+import json
 import threading
 import time
 from contextlib import closing
+from dataclasses import asdict
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from reactune import Router
 from reactune.canary.routing import propensity, route, unit_key
-from reactune.errors import CanaryError, DataError
+from reactune.client import router as router_module
+from reactune.client.router import rollout_of
+from reactune.errors import CanaryError, DataError, PrivacyError
 from reactune.privacy.hashing import user_key
-from reactune.store.database import reading
+from reactune.records import Rollout
+from reactune.service.api_keys import make_key
+from reactune.service.state import close_service
+from reactune.store.database import create_store, reading
 from reactune.store.queries import current_rollout
-from server_fixtures import wait_until
-from serving_fixtures import KEY, NOON, promote, roll_back, set_challenger, set_champion
+from reactune.web.api import create_app
+from server_fixtures import free_port, wait_until
+from serving_fixtures import (
+    KEY,
+    NOON,
+    listening,
+    promote,
+    roll_back,
+    service_of,
+    set_challenger,
+    set_champion,
+)
 
 
 def test_the_router_decides_as_the_service_does(engine, store_url):
@@ -142,3 +160,147 @@ def test_a_user_who_comes_again_is_decided_as_the_first_time(engine, store_url):
             assert router.decide(f"{number}") == first
             assert first.unit_key == unit
             assert first.arm == route(unit, salt="salt of the test", share=0.5)
+
+
+@pytest.fixture
+def served_rollout(sqlite_url, chat, server):
+    """A service over SQLite with an open rollout: its address, engine and rollout."""
+    engine = create_store(sqlite_url)
+    set_champion(engine)
+    opened = set_challenger(engine, share=0.4)
+    service = service_of(engine, chat, server)
+    with listening(create_app(service)) as address:
+        yield address, engine, opened
+    close_service(service)
+    engine.dispose()
+
+
+def test_from_service_decides_as_the_service_routes(served_rollout):
+    address, _, opened = served_rollout
+    with Router.from_service(address, key=KEY) as router:
+        for number in range(20):
+            user = f"user {number}"
+            decision = router.decide(user, at=NOON)
+            answer = httpx.get(f"{address}/v1/route", params={"user": user}, trust_env=False).json()
+            assert decision.exposure() == {
+                name: answer[name]
+                for name in ("arm", "model_version", "rollout_id", "unit_key", "propensity")
+            }
+            assert decision.rollout_id == opened.rollout_id
+
+
+def test_from_service_follows_a_rollback(served_rollout):
+    address, engine, opened = served_rollout
+    with Router.from_service(address, key=KEY, refresh_seconds=0.05) as router:
+        successor = roll_back(engine, opened)
+        wait_until(lambda: router.decide("u").rollout_id == successor.rollout_id)
+        assert router.decide("u").propensity == 1.0
+
+
+def test_from_service_needs_a_key_of_the_service_once_there_is_one(served_rollout):
+    address, engine, _ = served_rollout
+    token = make_key(engine, "reader", ["read"], now=NOON)
+    wait_until(lambda: httpx.get(f"{address}/v1/route?user=u").status_code == 401)
+    with pytest.raises(DataError, match=r"the rollout cannot be read .*HTTPStatusError.*API key"):
+        Router.from_service(address, key=KEY)
+    with Router.from_service(address, key=KEY, api_key=token) as router:
+        assert router.decide("u").model_version in (1, 2)
+
+
+def test_from_service_names_the_address_where_nothing_answers():
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(DataError, match=rf"{address}: the rollout cannot be read \(ConnectError"):
+        Router.from_service(address, key=KEY)
+
+
+@pytest.mark.parametrize("build", [Router.from_store, Router.from_service])
+def test_without_a_hashing_key_there_is_no_router(served_rollout, build, monkeypatch):
+    monkeypatch.delenv("REACTUNE_KEY", raising=False)
+    address, engine, _ = served_rollout
+    url = address if build == Router.from_service else f"sqlite:///{engine.url.database}"
+    with pytest.raises(PrivacyError, match="REACTUNE_KEY"):
+        build(url)
+
+
+def rollout(**changes):
+    values = {
+        "rollout_id": "r1", "champion": 1, "challenger": 2, "phase": "canary", "share": 0.5,
+        "salt": "salt", "unit": "user", "planned_units": 100, "opened_at": NOON,
+        "share_since": NOON,
+    }  # fmt: skip
+    return Rollout(**values | changes)
+
+
+def as_answer(value):
+    return {**asdict(value), "opened_at": NOON.isoformat(), "share_since": NOON.isoformat()}
+
+
+def test_a_rollout_survives_the_way_through_json_and_new_fields_are_ignored():
+    answer = json.loads(json.dumps({**as_answer(rollout()), "of a later version": 1}))
+    assert rollout_of(answer) == rollout()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"share": 1.5}, ValueError),
+        ({"share": -0.1}, ValueError),
+        ({"opened_at": "yesterday"}, ValueError),
+        ({"opened_at": None}, TypeError),
+    ],
+)
+def test_an_answer_that_holds_no_rollout_is_refused(changes, error):
+    with pytest.raises(error):
+        rollout_of({**as_answer(rollout()), **changes})
+    with pytest.raises(KeyError):
+        rollout_of({})
+
+
+def test_a_closed_rollout_sends_everybody_to_the_champion():
+    closed = rollout(challenger=None, phase="closed", share=0.5)
+    with Router(lambda: closed, KEY) as router:
+        decisions = {router.decide(f"user {number}")[:2] for number in range(100)}
+        assert router.decide("u").propensity == 1.0
+    assert decisions == {("champion", 1)}
+
+
+def test_under_unit_user_a_decision_does_not_depend_on_the_day():
+    with Router(rollout, KEY) as router:
+        days = {router.decide("u", at=NOON + timedelta(days=day)) for day in range(30)}
+        assert days == {router.decide("u")}
+
+
+def test_the_share_of_the_decisions_is_the_propensity():
+    with Router(lambda: rollout(share=0.3), KEY) as router:
+        arms = [router.decide(f"user {number}").arm for number in range(2_000)]
+    # Binomial with n = 2,000 and p = 0.3: five standard deviations are 0.051.
+    assert arms.count("challenger") / 2_000 == pytest.approx(0.3, abs=0.052)
+
+
+def test_the_cache_forgets_users_without_changing_their_decisions(monkeypatch):
+    monkeypatch.setattr(router_module, "CACHED_USERS", 10)
+    with Router(lambda: rollout(unit="user_day"), KEY) as router:
+        first = {number: router.decide(f"{number}") for number in range(100)}
+        assert {number: router.decide(f"{number}") for number in range(100)} == first
+        assert len(router._day.recent) + len(router._day.older) <= 20
+
+
+def test_a_new_salt_draws_all_users_again():
+    salts = ["one"]
+    with Router(lambda: rollout(unit="user_day", salt=salts[0]), KEY, refresh_seconds=60) as router:
+        before = [router.decide(f"{number}").arm for number in range(100)]
+        salts[0] = "two"
+        router._refresh()
+        after = [router.decide(f"{number}").arm for number in range(100)]
+    assert before != after
+
+
+def test_a_router_that_cannot_start_closes_its_connection():
+    closed = []
+
+    def read():
+        raise DataError("gone")
+
+    with pytest.raises(DataError):
+        Router(read, KEY, close=lambda: closed.append(True))
+    assert closed == [True]
