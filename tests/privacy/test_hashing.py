@@ -1,66 +1,115 @@
-"""Fingerprints: a piece of a text is found wherever it stands, and nothing else is."""
+"""Hashing keys from the environment, and a user's hashed id under each."""
 
-import os
+import hashlib
+import hmac
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
-from reactune.erasure.requests import texts_in
-from reactune.privacy.fingerprints import (
-    CHUNK_BYTES,
-    FOUND_BYTES,
-    find_fingerprints,
-    fingerprint_of,
-    fingerprints_of,
+from reactune.config.sections import PrivacyConfig
+from reactune.errors import PrivacyError
+from reactune.privacy.hashing import (
+    HashingKey,
+    HashingKeys,
+    given_key_ids,
+    hashed_ids,
+    load_hashing_key,
+    load_hashing_keys,
+    mark_of,
+    marks_of,
+    short_key,
+    user_key,
 )
-from reactune.privacy.hashing import HashingKey
 
-KEY, OTHER = HashingKey(b"k" * 32), HashingKey(b"j" * 32)
-LONG = "Write the first line of your essay now, then drink a glass of water."
-long_texts = st.text(st.characters(codec="utf-8"), min_size=FOUND_BYTES, max_size=200)
-
-
-@given(
-    text=long_texts, before=st.binary(max_size=100), after=st.binary(max_size=100), cut=st.data()
-)
-def test_any_piece_that_is_long_enough_is_found_between_any_bytes(text, before, after, cut):
-    data = text.encode()
-    start = cut.draw(st.integers(0, len(data) - FOUND_BYTES))
-    piece = data[start : start + FOUND_BYTES]
-    assert find_fingerprints(KEY, before + piece + after, fingerprints_of(KEY, text))
+KEY = HashingKey(b"k" * 32)
+NEW, OLD = "n" * 32, "o" * 32
+SETTINGS = PrivacyConfig(old_key_envs=("REACTUNE_KEY_2025",))
 
 
-@given(text=long_texts, other=st.binary(max_size=300))
-def test_what_shares_no_window_with_a_text_is_not_taken_for_it(text, other):
-    data = text.encode()
-    windows = {data[place : place + 16] for place in range(len(data) - 15)}
-    shared = any(other[place : place + 16] in windows for place in range(len(other) - 15))
-    assert shared or not find_fingerprints(KEY, other, fingerprints_of(KEY, text))
+def test_the_current_key_and_the_older_ones_are_read_from_the_environment():
+    ring = load_hashing_keys(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": OLD})
+    assert ring == HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    assert ring.key_ids == {HashingKey(NEW.encode()).key_id, HashingKey(OLD.encode()).key_id}
 
 
-def test_another_key_makes_other_prints():
-    assert not fingerprints_of(KEY, LONG) & fingerprints_of(OTHER, LONG)
-    assert not find_fingerprints(OTHER, LONG.encode(), fingerprints_of(KEY, LONG))
+@pytest.mark.parametrize("value", ["", "short"])
+def test_a_missing_older_key_is_an_error(value):
+    with pytest.raises(PrivacyError, match="old_key_envs names REACTUNE_KEY_2025"):
+        load_hashing_keys(SETTINGS, {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": value})
+    assert given_key_ids(SETTINGS, {"REACTUNE_KEY": NEW}) == {HashingKey(NEW.encode()).key_id}
 
 
-def test_a_text_across_two_chunks_is_found():
-    for place in (CHUNK_BYTES - 30, CHUNK_BYTES - 1, CHUNK_BYTES):
-        data = bytes(place) + LONG.encode() + os.urandom(100)
-        assert find_fingerprints(KEY, data, fingerprints_of(KEY, LONG))
+def test_a_key_that_is_both_current_and_old_counts_once():
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(NEW.encode()),))
+    assert len(hashed_ids(ring, "anna")) == 1
 
 
-def test_a_short_text_has_no_prints_but_a_whole_value_has_one():
-    assert fingerprints_of(KEY, "a" * (FOUND_BYTES - 1)) == frozenset()
-    assert fingerprint_of(KEY, "t-1") == fingerprint_of(KEY, "t-1") != fingerprint_of(KEY, "t-2")
+def test_a_user_has_one_hashed_id_under_each_key_and_a_mark_that_leads_to_neither():
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    now, before = hashed_ids(ring, "anna")
+    assert now.user_key == hmac.new(NEW.encode(), b"anna", hashlib.sha256).hexdigest()
+    assert before.user_key == hmac.new(OLD.encode(), b"anna", hashlib.sha256).hexdigest()
+    assert len({now.user_key, now.mark, before.user_key, before.mark}) == 4
+    expected = hmac.new(NEW.encode(), f"reactune mark {now.user_key}".encode(), hashlib.sha256)
+    assert now.mark == mark_of(ring.current, now.user_key) == expected.hexdigest()
+    assert before.mark in marks_of(ring, before.user_key)
 
 
-def test_a_print_says_nothing_of_the_text():
-    assert all(len(each) == 38 and "essay" not in each for each in fingerprints_of(KEY, LONG))
+def test_keys_are_not_in_the_text_of_the_object():
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    assert NEW not in repr(ring)
+    assert OLD not in repr(ring)
 
 
-def test_names_and_values_of_a_context_are_texts():
-    context = '{"v":1,"context":{"open_tasks":["one",{"two":3}],"free_text":"four"}}'
-    assert set(texts_in(context)) == {
-        "v", "context", "open_tasks", "one", "two", "free_text", "four",
-    }  # fmt: skip
-    assert list(texts_in("no JSON")) == ["no JSON"]
+def test_user_keys_are_equal_for_equal_ids_only_and_depend_on_the_key():
+    assert len({user_key(KEY, "u1"), user_key(KEY, "u2"), user_key(KEY, "u1 ")}) == 3
+    assert user_key(KEY, "u1") != user_key(HashingKey(b"j" * 32), "u1")
+    # RFC 4231, test case 2, through the same construction.
+    assert user_key(HashingKey(b"Jefe"), "what do ya want for nothing?") == (
+        "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    )
+
+
+@pytest.mark.parametrize("value", ["", "short"])
+def test_a_missing_or_short_key_is_refused_with_the_variable_named(value):
+    with pytest.raises(PrivacyError, match=r"REACTUNE_KEY holds \d+ characters"):
+        load_hashing_key(PrivacyConfig(), {"REACTUNE_KEY": value})
+
+
+def test_a_key_id_is_the_beginning_of_a_keyed_hash():
+    expected = hmac.new(b"k" * 32, b"reactune key id", hashlib.sha256).hexdigest()
+    assert KEY.key_id == expected[:8]
+
+
+def test_an_id_with_half_of_a_surrogate_pair_is_hashed_too():
+    assert len(user_key(KEY, "a\ud800")) == 64
+
+
+def test_a_short_key_is_the_beginning_of_the_hashed_id():
+    assert user_key(KEY, "u1").startswith(short_key(user_key(KEY, "u1")))
+    assert len(short_key(user_key(KEY, "u1"))) == 16
+
+
+@pytest.mark.parametrize("missing", ["REACTUNE_KEY", "REACTUNE_KEY_2025"])
+def test_the_error_of_a_missing_key_says_how_long_it_is_and_what_to_do(missing):
+    given_keys = {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": OLD} | {missing: "abc"}
+    with pytest.raises(PrivacyError) as caught:
+        load_hashing_keys(SETTINGS, given_keys)
+    message = str(caught.value)
+    assert missing in message
+    assert "holds 3 characters, 32 are needed" in message
+    assert "openssl rand" in message or "give that older key" in message
+    assert "abc" not in message
+
+
+def test_only_keys_that_are_long_enough_are_given():
+    both = {"REACTUNE_KEY": NEW, "REACTUNE_KEY_2025": OLD}
+    assert given_key_ids(SETTINGS, both) == load_hashing_keys(SETTINGS, both).key_ids
+    assert given_key_ids(SETTINGS, {}) == frozenset()
+
+
+def test_the_order_of_hashed_ids_is_that_of_the_keys():
+    keys = HashingKeys(KEY, (HashingKey(NEW.encode()), HashingKey(OLD.encode())))
+    ids = hashed_ids(keys, "u1")
+    assert [each.key_id for each in ids] == [key.key_id for key in keys.all]
+    for place, each in enumerate(ids):
+        assert marks_of(keys, each.user_key)[place] == each.mark

@@ -1,4 +1,4 @@
-"""Locks where workers share no disk, on a real S3 server and in a folder behind `file://`."""
+"""Locks on one machine and of workers without a common disk, on S3 and behind `file://`."""
 
 import json
 import os
@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from reactune.config.settings import load
 from reactune.errors import DataError
-from reactune.runs.locks import lease
-from reactune.runs.remote import RunRoot, remote_files
+from reactune.runs.locks import hold_stage, hold_stages, lease, lock
+from reactune.runs.remote import LOCAL, RunRoot, remote_files, run_root
 
 PLACE = "20260102-030405-0000/train"
 HOLD = """
@@ -120,7 +121,7 @@ def test_a_lock_that_is_held_for_long_does_not_get_stale(holder, tmp_path, url):
         pass
 
 
-def test_who_slept_while_another_took_over_is_told(holder, tmp_path, url):
+def test_a_worker_that_was_stopped_while_another_took_over_gets_an_error(holder, tmp_path, url):
     first = holder("first", 3)
     os.kill(first.pid, signal.SIGSTOP)
     second = RunRoot(tmp_path / "second", url, 3)
@@ -178,3 +179,103 @@ def test_a_folder_of_one_machine_needs_no_lease(tmp_path):
     with lease(RunRoot(tmp_path), PLACE) as require_held:
         require_held()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_is_held_against_other_processes_and_its_folder_is_made(tmp_path):
+    run = tmp_path / "20260102-030405-0000"
+    with hold_stage(LOCAL, run, "train") as require_held:
+        require_held()
+        assert (run / "train" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        with (
+            pytest.raises(
+                DataError, match=r"train is in use by process \d+ .*; wait until it ends"
+            ),
+            hold_stage(LOCAL, run, "train"),
+        ):
+            pass
+        with hold_stage(LOCAL, run, "extract"):
+            pass
+    with hold_stage(LOCAL, run, "train"):
+        pass
+
+
+def test_of_several_stages_none_stays_held_where_one_is_in_use(tmp_path):
+    run = tmp_path / "20260102-030405-0000"
+    with hold_stage(LOCAL, run, "train"):
+        with (
+            pytest.raises(DataError, match="train is in use"),
+            hold_stages(LOCAL, run, ["extract", "train"]),
+        ):
+            pass
+        with hold_stages(LOCAL, run, ["extract", "dataset"]):
+            pass
+    with hold_stages(LOCAL, run, ["extract", "dataset", "train"]):
+        pass
+
+
+def test_a_lock_names_its_last_owner_alone(tmp_path):
+    file = tmp_path / ".lock"
+    file.write_text("process 1 on a host with a very long name, since some time ago" * 3)
+    with lock(file):
+        assert file.read_text().startswith(f"process {os.getpid()} on ")
+        assert "some time ago" not in file.read_text()
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+@pytest.mark.parametrize(("seconds", "is_free"), [(60, True), (62, False)])
+def test_stale_lock_seconds_decides_when_the_lock_of_a_dead_worker_is_free(
+    tmp_path, url, seconds, is_free
+):
+    """The lock was refreshed 61 seconds ago."""
+    leave_stale_lock(tmp_path / "dead", url)
+    settings = tmp_path / "reactune.toml"
+    settings.write_text(f'[run]\nroot = "{url}"\nstale_lock_seconds = {seconds}\n')
+    root = run_root(load(settings, (f"model.cache_dir={tmp_path / 'cache'}",)))
+    assert root.stale_seconds == seconds
+    if is_free:
+        with lease(root, PLACE) as require_held:
+            require_held()
+    else:
+        message = rf"in use by process 1; wait for it\. If it is dead, its lock is free {seconds} s"
+        with pytest.raises(DataError, match=message), lease(root, PLACE):
+            pass
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_lock_object_has_the_fields_that_earlier_versions_read(tmp_path, url):
+    root = RunRoot(tmp_path / "one", url, 60)
+    with lease(root, PLACE), remote_files(root) as (files, top):
+        (path,) = locks(root)
+        values = json.loads(files.cat_file(path))
+    assert path == f"{top}/{PLACE}/.lock-000001"
+    assert (values["place"], values["number"]) == (PLACE, 1)
+    assert values["owner"].startswith(f"process {os.getpid()} on ")
+    assert values["worker"] == (root.folder / ".worker").read_text()
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+@pytest.mark.parametrize("content", [b"", b"{", b"{}"])
+def test_an_incomplete_lock_of_another_worker_holds_until_it_is_stale(tmp_path, url, content):
+    root = RunRoot(tmp_path / "one", url, 60)
+    with remote_files(root) as (files, top):
+        files.makedirs(f"{top}/{PLACE}", exist_ok=True)
+        files.pipe_file(f"{top}/{PLACE}/.lock-000003", content)
+    with pytest.raises(DataError, match="in use by another process"), lease(root, PLACE):
+        pass
+    past = (datetime.now(UTC) - timedelta(seconds=61)).timestamp()
+    os.utime(f"{top}/{PLACE}/.lock-000003", (past, past))
+    with lease(root, PLACE):
+        assert [path[-6:] for path in locks(root)] == ["000003", "000004"]
+    assert locks(root) == []
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_the_check_of_a_lease_names_who_took_it_over(tmp_path, url):
+    root = RunRoot(tmp_path / "one", url, 60)
+    with lease(root, PLACE) as require_held:
+        with remote_files(root) as (files, top):
+            other = json.dumps({"owner": "process 7 on elsewhere"}).encode()
+            files.pipe_file(f"{top}/{PLACE}/.lock-000002", other)
+        with pytest.raises(DataError, match=r"taken over by process 7 .* see \[run\] stale_lock"):
+            require_held()
+    assert [path[-6:] for path in locks(root)] == ["000002"]

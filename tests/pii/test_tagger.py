@@ -1,0 +1,171 @@
+"""The tagger: word features are those it was trained on, and names do not depend on neighbours."""
+
+import gzip
+import pickle
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reactune.pii.spans import MODEL_KINDS
+from reactune.pii.tagger import (
+    CHUNK_WORDS,
+    LEXICON,
+    MARGIN,
+    ROWS,
+    classes_of,
+    features_of,
+    find_names,
+    lexicon,
+    load_tagger,
+    probabilities,
+    shape_of,
+    words_of,
+)
+
+TAGGER = load_tagger()
+
+
+def names(*texts, kinds=("PERSON",)):
+    return [
+        [text[span.start : span.end] for span in spans]
+        for text, spans in zip(texts, find_names(TAGGER, texts, kinds=kinds), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Call Anna-Lena at 10:30!", ["Call", "Anna", "-", "Lena", "at", "10", ":", "30", "!"]),
+        ("a_b\nc", ["a", "_", "b", "\n", "c"]),
+        ("6XE", ["6", "XE"]),
+        ("", []),
+        ("  ", []),
+    ],
+)
+def test_words_are_runs_of_letters_or_digits_and_single_marks(text, words):
+    assert [text[start:end] for start, end in words_of(text)] == words
+
+
+@given(st.text(max_size=60))
+def test_words_cover_everything_but_spaces(text):
+    covered = "".join(text[start:end] for start, end in words_of(text))
+    assert covered == "".join(char for char in text if char == "\n" or not char.isspace())
+
+
+@pytest.mark.parametrize(
+    ("word", "shape"),
+    [("Anna", "Xxxx"), ("ANNA", "XXXX"), ("annabella", "xxxx"), ("McDonald", "XxXxxxx"), 
+     ("12", "dd"), ("ß", "x"), ("Жук", "Xxx"), ("王", "x"), ("-", "-"), ("1234567", "dddd")],
+)  # fmt: skip
+def test_the_shape_of_a_word_has_runs_of_at_most_four(word, shape):
+    assert shape_of(word) == shape
+
+
+def test_features_are_the_checksums_that_the_weights_were_trained_with():
+    expected = [
+        "wanna", "hXxxx", f"l{lexicon().get('anna', '')}", "z4", "pa", "pan", "pann", "sa", "sna",
+        "snna", "sanna", "g^an", "gann", "gnna", "gna$",
+    ]  # fmt: skip
+    assert features_of("Anna") == tuple(crc32(name.encode()) % ROWS for name in expected)
+
+
+def test_features_of_a_very_long_word_are_those_of_its_beginning():
+    assert features_of("a" * 40) == features_of("a" * 4_000)
+
+
+def test_features_do_not_depend_on_case_but_for_the_shape():
+    assert len(set(features_of("Anna")) ^ set(features_of("anna"))) == 2
+
+
+def test_the_lexicon_maps_each_word_to_all_the_lists_that_hold_it():
+    with gzip.open(LEXICON, "rt", encoding="utf-8") as lines:
+        classes, words = next(lines).rstrip("\n").split("\t")
+    assert {classes_of(word) for word in words.split(" ")[:50]} == {classes}
+    assert classes_of("no such word") == ""
+
+
+def test_a_probability_is_given_for_each_word_and_they_sum_to_one():
+    texts = [["Call", "Anna"], [], ["Take", "a", "walk"]]
+    likely, starts = probabilities(TAGGER, texts)
+    assert starts == [MARGIN, MARGIN + 2 + MARGIN, MARGIN + 2 + 2 * MARGIN]
+    rows = [
+        start + number
+        for start, text in zip(starts, texts, strict=True)
+        for number in range(len(text))
+    ]
+    assert np.allclose(likely[rows].sum(axis=1), 1, atol=1e-5)
+    others = np.delete(likely, rows, axis=0)
+    assert not others.any()
+
+
+def test_without_words_there_are_no_probabilities_above_zero():
+    likely, starts = probabilities(TAGGER, [[], []])
+    assert not likely.any()
+    assert len(starts) == 2
+
+
+def reference(words):
+    """The network as one convolution after the other, word by word."""
+    table, width = TAGGER.table, TAGGER.table.shape[1]
+    vectors = [table[list(features_of(word))].sum(axis=0) for word in words]
+    hidden = len(TAGGER.first_bias)
+    first = TAGGER.flat_first.reshape(width, 5, hidden)
+
+    def window(rows, place, size):
+        empty = np.zeros(size, np.float32)
+        return [rows[p] if 0 <= p < len(rows) else empty for p in range(place - 2, place + 3)]
+
+    seen = [
+        np.maximum(
+            TAGGER.first_bias
+            + sum(v @ first[:, o] for o, v in enumerate(window(vectors, place, width))),
+            0,
+        )
+        for place in range(len(words))
+    ]
+    for place in range(len(words)):
+        summed = sum(v @ TAGGER.second[o] for o, v in enumerate(window(seen, place, hidden)))
+        scores = (np.maximum(summed + TAGGER.second_bias, 0) + seen[place]) @ TAGGER.out
+        chances = np.exp(scores + TAGGER.out_bias - (scores + TAGGER.out_bias).max())
+        yield chances / chances.sum()
+
+
+def test_the_batched_network_is_the_one_computed_word_by_word():
+    words = ["Call", "Anna", "Schmidt", "in", "Berlin", "at", "12"]
+    likely, (start,) = probabilities(TAGGER, [words])
+    assert np.allclose(likely[start : start + len(words)], list(reference(words)), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(["Call Anna.", "", "Tom Lee", "walk", "ask Bo"]), max_size=6))
+def test_texts_of_one_batch_do_not_influence_each_other(texts):
+    together = find_names(TAGGER, texts, kinds=MODEL_KINDS)
+    assert together == [find_names(TAGGER, [text], kinds=MODEL_KINDS)[0] for text in texts]
+
+
+def test_many_texts_are_found_in_chunks_as_in_one():
+    texts = ["Call Anna Schmidt today."] * (CHUNK_WORDS // 3)
+    assert set(map(tuple, names(*texts))) == {("Anna Schmidt",)}
+
+
+def test_kinds_that_are_not_asked_for_are_not_found():
+    assert names("Call Anna in Paris.", kinds=("PLACE",)) == [["Paris"]]
+    assert names("Call Anna in Paris.", kinds=()) == [[]]
+    assert names("Call Anna in Paris.", kinds=("EMAIL",)) == [[]]
+
+
+@pytest.mark.parametrize("text", ["A", "?", "12", "\n"])
+def test_a_single_letter_or_mark_is_no_name(text):
+    assert names(text, kinds=MODEL_KINDS) == [[]]
+
+
+def test_the_weights_are_read_once_and_hold_no_name_as_the_first_kind():
+    assert load_tagger() is TAGGER
+    assert TAGGER.kinds[0] not in MODEL_KINDS
+    assert set(TAGGER.kinds[1:]) <= MODEL_KINDS
+    assert 0 < TAGGER.threshold < 1
+    assert "table" not in repr(TAGGER)
+    assert pickle.loads(pickle.dumps(TAGGER)).kinds == TAGGER.kinds
