@@ -1,6 +1,6 @@
-"""Files of tips and reactions -> rows of `tip_scores`; what is malformed is listed, not stored.
+"""Files of tips and reactions -> rows of `tip_scores`; malformed rows are listed, not stored.
 
-What makes a row sound is left to `rows.py`, taking files apart to `files.py`.
+The table depends on the files alone: reading them again, after an end or a kill, changes nothing.
 """
 
 import json
@@ -16,13 +16,22 @@ from typing import Any, TextIO
 import sqlalchemy as sa
 
 from reactune.config.sections import IngestConfig
-from reactune.data.readers import SURROGATE, Line, Refused, check_readable, parse_json, read
+from reactune.data.readers import (
+    NUL_BYTE,
+    SURROGATE,
+    Line,
+    Refused,
+    check_readable,
+    parse_json,
+    read,
+)
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit
-from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, user_key
+from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
 from reactune.records import REACTIONS, Counts
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
+from reactune.store.schema import MAX_DWELL_MS
 
 FIELDS = (
     "tip_id",
@@ -41,24 +50,142 @@ FIELDS = (
 TIMES = ("created_at", "shown_at", "reacted_at")
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 MAX_ID_CHARS = 500
-MAX_DWELL_MS = 2**31 - 1
 MAX_DEPTH = 20
 BATCH_ROWS = 1_000  # written in one transaction
+# JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
+LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
+SUPERSEDED = "earlier row of the same tip_id"
+ERASED = "erased at the user's wish"
+FAULTLESS = (SUPERSEDED, ERASED)
+"""Among what `ingest` counts as refused, the reasons that are no fault of the row."""
+
+UserScore = tuple[HashedIds, dict[str, Any]]  # the hashed ids of a user, and a score of theirs
 
 
-def score_of(
-    values: Mapping[str, Any], *, settings: IngestConfig, key: HashingKey
-) -> dict[str, Any]:
-    """The row of `tip_scores` that one row of a file asks for; unnamed fields stay unnamed.
+def ingest(
+    engine: sa.Engine,
+    files: Sequence[Path],
+    *,
+    settings: IngestConfig,
+    key: HashingKey,
+    rejects: Path,
+    old_keys: Sequence[HashingKey] = (),
+    progress: Callable[[int], object] | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Counts:
+    """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
+
+    Rows of a user who was erased since are left out, and only counted. A field that a row does not
+    name stays as it is stored. Each batch is one transaction. `rejects` is written anew: JSON
+    lines with file, line and reason, nothing of the row. The counts are of rows; `progress` gets
+    how many more bytes of the files have been read.
 
     Raises:
-        Refused: the row is malformed.
+        ConfigError: `[ingest] columns` names a column that is not ours.
+        DataError: a file is missing, of unknown kind or broken, or the database went away; what
+            was written before stays.
     """
-    person = user_key(key, _text(values, "user_id", MAX_ID_CHARS))
+    names = _names_in_files(settings)
+    for path in files:
+        check_readable(path)
+    hashing_keys = HashingKeys(key, tuple(old_keys))
+    line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
+    came_in = went_out = 0
+    refused: Counter[str] = Counter()
+    with _new_log(rejects, files) as log, closing(_seen_ids()) as seen:
+        for path in files:
+            position = 0
+            for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
+                scores, refused_lines = _scores_of(
+                    lines, settings=settings, hashing_keys=hashing_keys
+                )
+                _log_refused(refused_lines, path, log)
+                kept = _write(scores, engine)
+                new = _count_new(kept, seen)
+                erased = len(scores) - len(kept)
+                came_in, went_out = came_in + len(lines), went_out + new
+                refused.update(refused_lines.values())
+                refused[ERASED] += erased
+                refused[SUPERSEDED] += len(lines) - len(refused_lines) - erased - new
+                if progress:
+                    progress(lines[-1].position - position)
+                position = lines[-1].position
+            if progress:
+                progress(path.stat().st_size - position)
+    return Counts(came_in, went_out, {reason: n for reason, n in refused.most_common() if n})
+
+
+def _names_in_files(settings: IngestConfig) -> dict[str, str]:
+    unknown = sorted(settings.columns.keys() - set(FIELDS))
+    if unknown:
+        raise ConfigError(
+            f"ingest.columns names {', '.join(unknown)}; our columns are {', '.join(FIELDS)}"
+        )
+    return {name: settings.columns.get(name, name) for name in FIELDS}
+
+
+def _new_log(rejects: Path, files: Sequence[Path]) -> TextIO:
+    if any(rejects.resolve() == path.resolve() for path in files):
+        raise DataError(f"{rejects}: the rejects file must not be one of the files read")
+    try:
+        rejects.parent.mkdir(parents=True, exist_ok=True)
+        return rejects.open("w", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{rejects}: cannot write the rejects file: {error.strerror}") from error
+
+
+def _seen_ids() -> sqlite3.Connection:
+    """The tip_ids of one call, in an unnamed file so that memory does not grow with them."""
+    seen = sqlite3.connect("", isolation_level=None)
+    seen.execute("PRAGMA journal_mode = OFF")
+    seen.execute("CREATE TABLE written (tip_id TEXT PRIMARY KEY) WITHOUT ROWID")
+    return seen
+
+
+def _count_new(scores: Sequence[Mapping[str, Any]], seen: sqlite3.Connection) -> int:
+    before = seen.total_changes
+    tip_ids = [(score["tip_id"],) for score in scores]
+    seen.execute("BEGIN")
+    seen.executemany("INSERT OR IGNORE INTO written VALUES (?)", tip_ids)
+    seen.execute("COMMIT")
+    return seen.total_changes - before
+
+
+def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+def _scores_of(
+    lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
+) -> tuple[list[UserScore], dict[int, str]]:
+    """One score per tip_id with the hashed ids of its user, and the reason per refused line."""
+    scores: dict[str, UserScore] = {}
+    refused: dict[int, str] = {}
+    for line in lines:
+        if line.refusal:
+            refused[line.number] = line.refusal
+            continue
+        try:
+            ids = hashed_ids(hashing_keys, _text(line.values, "user_id", MAX_ID_CHARS))
+            score = _score_of(line.values, settings=settings, user=ids[0])
+        except Refused as refusal:
+            refused[line.number] = str(refusal)
+        else:
+            # As the database does it when the two rows come in different batches.
+            _, earlier = scores.get(score["tip_id"], ((), {}))
+            scores[score["tip_id"]] = ids, earlier | score
+    return list(scores.values()), refused
+
+
+def _score_of(
+    values: Mapping[str, Any], *, settings: IngestConfig, user: HashedId
+) -> dict[str, Any]:
+    """The row of `tip_scores` that one row of a file asks for; unnamed fields stay unnamed."""
     score: dict[str, Any] = {
         "tip_id": _text(values, "tip_id", MAX_ID_CHARS),
-        "user_key": person,
-        "key_id": key.key_id,
+        "user_key": user.user_key,
+        "key_id": user.key_id,
         "kind": _text(values, "kind", MAX_ID_CHARS),
         "context_json": _context(values, settings.max_text_chars),
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
@@ -69,13 +196,33 @@ def score_of(
     if "reaction" in values:
         score["reaction"] = _reaction(values["reaction"])
     if score.get("reaction") is not None and values.get("shown_at") is None:
-        # Who reacted has seen the tip, whether or not the app noted when.
+        # A user who reacted has seen the tip, whether or not the app noted when.
         score["shown_at"] = score["created_at"]
     if "dwell_ms" in values:
         score["dwell_ms"] = _dwell(values["dwell_ms"])
     if values.get("training_allowed") is not None:
         score["training_allowed"] = _training_allowed(values["training_allowed"])
     return score
+
+
+def _log_refused(refused_lines: Mapping[int, str], path: Path, log: TextIO) -> None:
+    for number, reason in refused_lines.items():
+        log.write(json.dumps({"file": str(path), "line": number, "reason": reason}) + "\n")
+
+
+def _write(scores: Sequence[UserScore], engine: sa.Engine) -> list[dict[str, Any]]:
+    """Store the scores of users who may be stored, and return these."""
+
+    def columns(score: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(sorted(score))
+
+    with writing(engine) as connection:
+        admitted = admit(connection, scores)
+        # One order for all, so that two at once wait for each other instead of deadlocking.
+        ordered = sorted(admitted, key=lambda score: (columns(score), score["tip_id"]))
+        for _, alike in groupby(ordered, key=columns):
+            upsert_scores(connection, list(alike))
+    return admitted
 
 
 def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
@@ -96,7 +243,7 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
 
 def _check_characters(text: str) -> None:
     if "\0" in text:
-        raise Refused("NUL byte")
+        raise Refused(NUL_BYTE)
     if SURROGATE.search(text):
         raise Refused("lone surrogate")
 
@@ -122,7 +269,7 @@ def _json(value: Any) -> str | None:
 
 
 def _check_values(value: Any, depth: int) -> None:
-    """Escapes such as \\u0000 hide in the text of a context and show in its values."""
+    """Refuse characters that are escaped in the text of a context, such as \\u0000."""
     if depth == 0:
         raise Refused("context_json is nested too deep")
     if isinstance(value, str):
@@ -185,148 +332,3 @@ def _training_allowed(value: Any) -> bool:
     if value in (True, False):
         return bool(value)
     raise Refused("training_allowed is not true or false")
-
-
-SUPERSEDED = "earlier row of the same tip_id"
-ERASED = "erased at the user's wish"
-FAULTLESS = (SUPERSEDED, ERASED)
-"""Among what `ingest` counts as refused, the reasons that are no fault of the row."""
-Of = tuple[HashedIds, dict[str, Any]]  # what a user is called, and their score
-# JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
-LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
-
-
-def ingest(
-    engine: sa.Engine,
-    files: Sequence[Path],
-    *,
-    settings: IngestConfig,
-    key: HashingKey,
-    rejects: Path,
-    old_keys: Sequence[HashingKey] = (),
-    progress: Callable[[int], object] | None = None,
-    batch_rows: int = BATCH_ROWS,
-) -> Counts:
-    """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
-
-    Rows of somebody who was erased since are left out, and only counted.
-
-    A field that a row does not name stays as it is stored. Repeating the call, after an end or a
-    kill, gives the same table: batches are transactions, and rows depend on the files alone.
-    `rejects` is written anew: JSON lines with file, line and reason, nothing of the row. The
-    counts are of rows; `progress` is told how many more bytes of the files have been dealt with.
-
-    Raises:
-        ConfigError: `[ingest] columns` names a column that is not ours.
-        DataError: a file is missing, of unknown kind or broken, or the database went away; what
-            was written before stays.
-    """
-    names = _names_in_files(settings)
-    for path in files:
-        check_readable(path)
-    hashing_keys = HashingKeys(key, tuple(old_keys))
-    line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
-    came_in = went_out = 0
-    refused: Counter[str] = Counter()
-    with _fresh(rejects, files) as log, closing(_register()) as register:
-        for path in files:
-            position = 0
-            for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
-                scores, flaws = _sort_out(lines, settings=settings, hashing_keys=hashing_keys)
-                _list(flaws, path, log)
-                kept = _write(scores, engine)
-                new = _count_new(kept, register)
-                erased = len(scores) - len(kept)
-                came_in, went_out = came_in + len(lines), went_out + new
-                refused.update(flaws.values())
-                refused[ERASED] += erased
-                refused[SUPERSEDED] += len(lines) - len(flaws) - erased - new
-                if progress:
-                    progress(lines[-1].position - position)
-                position = lines[-1].position
-            if progress:
-                progress(path.stat().st_size - position)
-    return Counts(came_in, went_out, {reason: n for reason, n in refused.most_common() if n})
-
-
-def _names_in_files(settings: IngestConfig) -> dict[str, str]:
-    unknown = sorted(settings.columns.keys() - set(FIELDS))
-    if unknown:
-        raise ConfigError(
-            f"ingest.columns names {', '.join(unknown)}; our columns are {', '.join(FIELDS)}"
-        )
-    return {name: settings.columns.get(name, name) for name in FIELDS}
-
-
-def _fresh(rejects: Path, files: Sequence[Path]) -> TextIO:
-    if any(rejects.resolve() == path.resolve() for path in files):
-        raise DataError(f"{rejects}: the rejects file must not be one of the files read")
-    try:
-        rejects.parent.mkdir(parents=True, exist_ok=True)
-        return rejects.open("w", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{rejects}: cannot write the rejects file: {error.strerror}") from error
-
-
-def _register() -> sqlite3.Connection:
-    """The tip_ids of one call, in a nameless file so that memory does not grow with them."""
-    register = sqlite3.connect("", isolation_level=None)
-    register.execute("PRAGMA journal_mode = OFF")
-    register.execute("CREATE TABLE written (tip_id TEXT PRIMARY KEY) WITHOUT ROWID")
-    return register
-
-
-def _count_new(scores: Sequence[Mapping[str, Any]], register: sqlite3.Connection) -> int:
-    before = register.total_changes
-    tip_ids = [(score["tip_id"],) for score in scores]
-    register.execute("BEGIN")
-    register.executemany("INSERT OR IGNORE INTO written VALUES (?)", tip_ids)
-    register.execute("COMMIT")
-    return register.total_changes - before
-
-
-def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
-    while batch := list(islice(lines, size)):
-        yield batch
-
-
-def _sort_out(
-    lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
-) -> tuple[list[Of], dict[int, str]]:
-    """One score per tip_id with what its user is called, and the reason per line without."""
-    scores: dict[str, Of] = {}
-    flaws: dict[int, str] = {}
-    for line in lines:
-        if line.refusal:
-            flaws[line.number] = line.refusal
-            continue
-        try:
-            score = score_of(line.values, settings=settings, key=hashing_keys.current)
-        except Refused as refusal:
-            flaws[line.number] = str(refusal)
-        else:
-            # As the database does it when the two rows come in different batches.
-            _, earlier = scores.get(score["tip_id"], ((), {}))
-            names = hashed_ids(hashing_keys, str(line.values["user_id"]))
-            scores[score["tip_id"]] = names, earlier | score
-    return list(scores.values()), flaws
-
-
-def _list(flaws: Mapping[int, str], path: Path, log: TextIO) -> None:
-    for number, reason in flaws.items():
-        log.write(json.dumps({"file": str(path), "line": number, "reason": reason}) + "\n")
-
-
-def _write(scores: Sequence[Of], engine: sa.Engine) -> list[dict[str, Any]]:
-    """Store the scores of those who may be stored; these are returned."""
-
-    def columns(score: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(sorted(score))
-
-    with writing(engine) as connection:
-        admitted = admit(connection, scores)
-        # One order for all, so that two at once wait for each other instead of deadlocking.
-        ordered = sorted(admitted, key=lambda score: (columns(score), score["tip_id"]))
-        for _, alike in groupby(ordered, key=columns):
-            upsert_scores(connection, list(alike))
-    return admitted

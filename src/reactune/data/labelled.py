@@ -1,12 +1,15 @@
-"""Labelled rows as a file between two stages, with a list of those that were refused.
+"""Labelled rows as files between two stages: safe ones and a list of those that were refused.
 
-What is in them is `deidentify.py`'s.
+The same rows give the same bytes, in whatever order they come; memory stays within bounds.
 """
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -17,32 +20,46 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-from itertools import chain
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from duckdb import DuckDBPyConnection
-
-
 PREFIX = ".work-"
 MAX_THREADS = 4  # each sorts with memory of its own
+Batches = Iterable["pa.RecordBatch"]
+LABELLED = "labelled.parquet"
+REFUSED = "refused.parquet"
+GROUP_ROWS = 20_000
+# Of rows with one tip_id it must not matter which came first. The rest follows from these.
+ORDER = "tip_id, created_at, label, reacted_at, user_key, kind, dwell_ms, tip, context_json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Judged batches: safe rows, refused ones with the reason, and how many lost something."""
+
+    safe: Batches
+    refused: Batches
+    rows: int
+    reasons: Counter[str]
+    withheld: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class ArrowFile:
+    """Batches in a file, which can be read repeatedly."""
+
+    file: Path
+
+    def __iter__(self) -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+
+        with pa.OSFile(str(self.file)) as source, pa.ipc.open_stream(source) as reader:
+            yield from reader
 
 
 @contextmanager
 def workspace(folder: Path, *, memory_gb: float) -> "Iterator[tuple[DuckDBPyConnection, Path]]":
-    """An empty database, and the folder it lies in: on disk what is over `memory_gb`.
+    """An empty database, and a folder beside it; what is over `memory_gb` is on disk.
 
-    Both are gone at the end. What a killed process left is removed first, so one process at a
+    Both are removed at the end. What a killed process left is removed first, so one process at a
     time may work in `folder`.
 
     Raises:
@@ -73,76 +90,41 @@ def workspace(folder: Path, *, memory_gb: float) -> "Iterator[tuple[DuckDBPyConn
         shutil.rmtree(place, ignore_errors=True)
 
 
-def in_groups(batches: "Iterable[pa.RecordBatch]", rows: int) -> "Iterator[pa.Table]":
-    """The same rows in tables of `rows` rows each, but for the last, however they come."""
+def clean_schema() -> "pa.Schema":
+    """The columns of a safe row."""
     import pyarrow as pa
 
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        held.append(batch)
-        count += batch.num_rows
-        while count >= rows:
-            table = pa.Table.from_batches(held)
-            yield table.slice(0, rows).combine_chunks()
-            held = table.slice(rows).to_batches()
-            count -= rows
-    if count:
-        yield pa.Table.from_batches(held).combine_chunks()
+    texts = (
+        "tip_id", "user_key", "kind", "context_json", "instruction", "input", "prompt", "tip",
+        "source", "reaction",
+    )  # fmt: skip
+    utc = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            ("dwell_ms", pa.int64()),
+            ("created_at", utc),
+            ("reacted_at", utc),
+            ("label", pa.bool_()),
+        ]
+    )
 
 
-def one_row(connection: "DuckDBPyConnection", query: str, *values: object) -> tuple[Any, ...]:
-    """The only row of a result. Fetched whole: an open result keeps others from running."""
-    (row,) = connection.execute(query, list(values)).fetchall()
-    found: tuple[Any, ...] = row
-    return found
+def refused_schema() -> "pa.Schema":
+    """A refused row: its user, so that it can be erased, and the reason."""
+    import pyarrow as pa
+
+    utc = pa.timestamp("us", tz="UTC")
+    texts = [pa.field(name, pa.string()) for name in ("tip_id", "user_key", "reason")]
+    return pa.schema([*texts, pa.field("created_at", utc)])
 
 
-def quoted(file: Path) -> str:
-    """The path of a file as SQL names it."""
-    return "'" + str(file).replace("'", "''") + "'"
+def judged_schema() -> "pa.Schema":
+    """A safe row, or one with the `reason` why it is refused: then only `refused_schema` is set."""
+    import pyarrow as pa
 
-
-Batches = Iterable["pa.RecordBatch"]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What judged batches hold: safe rows, the others with the reason, and how many lost what."""
-
-    safe: Batches
-    refused: Batches
-    rows: int
-    reasons: Counter[str]
-    withheld: int
-    dropped: int
-
-
-@dataclass(frozen=True)
-class ArrowFile:
-    """Batches in a file, to be read as often as one likes."""
-
-    file: Path
-
-    def __iter__(self) -> "Iterator[pa.RecordBatch]":
-        import pyarrow as pa
-
-        with pa.OSFile(str(self.file)) as source, pa.ipc.open_stream(source) as reader:
-            yield from reader
-
-
-@dataclass
-class _Tally:
-    """What is counted while batches pass."""
-
-    rows: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    withheld: int = 0
-    dropped: int = 0
-
-    def kept(self, safe: Batches, refused: Batches) -> Kept:
-        """With the rows that were counted."""
-        return Kept(safe, refused, self.rows, self.reasons, self.withheld, self.dropped)
+    lost = [pa.field(name, pa.bool_()) for name in ("withheld", "dropped")]
+    return pa.schema([*clean_schema(), pa.field("reason", pa.string()), *lost])
 
 
 def in_memory(batches: Batches) -> Kept:
@@ -174,65 +156,6 @@ def on_disk(folder: Path) -> Callable[[Batches], Kept]:
         return tally.kept(*map(ArrowFile, files))
 
     return keep
-
-
-def judged_schema() -> "pa.Schema":
-    """A safe row, or one with the `reason` why not: of that only `refused_schema` is known."""
-    import pyarrow as pa
-
-    lost = [pa.field(name, pa.bool_()) for name in ("withheld", "dropped")]
-    return pa.schema([*clean_schema(), pa.field("reason", pa.string()), *lost])
-
-
-def refused_schema() -> "pa.Schema":
-    """A row that was refused: whose it is, so that it can be forgotten, and why."""
-    import pyarrow as pa
-
-    utc = pa.timestamp("us", tz="UTC")
-    texts = [pa.field(name, pa.string()) for name in ("tip_id", "user_key", "reason")]
-    return pa.schema([*texts, pa.field("created_at", utc)])
-
-
-def clean_schema() -> "pa.Schema":
-    """The columns of a safe row."""
-    import pyarrow as pa
-
-    texts = (
-        "tip_id", "user_key", "kind", "context_json", "instruction", "input", "prompt", "tip",
-        "source", "reaction",
-    )  # fmt: skip
-    utc = pa.timestamp("us", tz="UTC")
-    return pa.schema(
-        [
-            *((name, pa.string()) for name in texts),
-            ("dwell_ms", pa.int64()),
-            ("created_at", utc),
-            ("reacted_at", utc),
-            ("label", pa.bool_()),
-        ]
-    )
-
-
-def _sorted_out(
-    batches: Batches, tally: _Tally
-) -> "Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]":
-    import pyarrow.compute as pc
-
-    for batch in batches:
-        is_safe = pc.is_null(batch.column("reason"))
-        refused = batch.filter(pc.invert(is_safe)).select(refused_schema().names)
-        tally.rows += batch.num_rows
-        tally.reasons.update(refused.column("reason").to_pylist())
-        tally.withheld += pc.sum(batch.column("withheld")).as_py() or 0
-        tally.dropped += pc.sum(batch.column("dropped")).as_py() or 0
-        yield batch.filter(is_safe).select(clean_schema().names), refused
-
-
-LABELLED = "labelled.parquet"
-REFUSED = "refused.parquet"
-GROUP_ROWS = 20_000
-# Of rows with one tip_id it must not matter which came first. The rest follows from these.
-ORDER = "tip_id, created_at, label, reacted_at, user_key, kind, dwell_ms, tip, context_json"
 
 
 def write_batches(batches: Batches, file: Path, *, memory_gb: float = 1.0) -> None:
@@ -268,6 +191,15 @@ def list_refused(connection: "DuckDBPyConnection", query: str, file: Path) -> No
     _write_query(connection, chosen, refused_schema(), file)
 
 
+def write_groups(batches: Batches, schema: "pa.Schema", file: Path) -> None:
+    """Write batches as Parquet in their order: the same rows give the same bytes."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in in_groups(batches, GROUP_ROWS):
+            writer.write_table(group.cast(schema))
+
+
 def read_batches(file: Path, *, batch_rows: int = 10_000) -> "Iterator[pa.RecordBatch]":
     """The rows that `write_batches` wrote."""
     import pyarrow.parquet as pq
@@ -276,17 +208,67 @@ def read_batches(file: Path, *, batch_rows: int = 10_000) -> "Iterator[pa.Record
         yield from parquet.iter_batches(batch_size=batch_rows)
 
 
+def in_groups(batches: "Iterable[pa.RecordBatch]", rows: int) -> "Iterator[pa.Table]":
+    """The same rows in tables of `rows` rows each, but for the last, whatever their batches."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += batch.num_rows
+        while count >= rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, rows).combine_chunks()
+            held = table.slice(rows).to_batches()
+            count -= rows
+    if count:
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+def one_row(connection: "DuckDBPyConnection", query: str, *values: object) -> tuple[Any, ...]:
+    """The only row of a result. Fetched whole: an open result keeps others from running."""
+    (row,) = connection.execute(query, list(values)).fetchall()
+    only: tuple[Any, ...] = row
+    return only
+
+
+def quoted(file: Path) -> str:
+    """The path of a file as SQL names it."""
+    return "'" + str(file).replace("'", "''") + "'"
+
+
+@dataclass
+class _Tally:
+    """What is counted while batches pass."""
+
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    withheld: int = 0
+    dropped: int = 0
+
+    def kept(self, safe: Batches, refused: Batches) -> Kept:
+        """With the rows that were counted."""
+        return Kept(safe, refused, self.rows, self.reasons, self.withheld, self.dropped)
+
+
+def _sorted_out(
+    batches: Batches, tally: _Tally
+) -> "Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]":
+    import pyarrow.compute as pc
+
+    for batch in batches:
+        is_safe = pc.is_null(batch.column("reason"))
+        refused = batch.filter(pc.invert(is_safe)).select(refused_schema().names)
+        tally.rows += batch.num_rows
+        tally.reasons.update(refused.column("reason").to_pylist())
+        tally.withheld += pc.sum(batch.column("withheld")).as_py() or 0
+        tally.dropped += pc.sum(batch.column("dropped")).as_py() or 0
+        yield batch.filter(is_safe).select(clean_schema().names), refused
+
+
 def _write_query(
     connection: "DuckDBPyConnection", query: str, schema: "pa.Schema", file: Path
 ) -> None:
     ordered = connection.sql(query).to_arrow_reader(GROUP_ROWS)
     write_groups(ordered, schema, file)
-
-
-def write_groups(batches: Batches, schema: "pa.Schema", file: Path) -> None:
-    """Write batches as Parquet in their order: the same rows give the same bytes."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for group in in_groups(batches, GROUP_ROWS):
-            writer.write_table(group.cast(schema))

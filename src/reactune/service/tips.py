@@ -41,12 +41,11 @@ from reactune.service.guard import GuardVerdict, judge_text
 from reactune.service.state import LiveModels, Service
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
-from reactune.store.schema import tip_scores
+from reactune.store.schema import MAX_DWELL_MS, tip_scores
 
 CHAMPION_TRIES = 3  # after the champion there are only stored tips
 MAX_LIKED_TIPS = 20
 MAX_SHADOW_TASKS = 2  # users' own tips come first
-MAX_DWELL_MS = 2**31 - 1  # the column's limit: 24 days
 KIND = re.compile(r"[\w][\w .:/-]{0,99}")
 TIP_ID = re.compile(r"[0-9a-zA-Z_-]{16,64}")
 

@@ -1,6 +1,7 @@
-"""What was deleted leaves the database's files, as far as the database lets us.
+"""The operational database, SQLite or PostgreSQL: opened, migrated, locked, read and written.
 
-What is deleted, and when this is called, is left to others.
+A transaction is whole or was not made, a lost database is one error (`AwayError`), and texts of
+users stay out of error messages. `compact` removes what was deleted from the files.
 """
 
 import sqlite3
@@ -17,7 +18,7 @@ from reactune.errors import AwayError, DataError
 from reactune.store.schema import SCHEMA, SCHEMA_TABLE, metadata
 
 BUSY_MS = 30_000
-# For libpq: a server that vanished without a word is missed in a minute, not in two hours.
+# For libpq: a server that stopped answering is noticed in a minute, not in two hours.
 PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -31,8 +32,12 @@ DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-# Any numbers that other users of the same PostgreSQL database are unlikely to take.
+# Advisory locks: numbers that other users of the same PostgreSQL database are unlikely to take.
 MIGRATION_LOCK, ROLLOUT_LOCK, PEOPLE_LOCK = 7_236_812_001, 7_236_812_002, 7_236_812_003
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_SHARE_LOCK = sa.select(
+    sa.func.pg_advisory_xact_lock_shared(sa.bindparam("number", type_=sa.BigInteger))
+)
 
 
 def create_store(url: str) -> sa.Engine:
@@ -42,7 +47,7 @@ def create_store(url: str) -> sa.Engine:
         DataError: the server is away, its driver missing, or the database made by a newer reactune.
     """
     engine = _connect(_location(url))
-    with _given_back_on_error(engine):
+    with _closed_on_error(engine):
         migrate(engine)
     return engine
 
@@ -57,7 +62,7 @@ def open_store(url: str) -> sa.Engine:
     if not is_there(url):
         raise DataError(f"{location.database}: no such database; run `reactune init`")
     engine = _connect(location)
-    with _given_back_on_error(engine):
+    with _closed_on_error(engine):
         with reading(engine) as connection:
             schema = _schema_of(connection)
         if schema != SCHEMA:
@@ -65,8 +70,22 @@ def open_store(url: str) -> sa.Engine:
     return engine
 
 
+@contextmanager
+def opened_store(url: str) -> Iterator[sa.Engine]:
+    """`open_store`, closed at the end.
+
+    Raises:
+        DataError: as `open_store`.
+    """
+    engine = open_store(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def is_there(url: str) -> bool:
-    """Whether there is something to open: a SQLite file, or a server's name.
+    """Whether the SQLite file exists; of a server, only that the URL names one.
 
     Raises:
         DataError: the URL names no database of a known kind.
@@ -112,7 +131,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     except sa.exc.OperationalError as error:
         raise AwayError(
             f"{_shown(engine)}: the database does not answer any more: {_first_line(error)}; "
-            "see to it and repeat"
+            "check that it runs, and repeat"
         ) from error
 
 
@@ -132,14 +151,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     except sa.exc.OperationalError as error:
         raise AwayError(
             f"{_shown(engine)}: the last change was not written: {_first_line(error)}; "
-            "see to the database and repeat"
+            "check that the database runs and has room, and repeat"
         ) from error
-
-
-_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
-_SHARE_LOCK = sa.select(
-    sa.func.pg_advisory_xact_lock_shared(sa.bindparam("number", type_=sa.BigInteger))
-)
 
 
 def lock(connection: sa.Connection, number: int) -> None:
@@ -155,10 +168,30 @@ def share_lock(connection: sa.Connection, number: int) -> None:
 
 
 def inserting(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that may say what becomes of rows that are there already."""
+    """An insert that can also update or keep rows that exist (`on_conflict_do_...`)."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
+
+
+def compact(engine: sa.Engine) -> None:
+    """Remove what was deleted from the database's files, while others use it.
+
+    SQLite: meanwhile the file needs its size again on disk and writers wait; afterwards the WAL is
+    empty. PostgreSQL: VACUUM makes deleted rows unreadable to SQL and frees their space;
+    bytes may stay in a page until its space is used again, and in the server's WAL.
+
+    Raises:
+        DataError: others write or read without a pause, or the disk is full.
+    """
+    connection = engine.raw_connection()
+    try:
+        if engine.dialect.name == "postgresql":
+            _vacuum_postgres(connection)
+        else:
+            _rewrite_sqlite(connection)
+    finally:
+        connection.invalidate()
 
 
 def _location(url: str) -> sa.URL:
@@ -182,7 +215,7 @@ def _connect(location: sa.URL) -> sa.Engine:
     if not is_sqlite:
         location = location.update_query_dict({**PATIENCE, **location.query})
     try:
-        # Parameters are people's texts: they stay out of error messages and logs.
+        # Parameters are texts of users: they stay out of error messages and logs.
         engine = sa.create_engine(location, hide_parameters=True, pool_pre_ping=not is_sqlite)
     except ModuleNotFoundError as error:
         raise DataError(
@@ -202,29 +235,6 @@ def _connect(location: sa.URL) -> sa.Engine:
     return engine
 
 
-@contextmanager
-def opened_store(url: str) -> Iterator[sa.Engine]:
-    """`open_store`, closed at the end.
-
-    Raises:
-        DataError: as `open_store`.
-    """
-    engine = open_store(url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _given_back_on_error(engine: sa.Engine) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        engine.dispose()
-        raise
-
-
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Python's own transaction handling would begin late and never lock: _begin_sqlite does it.
     connection.isolation_level = None
@@ -237,7 +247,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _switch_to_wal(connection: Any) -> None:
-    # The first switch of a new file does not wait for others who are at it: we have to.
+    # The first switch of a new file does not wait for others that switch it too: we have to.
     give_up_at = time.monotonic() + BUSY_MS / 1_000
     while True:
         try:
@@ -252,6 +262,15 @@ def _switch_to_wal(connection: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _closed_on_error(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        engine.dispose()
+        raise
 
 
 def _schema_of(connection: sa.Connection) -> str | None:
@@ -291,34 +310,6 @@ def _upgrade(connection: sa.Connection) -> None:
     command.upgrade(config, SCHEMA)
 
 
-def _shown(engine: sa.Engine) -> str:
-    return engine.url.set(query={}).render_as_string(hide_password=True)
-
-
-def _first_line(error: sa.exc.DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]
-
-
-def compact(engine: sa.Engine) -> None:
-    """Write the database's file anew without what was deleted; others may go on using it.
-
-    SQLite: for that time the file needs its size again on disk, writers wait, and afterwards the
-    WAL is empty. PostgreSQL: VACUUM makes deleted rows unreadable to SQL and their room free;
-    bytes may stand in a page until its room is used again, and in the server's WAL.
-
-    Raises:
-        DataError: others write or read without a pause, or the disk is full.
-    """
-    connection = engine.raw_connection()
-    try:
-        if engine.dialect.name == "postgresql":
-            _vacuum_postgres(connection)
-        else:
-            _rewrite_sqlite(connection)
-    finally:
-        connection.invalidate()
-
-
 def _vacuum_postgres(connection: sa.PoolProxiedConnection) -> None:
     connection.rollback()
     connection.driver_connection.autocommit = True  # type: ignore[union-attr]
@@ -333,6 +324,14 @@ def _rewrite_sqlite(connection: sa.PoolProxiedConnection) -> None:
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             (is_busy, *_) = cursor.fetchall()[0]
         except sqlite3.OperationalError as error:
-            raise DataError(f"the database cannot be written anew: {error}; repeat") from error
+            raise DataError(f"the database cannot be compacted: {error}; repeat") from error
     if is_busy:
         raise DataError("the database is read without a pause, so its WAL stays; repeat")
+
+
+def _shown(engine: sa.Engine) -> str:
+    return engine.url.set(query={}).render_as_string(hide_password=True)
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]

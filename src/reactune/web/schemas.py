@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
 
 from reactune.records import Arm, Reaction, Unit
-from reactune.service.tips import KIND, MAX_DWELL_MS, TIP_ID
+from reactune.service.tips import KIND, TIP_ID
+from reactune.store.schema import MAX_DWELL_MS
 
 MAX_USER_CHARS = 512
 

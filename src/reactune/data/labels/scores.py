@@ -1,11 +1,13 @@
-"""Who may be learned from, asked of every row on its way from the source into a run.
+"""Rows of a source -> labels: which reactions are evidence, and which users may be learned from.
 
-What people decided is `people.py`'s; which rows are evidence is `scores.py`'s.
+The source answers in SQL; no row leaves it that is no evidence, or whose user refused.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from reactune.data.labels.sources import (
     unbound_scores,
 )
 from reactune.errors import ConfigError, PrivacyError
+from reactune.privacy.consent import UserStatuses
 from reactune.privacy.hashing import HashingKey, user_key
 from reactune.records import Counts
 from reactune.store.labels import Evidence, LabelRule, label_rule
@@ -29,11 +32,6 @@ from reactune.store.labels import Evidence, LabelRule, label_rule
 if TYPE_CHECKING:
     import pyarrow as pa
     from ibis.expr.types import BooleanValue, Table
-
-from collections import Counter
-from functools import lru_cache
-
-from reactune.privacy.consent import UserStatuses
 
 LABELLED = (
     "tip_id",
@@ -52,6 +50,8 @@ TIMES = ("created_at", "reacted_at")
 HASHED = "^[0-9a-f]{64}$"
 Admits = Callable[[Sequence[str | None], Sequence[datetime | None]], list[bool]]
 """Of ids as the source has them, with the times of their rows: which may be learned from."""
+OPTED_OUT, ERASED = "opted out", "erased"
+MAX_CACHED = 100_000
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,43 @@ def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: s
         )
     scores = unbound_scores(source, written_in=spoken, compiled_to=written)
     return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
+
+
+def admission(
+    statuses: UserStatuses, source: SourceConfig, left_out: Counter[str]
+) -> Admits | None:
+    """The test for `read_scores`, or None where nobody refuses.
+
+    Whom it turns down is counted in `left_out`, by reason.
+    """
+    if not statuses.by_mark:
+        return None
+    is_raw = RAW_ID in source.columns
+    status_of = lru_cache(MAX_CACHED)(statuses.of_id if is_raw else statuses.of_user_key)
+
+    def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
+        return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
+
+    def _admits(user: str | None, created_at: datetime | None) -> bool:
+        status = status_of(user or "")
+        if status.refuses(created_at):
+            left_out[ERASED] += 1
+            return False
+        if not status.training_allowed:
+            left_out[OPTED_OUT] += 1
+        return status.training_allowed
+
+    return admits
+
+
+def after_consent(evidence: Counts, left_out: Counter[str], *, read: int) -> Counts:
+    """The counts of the labels, of which so many rows were read and not left out.
+
+    What the source's own query kept back has opted out, too.
+    """
+    kept_back = max(0, evidence.went_out - left_out.total() - read)
+    theirs = {**left_out, OPTED_OUT: kept_back + left_out[OPTED_OUT]}
+    return Counts(evidence.came_in, read, {**evidence.refused, **theirs})
 
 
 def daily_counts(opened: OpenScores, labels: LabelConfig) -> list[DayCount]:
@@ -255,44 +292,3 @@ def _user_keys(values: "pa.Array", *, source: SourceConfig, key: HashingKey) -> 
             f"{RAW_ID} in [source] columns, and it is hashed on the way in"
         )
     return values.cast(pa.string())
-
-
-OPTED_OUT, ERASED = "opted out", "erased"
-MAX_CACHED = 100_000
-
-
-def admission(
-    statuses: UserStatuses, source: SourceConfig, left_out: Counter[str]
-) -> Admits | None:
-    """The test for `read_scores`, or None where nobody refuses.
-
-    Whom it turns down is counted in `left_out`, by reason.
-    """
-    if not statuses.by_mark:
-        return None
-    is_raw = RAW_ID in source.columns
-    status_of = lru_cache(MAX_CACHED)(statuses.of_id if is_raw else statuses.of_user_key)
-
-    def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
-        return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
-
-    def _admits(user: str | None, created_at: datetime | None) -> bool:
-        status = status_of(user or "")
-        if status.refuses(created_at):
-            left_out[ERASED] += 1
-            return False
-        if not status.training_allowed:
-            left_out[OPTED_OUT] += 1
-        return status.training_allowed
-
-    return admits
-
-
-def after_consent(evidence: Counts, left_out: Counter[str], *, read: int) -> Counts:
-    """The counts of the labels, of which so many rows were read and not left out.
-
-    What the source's own query kept back has opted out, too.
-    """
-    kept_back = max(0, evidence.went_out - left_out.total() - read)
-    theirs = {**left_out, OPTED_OUT: kept_back + left_out[OPTED_OUT]}
-    return Counts(evidence.came_in, read, {**evidence.refused, **theirs})

@@ -1,112 +1,55 @@
-"""Any engine Ibis speaks to, as one table under our column names.
+"""Any engine that Ibis supports, as one table under our column names, read in bounded batches.
 
-What is asked of the table is `scores.py`'s, how the answer comes here `streams.py`'s.
+`[source] where` can be one condition on one row, and nothing else.
 """
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
-
-from reactune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ibis.expr.types import Table
-    from sqlglot.expressions import Column, Condition
-
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from reactune.errors import DataError
+from reactune.config.sections import SourceConfig
+from reactune.config.settings import absolute_sqlite_url
+from reactune.errors import ConfigError, DataError
+from reactune.runs.remote import remote_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ibis import BaseBackend
     from ibis.expr.types import Table
-
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from reactune.config.sections import SourceConfig
-from reactune.config.settings import absolute_sqlite_url
-from reactune.runs.remote import remote_errors
-
-if TYPE_CHECKING:
-    from ibis import BaseBackend
-    from ibis.expr.types import Table
-
+    from sqlglot.expressions import Column, Condition
 
 HOW = "write what stands after WHERE, such as app = 'coach' AND language IN ('en', 'de')"
+# What labels are made from: our column name and its type. OPTIONAL ones may be absent elsewhere.
+COLUMNS: Mapping[str, str] = {
+    "tip_id": "string",
+    "user_key": "string",
+    "kind": "string",
+    "source": "string",
+    "context_json": "string",
+    "tip_content": "string",
+    "reaction": "string",
+    "dwell_ms": "int64",
+    "training_allowed": "boolean",
+    "shown_at": "timestamp('UTC')",
+    "reacted_at": "timestamp('UTC')",
+    "created_at": "timestamp('UTC')",
+}
+OPTIONAL = ("training_allowed", "shown_at", "reacted_at")
+READ_MEMORY = "512MB"  # of a file's blocks; DuckDB would keep as many as fit 80 % of the machine
+RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
 
 
-def condition(where: str, *, dialect: Any, columns: Collection[str] = ()) -> "Condition":
-    """The condition, parsed in a dialect of sqlglot; the names in it are looked for in `columns`.
+@dataclass(frozen=True)
+class Scores:
+    """The table under our column names, and the rows of it that `[source] where` leaves."""
 
-    Raises:
-        ConfigError: it is not one condition on one row, or names a column that is not there.
-    """
-    import sqlglot
-    from sqlglot import expressions as sql
-    from sqlglot.errors import SqlglotError
-
-    try:
-        parsed = sqlglot.parse_one(where, read=dialect, into=sql.Condition)
-    except SqlglotError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise _refused(where, f"is not one condition ({reason})") from error
-    if parsed.find(sql.Query):
-        raise _refused(where, "asks another table; make a view of it, and name that as the table")
-    if parsed.find(sql.AggFunc, sql.Window):
-        raise _refused(where, "looks at more than one row")
-    named = list(parsed.find_all(sql.Column))
-    if not named:
-        raise _refused(where, "names no column")
-    known = {column.casefold() for column in columns}
-    unknown = sorted({each.sql() for each in named if known.isdisjoint(_names(each))})
-    if known and unknown:
-        raise _refused(where, f"names {', '.join(unknown)}, but there are {', '.join(columns)}")
-    return parsed
-
-
-def rows_that_meet(table: "Table", where: str, *, written_in: str, compiled_to: str) -> "Table":
-    """The rows of a table of a database that meet a condition.
-
-    The condition is written in one dialect of Ibis, and compiled to one: that of the database.
-
-    Raises:
-        ConfigError: see `condition`.
-    """
-    from ibis.expr.operations import DatabaseTable, SQLStringView
-    from sqlglot import expressions as sql
-
-    there = table.op()
-    known = table.columns if isinstance(there, DatabaseTable) else ()
-    parsed = condition(where, dialect=_language(written_in), columns=known)
-    place = sql.table_(
-        there.name, db=there.namespace.database, catalog=there.namespace.catalog, quoted=True
-    )
-    query = sql.select("*").from_(place).where(parsed).sql(dialect=_language(compiled_to))
-    return SQLStringView(parent=there, query=query, schema=table.schema()).to_expr()
-
-
-def _language(dialect: str) -> Any:
-    """Sqlglot's name of an Ibis dialect."""
-    from ibis.backends.sql import compilers
-
-    return getattr(compilers, dialect).compiler.dialect
-
-
-def _names(column: "Column") -> set[str]:
-    """What a column may be called: `context.app` may be a column of a table, or a field of one."""
-    return {part.name.casefold() for part in column.parts}
-
-
-def _refused(where: str, reason: str) -> ConfigError:
-    return ConfigError(f"source.where = {where!r} {reason}; {HOW}")
+    table: "Table"
+    chosen: "Table"
 
 
 class Answers:
@@ -164,89 +107,6 @@ class Answers:
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return connection
-
-
-def in_utc(times: "pa.Array") -> "pa.Array":
-    """Times as microseconds in UTC; those without a zone, and texts without one, are in UTC.
-
-    Raises:
-        DataError: a text is no ISO 8601 time.
-    """
-    import pyarrow as pa
-
-    utc = pa.timestamp("us", tz="UTC")
-    if not pa.types.is_string(times.type) and not pa.types.is_large_string(times.type):
-        return times.cast(utc, safe=False)
-    try:
-        return times.cast(pa.timestamp("us")).cast(utc)
-    except pa.ArrowInvalid:
-        # Some say their zone, or are in a form of ISO 8601 that only Python reads.
-        texts = times.to_pylist()
-        return pa.array([None if text is None else _moment(text) for text in texts], utc)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise DataError("a time is no ISO 8601 time; store times in UTC") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _sqlite_batches(
-    cursor: sqlite3.Cursor, schema: Mapping[str, object], batch_rows: int
-) -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa
-
-    with closing(cursor):
-        while found := cursor.fetchmany(batch_rows):
-            columns = zip(schema.items(), zip(*found, strict=True), strict=True)
-            arrays = {name: _sqlite_array(values, kind) for (name, kind), values in columns}
-            yield pa.RecordBatch.from_pydict(arrays)
-
-
-def _sqlite_array(values: tuple[Any, ...], kind: object) -> "pa.Array":
-    """The values as Arrow; SQLite does not see to it that they are of their column's type."""
-    import ibis.expr.datatypes as dt
-    import pyarrow as pa
-
-    match kind:
-        case dt.Boolean():
-            return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
-        case dt.Integer():
-            return pa.array(values, pa.int64())
-    try:
-        return pa.array(values, pa.string())
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
-        return pa.array([None if v is None else str(v) for v in values], pa.string())
-
-
-# What labels are made from: our column name and its type. OPTIONAL ones may be absent elsewhere.
-COLUMNS: Mapping[str, str] = {
-    "tip_id": "string",
-    "user_key": "string",
-    "kind": "string",
-    "source": "string",
-    "context_json": "string",
-    "tip_content": "string",
-    "reaction": "string",
-    "dwell_ms": "int64",
-    "training_allowed": "boolean",
-    "shown_at": "timestamp('UTC')",
-    "reacted_at": "timestamp('UTC')",
-    "created_at": "timestamp('UTC')",
-}
-OPTIONAL = ("training_allowed", "shown_at", "reacted_at")
-READ_MEMORY = "512MB"  # of a file's blocks; DuckDB would keep as many as fit 80 % of the machine
-RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The table under our column names, and the rows of it that `[source] where` leaves."""
-
-    table: "Table"
-    chosen: "Table"
 
 
 @dataclass(frozen=True)
@@ -373,6 +233,134 @@ def dialect_of(url: str) -> str:
     return scheme if scheme in backends() else "duckdb"
 
 
+def backends() -> frozenset[str]:
+    """Ibis's names of the engines that it can speak to, installed or not."""
+    from importlib.metadata import entry_points
+
+    return frozenset(entry_points(group="ibis.backends").names)
+
+
+def condition(where: str, *, dialect: Any, columns: Collection[str] = ()) -> "Condition":
+    """The condition, parsed in a dialect of sqlglot; the names in it are looked for in `columns`.
+
+    Raises:
+        ConfigError: it is not one condition on one row, or names a column that is not there.
+    """
+    import sqlglot
+    from sqlglot import expressions as sql
+    from sqlglot.errors import SqlglotError
+
+    try:
+        parsed = sqlglot.parse_one(where, read=dialect, into=sql.Condition)
+    except SqlglotError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise _refused(where, f"is not one condition ({reason})") from error
+    if parsed.find(sql.Query):
+        raise _refused(where, "asks another table; make a view of it, and name that as the table")
+    if parsed.find(sql.AggFunc, sql.Window):
+        raise _refused(where, "looks at more than one row")
+    named = list(parsed.find_all(sql.Column))
+    if not named:
+        raise _refused(where, "names no column")
+    known = {column.casefold() for column in columns}
+    unknown = sorted({each.sql() for each in named if known.isdisjoint(_names(each))})
+    if known and unknown:
+        raise _refused(where, f"names {', '.join(unknown)}, but there are {', '.join(columns)}")
+    return parsed
+
+
+def rows_that_meet(table: "Table", where: str, *, written_in: str, compiled_to: str) -> "Table":
+    """The rows of a table of a database that meet a condition.
+
+    The condition is written in one dialect of Ibis, and compiled to one: that of the database.
+
+    Raises:
+        ConfigError: see `condition`.
+    """
+    from ibis.expr.operations import DatabaseTable, SQLStringView
+    from sqlglot import expressions as sql
+
+    there = table.op()
+    known = table.columns if isinstance(there, DatabaseTable) else ()
+    parsed = condition(where, dialect=_language(written_in), columns=known)
+    place = sql.table_(
+        there.name, db=there.namespace.database, catalog=there.namespace.catalog, quoted=True
+    )
+    query = sql.select("*").from_(place).where(parsed).sql(dialect=_language(compiled_to))
+    return SQLStringView(parent=there, query=query, schema=table.schema()).to_expr()
+
+
+def in_utc(times: "pa.Array") -> "pa.Array":
+    """Times as microseconds in UTC; those without a zone, and texts without one, are in UTC.
+
+    Raises:
+        DataError: a text is no ISO 8601 time.
+    """
+    import pyarrow as pa
+
+    utc = pa.timestamp("us", tz="UTC")
+    if not pa.types.is_string(times.type) and not pa.types.is_large_string(times.type):
+        return times.cast(utc, safe=False)
+    try:
+        return times.cast(pa.timestamp("us")).cast(utc)
+    except pa.ArrowInvalid:
+        # Some say their zone, or are in a form of ISO 8601 that only Python reads.
+        texts = times.to_pylist()
+        return pa.array([None if text is None else _moment(text) for text in texts], utc)
+
+
+def _language(dialect: str) -> Any:
+    """Sqlglot's name of an Ibis dialect."""
+    from ibis.backends.sql import compilers
+
+    return getattr(compilers, dialect).compiler.dialect
+
+
+def _names(column: "Column") -> set[str]:
+    """What a column may be called: `context.app` may be a column of a table, or a field of one."""
+    return {part.name.casefold() for part in column.parts}
+
+
+def _refused(where: str, reason: str) -> ConfigError:
+    return ConfigError(f"source.where = {where!r} {reason}; {HOW}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DataError("a time is no ISO 8601 time; store times in UTC") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _sqlite_batches(
+    cursor: sqlite3.Cursor, schema: Mapping[str, object], batch_rows: int
+) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    with closing(cursor):
+        while found := cursor.fetchmany(batch_rows):
+            columns = zip(schema.items(), zip(*found, strict=True), strict=True)
+            arrays = {name: _sqlite_array(values, kind) for (name, kind), values in columns}
+            yield pa.RecordBatch.from_pydict(arrays)
+
+
+def _sqlite_array(values: tuple[Any, ...], kind: object) -> "pa.Array":
+    """The values as Arrow; SQLite does not see to it that they are of their column's type."""
+    import ibis.expr.datatypes as dt
+    import pyarrow as pa
+
+    match kind:
+        case dt.Boolean():
+            return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
+        case dt.Integer():
+            return pa.array(values, pa.int64())
+    try:
+        return pa.array(values, pa.string())
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return pa.array([None if v is None else str(v) for v in values], pa.string())
+
+
 def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
     """Connect for reading; a database file that is not there is not made."""
     import ibis
@@ -429,13 +417,6 @@ def _remote(url: str) -> tuple[Any, str]:
 
 def _scheme(url: str) -> str:
     return url.partition(":")[0].partition("+")[0]
-
-
-def backends() -> frozenset[str]:
-    """Ibis's names of the engines that it can speak to, installed or not."""
-    from importlib.metadata import entry_points
-
-    return frozenset(entry_points(group="ibis.backends").names)
 
 
 def _existing(file: Path) -> Path:
