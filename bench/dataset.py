@@ -40,7 +40,7 @@ from reactune.config.sections import (
 from reactune.data.dataset import build
 from reactune.data.deidentify import batches as extraction
 from reactune.data.labelled import read_batches
-from reactune.data.labels.scores import LABELLED, after_consent, label_counts, read_scores
+from reactune.data.labels.scores import LABELLED_COLUMNS, after_consent, label_counts, read_scores
 from reactune.data.labels.sources import open_scores
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
@@ -52,7 +52,7 @@ KEY = HashingKey(b"a key of more than 32 characters, for a benchmark")
 GROUP = 50_000
 WORDS = np.array([f"{a}{b}" for a in "bcdfglmnprst" for b in ("alk", "ead", "ring", "ome", "ush")])
 PLAIN = (
-    f"SELECT {', '.join(LABELLED[:-1])}, reaction = 'done' AS label FROM tip_scores "
+    f"SELECT {', '.join(LABELLED_COLUMNS[:-1])}, reaction = 'done' AS label FROM tip_scores "
     "WHERE source = 'llm' AND ((reaction = 'done' AND dwell_ms BETWEEN 15000 AND 120000) "
     "OR (reaction = 'dismiss' AND dwell_ms < 5000))"
 )
@@ -170,7 +170,7 @@ def export_duckdb(url: str, file: Path) -> int:
 
 def export_sqlite(url: str, file: Path) -> int:
     """Python's driver and pyarrow: SQLite itself writes no Parquet."""
-    names = [name.strip() for name in LABELLED]
+    names = [name.strip() for name in LABELLED_COLUMNS]
 
     def batches() -> Iterator[pa.RecordBatch]:
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as base:

@@ -21,14 +21,18 @@ from reactune.data.dataset.rules import (
     load,
     without_bursts,
     without_constant_dwell,
-    without_steering,
+    without_dominant_users,
 )
 from reactune.data.labelled import clean_schema, workspace
 from reactune.demo.audience import FIRST_DAY, Town
 from reactune.demo.pool import read_pool
 from record import record
 
-RULES = {"fast": without_bursts, "constant": without_constant_dwell, "steering": without_steering}
+RULES = {
+    "fast": without_bursts,
+    "constant": without_constant_dwell,
+    "steering": without_dominant_users,
+}
 EACH = 10  # machines of each sort
 Row = dict[str, Any]
 

@@ -103,15 +103,15 @@ def explain(session: Session, dialect: str) -> None:
     from pygments.formatters import TerminalFormatter
     from pygments.lexers import SqlLexer
 
-    from reactune.data.labels.scores import LABELLED, label_sql
+    from reactune.data.labels.scores import LABELLED_COLUMNS, label_sql
     from reactune.errors import hide_passwords
 
     config = session.config()
     url = config.source.url or config.store_url
     sql = label_sql(config.source, config.labels, url=url, dialect=dialect)
     notes = (
-        f"What leaves {config.source.table} of {hide_passwords(url)}: {len(LABELLED)} columns of "
-        "positives and negatives.",
+        f"What leaves {config.source.table} of {hide_passwords(url)}: "
+        f"{len(LABELLED_COLUMNS)} columns of positives and negatives.",
         "Everything else leaves it as counts.",
     )
     text = "\n".join([*(f"-- {note}" for note in notes), f"{sql};"])

@@ -1,1 +1,6 @@
-"""Reactions -> training examples: ingest, labels, de-identification, rules, files."""
+"""Reactions -> training examples that hold no personal data and do not depend on their order.
+
+`ingest` reads files (`readers`) into the database. `labels` selects evidence from it or from any
+other engine, `deidentify` makes rows safe, `labelled` keeps them between two stages, and `dataset`
+chooses examples and writes them.
+"""

@@ -1,7 +1,4 @@
-"""The tables of the operational database, each column written once.
-
-Opening, migrating, reading and writing them is left to the store.
-"""
+"""The tables of the operational database, each column written once, times always in UTC."""
 
 from datetime import UTC, datetime
 
@@ -31,7 +28,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """UTC from the database; SQLite stores it without saying so."""
+        """UTC from the database; SQLite stores no offset."""
         if value is None or value.tzinfo is not None:
             return value and value.astimezone(UTC)
         return value.replace(tzinfo=UTC)
@@ -165,8 +162,8 @@ api_keys = sa.Table(
     sa.Column("revoked_at", UtcTime),
 )
 
-# `mark` names a person in these tables. It is a keyed hash of a user_key, so that no user_key of
-# somebody who was erased stands anywhere, and yet the person is known when they come again.
+# `mark` names a user in these tables. It is a keyed hash of a user_key: no user_key of an erased
+# user is stored anywhere, and yet the user is recognised when they come back.
 consents = sa.Table(
     "consents",
     metadata,

@@ -27,7 +27,7 @@ from reactune.data.dataset.exports import (
     pairs,
     read_examples,
 )
-from reactune.data.dataset.near_duplicates import near_older
+from reactune.data.dataset.near_duplicates import mark_near_duplicates
 from reactune.data.dataset.rules import choose, load, part_of, split
 from reactune.data.deidentify.batches import clean
 from reactune.data.labelled import clean_schema, read_batches, workspace, write_batches
@@ -188,7 +188,7 @@ def jaccard(one, other):
 
 def near(texts, share):
     with tempfile.TemporaryDirectory() as folder:
-        return near_older(texts, share, folder=Path(folder)).tolist()
+        return mark_near_duplicates(texts, share, folder=Path(folder)).tolist()
 
 
 texts = st.lists(

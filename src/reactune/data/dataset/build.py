@@ -1,26 +1,14 @@
-"""Safe labelled rows -> a dataset on disk, or the reason to wait.
+"""Safe labelled rows -> a dataset on disk with its card, or the reason to wait for more.
 
-The rules are `rules.py`'s, the files `exports.py`'s, the card `card.py`'s; where rows come from
-and what is trained on them is not known here.
+Fingerprint and bytes depend on the rows and the settings only.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reactune.config.sections import DatasetConfig
-from reactune.data.labelled import one_row, quoted
-from reactune.records import PARTS, Counts, Part
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from reactune.config.sections import DataConfig
+from reactune.config.sections import DataConfig, DatasetConfig
 from reactune.data.dataset.exports import (
     EXAMPLES,
     PAIRS_PER_CONTEXT,
@@ -43,16 +31,29 @@ from reactune.data.dataset.rules import (
     require_no_leaks,
     split,
 )
-from reactune.data.labelled import REFUSED, Batches, list_refused, workspace
+from reactune.data.labelled import REFUSED, Batches, list_refused, one_row, quoted, workspace
 from reactune.pages import plots
+from reactune.records import PARTS, Counts, Part
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-
 LABELS = "count(*) FILTER (label) AS positives, count(*) FILTER (NOT label) AS negatives"
 DWELL_BINS = 40
-DWELL_SECONDS = (0.1, 300.0)  # the first and the last edge of the bins; what is beyond is in them
+DWELL_SECONDS = (0.1, 300.0)  # edges of the first and the last bin, which hold what is beyond, too
+CARD = "README.md"
+REACTIONS, LOSSES = "reactions.svg", "refused.svg"
+MAX_KINDS_SHOWN = 6
+Dwell = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+FILES = f"""\
+* `alpaca.jsonl`: positives as instruction, input, output.
+* `kto.jsonl`: prompt, completion, label.
+* `dpo.jsonl`: prompt, chosen, rejected, at most {PAIRS_PER_CONTEXT} pairs of one context.
+* `validation/` and `test/`: the same of the other parts.
+* `{EXAMPLES}`: all examples with tip_id and user_key. It says who reacted to what, under a keyed
+  hash, so it stays inside."""
+MEMORY_GB = DataConfig().memory_gb
+REFUSALS = "SELECT labelled.*, reason FROM refused JOIN labelled ON labelled.rowid = row"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,85 @@ class DatasetResult:
     fingerprint: str
     """SHA-256 of all examples and the settings of the dataset."""
     waiting: str | None
-    """What is missing, such as `waiting: 312 of 500 positives`; None: go on and train."""
+    """What is missing, such as `waiting: 312 of 500 positives`; None: train."""
     files: tuple[str, ...] = ()
     """What was written, relative to the folder."""
+
+
+def build(
+    batches: Batches,
+    settings: DatasetConfig,
+    *,
+    folder: Path,
+    previous: Path | None = None,
+    steps: Mapping[str, Counts] | None = None,
+    memory_gb: float = MEMORY_GB,
+    progress: Progress = lambda step, left: None,
+) -> DatasetResult:
+    """Choose examples from batches of `deidentify.clean`, split them and write them into `folder`.
+
+    `previous` is the file of examples of the dataset trained last; None before the first training.
+    `steps` are the counts of earlier steps by name, for the card. A dataset that waits writes
+    nothing but its card and the list of what was refused. What is over `memory_gb` of
+    rows is on disk meanwhile.
+
+    Raises:
+        DataError: something stands in two parts that must not; memory or disk do not suffice.
+    """
+    with workspace(folder, memory_gb=memory_gb) as (connection, place):
+        counts = Counts(load(connection, batches, settings), 0)
+        progress("labelled", counts.came_in)
+        before, dwell = count_labels(connection), count_dwell(connection)
+        removed = choose(connection, settings, folder=place, progress=progress)
+        after = count_labels(connection)
+        removed |= split(connection, settings)
+        counts = Counts(counts.came_in, count_examples(connection), removed)
+        progress("split", counts.went_out)
+        file = place / EXAMPLES
+        write_parquet(connection, file)
+        result = _result(connection, file, settings, counts, (before, after), previous)
+        written = [] if result.waiting else _write(connection, file, folder)
+        list_refused(connection, REFUSALS, folder / REFUSED)
+    shown = {**(steps or {}), "rules of the dataset": counts}
+    written += [REFUSED, *write_card(result, dwell, settings, steps=shown, folder=folder)]
+    progress("written", counts.went_out)
+    return replace(result, files=tuple(written))
+
+
+def reason_to_wait(
+    after: Labels,
+    parts: Mapping[Part, Labels],
+    settings: DatasetConfig,
+    *,
+    new: int,
+    is_first: bool,
+) -> str | None:
+    """What a training has to wait for, or None.
+
+    Every run needs `min_positives` and `min_negatives`, and both labels in every part; a later
+    run also needs `min_new` examples that the last trained dataset did not hold.
+    """
+    short = []
+    if after.positives < settings.min_positives:
+        short.append(f"{after.positives:,} of {settings.min_positives:,} positives")
+    if after.negatives < settings.min_negatives:
+        short.append(f"{after.negatives:,} of {settings.min_negatives:,} negatives")
+    if not is_first and new < settings.min_new:
+        short.append(f"{new:,} of {settings.min_new:,} new examples")
+    if not short:
+        empty = [part for part in PARTS if not (parts[part].positives and parts[part].negatives)]
+        short = [f"both labels in {part}, which takes more users" for part in empty]
+    return f"waiting: {', '.join(short)}" if short else None
+
+
+def weights_of(labels: Labels) -> dict[str, float]:
+    """The weight of an example of each label, by which both labels weigh the same in sum.
+
+    The rarer label gets the weight, the other 1 (KTO, arXiv:2402.01306, equation 8); a trainer
+    weights the rows it uses alike.
+    """
+    liked, disliked = max(labels.positives, 1), max(labels.negatives, 1)
+    return {"positive": max(1.0, disliked / liked), "negative": max(1.0, liked / disliked)}
 
 
 def count_labels(connection: "DuckDBPyConnection") -> Labels:
@@ -138,56 +215,6 @@ def count_dwell(connection: "DuckDBPyConnection") -> dict[str, tuple[list[int], 
     return bins
 
 
-def weights_of(labels: Labels) -> dict[str, float]:
-    """By what the examples of one label are weighted so that both labels weigh the same in sum.
-
-    The rarer label gets the weight, the other 1 (KTO, arXiv:2402.01306, equation 8); a trainer
-    does the same to the rows it takes.
-    """
-    liked, disliked = max(labels.positives, 1), max(labels.negatives, 1)
-    return {"positive": max(1.0, disliked / liked), "negative": max(1.0, liked / disliked)}
-
-
-def _labels(connection: "DuckDBPyConnection", by: str) -> dict[str, Labels]:
-    rows = connection.execute(
-        f"SELECT {by} AS one, {LABELS} FROM examples GROUP BY one ORDER BY one"
-    )
-    return {name: Labels(*counts) for name, *counts in rows.fetchall()}
-
-
-def reason_to_wait(
-    after: Labels,
-    parts: Mapping[Part, Labels],
-    settings: DatasetConfig,
-    *,
-    new: int,
-    is_first: bool,
-) -> str | None:
-    """What a training has to wait for, or None.
-
-    Every run needs `min_positives` and `min_negatives`, and both labels in every part; a later
-    run also needs `min_new` examples that the last trained dataset did not hold.
-    """
-    short = []
-    if after.positives < settings.min_positives:
-        short.append(f"{after.positives:,} of {settings.min_positives:,} positives")
-    if after.negatives < settings.min_negatives:
-        short.append(f"{after.negatives:,} of {settings.min_negatives:,} negatives")
-    if not is_first and new < settings.min_new:
-        short.append(f"{new:,} of {settings.min_new:,} new examples")
-    if not short:
-        empty = [part for part in PARTS if not (parts[part].positives and parts[part].negatives)]
-        short = [f"both labels in {part}, which takes more users" for part in empty]
-    return f"waiting: {', '.join(short)}" if short else None
-
-
-CARD = "README.md"
-REACTIONS, LOSSES = "reactions.svg", "refused.svg"
-MAX_KINDS_SHOWN = 6
-
-Dwell = Mapping[str, tuple[Sequence[int], Sequence[int]]]
-
-
 def write_card(
     result: DatasetResult,
     dwell: Dwell,
@@ -225,6 +252,13 @@ def most_reacted(dwell: Dwell) -> Dwell:
     return {kind: dwell[kind] for kind in shown}
 
 
+def _labels(connection: "DuckDBPyConnection", by: str) -> dict[str, Labels]:
+    rows = connection.execute(
+        f"SELECT {by} AS one, {LABELS} FROM examples GROUP BY one ORDER BY one"
+    )
+    return {name: Labels(*counts) for name, *counts in rows.fetchall()}
+
+
 def _sections(
     result: DatasetResult, settings: DatasetConfig, steps: Mapping[str, Counts]
 ) -> list[str]:
@@ -256,7 +290,7 @@ def _sections(
         f"![Rows left out, by reason]({LOSSES})",
         f"Which rows the rules of the dataset left out, each with the reason: `{REFUSED}`.",
         f"![Reactions by kind and dwell time]({REACTIONS})",
-        "## Whether parts know each other",
+        "## What parts share",
         _leaks(result, settings),
         "## Rules",
         _rules(settings),
@@ -281,7 +315,7 @@ def _leaks(result: DatasetResult, settings: DatasetConfig) -> str:
     allowed = (
         "; the split is by time, so users may come back" if settings.split_by == "time" else ""
     )
-    return f"Looked up in the written file, more than one part holds: {found}{allowed}."
+    return f"Checked in the written file: more than one part holds {found}{allowed}."
 
 
 def _rules(settings: DatasetConfig) -> str:
@@ -306,15 +340,6 @@ def _rules(settings: DatasetConfig) -> str:
 * Split {shares} {way}; no text stands in two parts, the earlier part keeps it."""
 
 
-FILES = f"""\
-* `alpaca.jsonl`: positives as instruction, input, output.
-* `kto.jsonl`: prompt, completion, label.
-* `dpo.jsonl`: prompt, chosen, rejected, at most {PAIRS_PER_CONTEXT} pairs of one context.
-* `validation/` and `test/`: the same of the other parts.
-* `{EXAMPLES}`: all examples with tip_id and user_key. It says who reacted to what, under a keyed
-  hash, so it stays inside."""
-
-
 def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     lines = [_line(head), _line("---" for _ in head), *(_line(row) for row in rows)]
     return "\n".join(lines)
@@ -323,50 +348,6 @@ def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 def _line(cells: Iterable[object]) -> str:
     texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
     return "| " + " | ".join(text.replace("|", r"\|").replace("\n", " ") for text in texts) + " |"
-
-
-MEMORY_GB = DataConfig().memory_gb
-REFUSALS = "SELECT labelled.*, reason FROM refused JOIN labelled ON labelled.rowid = row"
-
-
-def build(
-    batches: Batches,
-    settings: DatasetConfig,
-    *,
-    folder: Path,
-    previous: Path | None = None,
-    steps: Mapping[str, Counts] | None = None,
-    memory_gb: float = MEMORY_GB,
-    progress: Progress = lambda step, left: None,
-) -> DatasetResult:
-    """Choose examples from batches of `deidentify.clean`, split them and write them into `folder`.
-
-    `previous` is the file of examples of the dataset trained last; None before the first training.
-    `steps` are the counts of earlier steps by name, for the card. A dataset that waits writes
-    nothing but its card and the list of what was refused. Fingerprint and bytes depend on the
-    rows and the settings only. What is over `memory_gb` of rows lies on disk meanwhile.
-
-    Raises:
-        DataError: something stands in two parts that must not; memory or disk do not suffice.
-    """
-    with workspace(folder, memory_gb=memory_gb) as (connection, place):
-        counts = Counts(load(connection, batches, settings), 0)
-        progress("labelled", counts.came_in)
-        before, dwell = count_labels(connection), count_dwell(connection)
-        removed = choose(connection, settings, folder=place, progress=progress)
-        after = count_labels(connection)
-        removed |= split(connection, settings)
-        counts = Counts(counts.came_in, count_examples(connection), removed)
-        progress("split", counts.went_out)
-        file = place / EXAMPLES
-        write_parquet(connection, file)
-        result = _result(connection, file, settings, counts, (before, after), previous)
-        written = [] if result.waiting else _write(connection, file, folder)
-        list_refused(connection, REFUSALS, folder / REFUSED)
-    shown = {**(steps or {}), "rules of the dataset": counts}
-    written += [REFUSED, *write_card(result, dwell, settings, steps=shown, folder=folder)]
-    progress("written", counts.went_out)
-    return replace(result, files=tuple(written))
 
 
 def _result(

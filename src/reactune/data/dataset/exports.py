@@ -1,7 +1,7 @@
 """Examples as files: Alpaca, KTO and DPO JSONL for any trainer, and one Parquet file for ours.
 
-The same examples give the same bytes, and none of it is held in memory whole. The JSONL files
-hold texts and labels only: no user, no tip_id.
+The same examples give the same bytes, and no file is held in memory whole. The JSONL files hold
+texts and labels only: no user, no tip_id.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
-"""Texts that are nearly the same: MinHash finds who may be, the shingles themselves decide.
+"""Texts that nearly repeat an earlier one: MinHash proposes pairs, their shingles decide.
 
-Pure but for a folder where sketches lie while they are compared; which texts are compared with
-which, and what becomes of them, is `rules.py`'s.
+The same texts give the same result, on any machine; memory holds proposed texts only.
 """
 
 import hashlib
@@ -29,14 +28,16 @@ MISSED = 1e-3  # the chance that two texts exactly `share` alike are not compare
 CHUNK = 1_000  # texts sketched at once
 
 
-def near_older(texts: Iterable[str], share: float, *, folder: Path) -> "npt.NDArray[np.bool_]":
-    """For each text, whether it is near one before it that was not near one itself.
+def mark_near_duplicates(
+    texts: Iterable[str], share: float, *, folder: Path
+) -> "npt.NDArray[np.bool_]":
+    """For each text, whether it nearly repeats one before it that is not a repetition itself.
 
     Near means that the sets of 3-shingles of case-folded words have a Jaccard index of at least
-    `share`. What is compared is found by MinHash (Broder 1997) in bands (Leskovec, Rajaraman,
+    `share`. Pairs to compare are proposed by MinHash (Broder 1997) in bands (Leskovec, Rajaraman,
     Ullman, Mining of Massive Datasets, 3.4): of pairs exactly `share` alike one in a thousand is
-    missed, of pairs more alike fewer; pairs less alike are never taken for near. Sketches lie in
-    the folder; in memory are only texts that share a band with another.
+    missed, of pairs more alike fewer; pairs less alike are never near. Sketches are files
+    in the folder; in memory are only texts that share a band with another.
     """
     import numpy as np
 
@@ -48,7 +49,7 @@ def near_older(texts: Iterable[str], share: float, *, folder: Path) -> "npt.NDAr
     if not len(lengths):
         return near
     hashes, ends = np.memmap(folder / "shingles", np.uint64, "r"), np.cumsum(lengths)
-    for place, buckets in _crowded(folder, bands):
+    for place, buckets in _proposed(folder, bands):
         own = frozenset(hashes[ends[place] - lengths[place] : ends[place]].tolist())
         others = set(chain.from_iterable(holders[bucket] for bucket in buckets))
         if any(_overlap(own, kept[other]) >= share - ROUNDING for other in others):
@@ -126,7 +127,7 @@ def _write_sketches(texts: Iterable[str], *, bands: int, rows: int, folder: Path
     return np.concatenate(lengths)
 
 
-def _crowded(folder: Path, bands: int) -> Iterator[tuple[int, list[int]]]:
+def _proposed(folder: Path, bands: int) -> Iterator[tuple[int, list[int]]]:
     """The texts that share a band with another, oldest first, and the buckets they are in."""
     import numpy as np
 

@@ -1,38 +1,155 @@
-"""Which labelled tips become examples, rule by rule, each a table of DuckDB in and one out.
+"""Which labelled tips become examples, rule by rule, and which part each falls into.
 
-Rules look at small keys, never at texts, and their results do not depend on the order of rows.
-Tips that are nearly the same are found by `nearness.py`, reactions of no person by `humans.py`;
-which part an example falls into is `parts.py`'s.
+A rule is a query of DuckDB over `examples`; it sees small keys, never texts, and its result does
+not depend on the order of rows.
 """
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from reactune.config.sections import DatasetConfig
-from reactune.data.labelled import one_row, quoted
-from reactune.errors import DataError
-from reactune.records import PARTS, Part, folded_text, one_line
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from reactune.data.dataset.near_duplicates import near_older
-from reactune.data.labelled import Batches, clean_schema
+from reactune.config.sections import DatasetConfig
+from reactune.data.dataset.near_duplicates import mark_near_duplicates
+from reactune.data.labelled import Batches, clean_schema, one_row, quoted
+from reactune.errors import DataError
+from reactune.records import PARTS, Part, folded_text, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-
 ORDER = f"list_position({list(PARTS)}, part)"  # of a part, in SQL
+OTHERS = 10  # other users that must have reacted before one can be an outlier
+COMMON = 0.2  # a dwell time of so large a share of others' reactions is due to a coarse clock
+BIN = 0.05  # width of the bins of log dwell in which that share is counted
+BURST_SECONDS = 60
+CONSTANT_DWELL_REACTIONS = 10  # of one label that a user gave before a dwell can be constant
+CONSTANT_DWELL_SPREAD = 1.05  # ninth decile of a constant dwell by its first, at most
+MAX_SHARE_OF_KIND = 0.2  # of a kind's reactions; a user who gave more steers it
+NEAR_DUPLICATE = 0.9  # Jaccard index of word 3-shingles from which two tips are one
+MAX_IMBALANCE = 10  # how many times as often one label of a kind may stand as the other
+MAX_USERS_CACHED = 100_000
+NEAR = "near duplicates"
+LEAKED = "text stands in an earlier part"
+Progress = Callable[[str, int], None]
+Rule = Callable[[DatasetConfig], str]
+
+
+def load(connection: "DuckDBPyConnection", batches: Batches, settings: DatasetConfig) -> int:
+    """Fill an empty database with labelled rows, and return their number.
+
+    `labelled` has everything. `examples` has what rules compare, a row for each example that no
+    rule removed yet: keys instead of texts, and `place`, the order of tip_id. `refused` is empty.
+    """
+    import pyarrow as pa
+
+    texts = [pa.field(name, pa.string()) for name in ("plain", "folded", "part")]
+    schema = pa.schema([*clean_schema(), *texts])
+    rows = _with_texts(batches, settings, schema)
+    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, rows))
+    connection.execute("""
+        CREATE TABLE labelled AS SELECT * EXCLUDE (plain, folded),
+            md5_number(concat_ws(chr(0), kind, context_json, plain)) AS question,
+            md5_number(folded) AS folded,
+            md5_number(concat_ws(chr(0), user_key, kind, dwell_ms, tip, prompt)) AS whole
+        FROM incoming""")
+    connection.unregister("incoming")
+    connection.execute("""
+        CREATE TABLE examples AS SELECT rowid AS row,
+            row_number() OVER (ORDER BY tip_id, created_at, label, whole) AS place,
+            kind, label, dwell_ms, created_at, coalesce(reacted_at, created_at) AS reacted_at,
+            md5_number(tip_id) AS tip, md5_number(user_key) AS person, question, folded, part
+        FROM labelled""")
+    connection.execute("CREATE TABLE refused (row BIGINT, reason VARCHAR)")
+    return count_examples(connection)
+
+
+def choose(
+    connection: "DuckDBPyConnection",
+    settings: DatasetConfig,
+    *,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, int]:
+    """Apply the rules in order to `examples`, and return how many each removed.
+
+    What was removed is in `refused`, with the rule's name as the reason. `progress` gets the name
+    of each rule and the number of examples it left. `folder` is for temporary files.
+    """
+    removed = {}
+    for reason, rule in RULES:
+        if reason == NEAR:
+            find_near_duplicates(connection, folder=folder)
+        removed[reason] = keep_only(connection, rule(settings), reason)
+        progress(reason, count_examples(connection))
+    return removed
+
+
+def split(connection: "DuckDBPyConnection", settings: DatasetConfig) -> dict[str, int]:
+    """Give examples their part by age if the settings say so, and remove texts that leak."""
+    if settings.split_by == "time":
+        keep_only(connection, part_by_time(settings), "")
+    return {LEAKED: keep_only(connection, without_leaks(), LEAKED)}
+
+
+def keep_only(connection: "DuckDBPyConnection", query: str, reason: str) -> int:
+    """Make the rows of a query the examples, refuse the others, and return their number."""
+    connection.execute(f"CREATE TABLE kept AS {query}")
+    refuse = "INSERT INTO refused SELECT row, $1 FROM examples ANTI JOIN kept USING (place)"
+    (removed,) = one_row(connection, refuse, reason)
+    connection.execute("DROP TABLE examples; ALTER TABLE kept RENAME TO examples")
+    return int(removed)
+
+
+def count_examples(connection: "DuckDBPyConnection") -> int:
+    """How many examples no rule removed yet."""
+    (number,) = one_row(connection, "SELECT count(*) FROM examples")
+    return int(number)
+
+
+def require_no_leaks(
+    connection: "DuckDBPyConnection", file: Path, settings: DatasetConfig
+) -> Mapping[str, int]:
+    """How much of one part is in another, too, in a file of examples as it was written.
+
+    Counted are texts, users and, where the split is by time, moments that come before the last one
+    of an earlier part. A split by time allows users in several parts.
+
+    Raises:
+        DataError: something is in two parts that must not be.
+    """
+    connection.create_function("folded_text", folded_text, ["VARCHAR"], "VARCHAR")
+    users, texts, moments = one_row(
+        connection,
+        f"""
+        WITH held AS (
+            SELECT user_key, folded_text(tip) AS text, created_at, {ORDER} AS part
+            FROM {quoted(file)}),
+        spans AS (SELECT part, min(created_at) AS first, max(created_at) AS last
+                  FROM held GROUP BY part)
+        SELECT
+            (SELECT count(*) FROM (
+                SELECT 1 FROM held GROUP BY user_key HAVING min(part) < max(part))),
+            (SELECT count(*) FROM (
+                SELECT 1 FROM held GROUP BY text HAVING min(part) < max(part))),
+            (SELECT count(*) FROM spans a JOIN spans b
+             ON a.part < b.part AND b.first <= a.last)
+        """,
+    )
+    connection.remove_function("folded_text")
+    by_time = settings.split_by == "time"
+    found = {"users": users, "texts": texts, **({"moments": moments} if by_time else {})}
+    forbidden = ("texts", "moments") if by_time else ("users", "texts")
+    if any(found[name] for name in forbidden):
+        raise DataError(
+            f"the dataset is not used: of its parts, more than one holds "
+            f"{', '.join(f'{found[name]} {name}' for name in forbidden)}; this is a fault of "
+            "reactune, please report it"
+        )
+    return found
 
 
 def part_of(user_key: str, settings: DatasetConfig) -> Part:
@@ -66,57 +183,9 @@ def without_leaks() -> str:
         SELECT * FROM examples QUALIFY {ORDER} = min({ORDER}) OVER (PARTITION BY folded)"""
 
 
-def require_no_leaks(
-    connection: "DuckDBPyConnection", file: Path, settings: DatasetConfig
-) -> Mapping[str, int]:
-    """What of one part also stands in another, in a file of examples as it was written.
-
-    Texts, and users where the split is by user; where it is by time, moments that come before
-    the last one of an earlier part, and users are only counted.
-
-    Raises:
-        DataError: something does that must not.
-    """
-    connection.create_function("folded_text", folded_text, ["VARCHAR"], "VARCHAR")
-    users, texts, moments = one_row(
-        connection,
-        f"""
-        WITH held AS (
-            SELECT user_key, folded_text(tip) AS text, created_at, {ORDER} AS part
-            FROM {quoted(file)}),
-        spans AS (SELECT part, min(created_at) AS first, max(created_at) AS last
-                  FROM held GROUP BY part)
-        SELECT
-            (SELECT count(*) FROM (
-                SELECT 1 FROM held GROUP BY user_key HAVING min(part) < max(part))),
-            (SELECT count(*) FROM (
-                SELECT 1 FROM held GROUP BY text HAVING min(part) < max(part))),
-            (SELECT count(*) FROM spans a JOIN spans b
-             ON a.part < b.part AND b.first <= a.last)
-        """,
-    )
-    connection.remove_function("folded_text")
-    by_time = settings.split_by == "time"
-    found = {"users": users, "texts": texts, **({"moments": moments} if by_time else {})}
-    forbidden = ("texts", "moments") if by_time else ("users", "texts")
-    if any(found[name] for name in forbidden):
-        raise DataError(
-            f"the dataset is not used: of its parts, more than one holds "
-            f"{', '.join(f'{found[name]} {name}' for name in forbidden)}; this is a fault of "
-            "reactune, please report it"
-        )
-    return found
-
-
-OTHERS = 10  # other users that must have reacted too before one stands out from them
-COMMON = 0.2  # a dwell that so large a share of others' reactions has is a clock's, not a machine's
-BIN = 0.05  # width of the bins of log dwell in which that share is looked up
-BURST_SECONDS = 60
-CONSTANT_DWELL_REACTIONS = 10  # of one label that a user gave before a dwell can be constant
-CONSTANT_DWELL_SPREAD = 1.05  # ninth decile of a constant dwell by its first, at most
-MAX_SHARE_OF_KIND = 0.2  # of a kind's reactions; a user who gave more steers it
-NEAR_DUPLICATE = 0.9  # Jaccard index of word 3-shingles from which two tips are one
-MAX_IMBALANCE = 10  # how many times as often one label of a kind may stand as the other
+def without_repeats(settings: DatasetConfig) -> str:
+    """One example per tip_id, the newest: a source may hold a tip twice, the store never does."""
+    return _newest(1, of="tip")
 
 
 def without_bursts(settings: DatasetConfig) -> str:
@@ -136,10 +205,10 @@ def without_bursts(settings: DatasetConfig) -> str:
 
 
 def without_constant_dwell(settings: DatasetConfig) -> str:
-    """Examples but those of users who look at every tip equally long.
+    """Examples but those of users whose dwell times are nearly constant.
 
-    Looked at are the reactions of one user with one label: times of people vary, those of
-    programs need not (Gianvecchio et al., Measurement and classification of humans and bots in
+    Reactions of one user with one label are compared: times of people vary, those of programs
+    need not (Gianvecchio et al., Measurement and classification of humans and bots in
     internet chat, USENIX Security 2008). Where others have that dwell as often, the clock is
     coarse, and nobody is left out.
     """
@@ -180,8 +249,8 @@ def without_constant_dwell(settings: DatasetConfig) -> str:
         SELECT * FROM examples ANTI JOIN machines USING (person, label)"""
 
 
-def without_steering(settings: DatasetConfig) -> str:
-    """Examples but those of a user in a kind that this user alone gave too much of.
+def without_dominant_users(settings: DatasetConfig) -> str:
+    """Examples but those of a user who gave too large a share of all reactions to a kind.
 
     One profile that rates often moves what all others get (Lam and Riedl, Shilling recommender
     systems for fun and profit, WWW 2004).
@@ -193,93 +262,6 @@ def without_steering(settings: DatasetConfig) -> str:
             QUALIFY number > {MAX_SHARE_OF_KIND} * sum(number) OVER (PARTITION BY kind)
             AND count(*) OVER (PARTITION BY kind) > {OTHERS})
         SELECT * FROM examples ANTI JOIN steered USING (kind, person)"""
-
-
-MAX_USERS_CACHED = 100_000
-NEAR = "near duplicates"
-LEAKED = "text stands in an earlier part"
-
-
-Progress = Callable[[str, int], None]
-Rule = Callable[[DatasetConfig], str]
-
-
-def load(connection: "DuckDBPyConnection", batches: Batches, settings: DatasetConfig) -> int:
-    """Fill an empty database with labelled rows; the number of them is returned.
-
-    `labelled` has everything. `examples` has what rules look at, a row for each example that no
-    rule removed yet: keys instead of texts, and `place`, the order of tip_id. `refused` is empty.
-    """
-    import pyarrow as pa
-
-    texts = [pa.field(name, pa.string()) for name in ("plain", "folded", "part")]
-    schema = pa.schema([*clean_schema(), *texts])
-    rows = _with_texts(batches, settings, schema)
-    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, rows))
-    connection.execute("""
-        CREATE TABLE labelled AS SELECT * EXCLUDE (plain, folded),
-            md5_number(concat_ws(chr(0), kind, context_json, plain)) AS question,
-            md5_number(folded) AS folded,
-            md5_number(concat_ws(chr(0), user_key, kind, dwell_ms, tip, prompt)) AS whole
-        FROM incoming""")
-    connection.unregister("incoming")
-    connection.execute("""
-        CREATE TABLE examples AS SELECT rowid AS row,
-            row_number() OVER (ORDER BY tip_id, created_at, label, whole) AS place,
-            kind, label, dwell_ms, created_at, coalesce(reacted_at, created_at) AS reacted_at,
-            md5_number(tip_id) AS tip, md5_number(user_key) AS person, question, folded, part
-        FROM labelled""")
-    connection.execute("CREATE TABLE refused (row BIGINT, reason VARCHAR)")
-    return count_examples(connection)
-
-
-def choose(
-    connection: "DuckDBPyConnection",
-    settings: DatasetConfig,
-    *,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, int]:
-    """Apply the rules in order to `examples`; how many each removed is returned.
-
-    What was removed stands in `refused`, with the rule's name as the reason. `progress` is told
-    the name of each rule and the number of examples it left. `folder` is for what is on disk
-    meanwhile.
-    """
-    removed = {}
-    for reason, rule in RULES:
-        if reason == NEAR:
-            find_near(connection, folder=folder)
-        removed[reason] = keep_only(connection, rule(settings), reason)
-        progress(reason, count_examples(connection))
-    return removed
-
-
-def split(connection: "DuckDBPyConnection", settings: DatasetConfig) -> dict[str, int]:
-    """Give examples their part by age if the settings say so, and remove texts that leak."""
-    if settings.split_by == "time":
-        keep_only(connection, part_by_time(settings), "")
-    return {LEAKED: keep_only(connection, without_leaks(), LEAKED)}
-
-
-def keep_only(connection: "DuckDBPyConnection", query: str, reason: str) -> int:
-    """Make the rows of a query the examples; the others are refused, their number is returned."""
-    connection.execute(f"CREATE TABLE kept AS {query}")
-    refuse = "INSERT INTO refused SELECT row, $1 FROM examples ANTI JOIN kept USING (place)"
-    (removed,) = one_row(connection, refuse, reason)
-    connection.execute("DROP TABLE examples; ALTER TABLE kept RENAME TO examples")
-    return int(removed)
-
-
-def count_examples(connection: "DuckDBPyConnection") -> int:
-    """How many examples no rule removed yet."""
-    (number,) = one_row(connection, "SELECT count(*) FROM examples")
-    return int(number)
-
-
-def without_repeats(settings: DatasetConfig) -> str:
-    """One example per tip_id, the newest: a source may hold a tip twice, the store never does."""
-    return _newest(1, of="tip")
 
 
 def without_contradictions(settings: DatasetConfig) -> str:
@@ -296,13 +278,13 @@ def without_contradictions(settings: DatasetConfig) -> str:
         WHERE CASE WHEN label THEN lead > 0 ELSE lead < 0 END"""
 
 
-def without_exact(settings: DatasetConfig) -> str:
+def without_exact_duplicates(settings: DatasetConfig) -> str:
     """One example per kind, context, text and label: the oldest; a repetition is nothing new."""
     return _oldest(1, of="question, label")
 
 
-def without_near(settings: DatasetConfig) -> str:
-    """No text that is nearly an older one of its kind and label, whatever the context."""
+def without_near_duplicates(settings: DatasetConfig) -> str:
+    """No text that nearly repeats an older one of its kind and label, whatever the context."""
     return "SELECT * FROM examples ANTI JOIN near USING (kind, label, folded)"
 
 
@@ -327,10 +309,10 @@ def cap_labels(settings: DatasetConfig) -> str:
             <= {MAX_IMBALANCE} * rarer.number"""
 
 
-def find_near(connection: "DuckDBPyConnection", *, folder: Path) -> None:
-    """Fill `near` with the texts of a kind and label that are near an older one that stays.
+def find_near_duplicates(connection: "DuckDBPyConnection", *, folder: Path) -> None:
+    """Fill `near` with the texts of a kind and label that nearly repeat an older one that is kept.
 
-    One kind and label after the other, so that memory holds sketches of one of them.
+    One kind and label at a time, so that memory holds sketches of one of them.
     """
     import numpy as np
     import pyarrow as pa
@@ -344,14 +326,14 @@ def find_near(connection: "DuckDBPyConnection", *, folder: Path) -> None:
     for kind, label in groups:
         with TemporaryDirectory(dir=folder) as sketches:
             texts = _texts_by_age(connection, kind, label)
-            near = near_older(texts, NEAR_DUPLICATE, folder=Path(sketches))
-        connection.register("found", pa.table({"age": np.flatnonzero(near)}))
+            near = mark_near_duplicates(texts, NEAR_DUPLICATE, folder=Path(sketches))
+        connection.register("repeats", pa.table({"age": np.flatnonzero(near)}))
         connection.execute(
-            "INSERT INTO near SELECT kind, label, folded FROM texts JOIN found USING (age) "
+            "INSERT INTO near SELECT kind, label, folded FROM texts JOIN repeats USING (age) "
             "WHERE kind = $1 AND label = $2",
             [kind, label],
         )
-        connection.unregister("found")
+        connection.unregister("repeats")
     connection.execute("DROP TABLE texts")
 
 
@@ -396,10 +378,10 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("repeated tip_id", without_repeats),
     ("faster than a person reads", without_bursts),
     ("constant dwell time", without_constant_dwell),
-    ("one user steers the kind", without_steering),
+    ("one user steers the kind", without_dominant_users),
     ("contradicted", without_contradictions),
-    ("exact duplicates", without_exact),
-    (NEAR, without_near),
+    ("exact duplicates", without_exact_duplicates),
+    (NEAR, without_near_duplicates),
     ("over the cap per text", cap_texts),
     ("over the cap per user", cap_users),
     ("over the balance of labels", cap_labels),

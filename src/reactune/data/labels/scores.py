@@ -1,13 +1,14 @@
 """Rows of a source -> labels: which reactions are evidence, and which users may be learned from.
 
-The source answers in SQL; no row leaves it that is no evidence, or whose user refused.
+The source selects them in SQL. Rows of users who refused are left out there, or before a batch
+is handed out; ids are hashed by then.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ibis.expr.types import BooleanValue, Table
 
-LABELLED = (
+LABELLED_COLUMNS = (
     "tip_id",
     "user_key",
     "kind",
@@ -70,7 +71,7 @@ def label(scores: Scores, labels: LabelConfig) -> "Table":
     that are neither a positive nor a negative, rows with `training_allowed` false, and every row
     of a user whose newest row says so, whether `[source] where` keeps that one or not.
     """
-    # Who may be learned from comes last, so that only evidence is looked up.
+    # Consent comes last, so that it is looked up for evidence only.
     rule = label_rule(labels)
     kept = scores.chosen.filter([*_evidence(scores, rule).values(), _is_allowed(scores)])
     return kept.mutate(label=_includes(rule.positive, kept))
@@ -85,10 +86,10 @@ def read_scores(
     admits: Admits | None = None,
     batch_rows: int = 10_000,
 ) -> Iterator["pa.RecordBatch"]:
-    """The labelled rows as Arrow batches of `LABELLED`, times in UTC, in no set order.
+    """The labelled rows as Arrow batches of `LABELLED_COLUMNS`, times in UTC, in no set order.
 
     Ids that `[source] columns` names `user_id` are hashed before a batch is handed out. Rows
-    that `admits` turns down are left out.
+    that `admits` refuses are left out.
 
     Raises:
         PrivacyError: a foreign table's `user_key` is no keyed hash.
@@ -96,11 +97,12 @@ def read_scores(
     """
     import pyarrow as pa
 
-    chosen = label(opened.scores, labels).select(LABELLED)
+    hash_id = lru_cache(MAX_CACHED)(partial(user_key, key))
+    chosen = label(opened.scores, labels).select(LABELLED_COLUMNS)
     for batch in opened.answers.batches(chosen, batch_rows=batch_rows):
-        columns = {name: batch.column(name) for name in LABELLED}
+        columns = {name: batch.column(name) for name in LABELLED_COLUMNS}
         ids = batch.column("user_key")
-        columns["user_key"] = _user_keys(ids, source=source, key=key)
+        columns["user_key"] = _user_keys(ids, source, hash_id)
         columns |= {name: in_utc(batch.column(name)) for name in TIMES}
         rows = pa.RecordBatch.from_pydict(columns)
         if admits is not None:
@@ -112,9 +114,8 @@ def read_scores(
 def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
-    Of the evidence, `label` leaves out the rows of those who opted out. To ask for them here, too,
-    an engine would read the table a second time on one core; how many they are is seen when the
-    rows are read.
+    `label` also leaves out evidence of users who opted out. To count it here, an engine would read
+    the table a second time on one core; it is counted when the rows are read.
     """
     scores, table = opened.scores, opened.scores.chosen
     rules = _evidence(scores, label_rule(labels))
@@ -150,15 +151,15 @@ def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: s
             f"{', '.join(sorted(backends() - {'polars'}))}"
         )
     scores = unbound_scores(source, written_in=spoken, compiled_to=written)
-    return str(ibis.to_sql(label(scores, labels).select(LABELLED), dialect=written))
+    return str(ibis.to_sql(label(scores, labels).select(LABELLED_COLUMNS), dialect=written))
 
 
 def admission(
     statuses: UserStatuses, source: SourceConfig, left_out: Counter[str]
 ) -> Admits | None:
-    """The test for `read_scores`, or None where nobody refuses.
+    """The test of consent for `read_scores`, or None where nobody refuses.
 
-    Whom it turns down is counted in `left_out`, by reason.
+    Rows that it refuses are counted in `left_out`, by reason.
     """
     if not statuses.by_mark:
         return None
@@ -181,12 +182,12 @@ def admission(
 
 
 def after_consent(evidence: Counts, left_out: Counter[str], *, read: int) -> Counts:
-    """The counts of the labels, of which so many rows were read and not left out.
+    """The counts of the labels after consent; `read` rows were read and not left out.
 
-    What the source's own query kept back has opted out, too.
+    What the source's own query left out has opted out, too.
     """
-    kept_back = max(0, evidence.went_out - left_out.total() - read)
-    theirs = {**left_out, OPTED_OUT: kept_back + left_out[OPTED_OUT]}
+    in_source = max(0, evidence.went_out - left_out.total() - read)
+    theirs = {**left_out, OPTED_OUT: in_source + left_out[OPTED_OUT]}
     return Counts(evidence.came_in, read, {**evidence.refused, **theirs})
 
 
@@ -267,25 +268,28 @@ def _evidence(scores: Scores, rule: LabelRule) -> dict[str, "BooleanValue"]:
 def _is_allowed(scores: Scores) -> "BooleanValue":
     """Whether a row may be learned from, and its user did not opt out."""
     table, everything = scores.chosen, scores.table
-    # Looked at are only users who refused once: few, so the rest costs no sorting.
+    # Users who refused once are few: only their rows are grouped.
     refusing = everything.filter(~everything.training_allowed).user_key
     theirs = everything.filter(everything.user_key.isin(refusing))
-    said = theirs.group_by("user_key").aggregate(
+    per_user = theirs.group_by("user_key").aggregate(
         newest=theirs.created_at.max(),
         newest_refusal=theirs.created_at.max(where=~theirs.training_allowed),
     )
     # NOT IN a list that holds NULL is never true.
-    opted_out = said.filter(said.newest_refusal >= said.newest, said.user_key.notnull()).user_key
+    has_opted_out = per_user.newest_refusal >= per_user.newest
+    opted_out = per_user.filter(has_opted_out, per_user.user_key.notnull()).user_key
     return table.training_allowed & table.user_key.notin(opted_out)
 
 
-def _user_keys(values: "pa.Array", *, source: SourceConfig, key: HashingKey) -> "pa.Array":
+def _user_keys(
+    values: "pa.Array", source: SourceConfig, hash_id: Callable[[str], str]
+) -> "pa.Array":
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if RAW_ID in source.columns:
         ids = values.to_pylist()
-        return pa.array([value and user_key(key, value) for value in ids], pa.string())
+        return pa.array([value and hash_id(value) for value in ids], pa.string())
     if source.url and not pc.all(pc.match_substring_regex(values, HASHED)).as_py():
         raise PrivacyError(
             f"user_key of {source.table} holds ids that are no keyed hashes; name that column "
