@@ -279,7 +279,7 @@ def test_the_command_says_what_came_out_and_draws_it(tmp_path, capsys):
     assert "challenger" in (tmp_path / "seen.svg").read_text()
     code, _, err = call(capsys, "compare", file, "--picture", "seen.gif")
     assert code == 1
-    assert "a picture ends in .svg or .png" in err
+    assert "its name must end in .svg or .png" in err
     code, _, err = call(capsys, "compare", file, "--rows-are-arms", "--arm", "arm")
     assert code == 2
     assert "--rows-are-arms goes with neither" in err

@@ -203,7 +203,7 @@ def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_
         (["--baseline", "0.2", "--lift", "0.9"], 1, "lift = 0.9: with baseline = 0.2"),
         (["--baseline", "0.2", "--power", "1"], 1, "power = 1.0: give a value between 0.05 and 1"),
         (["--baseline", "0.2", "--tips-per-unit", "0.5"], 1, "tips_per_unit = 0.5"),
-        (["--baseline", "0.2", "--picture", "plan.gif"], 1, "a picture ends in .svg or .png"),
+        (["--baseline", "0.2", "--picture", "plan.gif"], 1, "its name must end in .svg or .png"),
         (["--baseline", "zero"], 2, "'zero' is not a valid float"),
         (["--baseline", "0.2", "--lift", "-0.1"], 2, "-0.1 is not in the range"),
     ],

@@ -1,11 +1,11 @@
-"""The report: one page that needs nothing else, and in which no text is more than text."""
+"""The report: one file without links, in which every text is escaped."""
 
 from html.parser import HTMLParser
 
 import pytest
 
 from reactune.pages import plots
-from reactune.pages.report import Page, Section, write_report
+from reactune.pages.report import Page, Section, inline_svg, write_report
 
 EVIL = "<script>alert('tip')</script> & <b>bold</b>"
 
@@ -48,7 +48,7 @@ def page(*sections, verdict="promote"):
     return Page("reactune demo", verdict, {"tips": "1,234"}, sections)
 
 
-def test_a_report_is_one_file_that_points_nowhere_else(tmp_path, svgs):
+def test_a_report_is_one_file_without_links(tmp_path, svgs):
     file = tmp_path / "report.html"
     write_report(page(Section("Gate", "Held-out users.", pictures=svgs)), file)
     elements = read(file)
@@ -62,7 +62,7 @@ def test_a_report_is_one_file_that_points_nowhere_else(tmp_path, svgs):
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_texts_of_a_report_stay_texts_wherever_they_stand(tmp_path):
+def test_every_text_of_a_report_is_escaped(tmp_path):
     file = tmp_path / "report.html"
     section = Section(EVIL, EVIL, head=(EVIL,), rows=((EVIL,),))
     write_report(Page(EVIL, EVIL, {EVIL: EVIL}, (section,)), file)
@@ -72,7 +72,7 @@ def test_texts_of_a_report_stay_texts_wherever_they_stand(tmp_path):
     assert "".join(elements.texts).count(EVIL) == 9
 
 
-def test_names_in_a_picture_stay_texts_too(tmp_path):
+def test_names_in_a_plot_are_escaped(tmp_path):
     file = tmp_path / "report.html"
     picture = plots.bars("minutes", {EVIL: 1.0})
     write_report(page(Section("Time", "Minutes.", pictures=(picture,))), file)
@@ -81,15 +81,7 @@ def test_names_in_a_picture_stay_texts_too(tmp_path):
     assert EVIL in "".join(elements.texts)
 
 
-def test_the_same_numbers_give_the_same_picture():
-    once, again = (
-        plots.bounds([1, 2], [0, 0], [-1, -1], [1, 1], share_steps=[(0, 0.05)]) for _ in range(2)
-    )
-    assert once == again
-    assert once != plots.bounds([1, 2], [0, 0], [-1, -1], [1, 1], share_steps=[(0, 0.1)])
-
-
-def test_pictures_of_nothing_are_pictures(tmp_path):
+def test_plots_without_data_can_be_drawn(tmp_path):
     empty = (
         plots.loss_curves({"sft": []}),
         plots.bounds([], [], [], []),
@@ -100,3 +92,16 @@ def test_pictures_of_nothing_are_pictures(tmp_path):
     file = tmp_path / "report.html"
     write_report(page(Section("Nothing", "Yet.", pictures=empty)), file)
     assert read(file).names.count("svg") == len(empty)
+
+
+def test_a_report_that_is_written_again_replaces_the_old_one(tmp_path):
+    file = tmp_path / "report.html"
+    for verdict in ("wait", "promote"):
+        write_report(page(Section("Time", "Minutes."), verdict=verdict), file)
+    text = file.read_text(encoding="utf-8")
+    assert ('"verdict">promote' in text, '"verdict">wait' in text) == (True, False)
+
+
+def test_an_svg_in_a_page_begins_at_its_root_element():
+    document = "<?xml version='1.0'?>\n<!DOCTYPE svg>\n<svg><text>a &lt; b</text></svg>"
+    assert inline_svg(document) == "<svg><text>a &lt; b</text></svg>"

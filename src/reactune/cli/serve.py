@@ -116,19 +116,9 @@ def demo(seed: int, cycles: int, tastes: str, audience: str | None, folder: Path
     $ reactune demo
     $ reactune demo --seed 2 --cycles 3
     """
-    from reactune.demo.story import play_history, run_demo
+    from reactune.demo.loop import run_demo
 
-    if cycles == 0:
-        play_history(folder, seed=seed, tastes=tastes, audience=audience, say=click.echo)
-        return
-    run_demo(
-        folder,
-        seed=seed,
-        cycles=cycles,
-        tastes=tastes,
-        audience=audience,
-        say=click.echo,
-    )
+    run_demo(folder, seed=seed, cycles=cycles, tastes=tastes, audience=audience, say=click.echo)
 
 
 COMMANDS = (init, show_config, doctor, serve, demo)

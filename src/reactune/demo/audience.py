@@ -1,12 +1,12 @@
-"""What a policy without a model would have earned from the same people on the same visits.
+"""Who visits the demo's app: the protocol of an audience, and the built-in one.
 
-For the report: whoever cannot beat the shortest or the most popular tip has learnt nothing.
+An audience says when which user asks for a tip, and how the user reacts to the one that is shown.
 """
 
 import importlib
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -14,22 +14,21 @@ from typing import Protocol
 from reactune.config.sections import LabelConfig
 from reactune.demo import preferences
 from reactune.demo.pool import read_pool
-from reactune.demo.preferences import WORD, plain_text, read, stem
+from reactune.demo.preferences import WORD, plain_text, stem, tip_features
 from reactune.demo.situations import TASKS, Situation, Value
 from reactune.errors import ConfigError
 from reactune.records import Reaction
-from reactune.store.labels import label_rule
 
 TASTES = ("default", "none")
 USERS = 400
 FIRST_DAY = datetime(2026, 3, 2, tzinfo=UTC)
-OWN_MEMORY, SHARED_MEMORY = 10, 60  # tips that one person, and one neighbourhood, remember
-NEARLY_THE_SAME = 0.6  # Jaccard share of words
+OWN_MEMORY, SHARED_MEMORY = 10, 60  # tips that a person, and all people of a role, remember
+SIMILAR = 0.6  # Jaccard similarity of words
 
 
 @dataclass(frozen=True)
 class Visit:
-    """Somebody opens the app and is shown one tip. `context` is what `prompt.assemble` takes."""
+    """A user asks for a tip; `context` is as for `reactune.model.prompt.assemble`."""
 
     visit_id: str
     user_id: str
@@ -40,29 +39,29 @@ class Visit:
 
 @dataclass(frozen=True)
 class Response:
-    """What somebody did with a tip; no reaction is a reaction too."""
+    """What a user did with a tip: a reaction and its dwell time, or None and None."""
 
     reaction: Reaction | None
     dwell_ms: int | None
 
 
 class Audience(Protocol):
-    """People who are shown tips. Made as `Class(seed=1, tastes="default")`."""
+    """Users who visit and react. Constructed as `Class(seed=1, tastes="default")`."""
 
     def __init__(self, seed: int, tastes: str = "default") -> None: ...
 
     def visits(self, day: int) -> Iterable[Visit]:
-        """The visits of one day (0, 1, 2, ...) in order of time; the same when asked again."""
+        """The visits of one day (0, 1, 2, ...) in order of time; each call returns the same."""
 
     def react(self, visit: Visit, tip: str) -> Response:
-        """What the visitor does with the tip. Called once a visit, in the order of visits."""
+        """The reaction to a tip. Called once a visit, in the order of visits."""
 
 
 def load_audience(name: str, *, seed: int, tastes: str = "default") -> Audience:
-    """Make the audience that `module:Class` names.
+    """The audience that `module:Class` names.
 
     Raises:
-        ConfigError: there is no such module or class, or it is not made from seed and tastes.
+        ConfigError: it cannot be imported or constructed, or lacks a method.
     """
     module_name, _, class_name = name.partition(":")
     try:
@@ -70,17 +69,20 @@ def load_audience(name: str, *, seed: int, tastes: str = "default") -> Audience:
         audience: Audience = make(seed=seed, tastes=tastes)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"audience {name!r} cannot be made ({error}); give module:Class of a class that takes "
-            "seed and tastes, as reactune.demo.audience:Town does"
+            f"audience {name!r} cannot be constructed ({error}); name a class as module:Class that "
+            "takes seed and tastes, as reactune.demo.audience:Town does"
         ) from error
     missing = [method for method in ("visits", "react") if not hasattr(audience, method)]
     if missing:
-        raise ConfigError(f"audience {name!r} has no {' and no '.join(missing)}; see docs/demo.md")
+        raise ConfigError(
+            f"audience {name!r} has no method {' and no method '.join(missing)}; add it as "
+            "docs/demo.md describes"
+        )
     return audience
 
 
 class Town:
-    """The built-in audience: some hundred people in eight walks of life, who talk to each other."""
+    """The built-in audience: four hundred people in eight roles, with hidden preferences."""
 
     def __init__(
         self,
@@ -90,16 +92,16 @@ class Town:
         users: int = USERS,
         situations: Sequence[Situation] | None = None,
     ) -> None:
-        """Draw the people; `situations` are what may happen to them (default: the pool's)."""
+        """Draw the people; `situations` are those they can be in (default: the pool's)."""
         if tastes not in TASTES:
-            raise ConfigError(f"tastes {tastes!r}: choose one of {', '.join(TASTES)}")
+            raise ConfigError(f"tastes {tastes!r} are unknown; choose one of {', '.join(TASTES)}")
         draw = random.Random(f"{seed} people")
         roles = tuple(TASKS)
         self.seed = seed
         self.tastes = tastes
         names = [f"user-{number:04}" for number in range(users)]
         self.people = {
-            name: preferences.person(name, roles[number % len(roles)], draw)
+            name: preferences.draw_person(name, roles[number % len(roles)], draw)
             for number, name in enumerate(names)
         }
         self._upcoming = _by_role(read_pool().situations if situations is None else situations)
@@ -122,35 +124,35 @@ class Town:
         chance = self.chances(visit, tip)
         self.remember(visit, tip)
         return Response(
-            *preferences.act(chance, random.Random(f"{self.seed} {visit.visit_id} acts"))
+            *preferences.draw_reaction(chance, random.Random(f"{self.seed} {visit.visit_id} acts"))
         )
 
     def chances(self, visit: Visit, tip: str) -> preferences.Chances:
-        """What the visitor may do with the tip, given all tips shown so far. Changes nothing."""
-        reader = self.people[visit.user_id]
+        """The probabilities of reactions, given all tips shown so far; changes nothing."""
+        person = self.people[visit.user_id]
         if self.tastes == "none":
-            return preferences.coin_chances(reader)
-        reading = read(tip, visit.kind, visit.context)
+            return preferences.coin_chances(person)
+        features = tip_features(tip, visit.kind, visit.context)
         liked = preferences.liking(
-            reader,
-            reading,
+            person,
+            features,
             kind=visit.kind,
             staleness=self.staleness(visit, tip),
             mood=random.Random(f"{self.seed} {visit.visit_id} mood").gauss(0, 0.4),
         )
-        return preferences.chances(liked, reading.words)
+        return preferences.chances(liked, features.words)
 
     def remember(self, visit: Visit, tip: str) -> None:
-        """Note that the tip was shown: to the visitor, and so to those the visitor talks to."""
-        mark = words_of(tip)
-        self._own[visit.user_id].append(mark)
-        self._shared[self.people[visit.user_id].role].append(mark)
+        """Note that the tip was shown to the visitor, which people of the same role know of."""
+        words = words_of(tip)
+        self._own[visit.user_id].append(words)
+        self._shared[self.people[visit.user_id].role].append(words)
 
     def staleness(self, visit: Visit, tip: str) -> float:
-        """How often the visitor and the neighbourhood have seen nearly this tip: 0 to 1."""
-        mark = words_of(tip)
-        own = _count_near(mark, self._own[visit.user_id])
-        shared = _count_near(mark, self._shared[self.people[visit.user_id].role])
+        """How often the visitor and people of the same role saw a similar tip, 0 to 1."""
+        words = words_of(tip)
+        own = _count_similar(words, self._own[visit.user_id])
+        shared = _count_similar(words, self._shared[self.people[visit.user_id].role])
         return min(1.0, 0.5 * own + max(0, shared - own) / 12)
 
     def _next_day(self) -> tuple[Visit, ...]:
@@ -161,7 +163,7 @@ class Town:
             if draw.random() >= visitor.presence:
                 continue
             for _ in range(draw.choices((1, 2, 3), (70, 22, 8))[0]):
-                situation = self._happen(visitor.role)
+                situation = self._next_situation(visitor.role)
                 moment = FIRST_DAY + timedelta(
                     days=day, hours=situation.hour, seconds=draw.randrange(3600)
                 )
@@ -178,10 +180,10 @@ class Town:
             for number, (moment, user_id, situation) in enumerate(planned)
         )
 
-    def _happen(self, role: str) -> Situation:
-        """Everything happens once before anything happens again, and then in the same order.
+    def _next_situation(self, role: str) -> Situation:
+        """All situations of a role in turn, again and again, always in the same order.
 
-        So a tip that is tied to a situation comes back when it is forgotten, not before.
+        So the pooled tip of a situation comes back only after people have forgotten it.
         """
         upcoming = self._upcoming[role]
         upcoming.rotate(-1)
@@ -191,7 +193,7 @@ class Town:
 def expected_reward(
     audience: Town, visit: Visit, tip: str, *, labels: LabelConfig | None = None
 ) -> float:
-    """The probability that the tip becomes a positive: what a policy earns, without the noise."""
+    """The probability that the tip becomes a positive under the label rule."""
     low, high = (labels or LabelConfig()).positive_dwell_ms
     return preferences.done_between(audience.chances(visit, tip), (low / 1000, high / 1000))
 
@@ -199,20 +201,18 @@ def expected_reward(
 def expected_harm(
     audience: Town, visit: Visit, tip: str, *, labels: LabelConfig | None = None
 ) -> float:
-    """The probability that the tip becomes a negative: a dismissal at a glance."""
+    """The probability that the tip becomes a negative under the label rule."""
     below = (labels or LabelConfig()).negative_dwell_below_ms
     return preferences.dismissed_below(audience.chances(visit, tip), below / 1000)
 
 
 def words_of(tip: str) -> frozenset[str]:
-    """The tip's words, without endings and order: what people remember of it."""
+    """The tip's words without endings and order, as people remember it."""
     return frozenset(stem(word) for word in WORD.findall(plain_text(tip)))
 
 
-def _count_near(mark: frozenset[str], remembered: Iterable[frozenset[str]]) -> int:
-    return sum(
-        len(mark & other) >= NEARLY_THE_SAME * len(mark | other) for other in remembered if mark
-    )
+def _count_similar(words: frozenset[str], remembered: Iterable[frozenset[str]]) -> int:
+    return sum(len(words & other) >= SIMILAR * len(words | other) for other in remembered if words)
 
 
 def _by_role(situations: Iterable[Situation]) -> dict[str, deque[Situation]]:
@@ -221,84 +221,8 @@ def _by_role(situations: Iterable[Situation]) -> dict[str, deque[Situation]]:
         by_role[situation.role].append(situation)
     missing = [role for role, upcoming in by_role.items() if not upcoming]
     if missing:
-        raise ConfigError(f"no situations for {', '.join(missing)}; make a larger pool of tips")
+        raise ConfigError(
+            f"no situations for the roles {', '.join(missing)}; write a larger pool of tips with "
+            "`python -m reactune.demo.pool`"
+        )
     return by_role
-
-
-Policy = Callable[[Visit], str]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A tip that somebody was shown in the past, and whether it became a positive."""
-
-    kind: str
-    tip: str
-    is_positive: bool
-
-
-@dataclass(frozen=True)
-class Earned:
-    """What a policy got: shares of tips that were positives and negatives, and how many tips."""
-
-    reward: float
-    harm: float
-    tips: int
-
-
-def shortest_tip(past: Sequence[Shown]) -> Policy:
-    """Always the tip of the asked kind with the fewest characters."""
-    return _one_per_kind(past, lambda tip, _: (-len(tip), tip))
-
-
-def most_popular_tip(past: Sequence[Shown]) -> Policy:
-    """Always the tip of the asked kind with the highest share of positives, (k + 1) / (n + 2).
-
-    The rule of succession keeps a tip that one person liked below one that nine of ten did. Of
-    equals the shorter.
-    """
-    return _one_per_kind(
-        past, lambda tip, results: ((sum(results) + 1) / (len(results) + 2), -len(tip), tip)
-    )
-
-
-def earned(
-    audience: Audience, shown: Iterable[tuple[Visit, str]], *, labels: LabelConfig
-) -> Earned:
-    """What these tips earn from a fresh audience; each is remembered, so repeats wear off.
-
-    The built-in audience states its probabilities, so its numbers have no noise of reactions;
-    another one is asked to react, once.
-    """
-    rule = label_rule(labels)
-    rewards: list[float] = []
-    harms: list[float] = []
-    for visit, tip in shown:
-        if isinstance(audience, Town):
-            rewards.append(expected_reward(audience, visit, tip, labels=labels))
-            harms.append(expected_harm(audience, visit, tip, labels=labels))
-            audience.remember(visit, tip)
-        else:
-            response = audience.react(visit, tip)
-            reaction = response.reaction, response.dwell_ms
-            rewards.append(float(rule.positive.includes(*reaction)))
-            harms.append(float(rule.negative.includes(*reaction)))
-    count = len(rewards)
-    return Earned(
-        reward=sum(rewards) / count if count else 0.0,
-        harm=sum(harms) / count if count else 0.0,
-        tips=count,
-    )
-
-
-def _one_per_kind(
-    past: Sequence[Shown], rank: Callable[[str, list[bool]], tuple[float, ...] | tuple[object, ...]]
-) -> Policy:
-    results: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for shown in past:
-        results[shown.kind][shown.tip].append(shown.is_positive)
-    best = {
-        kind: max(tips, key=lambda tip, tips=tips: rank(tip, tips[tip]))  # type: ignore[misc]
-        for kind, tips in results.items()
-    }
-    return lambda visit: best.get(visit.kind, "")

@@ -1,4 +1,4 @@
-"""Tips that the base model wrote once, so that the demo need not wait for them again.
+"""Tips that the base model wrote once: the demo takes them from a file instead of generating them.
 
 `python -m reactune.demo.pool` writes the file anew, with the quantisation and the sampling that the
 demo serves. Reactions are never kept: they are drawn when the demo runs.
@@ -7,14 +7,11 @@ demo serves. Reactions are never kept: they are drawn when the demo runs.
 import gzip
 import hashlib
 import json
-import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +19,8 @@ import click
 from anyio import to_thread
 from tqdm import tqdm
 
-from reactune.config.settings import CONFIG_NAME, Config, load
-from reactune.demo.situations import CONTEXT_KEYS, INSTRUCTIONS, SYSTEM, Situation, situations
+from reactune.config.settings import Config, load
+from reactune.demo.situations import Situation, demo_settings, situations
 from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import Chat, assemble, load_chat
@@ -31,86 +28,6 @@ from reactune.pii.spans import refill
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling, replacing
 from reactune.release.gguf import export_release
 from reactune.release.runtimes import connect
-from reactune.store.database import create_store
-
-STARTED = ".started"  # marks a folder in which a demo was played
-MAX_TOKENS = 48
-TOKEN_BUDGET = 80_000
-
-
-def demo_config() -> str:
-    """The TOML text. Prompt and length are those the pool was written with; keep them together."""
-    instructions = "\n".join(f"{kind} = {json.dumps(text)}" for kind, text in INSTRUCTIONS.items())
-    return f"""# The demo: people of src/reactune/demo react to tips of a small base model.
-
-[prompt]
-system = {json.dumps(SYSTEM)}
-# The tasks come last: a small model writes most about what it read last.
-context_keys = {json.dumps(list(CONTEXT_KEYS))}
-cut_order = {json.dumps(["free_text", "user_settings", "open_tasks", "time_of_day"])}
-max_context_tokens = 128
-
-[prompt.instructions]
-{instructions}
-
-[serve]
-# Nobody reads on: a tip that is cut here is too long anyway.
-max_tokens = {MAX_TOKENS}
-parallel = 8
-# Nobody waits in a demo, and another program may want the processor.
-timeout_seconds = 120
-champion_timeout_seconds = 120
-
-[train]
-# Two processor cores read some 300 tokens a second this way: five minutes.
-method = "kto"
-preference_learning_rate = 3e-4
-lora_layers = 12
-token_budget = {TOKEN_BUDGET}
-time_budget_minutes = 8
-checkpoint_steps = 20
-
-[dataset]
-# A gate needs people: two in ten are held out for it.
-split = [0.7, 0.1, 0.2]
-
-[gate]
-max_examples = 400
-
-[export]
-parity_prompts = 12
-
-[canary]
-# Days of the demo stand for weeks: steps are taken, and the rollout ends, early.
-min_days = 1
-planned_units = 3000
-min_units_per_step = 150
-max_units = 3000
-"""
-
-
-def unused(folder: Path) -> Path:
-    """The folder, or where a demo was played in it before, the first of folder-2, folder-3, ..."""
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    return next(place for place in chain([folder], numbered) if not (place / STARTED).exists())
-
-
-def set_up(folder: Path, *, seed: int) -> Config:
-    """Settings, key and database of a demo folder; a settings file that is there is kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / CONFIG_NAME
-    if not file.is_file():
-        file.write_text(demo_config(), encoding="utf-8")
-    config = load(file, (f"train.seed={seed}", f"dataset.seed={seed}"))
-    secret = folder / "key"
-    if not secret.is_file():
-        secret.touch(mode=0o600)
-        secret.write_text(secrets.token_hex(32), encoding="utf-8")
-    os.environ[config.privacy.key_env] = secret.read_text(encoding="utf-8")
-    create_store(config.store_url).dispose()
-    (folder / STARTED).touch()
-    return config
-
 
 FILE = Path(__file__).with_name("pool.jsonl.gz")
 VERSION = 1
@@ -150,7 +67,7 @@ class Pool:
 
 @dataclass
 class PooledRuntime:
-    """A model server that gives the base model's tips from the pool, and asks for all others.
+    """A model server in front of another one: the base model's tips come from the pool.
 
     What the pool does not hold (another prompt, model or sampling) is generated as usual, so the
     pool saves time and changes nothing else. `answered` counts the tips that came from it.
@@ -171,7 +88,7 @@ class PooledRuntime:
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         """As `Runtime.generate`; a pooled tip takes no time and has no log-probability."""
         tip = self.by_digest.get(digest_of(prompt))
-        if tip is None or not _drawn_so(self.pool, model, sampling):
+        if tip is None or not _is_pooled(self.pool, model, sampling):
             return self.runtime.generate(model, prompt, sampling)
         self.answered += 1
         return Completion(
@@ -228,7 +145,7 @@ def read_pool(file: Path = FILE) -> Pool:
         return Pool(tips=tips, **head)
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(
-            f"{file} is no pool of tips ({error}); make it anew with `python -m reactune.demo.pool`"
+            f"{file} is no pool of tips ({error}); write it with `python -m reactune.demo.pool`"
         ) from error
 
 
@@ -242,19 +159,16 @@ def write_pool(pool: Pool, file: Path = FILE) -> None:
 
 
 def digest_of(prompt: str) -> str:
-    """Names a prompt: 16 hexadecimal digits of its SHA-256."""
+    """The first 16 hexadecimal digits of the prompt's SHA-256."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-def fit(tip: PooledTip, prompt: Prompt) -> bool:
-    """Whether the tip can be shown: there is text, and every placeholder can be filled in again.
-
-    The service draws again where a text is unfit; the pool leaves it out.
-    """
+def is_showable(tip: PooledTip, prompt: Prompt) -> bool:
+    """Whether there is text and every placeholder in it can be filled in; others are left out."""
     return bool(refill(tip.text, prompt.placeholders))
 
 
-def _drawn_so(pool: Pool, model: ModelVersion, sampling: Sampling) -> bool:
+def _is_pooled(pool: Pool, model: ModelVersion, sampling: Sampling) -> bool:
     return (
         model.adapter is None
         and (model.base, model.quantisation) == (pool.base, pool.quantisation)
@@ -330,7 +244,7 @@ def make_pool(config: Config, *, count: int, folder: Path) -> Pool:
         tips=tuple(
             tip
             for _, tip in sorted(tips.items())
-            if fit(tip, assemble(chat, tip.situation.kind, tip.situation.context))
+            if is_showable(tip, assemble(chat, tip.situation.kind, tip.situation.context))
         ),
     )
 
@@ -344,15 +258,15 @@ def make_pool(config: Config, *, count: int, folder: Path) -> Pool:
 def main(count: int, threads: int, parallel: int, folder: Path | None, out: Path) -> None:
     """Let the base model write the demo's pool of tips anew (an hour on two cores)."""
     with tempfile.TemporaryDirectory() as temporary:
-        home = folder or Path(temporary)
-        home.mkdir(parents=True, exist_ok=True)
-        settings = home / "reactune.toml"
-        settings.write_text(demo_config(), encoding="utf-8")
+        drafts = folder or Path(temporary)
+        drafts.mkdir(parents=True, exist_ok=True)
+        settings = drafts / "reactune.toml"
+        settings.write_text(demo_settings(), encoding="utf-8")
         patience = "serve.timeout_seconds=600"
         config = load(
             settings, (f"serve.threads={threads}", f"serve.parallel={parallel}", patience)
         )
-        write_pool(make_pool(config, count=count, folder=home), out)
+        write_pool(make_pool(config, count=count, folder=drafts), out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The situations of the demo's people: what they do, when, and what is on their minds.
+"""What a tip can know of the demo's people: their situations, and the prompts made from them.
 
-What they like is decided in `tastes.py`; this module only says what a tip could know of them.
+The demo's settings stand here because the prompts are part of them.
 """
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ INSTRUCTIONS = {
     "social": "Turn these notes into one short sentence of advice on how to see friends.",
 }
 CONTEXT_KEYS = ("time_of_day", "user_settings", "free_text", "open_tasks")
+CUT_ORDER = ("free_text", "user_settings", "open_tasks", "time_of_day")
 TASKS: dict[str, tuple[str, ...]] = {
     "student": (
         "write the history essay", "revise chapter {n} of biology", "return {n} library books",
@@ -107,10 +109,57 @@ NOTES = (
 )  # fmt: skip
 MAILS = ("anna.berg@example.org", "t.okafor@example.com", "hotline@example.net")
 
+SETTINGS = """# The demo: people of src/reactune/demo react to tips of a small base model.
+
+[prompt]
+system = {system}
+# The tasks come last: a small model writes most about what it read last.
+context_keys = {context_keys}
+cut_order = {cut_order}
+max_context_tokens = 128
+
+[prompt.instructions]
+{instructions}
+
+[serve]
+# A longer tip is too long to be liked.
+max_tokens = 48
+parallel = 8
+# Another program may need the processor.
+timeout_seconds = 120
+champion_timeout_seconds = 120
+
+[train]
+# Two processor cores read some 300 tokens a second this way: five minutes.
+method = "kto"
+preference_learning_rate = 3e-4
+lora_layers = 12
+token_budget = 80_000
+time_budget_minutes = 8
+checkpoint_steps = 20
+
+[dataset]
+# The gate needs users: two in ten are held out for it.
+split = [0.7, 0.1, 0.2]
+
+[gate]
+max_examples = 400
+
+[export]
+parity_prompts = 12
+
+[canary]
+# Days of the demo stand for weeks: steps are taken, and the rollout ends, early.
+min_days = 1
+planned_units = 3000
+min_units_per_step = 150
+max_units = 3000
+"""
+
 
 @dataclass(frozen=True)
 class Situation:
-    """One moment of one kind of person, asking for one kind of tip. `hour` is local, 0-23."""
+    """A moment at which a person asks for one kind of tip; `hour` is local, 0-23."""
 
     role: str
     kind: str
@@ -119,7 +168,7 @@ class Situation:
 
 
 def situations(count: int, *, seed: int) -> list[Situation]:
-    """That many different situations, the same for the same seed; kinds and roles in turn."""
+    """Draw `count` different situations, the same for the same seed; kinds and roles take turns."""
     draw = random.Random(seed)
     roles = tuple(TASKS)
     seen: set[str] = set()
@@ -127,8 +176,8 @@ def situations(count: int, *, seed: int) -> list[Situation]:
     while len(drawn) < count:
         role = roles[len(drawn) // len(KINDS) % len(roles)]
         situation = _situation(draw, role, KINDS[len(drawn) % len(KINDS)])
-        if (mark := repr(situation)) not in seen:
-            seen.add(mark)
+        if (key := repr(situation)) not in seen:
+            seen.add(key)
             drawn.append(situation)
     return drawn
 
@@ -149,3 +198,13 @@ def _situation(draw: random.Random, role: str, kind: str) -> Situation:
     if draw.random() < 0.6:
         context["free_text"] = draw.choice(NOTES)
     return Situation(role=role, kind=kind, hour=hour, context=context)
+
+
+def demo_settings() -> str:
+    """The TOML text of the demo's settings; the pool was written with its prompts and length."""
+    return SETTINGS.format(
+        system=json.dumps(SYSTEM),
+        context_keys=json.dumps(CONTEXT_KEYS),
+        cut_order=json.dumps(CUT_ORDER),
+        instructions="\n".join(f"{kind} = {json.dumps(ask)}" for kind, ask in INSTRUCTIONS.items()),
+    )

@@ -1,1 +1,4 @@
-"""TODO pages."""
+"""Reports and plots: self-contained HTML and SVG, the same bytes for the same numbers.
+
+`plots` draws, for other packages too; `report` lays out sections by the template beside it.
+"""

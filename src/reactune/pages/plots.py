@@ -1,7 +1,4 @@
-"""Pictures of a run, as SVG text: its reactions, loss curve, gate table, arms with their bounds.
-
-Draws what it is given; where the numbers come from is others' work.
-"""
+"""Plots of reactions, losses, estimates and bounds; the same numbers give the same bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -49,20 +46,20 @@ def save_intervals(
     *,
     reference: float | None = None,
 ) -> None:
-    """The same as a file: SVG or PNG, by its ending.
+    """As `intervals`, written to an SVG or PNG file, by its ending.
 
     Raises:
-        DataError: another ending.
+        DataError: the file has another ending.
     """
     check_ending(file)
     _save(_intervals(title, rows, reference), file)
 
 
 def save_plans(file: Path, title: str, rows: Sequence[tuple[str, float, float]]) -> None:
-    """Bars of (name, likely, most): how long each way takes; SVG or PNG by the file's ending.
+    """Bars of (name, likely, most), written to an SVG or PNG file, by its ending.
 
     Raises:
-        DataError: another ending.
+        DataError: the file has another ending.
     """
     check_ending(file)
     figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
@@ -77,28 +74,13 @@ def save_plans(file: Path, title: str, rows: Sequence[tuple[str, float, float]])
 
 
 def check_ending(file: Path) -> None:
-    """Refuse what is neither SVG nor PNG by its name.
+    """Check that a file's name ends in .svg or .png.
 
     Raises:
-        DataError: naming the file.
+        DataError: it does not.
     """
     if file.suffix.lower() not in (".svg", ".png"):
-        raise DataError(f"{file}: a picture ends in .svg or .png")
-
-
-def _intervals(
-    title: str, rows: Sequence[tuple[str, float, float, float]], reference: float | None
-) -> Any:
-    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
-    for place, (name, value, low, high) in enumerate(reversed(rows)):
-        colour = COLOURS.get(name, OTHER)
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot([value], [place], "o", color=colour)
-    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
-    axes.set(xlabel=title, ylim=(-0.6, len(rows) - 0.4))
-    if reference is not None:
-        axes.axvline(reference, color=OTHER, linewidth=1, linestyle=":")
-    return figure
+        raise DataError(f"cannot write a picture to {file}: its name must end in .svg or .png")
 
 
 def bounds(
@@ -109,7 +91,7 @@ def bounds(
     *,
     share_steps: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Challenger minus champion with its anytime-valid bounds, and where the share grew."""
+    """Challenger minus champion with anytime-valid bounds; dotted lines where the share grew."""
     figure, axes = _figure(6.4, 3.2)
     axes.fill_between(units, low, high, alpha=0.2, color=COLOURS["challenger"], linewidth=0)
     axes.plot(units, estimate, color=COLOURS["challenger"])
@@ -122,7 +104,7 @@ def bounds(
 
 
 def arms(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Each arm's positives per tip so far, by units observed."""
+    """Positives per tip of each arm so far, by units observed."""
     figure, axes = _figure(6.4, 2.8)
     for name, curve in curves.items():
         if curve:
@@ -133,7 +115,7 @@ def arms(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
-    """One horizontal bar for each name."""
+    """A horizontal bar for each name."""
     figure, axes = _figure(6.4, 0.9 + 0.38 * len(values))
     names = list(values)[::-1]
     axes.barh(names, [values[name] for name in names], color=[COLOURS.get(n, OTHER) for n in names])
@@ -169,6 +151,21 @@ def dwell_times(
     return _with_legend(figure, axes[0])
 
 
+def _intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float]], reference: float | None
+) -> Any:
+    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
+    for place, (name, value, low, high) in enumerate(reversed(rows)):
+        colour = COLOURS.get(name, OTHER)
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot([value], [place], "o", color=colour)
+    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axes.set(xlabel=title, ylim=(-0.6, len(rows) - 0.4))
+    if reference is not None:
+        axes.axvline(reference, color=OTHER, linewidth=1, linestyle=":")
+    return figure
+
+
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -195,7 +192,7 @@ def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    # A fixed salt and no date: the same numbers give the same bytes.
+    # Without a fixed salt and with a date, the same numbers would give other bytes.
     with rc_context({"svg.hashsalt": "reactune", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

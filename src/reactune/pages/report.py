@@ -1,7 +1,4 @@
-"""One page that tells a run: what reacted people made of two models, and how it came about.
-
-Lays out what it is given; nothing is computed and no database opened here.
-"""
+"""A report as one HTML file without scripts and links; all texts in it are escaped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from reactune.records import write_atomically
 
 @dataclass(frozen=True)
 class Section:
-    """A headline, a sentence under it, pictures as SVG, and a table."""
+    """A title, a text, plots as SVG, and a table."""
 
     title: str
     text: str
@@ -27,7 +24,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: the verdict in one sentence, figures that matter most, and sections."""
+    """A report: the verdict in one sentence, the main figures, and sections."""
 
     title: str
     verdict: str
@@ -36,7 +33,7 @@ class Page:
 
 
 def write_report(page: Page, file: Path) -> None:
-    """Write the page as one HTML file that needs nothing else, whole or not at all."""
+    """Write the page as one HTML file, completely or not at all."""
     source = resources.files("reactune.pages").joinpath("report.html.jinja")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(source.read_text(encoding="utf-8"))
@@ -45,5 +42,5 @@ def write_report(page: Page, file: Path) -> None:
 
 
 def inline_svg(picture: str) -> Markup:
-    """An SVG document as part of a page: from its root element on."""
+    """The root element of an SVG document, to stand in a page."""
     return Markup(picture[picture.index("<svg") :])

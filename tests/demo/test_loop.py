@@ -1,4 +1,4 @@
-"""The demo before a foreign audience and a tiny model; and what it makes of pure chance."""
+"""The demo on another audience with a tiny model; its verdicts where tips make no difference."""
 
 import re
 
@@ -14,8 +14,8 @@ from reactune.canary.routing import route, unit_key
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.config.settings import load
 from reactune.demo.audience import Town
+from reactune.demo.loop import Clock, Demo, has_enough_labels, run_demo, serve_day, unused_folder
 from reactune.demo.pool import PooledRuntime, read_pool
-from reactune.demo.story import Clock, Stage, is_worth_a_run, live_through, play_history, run_demo
 from reactune.errors import ConfigError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
@@ -31,8 +31,8 @@ TIP = "Take a short walk, then call Anna."
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """A demo that was played to its end: its folder, its report, and what it said."""
+def finished_demo(tmp_path_factory):
+    """A demo that ran to its end: its folder, its report, and its output."""
     folder = tmp_path_factory.mktemp("demo")
     file = write_settings(
         folder,
@@ -51,7 +51,7 @@ def played(tmp_path_factory):
         },
     )
     before = file.read_text()
-    said = []
+    output = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
         report = run_demo(
@@ -60,27 +60,27 @@ def played(tmp_path_factory):
             cycles=1,
             tastes="default",
             audience="loop_fixtures:Letters",
-            say=said.append,
+            say=output.append,
         )
     assert file.read_text() == before
-    return folder, report, said
+    return folder, report, output
 
 
-def test_the_demo_goes_round_before_a_foreign_audience(played):
-    folder, report, said = played
+def test_the_demo_runs_a_cycle_on_another_audience(finished_demo):
+    folder, report, output = finished_demo
     config = load(folder / "reactune.toml")
     assert report == folder / "report.html"
     run = all_runs(config.run_root)[-1]
     assert ending(run).stage == "deploy"
     assert deployment.current(config).challenger is None
-    days = [line for line in said if line.startswith("day ")]
+    days = [line for line in output if line.startswith("day ")]
     assert days
     assert re.search(r": (promote|roll back)|(promote|roll back):", days[-1])
-    assert said[-1] == f"report    {report}"
+    assert output[-1] == f"report    {report}"
 
 
-def test_the_demo_report_needs_nothing_else_and_tells_the_verdict(played):
-    _, report, _ = played
+def test_the_report_of_the_demo_is_one_file_and_states_the_verdict(finished_demo):
+    _, report, _ = finished_demo
     text = report.read_text(encoding="utf-8")
     for title in ("Reactions by arm", "Training", "Gate", "Where the time went"):
         assert f"<h2>{title}</h2>" in text
@@ -91,27 +91,27 @@ def test_the_demo_report_needs_nothing_else_and_tells_the_verdict(played):
     assert verdict.split(":")[0] in ("promote", "roll back")
 
 
-def test_people_may_react_without_a_training(tmp_path, monkeypatch):
+def test_without_a_cycle_the_audience_only_reacts(tmp_path, monkeypatch):
     write_settings(tmp_path, serve={"max_tokens": 16, "threads": 1, "timeout_seconds": 120})
     monkeypatch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
-    said, people = [], {"tastes": "default", "audience": "loop_fixtures:Letters"}
-    folder = play_history(tmp_path, seed=3, say=said.append, **people)
+    output, people = [], {"tastes": "default", "audience": "loop_fixtures:Letters"}
+    folder = run_demo(tmp_path, seed=3, cycles=0, say=output.append, **people)
     config = load(folder / "reactune.toml")
-    assert is_worth_a_run(config)
-    assert re.fullmatch(rf"reactions of \d+ days in {folder}", said[-1])
+    assert has_enough_labels(config)
+    assert re.fullmatch(rf"reactions of \d+ days in {folder}", output[-1])
     assert all_runs(config.run_root) == []
     assert (deployment.current(config).champion, deployment.current(config).challenger) == (1, None)
 
 
-def test_an_audience_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+def test_an_audience_that_cannot_be_constructed_is_refused(tmp_path, monkeypatch):
     write_settings(tmp_path)
     monkeypatch.setenv("REACTUNE_KEY", "overwritten by the demo's own key")
     people = {"tastes": "default", "audience": "loop_fixtures:Nobody"}
-    with pytest.raises(ConfigError, match="'loop_fixtures:Nobody' cannot be made"):
+    with pytest.raises(ConfigError, match="'loop_fixtures:Nobody' cannot be constructed"):
         run_demo(tmp_path, seed=1, cycles=1, say=print, **people)
 
 
-def test_people_to_whom_nothing_can_be_shown_go_without_a_tip(tmp_path):
+def test_a_visit_without_a_showable_tip_is_left_out(tmp_path):
     config = load(write_settings(tmp_path))
     engine = create_store(config.store_url)
     set_champion(engine)
@@ -119,8 +119,8 @@ def test_people_to_whom_nothing_can_be_shown_go_without_a_tip(tmp_path):
     clock, people = Clock(), Letters(1)
     chat = load_chat(base_model(config.model).folder, config.prompt)
     service = service_of(engine, chat, server, settings=config.serve, clock=clock.now)
-    stage = Stage(config, people, service, PooledRuntime(server, read_pool()), clock, print)
-    served = live_through(stage, 0)
+    demo = Demo(config, people, service, PooledRuntime(server, read_pool()), clock, print)
+    served = serve_day(demo, 0)
     close_service(service)
     engine.dispose()
     early = [visit for visit in people.visits(0) if visit.context["time_of_day"] == "7 am"]
@@ -136,10 +136,10 @@ DAYS, USERS = 8, 60
 
 
 def verdict_of_chance(seed, *, help_challenger=False):
-    """How a rollout ends if people toss coins: reviewed every night, as the demo does it.
+    """The verdict of a rollout where reactions are coin flips, reviewed after every day.
 
-    A rollout that is given up without evidence of harm is "inconclusive".
-    `help_challenger` makes its quick dismissals positives, to see that a verdict is possible.
+    A rollout that ends without evidence of harm is "inconclusive". `help_challenger` makes its
+    quick dismissals positives, to check that a promotion is possible.
     """
     town = Town(seed, "none", users=USERS)
     rule = label_rule(LabelConfig())
@@ -191,13 +191,27 @@ def lower_bound(hits, worlds):
 
 
 @pytest.mark.parametrize("worlds", [150, pytest.param(1_000, marks=pytest.mark.slow)])
-def test_where_reactions_are_coin_flips_promotions_stay_below_alpha(worlds):
+def test_where_reactions_are_coin_flips_false_verdicts_stay_below_alpha(worlds):
     verdicts = [verdict_of_chance(seed) for seed in range(worlds)]
     assert lower_bound(verdicts.count("promote"), worlds) <= SETTINGS.alpha
     assert lower_bound(verdicts.count("roll back"), worlds) <= SETTINGS.alpha
-    # Where nothing is to be found, that is what most rollouts end with, and before the last day.
+    # Most rollouts without a difference end as futile, before the last day.
     assert verdicts.count("inconclusive") > worlds / 2
 
 
-def test_the_same_people_do_promote_what_is_better():
+def test_the_same_audience_promotes_a_better_challenger():
     assert verdict_of_chance(1, help_challenger=True) == "promote"
+
+
+def test_a_folder_in_which_a_demo_was_started_is_not_used_again(tmp_path):
+    folder = tmp_path / "demo"
+    assert unused_folder(folder) == folder
+    for used in (folder, tmp_path / "demo-2"):
+        used.mkdir()
+        (used / ".started").touch()
+    assert unused_folder(folder) == tmp_path / "demo-3"
+
+
+def test_a_folder_with_settings_only_is_used(tmp_path):
+    (tmp_path / "reactune.toml").touch()
+    assert unused_folder(tmp_path) == tmp_path

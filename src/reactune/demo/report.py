@@ -1,10 +1,12 @@
-"""The demo's report: what was served and decided, told on one page with pictures.
+"""The demo's report: one page about the reactions, the training and the decision of a cycle.
 
-Reads what the loop left behind; what a policy is worth is `policies.py`'s.
+Beside the models stand two policies without a model; a challenger that earns no more than the
+shortest or the most popular tip has learned nothing.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,34 +16,48 @@ import sqlalchemy as sa
 from reactune import deployment
 from reactune.canary.compare import bounds_over_time
 from reactune.canary.outcomes import Outcomes, read_outcomes
+from reactune.config.sections import LabelConfig
 from reactune.config.settings import Config
-from reactune.demo.audience import (
-    Audience,
-    Earned,
-    Shown,
-    Visit,
-    earned,
-    most_popular_tip,
-    shortest_tip,
-)
+from reactune.demo.audience import Audience, Town, Visit, expected_harm, expected_reward
 from reactune.pages import plots
 from reactune.pages.report import Page, Section, write_report
 from reactune.records import Rollout
 from reactune.runs.manifest import manifests
 from reactune.store.database import reading
+from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
 from reactune.tracking import gate_table
 
 TIPS_SHOWN = 5
 RATE_BATCHES = 60
 
+Policy = Callable[[Visit], str]
+
 
 @dataclass(frozen=True)
-class Told:
-    """What the story hands over of one cycle: the run, the rollout it led to, and how it ended.
+class PastTip:
+    """A tip that was shown before, and whether it became a positive."""
 
-    `before` holds visits with the base model's tips, `after` the same with the
-    challenger's; `past` is all that was shown before training. Both times are in seconds.
+    kind: str
+    tip: str
+    is_positive: bool
+
+
+@dataclass(frozen=True)
+class PolicyValue:
+    """Shares of positives and negatives among the tips of a policy, and the number of tips."""
+
+    reward: float
+    harm: float
+    tips: int
+
+
+@dataclass(frozen=True)
+class CycleResult:
+    """One cycle of the loop: its run, the rollout it led to, and how it ended.
+
+    `before` pairs visits with the base model's tips, `after` the same visits with the
+    challenger's; `past` holds all tips shown before the training. Times are in seconds.
     """
 
     run: Path
@@ -49,15 +65,19 @@ class Told:
     verdict: str
     before: Sequence[tuple[Visit, str]]
     after: Sequence[tuple[Visit, str]]
-    past: Sequence[Shown]
-    before_trial: float
-    trial: float
+    past: Sequence[PastTip]
+    seconds_before_rollout: float
+    rollout_seconds: float
 
 
-def tell(
-    config: Config, cycles: Sequence[Told], audience: Callable[[], Audience], *, now: datetime
+def write_demo_report(
+    config: Config,
+    cycles: Sequence[CycleResult],
+    audience: Callable[[], Audience],
+    *,
+    now: datetime,
 ) -> Path:
-    """Write `report.html` into the demo's folder. `audience` makes people who remember nothing."""
+    """Write `report.html` into the demo's folder; `audience` makes one that has seen no tip."""
     last = cycles[-1]
     sections: list[Section] = []
     figures: dict[str, str] = {}
@@ -73,25 +93,93 @@ def tell(
     sections += _training(last.run)
     sections.append(_time(last))
     if len(cycles) > 1:
-        sections.insert(0, _rounds(cycles))
+        sections.insert(0, _cycles(cycles))
     file = config.folder / "report.html"
     write_report(Page("reactune demo", last.verdict, figures, sections), file)
     return file
 
 
 def policy_values(
-    told: Told, audience: Callable[[], Audience], config: Config
-) -> dict[str, Earned]:
-    """What challenger, base model and two trivial policies earn on the challenger's visits."""
-    visits = [visit for visit, _ in told.after]
-    shortest, popular = shortest_tip(told.past), most_popular_tip(told.past)
+    cycle: CycleResult, audience: Callable[[], Audience], config: Config
+) -> dict[str, PolicyValue]:
+    """What challenger, base model and the two policies earn on the challenger's visits."""
+    visits = [visit for visit, _ in cycle.after]
+    shortest, popular = shortest_tip(cycle.past), most_popular_tip(cycle.past)
     shown = {
-        "challenger": told.after,
-        "the base model": told.before,
+        "challenger": cycle.after,
+        "the base model": cycle.before,
         "the shortest tip": [(visit, shortest(visit)) for visit in visits],
         "the most popular tip": [(visit, popular(visit)) for visit in visits],
     }
-    return {name: earned(audience(), tips, labels=config.labels) for name, tips in shown.items()}
+    return {
+        name: policy_value(audience(), tips, labels=config.labels) for name, tips in shown.items()
+    }
+
+
+def shortest_tip(past: Sequence[PastTip]) -> Policy:
+    """The policy that always shows the tip of the asked kind with the fewest characters."""
+    return _one_per_kind(past, lambda tip, _: (-len(tip), tip))
+
+
+def most_popular_tip(past: Sequence[PastTip]) -> Policy:
+    """The policy that always shows the tip of the kind with the highest (k + 1) / (n + 2).
+
+    k of n reactions were positive (rule of succession); the shorter tip wins a tie.
+    """
+    return _one_per_kind(
+        past, lambda tip, results: ((sum(results) + 1) / (len(results) + 2), -len(tip), tip)
+    )
+
+
+def policy_value(
+    audience: Audience, shown: Iterable[tuple[Visit, str]], *, labels: LabelConfig
+) -> PolicyValue:
+    """What these tips earn from an audience that has seen none; repeated tips earn less.
+
+    The built-in audience gives probabilities, without the noise of reactions; another one
+    reacts once to each tip.
+    """
+    rule = label_rule(labels)
+    rewards: list[float] = []
+    harms: list[float] = []
+    for visit, tip in shown:
+        if isinstance(audience, Town):
+            rewards.append(expected_reward(audience, visit, tip, labels=labels))
+            harms.append(expected_harm(audience, visit, tip, labels=labels))
+            audience.remember(visit, tip)
+        else:
+            response = audience.react(visit, tip)
+            reaction = response.reaction, response.dwell_ms
+            rewards.append(float(rule.positive.includes(*reaction)))
+            harms.append(float(rule.negative.includes(*reaction)))
+    count = len(rewards)
+    return PolicyValue(
+        reward=sum(rewards) / count if count else 0.0,
+        harm=sum(harms) / count if count else 0.0,
+        tips=count,
+    )
+
+
+def _one_per_kind(
+    past: Sequence[PastTip],
+    rank: Callable[[str, list[bool]], tuple[float, ...] | tuple[object, ...]],
+) -> Policy:
+    results: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for shown in past:
+        results[shown.kind][shown.tip].append(shown.is_positive)
+    best = {
+        kind: max(tips, key=lambda tip, tips=tips: rank(tip, tips[tip]))  # type: ignore[misc]
+        for kind, tips in results.items()
+    }
+    return lambda visit: best.get(visit.kind, "")
+
+
+def arms_of(config: Config, rollout: Rollout) -> dict[str, tuple[str, str | None]]:
+    """Arm and fallback of every tip of a rollout; the fallback is None where the arm answered."""
+    columns = (tip_scores.c.tip_id, tip_scores.c.arm, tip_scores.c.fallback)
+    query = sa.select(*columns).where(tip_scores.c.rollout_id == rollout.rollout_id)
+    with deployment.database(config) as engine, reading(engine) as connection:
+        return {row.tip_id: (row.arm, row.fallback) for row in connection.execute(query)}
 
 
 def _outcomes(config: Config, rollout: Rollout, now: datetime) -> Outcomes:
@@ -129,13 +217,13 @@ def _reactions(config: Config, rollout: Rollout, outcomes: Outcomes) -> Section:
     return Section(
         title="Reactions by arm",
         text="Challenger minus champion, in positives per shown tip, with bounds that hold at "
-        "every look. A unit is one person on one day. Dotted lines: the challenger's share grew.",
+        "every review. A unit is one user on one day. Dotted lines: the challenger's share grew.",
         pictures=(picture, plots.arms(_by_arm(outcomes))),
     )
 
 
 def _steps(outcomes: Outcomes) -> list[tuple[float, float]]:
-    """Where the share first took each of its values."""
+    """The first unit of each share of the challenger."""
     seen: dict[float, float] = {}
     for place, share in enumerate(outcomes.share.tolist()):
         seen.setdefault(share, float(place))
@@ -143,7 +231,7 @@ def _steps(outcomes: Outcomes) -> list[tuple[float, float]]:
 
 
 def _by_arm(outcomes: Outcomes) -> dict[str, list[tuple[float, float]]]:
-    """Each arm's rate so far, as (units seen, positives per tip)."""
+    """For each arm its rate so far, as (units, positives per tip)."""
     curves: dict[str, list[tuple[float, float]]] = {"champion": [], "challenger": []}
     length = len(outcomes.tips)
     for end in range(max(1, length // RATE_BATCHES), length + 1, max(1, length // RATE_BATCHES)):
@@ -156,12 +244,12 @@ def _by_arm(outcomes: Outcomes) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def _policies(values: Mapping[str, Earned]) -> Section:
+def _policies(values: Mapping[str, PolicyValue]) -> Section:
     return Section(
-        title="What others would have earned",
+        title="What other policies would have earned",
         text="The expected share of positives on the same visits, as the audience itself states "
-        "it, without the noise of reactions. Whoever cannot beat a tip that is always the same has "
-        "learnt nothing.",
+        "it, without the noise of reactions. A model that does not beat a policy without a model "
+        "has learned nothing.",
         pictures=(
             plots.bars("expected positives per tip", {n: v.reward for n, v in values.items()}),
         ),
@@ -172,12 +260,12 @@ def _policies(values: Mapping[str, Earned]) -> Section:
     )
 
 
-def _five_tips(told: Told) -> Section:
-    pairs = list(zip(told.before, told.after, strict=True))
+def _five_tips(cycle: CycleResult) -> Section:
+    pairs = list(zip(cycle.before, cycle.after, strict=True))
     step = max(1, len(pairs) // TIPS_SHOWN)
     return Section(
         title="Five tips, before and after",
-        text="Base model and challenger on the same visits, taken at even distances, not chosen.",
+        text="Base model and challenger on the same visits, at even distances in time.",
         head=("kind and context", "base model", "challenger"),
         rows=tuple(
             (f"{visit.kind}: {_context(visit)}", before, after)
@@ -215,34 +303,26 @@ def _training(run: Path) -> list[Section]:
     return sections
 
 
-def _time(told: Told) -> Section:
-    stages = {f"stage {name}": m.seconds for name, m in manifests(told.run).items()}
+def _time(cycle: CycleResult) -> Section:
+    stages = {f"stage {name}": m.seconds for name, m in manifests(cycle.run).items()}
     seconds = {
-        "people react to the champion": max(0.0, told.before_trial - sum(stages.values())),
+        "reactions to the champion": max(0.0, cycle.seconds_before_rollout - sum(stages.values())),
         **stages,
-        "people react to both": told.trial,
+        "reactions to both": cycle.rollout_seconds,
     }
     return Section(
         title="Where the time went",
-        text="Of this round, on this machine.",
+        text="Of this cycle, on this machine.",
         pictures=(plots.bars("minutes", {name: s / 60 for name, s in seconds.items()}),),
         head=("step", "seconds"),
         rows=tuple((name, f"{value:,.0f}") for name, value in seconds.items()),
     )
 
 
-def _rounds(cycles: Sequence[Told]) -> Section:
+def _cycles(cycles: Sequence[CycleResult]) -> Section:
     return Section(
-        title="Rounds of the loop",
-        text="Each trains on what all before it earned; the sections below are about the last.",
-        head=("round", "run", "how it ended"),
-        rows=tuple((str(n), told.run.name, told.verdict) for n, told in enumerate(cycles, 1)),
+        title="Cycles of the loop",
+        text="Each trains on all reactions so far; the sections below are about the last one.",
+        head=("cycle", "run", "result"),
+        rows=tuple((str(n), each.run.name, each.verdict) for n, each in enumerate(cycles, 1)),
     )
-
-
-def arms_of(config: Config, rollout: Rollout) -> dict[str, tuple[str, str | None]]:
-    """For every tip of a rollout its arm and why another model answered, if one did."""
-    columns = (tip_scores.c.tip_id, tip_scores.c.arm, tip_scores.c.fallback)
-    query = sa.select(*columns).where(tip_scores.c.rollout_id == rollout.rollout_id)
-    with deployment.database(config) as engine, reading(engine) as connection:
-        return {row.tip_id: (row.arm, row.fallback) for row in connection.execute(query)}
