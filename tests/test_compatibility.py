@@ -10,7 +10,7 @@ import sqlite3
 import tarfile
 import tomllib
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -158,6 +158,13 @@ def test_an_erasure_that_was_open_is_finished_and_what_was_erased_is_not_there(c
         assert call("erase", "--verify", "--user", erased)[-1].split()[1:] == ["nothing"]
     (nothing,) = call("erase")
     assert "nothing" in nothing
+
+
+def test_an_erasure_that_is_finished_now_brings_the_date_of_the_next_training_forward(call):
+    assert {due.date() for due in deployment.to_replace(load()).values()} == {date(2026, 12, 28)}
+    call("--set", "privacy.retrain_within_days=3", "erase")
+    dates = deployment.to_replace(load())
+    assert {version: due.date() for version, due in dates.items()} == {2: date(2026, 12, 1)}
 
 
 def test_a_rollout_of_then_is_stopped_at_once(call):

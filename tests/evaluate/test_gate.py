@@ -47,6 +47,15 @@ def test_a_lower_loss_does_not_excuse_a_worse_ranking():
     assert any("base" in refusal for refusal in report.refusals)
 
 
+@pytest.mark.parametrize(("rise", "passes"), [(0.19, False), (0.21, True)])
+def test_a_better_ranking_excuses_a_loss_that_rises_no_more_than_the_settings_allow(rise, passes):
+    examples, scores = world(np.random.default_rng(5), quality=0.8, level=-1.0)
+    # Of liked tips every token lost 1.0 - 0.8 = 0.2.
+    report = examine(examples, scores, settings=GateConfig(max_loss_rise=rise))
+    assert row_of(report, "base").loss_difference.value == pytest.approx(0.2)
+    assert (report.refusals == ()) is passes
+
+
 def test_a_better_champion_stands_in_the_way():
     examples, scores = world(np.random.default_rng(4), quality=0.3, level=0.3)
     _, better = world(np.random.default_rng(4), quality=0.9, level=0.9)

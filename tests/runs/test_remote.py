@@ -320,3 +320,10 @@ def test_settings_say_where_runs_are_kept(tmp_path):
     assert [root.url for root in roots[:2]] == ["s3://bucket/runs"] * 2
     assert roots[0].folder == roots[1].folder != roots[2].folder
     assert roots[0].folder.parent == tmp_path / "cache"
+
+
+def test_the_settings_say_after_how_many_seconds_a_lock_is_stale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ("run.root=memory://stale/runs", "run.stale_lock_seconds=7", "model.cache_dir=c")
+    root = run_root(load(None, overrides))
+    assert (root.stale_seconds, root.url) == (7, "memory://stale/runs")

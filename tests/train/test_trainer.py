@@ -281,3 +281,17 @@ def test_too_few_pairs_are_no_rows_of_dpo_and_no_positives_none_of_sft(chat):
     liked = example("liked", context="{}")
     pairs = [(liked, disliked[0])] * (MIN_PAIRS - 1)
     assert list(rows_by_method(chat, [liked], pairs)) == ["sft", "kto"]
+
+
+def test_the_methods_share_the_minutes_that_the_settings_allow(tiny, rows, tmp_path):
+    trained = train_methods(
+        tmp_path,
+        {"sft": rows["sft"]},
+        base_folder=tiny,
+        settings=SETTINGS.model_copy(update={"epochs": 9.0, "time_budget_minutes": 0.01 / 60}),
+        dtype="float32",
+        progress=lambda job: lambda line: None,
+    )
+    job = json.loads((tmp_path / "sft" / "job.json").read_text(encoding="utf-8"))
+    assert (job["steps"], job["max_seconds"]) == (54, pytest.approx(0.01))
+    assert [each.steps for each in trained] == [1]

@@ -104,3 +104,10 @@ def test_a_user_steers_a_kind_with_more_than_a_fifth_of_its_reactions(humans, co
     loud = someone(humans, "loud", range(0, 3_600 * count, 3_600), range(800, 800 + count))
     found = out(humans, [*others(humans), *loud], "steering")
     assert found == [each["tip_id"] for each in loud][:expected]
+
+
+def test_the_settings_say_how_many_reactions_a_minute_a_person_can_give(humans):
+    rows = someone(humans, "ann", [1_000 + 5 * n for n in range(10)], range(500, 510))
+    assert out(humans, rows, "fast") == []
+    assert out(humans, rows, "fast", burst_reactions=9) == [each["tip_id"] for each in rows]
+    assert out(humans, rows, "fast", burst_reactions=10) == []
