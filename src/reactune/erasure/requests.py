@@ -23,7 +23,7 @@ from reactune.privacy.consent import (
 )
 from reactune.privacy.fingerprints import fingerprint_of, fingerprints_of
 from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids
-from reactune.store.database import inserting, reading, writing
+from reactune.store.database import insert_new, reading, writing
 from reactune.store.queries import current_rollout
 from reactune.store.schema import erased_prints, erasures, metadata, tip_scores
 
@@ -196,10 +196,8 @@ def add_fingerprints(
             *(each for text in erased.texts for each in fingerprints_of(key, text)),
         )
     }
-    if fingerprints:
-        insert = inserting(connection, erased_prints).on_conflict_do_nothing()
-        rows = [{"mark": mark, "print": each} for mark, each in sorted(fingerprints)]
-        connection.execute(insert, rows)
+    rows = [{"mark": mark, "print": each} for mark, each in sorted(fingerprints)]
+    insert_new(connection, erased_prints, rows)
 
 
 def texts_in(context_json: str) -> Iterator[str]:

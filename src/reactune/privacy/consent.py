@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from reactune.privacy.fingerprints import fingerprint_of
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids, marks_of
-from reactune.store.database import PEOPLE_LOCK, inserting, lock, share_lock, writing
+from reactune.store.database import PEOPLE_LOCK, lock, share_lock, upsert, writing
 from reactune.store.schema import UtcTime, consents, erased_prints, tip_scores, tombstones
 
 HashedIds = tuple[HashedId, ...]
@@ -233,8 +233,5 @@ def _upsert(
     ids: Iterable[HashedId],
     values: Mapping[str, Any],
 ) -> None:
-    insert = inserting(connection, table)
-    changes = {name: insert.excluded[name] for name in ("key_id", *values)}
-    upsert = insert.on_conflict_do_update(index_elements=["mark"], set_=changes)
     rows = [{"mark": each.mark, "key_id": each.key_id, **values} for each in ids]
-    connection.execute(upsert, rows)
+    upsert(connection, table, rows)

@@ -16,13 +16,12 @@ from functools import cache
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from reactune.errors import AwayError, DataError
 from reactune.privacy.consent import HashedIds, admit, erased_tips
 from reactune.privacy.hashing import HashingKey
 from reactune.records import Exposure, Reaction
-from reactune.store.database import writing
+from reactune.store.database import insert_new, writing
 from reactune.store.schema import UtcTime, early_reactions, rollouts, silent_answers, tip_scores
 
 EARLY_REACTION_LIFETIME = timedelta(days=30)
@@ -280,11 +279,9 @@ def _known_tips(connection: sa.Connection, tip_ids: set[str]) -> set[str]:
 def _keep_early(connection: sa.Connection, reports: Sequence[Report]) -> None:
     if not reports:
         return
-    is_postgres = connection.dialect.name == "postgresql"
-    insert = (postgresql.insert if is_postgres else sqlite.insert)(early_reactions)
     rows = {each.tip_id: {"tip_id": each.tip_id, "arrived_at": each.at} for each in reports}
     # The same order in every process, so that two of them cannot deadlock.
-    connection.execute(insert.on_conflict_do_nothing(), [rows[tip_id] for tip_id in sorted(rows)])
+    insert_new(connection, early_reactions, [rows[tip_id] for tip_id in sorted(rows)])
     _apply(connection, early_reactions, reports)
 
 

@@ -6,7 +6,7 @@ users stay out of error messages. `compact` removes what was deleted from the fi
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,11 +167,42 @@ def share_lock(connection: sa.Connection, number: int) -> None:
         connection.execute(_SHARE_LOCK, {"number": number})
 
 
-def inserting(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that can also update or keep rows that exist (`on_conflict_do_...`)."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+def insert_new(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert the rows; those that exist stay as they are."""
+    if rows:
+        insert = _insert(connection, table).on_conflict_do_nothing()
+        connection.execute(insert, [dict(row) for row in rows])
+
+
+def upsert(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    only_if: Callable[[Any], sa.ColumnElement[bool]] | None = None,
+) -> None:
+    """Insert the rows; of one whose primary key exists, the columns that the rows name change.
+
+    `only_if` is a condition on the row that exists, made from the columns of the new one. Of two
+    rows with one key the later stands.
+
+    Raises:
+        DataError: the rows name different columns, or a time has no offset.
+    """
+    if not rows:
+        return
+    names = rows[0].keys()
+    if any(row.keys() != names for row in rows):
+        raise DataError(f"upsert of {table.name}: rows name different columns; group them first")
+    insert, key = _insert(connection, table), [column.name for column in table.primary_key]
+    statement = insert.on_conflict_do_update(
+        index_elements=key,
+        set_={name: insert.excluded[name] for name in names if name not in key},
+        where=only_if(insert.excluded) if only_if else None,
+    )
+    connection.execute(statement, [dict(row) for row in rows])
 
 
 def compact(engine: sa.Engine) -> None:
@@ -271,6 +302,11 @@ def _closed_on_error(engine: sa.Engine) -> Iterator[None]:
     except DataError:
         engine.dispose()
         raise
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    is_postgres = connection.dialect.name == "postgresql"
+    return postgresql.insert(table) if is_postgres else sqlite.insert(table)
 
 
 def _schema_of(connection: sa.Connection) -> str | None:

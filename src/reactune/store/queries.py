@@ -1,7 +1,4 @@
-"""The rows of the operational database: scores, model versions, decisions, and what is live.
-
-What the rows mean is left to the rooms that read and write them.
-"""
+"""Rows of scores, model versions, rollouts and decisions; at most one rollout is open at a time."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,11 +11,7 @@ import sqlalchemy as sa
 
 from reactune.errors import CanaryError, DataError
 from reactune.records import ModelVersion, Reason, Rollout, Verdict, canonical_json
-from reactune.store.database import (
-    ROLLOUT_LOCK,
-    inserting,
-    lock,
-)
+from reactune.store.database import ROLLOUT_LOCK, insert_new, lock, upsert
 from reactune.store.schema import (
     decisions,
     model_versions,
@@ -41,15 +34,7 @@ def upsert_scores(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) 
     Raises:
         DataError: the rows name different columns, or a time has no offset.
     """
-    if not rows:
-        return
-    names = rows[0].keys()
-    if any(row.keys() != names for row in rows):
-        raise DataError("upsert_scores: all rows of one call must name the same columns")
-    insert = inserting(connection, tip_scores)
-    changes = {name: insert.excluded[name] for name in names if name != "tip_id"}
-    upsert = insert.on_conflict_do_update(index_elements=["tip_id"], set_=changes)
-    connection.execute(upsert, [dict(row) for row in rows])
+    upsert(connection, tip_scores, rows)
 
 
 def add_model_version(connection: sa.Connection, model: ModelVersion, created_at: datetime) -> None:
@@ -59,8 +44,7 @@ def add_model_version(connection: sa.Connection, model: ModelVersion, created_at
         DataError: the number or the name already belongs to another model.
     """
     row = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(model).items()}
-    insert = inserting(connection, model_versions).on_conflict_do_nothing()
-    connection.execute(insert, {**row, "created_at": created_at})
+    insert_new(connection, model_versions, [{**row, "created_at": created_at}])
     if model not in all_model_versions(connection):
         raise DataError(
             f"model version {model.version} ({model.name}) already stands for another model; "
@@ -223,14 +207,12 @@ def schedule_replacement(connection: sa.Connection, version: int, retrain_by: da
 
     Of several dates the earliest stays.
     """
-    insert = inserting(connection, retrainings).values(version=version, retrain_by=retrain_by)
-    date = insert.excluded.retrain_by
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=["version"],
-            set_={"retrain_by": date},
-            where=retrainings.c.retrain_by > date,
-        )
+    row = {"version": version, "retrain_by": retrain_by}
+    upsert(
+        connection,
+        retrainings,
+        [row],
+        only_if=lambda new: retrainings.c.retrain_by > new.retrain_by,
     )
 
 
