@@ -1,4 +1,4 @@
-"""To be forgotten in the database and in runs: what goes, what stays, and what is said of it."""
+"""To be forgotten in the database and in runs: what goes, what stays, and what is lines of it."""
 
 import io
 import json
@@ -6,7 +6,6 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -32,10 +31,8 @@ from reactune.cli import main
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.data.dataset.exports import read_examples
 from reactune.data.ingest import ERASED
-from reactune.data.labelled import REFUSED, refused_schema, workspace, write_refused
 from reactune.erasure import requests
 from reactune.erasure.erase import finish, request_erasure, request_expiry
-from reactune.erasure.runs import Targets, erase_rows, rows_to_erase
 from reactune.erasure.verify import verify
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import hashed_ids
@@ -59,10 +56,10 @@ def rows_for(*users):
 
 
 def erase(config, *users, now=NOW):
-    said = []
-    request_erasure(config, RING, users, reason="asked", now=now, say=said.append)
-    finish(config, RING, now=now, say=said.append)
-    return said
+    lines = []
+    request_erasure(config, RING, users, reason="asked", now=now, say=lines.append)
+    finish(config, RING, now=now, say=lines.append)
+    return lines
 
 
 def traces(config, *users):
@@ -147,7 +144,7 @@ def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
     assert not any(name in left for name in (ANNA, hashed_ids(RING, ANNA)[0].user_key, "seed"))
 
 
-def test_what_was_left_for_a_trial_goes_when_it_ends(tmp_path):
+def test_blanked_rows_of_a_rollout_are_removed_when_it_ends(tmp_path):
     config = install(tmp_path)
     engine = engine_of(config)
     set_champion(engine)
@@ -178,8 +175,8 @@ def test_erased_rows_do_not_come_back_by_a_later_ingest(config):
 def test_a_run_loses_the_rows_and_says_so(config, run):
     before = {stage: read_manifest(run / stage) for stage in ("extract", "dataset", "train")}
     card = (run / "dataset" / "README.md").read_text()
-    said = erase(config, ANNA)
-    assert "6 rows removed, erased from 1 runs" in said[0]
+    lines = erase(config, ANNA)
+    assert "6 rows removed, erased from 1 runs" in lines[0]
     assert traces(config, ANNA) == []
     labelled = pq.read_table(run / "extract" / "labelled.parquet")
     assert labelled.num_rows == 6 * len(OTHERS)
@@ -203,7 +200,7 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
     assert (run / "train" / "adapter").exists()
 
 
-def test_a_run_that_never_held_the_person_is_left_as_it_is(config):
+def test_a_run_that_never_held_the_user_is_unchanged(config):
     (run,) = populate(config, runs={RUN: "deploy"})
     erase(config, ANNA)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -230,11 +227,11 @@ def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
     assert erasure_lines(config, now=NOW) == [
         "erasures  1 not done everywhere; `reactune erase` finishes them"
     ]
-    said = []
-    assert finish(config, RING, now=NOW, say=said.append) == 1
+    lines = []
+    assert finish(config, RING, now=NOW, say=lines.append) == 1
     assert erasure_lines(config, now=NOW) == []
     assert traces(config, ANNA) == []
-    assert finish(config, RING, now=NOW, say=said.append) == 0
+    assert finish(config, RING, now=NOW, say=lines.append) == 0
 
 
 def test_two_people_go_at_once_each_with_their_own_record(config, run):
@@ -245,7 +242,7 @@ def test_two_people_go_at_once_each_with_their_own_record(config, run):
     assert [note["rows"] for note in read_manifest(run / "extract").erased] == [7, 7]
 
 
-def test_the_journal_forgets_whom_it_was_about(config, run):
+def test_the_journal_names_no_user_once_an_erasure_is_finished(config, run):
     erase(config, ANNA)
     engine = engine_of(config)
     with reading(engine) as connection:
@@ -292,7 +289,7 @@ def test_a_run_that_is_removed_at_the_url_goes_on_every_worker(tmp_path):
     assert not (other.folder / run.name).exists()
 
 
-def test_what_is_too_old_goes_from_database_and_runs(tmp_path):
+def test_expired_rows_are_erased_from_database_and_runs(tmp_path):
     config = install(tmp_path, more="[privacy]\nretention_days = 90")
     young = [
         {**row, "tip_id": f"young-{row['tip_id']}", "created_at": row["shown_at"]}
@@ -304,14 +301,14 @@ def test_what_is_too_old_goes_from_database_and_runs(tmp_path):
     take_in(config, young)
     new_run = write_run(config, rows, run_id="20260531-080000-0000")
     request_expiry(config, now=NOW)
-    said = []
-    finish(config, RING, now=NOW, say=said.append)
-    assert f"older than {NOW - 90 * DAY:%Y-%m-%d}: 60 rows removed" in said[0]
+    lines = []
+    finish(config, RING, now=NOW, say=lines.append)
+    assert f"older than {NOW - 90 * DAY:%Y-%m-%d}: 60 rows removed" in lines[0]
     assert all_runs(config.run_root) == [new_run]
     assert not old_run.exists()
     kept = pq.read_table(new_run / "extract" / "labelled.parquet")["tip_id"].to_pylist()
     assert sorted(kept) == sorted(row["tip_id"] for row in young)
-    # Nobody asked to be forgotten, so no model has to be trained anew.
+    # No user was erased, so no model must be replaced.
     assert deployment.to_replace(config) == {}
 
 
@@ -327,7 +324,7 @@ def test_a_run_whose_model_answers_stays_however_old_but_without_old_rows(tmp_pa
     assert (run / "train" / "adapter").exists()
 
 
-def test_without_a_limit_nothing_is_too_old(config, run):
+def test_without_retention_days_nothing_expires(config, run):
     request_expiry(config, now=NOW)
     finish(config, RING, now=NOW, say=print)
     assert all_runs(config.run_root) == [run]
@@ -383,27 +380,27 @@ def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(con
         ("--also", ".", "--user", ANNA, "--reason", "asked"),
     ],
 )
-def test_a_call_of_erase_that_makes_no_sense_changes_nothing(config, call, arguments):
+def test_contradictory_options_of_erase_change_nothing(config, call, arguments):
     assert call("erase", *arguments).code == 2
     with deployment.database(config) as engine, reading(engine) as connection:
         assert requests.all_erasures(connection) == ()
 
 
-def test_the_commands_forget_and_look_and_take_decisions(config, run, call, monkeypatch):
+def test_the_commands_erase_verify_and_record_consent(config, run, call, monkeypatch):
     assert call("erase", "--verify", "--user", ANNA).code == 3
     asked = call("erase", "--user", ANNA, "--user", OTHERS[0], "--reason", "ticket 4711")
     assert asked.code == 0
     assert "2 people: 12 rows removed, erased from 1 runs" in asked.out
-    looked = call("erase", "--verify", "--user", ANNA)
-    assert (looked.code, looked.out.splitlines()[-1]) == (0, "found     nothing")
+    verified = call("erase", "--verify", "--user", ANNA)
+    assert (verified.code, verified.out.splitlines()[-1]) == (0, "found     nothing")
     assert call("erase").out == "nothing is waiting to be erased\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{OTHERS[1]}\n{OTHERS[2]}\n"))
     assert call("consent", "refuse", "--user", "-").out == "refuse training: 2 users\n"
     assert not deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
     assert call("consent", "allow", "--user", OTHERS[2]).code == 0
     assert deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
-    said = [asked.out, looked.out]
-    assert not any(name in text for name in (ANNA, *OTHERS) for text in said)
+    lines = [asked.out, verified.out]
+    assert not any(name in text for name in (ANNA, *OTHERS) for text in lines)
 
 
 @pytest.fixture
@@ -419,24 +416,3 @@ def call(config, capsys, monkeypatch):
         return SimpleNamespace(code=ended.value.code or 0, out=out, err=err)
 
     return call
-
-
-def test_rows_that_were_refused_are_forgotten_by_person_by_tip_and_by_age(tmp_path):
-    rows = [
-        {"tip_id": "a", "user_key": "anna", "reason": "incomplete", "created_at": NOW},
-        {"tip_id": "b", "user_key": None, "reason": "incomplete", "created_at": None},
-        {"tip_id": "c", "user_key": "ben", "reason": "incomplete", "created_at": NOW - 9 * DAY},
-        {"tip_id": "d", "user_key": "ben", "reason": "incomplete", "created_at": None},
-    ]
-    for stage in ("extract", "dataset"):
-        with workspace(tmp_path / stage, memory_gb=1) as (connection, _):
-            batch = pa.RecordBatch.from_pylist(rows, schema=refused_schema())
-            write_refused(connection, ((batch,),), tmp_path / stage / REFUSED)
-    targets = Targets({"anna": "e1"}, {"b": "e2"}, older_than=NOW - DAY, of_age="e3")
-    found = {(row.file, row.tip_id, row.erasure_id) for row in rows_to_erase(tmp_path, targets)}
-    expected = {("a", "e1"), ("b", "e2"), ("c", "e3")}
-    assert found == {(f"{s}/{REFUSED}", *each) for s in ("extract", "dataset") for each in expected}
-    erase_rows(tmp_path, targets, note="")
-    for stage in ("extract", "dataset"):
-        (left,) = pq.read_table(tmp_path / stage / REFUSED).to_pylist()
-        assert left["tip_id"] == "d"
