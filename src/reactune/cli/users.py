@@ -24,7 +24,7 @@ USER_OPTION = click.option(
     multiple=True,
     metavar="ID",
     help="The app's id of a user; may be repeated. With - ids are read from standard input, one a"
-    " line, so that they stand in no list of processes.",
+    " line, so that no list of processes shows them.",
 )
 
 
