@@ -1,9 +1,9 @@
-"""How often and how soon verdicts come, ours beside those of others, in simulated worlds.
+"""False verdicts, power and length of our stopping rule and its peers, in simulated worlds.
 
 For every scene of `verdict_worlds.py` there are worlds in which both arms are the same model, and
 worlds in which the challenger has the planned lift. All rules read the same estimate and standard
-error (ours, with what people did before) after every batch; each gets as long as it needs for our
-power. Ours is `reactune.canary`, from burn-in to the planned end, unchanged.
+error (ours, with the covariate) after every batch; each runs as long as it needs for our power.
+Ours is `reactune.canary`, from burn-in to the planned end, unchanged.
 """
 
 import argparse
@@ -37,10 +37,10 @@ NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Seen:
+class Readings:
     """What rules read, world by look: z, standard error, units, tips, part of our plan.
 
-    `promoted`, `worse` and `given_up` are where ours would stop, as look numbers; `own` and
+    `promoted`, `worse` and `futile` are where ours would stop, as look numbers; `own` and
     `own_z` are GrowthBook's own estimate.
     """
 
@@ -53,12 +53,12 @@ class Seen:
     weight: np.ndarray
     promoted: np.ndarray
     worse: np.ndarray
-    given_up: np.ndarray
+    futile: np.ndarray
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Of every world the look of a promotion, of a verdict that it is worse, and of the end."""
+    """For every world the look of a promotion, of a verdict that it is worse, and of the end."""
 
     promoted: np.ndarray
     worse: np.ndarray
@@ -95,50 +95,52 @@ def differ(worlds: Worlds, share: np.ndarray) -> tuple[Difference, np.ndarray]:
 
 def planned_weight(scene: Scene, rng: np.random.Generator) -> float:
     """The sum of p (1 - p) with which the scene's lift is found with the usual chance."""
-    found, _ = differ(draw(scene, scene.lift / 2, 40, rng), scene.share)
-    weight = found.weight[0]
-    drift = scene.lift / np.sqrt(np.mean(found.error[:, BATCH:] ** 2, axis=0))
+    difference, _ = differ(draw(scene, scene.lift / 2, 40, rng), scene.share)
+    weight = difference.weight[0]
+    drift = scene.lift / np.sqrt(np.mean(difference.error[:, BATCH:] ** 2, axis=0))
     end = np.searchsorted(np.maximum.accumulate(drift), needed_drift(SETTINGS.alpha, 0.8))
     return float(weight[BATCH + end])
 
 
-def see(scene: Scene, lift: float, worlds: int, planned: float, rng: np.random.Generator) -> Seen:
+def simulate(
+    scene: Scene, lift: float, worlds: int, planned: float, rng: np.random.Generator
+) -> Readings:
     """Draw worlds in chunks and keep what the rules read at the looks."""
     looks = np.arange(BATCH - 1, len(scene.share), BATCH)
     parts = []
     for start in range(0, worlds, CHUNK):
         drawn = draw(scene, lift, min(CHUNK, worlds - start), rng)
-        parts.append(_see(drawn, scene, planned, looks))
-    names = Seen.__dataclass_fields__
-    return Seen(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        parts.append(_read(drawn, scene, planned, looks))
+    names = Readings.__dataclass_fields__
+    return Readings(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _see(drawn: Worlds, scene: Scene, planned: float, looks: np.ndarray) -> Seen:
-    found, ready = differ(drawn, scene.share)
-    ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
+def _read(drawn: Worlds, scene: Scene, planned: float, looks: np.ndarray) -> Readings:
+    difference, ready = differ(drawn, scene.share)
+    ours = effect(difference, ready, alpha=SETTINGS.alpha, planned=planned)
     is_ready = np.logical_or.accumulate(ready, axis=1)[:, looks]
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.nan_to_num(found.estimate[:, looks] / found.error[:, looks])
+        z = np.nan_to_num(difference.estimate[:, looks] / difference.error[:, looks])
         own, own_error = peers.ratio_with_cuped(drawn, looks)
         own_z = own / own_error
     tips = np.cumsum(drawn.tips, axis=1)
     late = np.minimum(looks + scene.lag, tips.shape[1] - 1)
-    return Seen(
+    return Readings(
         z=np.where(is_ready, z, 0),
-        error=found.error[:, looks],
+        error=difference.error[:, looks],
         units=np.broadcast_to(looks + 1.0, z.shape),
         tips=tips[:, late],
         own=own,
         own_z=np.where(is_ready, own_z, 0),
-        weight=found.weight[:, looks],
+        weight=difference.weight[:, looks],
         promoted=first(ours.low[:, looks] > 0),
         worse=first(ours.high[:, looks] < 0),
-        given_up=first(ours.is_futile[:, looks] | (ours.progress[:, looks] >= 1)),
+        futile=first(ours.is_futile[:, looks] | (ours.progress[:, looks] >= 1)),
     )
 
 
 def first(reached: np.ndarray) -> np.ndarray:
-    """The first look at which it is so."""
+    """The first look at which it is reached."""
     return np.where(reached.any(axis=1), np.argmax(reached, axis=1), NEVER)
 
 
@@ -154,7 +156,7 @@ def until(stops: np.ndarray, z: np.ndarray, end: int) -> Ends:
     )
 
 
-Rule = Callable[[Seen, int], np.ndarray]
+Rule = Callable[[Readings, int], np.ndarray]
 
 
 def rules(scene: Scene, looks: int) -> dict[str, tuple[Rule, ...]]:
@@ -182,7 +184,7 @@ def rules(scene: Scene, looks: int) -> dict[str, tuple[Rule, ...]]:
     }
 
 
-def long_enough(rule: Rule, lifted: Seen, power: float) -> int:
+def long_enough(rule: Rule, lifted: Readings, power: float) -> int:
     """The first look by which the rule, if it ends there, has promoted as often as ours does."""
     for end in range(4, lifted.z.shape[1]):
         if until(rule(lifted, end), lifted.z, end).is_promoted.mean() >= power:
@@ -190,7 +192,9 @@ def long_enough(rule: Rule, lifted: Seen, power: float) -> int:
     return lifted.z.shape[1] - 1
 
 
-def figures(same: Ends, lifted: Ends, same_seen: Seen, lifted_seen: Seen) -> dict[str, float]:
+def figures(
+    same: Ends, lifted: Ends, same_seen: Readings, lifted_seen: Readings
+) -> dict[str, float]:
     """What is printed and kept of one rule in one scene."""
     false = int(same.is_false.sum())
     worlds = len(same.end)
@@ -209,16 +213,16 @@ def figures(same: Ends, lifted: Ends, same_seen: Seen, lifted_seen: Seen) -> dic
     }
 
 
-def tips_at(seen: Seen, look: np.ndarray) -> np.ndarray:
+def tips_at(seen: Readings, look: np.ndarray) -> np.ndarray:
     """Tips shown by a look, of each world."""
     at = np.minimum(look, seen.tips.shape[1] - 1)
     return seen.tips[np.arange(len(at)), at]
 
 
-def compare_rules(scene: Scene, same: Seen, lifted: Seen) -> dict[str, dict[str, float]]:
+def compare_rules(scene: Scene, same: Readings, lifted: Readings) -> dict[str, dict[str, float]]:
     """Figures of ours and of every peer."""
     ours = [
-        Ends(promoted=each.promoted, worse=each.worse, end=each.given_up) for each in (same, lifted)
+        Ends(promoted=each.promoted, worse=each.worse, end=each.futile) for each in (same, lifted)
     ]
     found = {"reactune": figures(ours[0], ours[1], same, lifted)}
     power = found["reactune"]["power"]
@@ -232,7 +236,7 @@ def compare_rules(scene: Scene, same: Seen, lifted: Seen) -> dict[str, dict[str,
     return found
 
 
-def _z_of(name: str, seen: Seen) -> np.ndarray:
+def _z_of(name: str, seen: Readings) -> np.ndarray:
     return seen.own_z if name.endswith("own estimate") else seen.z
 
 
@@ -286,8 +290,8 @@ def main() -> None:
         started = time.perf_counter()
         rng = np.random.default_rng([options.seed, number])
         planned = planned_weight(scene, rng)
-        same = see(scene, 0.0, options.worlds, planned, rng)
-        lifted = see(scene, scene.lift, options.worlds, planned, rng)
+        same = simulate(scene, 0.0, options.worlds, planned, rng)
+        lifted = simulate(scene, scene.lift, options.worlds, planned, rng)
         found = compare_rules(scene, same, lifted)
         alarms = false_alarms(scene, options.worlds, rng)
         bias = {

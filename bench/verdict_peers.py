@@ -1,7 +1,7 @@
-"""Stopping rules of others, for `verdict.py`: what their public descriptions say, on arrays.
+"""Stopping rules of peers for `verdict.py`, on arrays, by their public descriptions.
 
 Each takes z (standard errors from no difference) at the looks, and returns where it would stop.
-Run it to see how far from zero each wants the difference to be.
+Run it to print how far from zero each needs the difference to be.
 """
 
 import math
@@ -18,18 +18,19 @@ LAN_DEMETS = np.array([4.8769, 3.3569, 2.6803, 2.2898, 2.0310])
 
 
 def growthbook(z: Floats, units: Floats, *, tuned_at: float) -> Floats:
-    """GrowthBook's sequential test (asymptotic confidence sequence of Waudby-Smith et al.,
+    """GrowthBook's sequential test, two-sided, with information counted in units.
 
-    arXiv:2103.06476, version 7): two-sided, information counted in units; its tuning parameter
-    is the number of units at which the bounds are tightest, by default 5,000.
+    The asymptotic confidence sequence of Waudby-Smith et al., arXiv:2103.06476, version 7; its
+    tuning parameter is the number of units at which the bounds are tightest, by default 5,000.
     """
     return np.abs(z) > multiplier(kappa(ALPHA) * units / tuned_at, ALPHA)
 
 
 def msprt(z: Floats, error: Floats, *, spread: float) -> Floats:
-    """Mixture sequential probability ratio test (Johari, Koomen, Pekelis, Walsh, 2017): a normal
+    """Mixture sequential probability ratio test, two-sided.
 
-    prior of standard deviation `spread` on the difference, two-sided.
+    A normal prior of standard deviation `spread` on the difference (Johari, Koomen, Pekelis and
+    Walsh, 2017).
     """
     return np.abs(z) > multiplier((spread / error) ** 2, ALPHA)
 
@@ -40,11 +41,11 @@ def naive(z: Floats) -> Floats:
 
 
 def track_and_stop(z: Floats, tips: Floats) -> Floats:
-    """TensorZero's stopping rule: the generalised likelihood ratio z^2 / 2 against
+    """TensorZero's stopping rule: the generalised likelihood ratio against its threshold.
 
-    ln((1 + ln t) / delta) with t answers so far and delta = 0.05 (Garivier and Kaufmann, 2016,
-    with TensorZero's threshold). Its way of splitting traffic is not part of this: every rule
-    here gets the same.
+    z^2 / 2 against ln((1 + ln t) / delta) with t answers so far and delta = 0.05 (Garivier and
+    Kaufmann, 2016, with TensorZero's threshold). Its allocation of traffic is left out: every rule
+    here reads the same.
     """
     return z**2 / 2 > np.log((1 + np.log(tips)) / ALPHA)
 
@@ -61,9 +62,9 @@ def group_sequential(z: Floats, part: Floats) -> Floats:
 
 
 def ratio_with_cuped(worlds: object, looks: Floats) -> tuple[Floats, Floats]:
-    """GrowthBook's estimate of a ratio with regression adjustment by the pre-period, as it stands
+    """GrowthBook's estimate of a ratio at each look, and its standard error.
 
-    at each look, and its standard error: delta method, one coefficient for both arms (Deng, Xu,
+    Regression adjustment by the pre-period, delta method, one coefficient for both arms (Deng, Xu,
     Kohavi and Walker, 2013; the formulas of its documentation). Arms are pooled over the ramp.
     """
     columns = (worlds.positives, worlds.tips, worlds.past_positives, worlds.past_tips)

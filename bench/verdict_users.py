@@ -1,10 +1,9 @@
-"""False verdicts under `unit = "user"`, read every day while people keep coming back.
+"""False verdicts under `unit = "user"`, read every day while users keep returning.
 
-A person belongs to one arm for good, and each look reads all that they did so far: a unit is never
-whole. Both arms are the same model in one half of the worlds; in the other the challenger has the
-planned lift. Ours is `reactune.canary`, once with what people did before the rollout (as
-`unit = "user"` demands) and once without; a t test and GrowthBook's sequential test read the same
-estimate with what people did before.
+A user stays in one arm, and each look reads all their reactions so far: a unit is never whole. Both
+arms are the same model in one half of the worlds; in the other the challenger has the planned lift.
+Ours is `reactune.canary`, once with the covariate (as `unit = "user"` needs) and once without; a
+t test and GrowthBook's sequential test read the same estimate with the covariate.
 """
 
 import argparse
@@ -20,12 +19,12 @@ from record import record
 from verdict import clopper_pearson
 
 SETTINGS = CanaryConfig(unit="user")
-LIKENESS, PAST = 0.2, 20.0
+CORRELATION, PAST = 0.2, 20.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """So many people of lasting tastes over so many days; who came once comes again by chance."""
+    """A number of users with lasting preferences over some days; each returns at random."""
 
     name: str
     share: float
@@ -39,7 +38,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """Sums of each person after each day, in the order in which they came first.
+    """Sums of each user after each day, in the order of arrival.
 
     `tips` and `positives` have the shape (days, persons), the rest one entry a person.
     """
@@ -59,16 +58,16 @@ SCENES = (
 
 
 def draw(scene: Scene, lift: float, rng: np.random.Generator) -> World:
-    """A world: people come first on any day, and from then on again on some of the days."""
-    strength = (1 - LIKENESS) / LIKENESS
+    """A world: users arrive on any day, and return at random on later ones."""
+    strength = (1 - CORRELATION) / CORRELATION
     persons, days = scene.persons, scene.days
-    taste = rng.beta(scene.rate * strength, (1 - scene.rate) * strength, size=persons)
+    preference = rng.beta(scene.rate * strength, (1 - scene.rate) * strength, size=persons)
     came = np.sort(rng.integers(0, days, size=persons))
     challenger = rng.random(persons) < scene.share
     day = np.arange(days)[:, np.newaxis]
     is_there = (day == came) | ((day > came) & (rng.random((days, persons)) < scene.active))
     tips = is_there * (1 + rng.poisson(scene.tips - 1, (days, persons)))
-    positives = rng.binomial(tips, np.clip(taste + lift * challenger, 0, 1))
+    positives = rng.binomial(tips, np.clip(preference + lift * challenger, 0, 1))
     past_tips = rng.poisson(PAST, size=persons)
     return World(
         came=came,
@@ -76,7 +75,7 @@ def draw(scene: Scene, lift: float, rng: np.random.Generator) -> World:
         tips=tips.cumsum(axis=0),
         positives=positives.cumsum(axis=0),
         past_tips=past_tips,
-        past_positives=rng.binomial(past_tips, taste),
+        past_positives=rng.binomial(past_tips, preference),
     )
 
 
@@ -86,10 +85,10 @@ PEERS = {
 }
 
 
-def look(scene: Scene, world: World, day: int) -> tuple[int, float, int]:
-    """What ours says after a day (1 better, -1 worse, 0 nothing), z where it reads one, units."""
+def read_day(scene: Scene, world: World, day: int) -> tuple[int, float, int]:
+    """Our verdict after a day (1 better, -1 worse, 0 none), z after the burn-in, and units."""
     there = world.came <= day
-    found, ready = adjusted_differences(
+    difference, ready = adjusted_differences(
         world.tips[day, there],
         world.positives[day, there],
         world.challenger[there],
@@ -99,9 +98,9 @@ def look(scene: Scene, world: World, day: int) -> tuple[int, float, int]:
         settings=SETTINGS,
     )
     planned = scene.persons * scene.share * (1 - scene.share)
-    ours = effect(found, ready, alpha=SETTINGS.alpha, planned=planned)
+    ours = effect(difference, ready, alpha=SETTINGS.alpha, planned=planned)
     side = int(ours.low[-1] > 0) - int(ours.high[-1] < 0)
-    z = float(found.estimate[-1] / found.error[-1]) if ready[-1] else 0.0
+    z = float(difference.estimate[-1] / difference.error[-1]) if ready[-1] else 0.0
     return side, z, int(there.sum())
 
 
@@ -111,10 +110,10 @@ def read(scene: Scene, world: World) -> dict[str, int]:
     without = replace(world, past_tips=nothing, past_positives=nothing)
     verdicts: dict[str, int] = {}
     for day in range(scene.days):
-        side, z, units = look(scene, world, day)
-        said = {"reactune": side, "reactune, without the past": look(scene, without, day)[0]}
-        said |= {name: int(np.sign(z)) * rule(z, units) for name, rule in PEERS.items()}
-        for name, verdict in said.items():
+        side, z, units = read_day(scene, world, day)
+        sides = {"reactune": side, "reactune, without the past": read_day(scene, without, day)[0]}
+        sides |= {name: int(np.sign(z)) * rule(z, units) for name, rule in PEERS.items()}
+        for name, verdict in sides.items():
             verdicts[name] = verdicts.get(name) or verdict * (day + 1)
     return verdicts
 
@@ -130,22 +129,22 @@ def main() -> None:
         started, rng = time.perf_counter(), np.random.default_rng([options.seed, number])
         days = {}
         for sort, lift in (("same", 0.0), ("lifted", scene.lift)):
-            found = [read(scene, draw(scene, lift, rng)) for _ in range(options.worlds)]
-            days[sort] = {name: np.array([each[name] for each in found]) for name in found[0]}
+            worlds = [read(scene, draw(scene, lift, rng)) for _ in range(options.worlds)]
+            days[sort] = {name: np.array([each[name] for each in worlds]) for name in worlds[0]}
         seconds = time.perf_counter() - started
-        print(f"{scene.name}: {options.worlds:,} worlds of each sort, {scene.persons:,} people, "
+        print(f"{scene.name}: {options.worlds:,} worlds of each sort, {scene.persons:,} users, "
               f"{scene.days} looks, {seconds:.0f} s", flush=True)  # fmt: skip
-        rows = {}
+        figures = {}
         for name, same in days["same"].items():
             false, power = int((same != 0).sum()), float((days["lifted"][name] > 0).mean())
             low, high = clopper_pearson(false, options.worlds)
             print(f"  {name:<32} false verdicts {false / options.worlds:6.1%} "
                   f"({low:.1%} to {high:.1%}), promoted with the lift {power:.0%}")  # fmt: skip
-            rows[name] = {
+            figures[name] = {
                 "false": false / options.worlds, "false_low": low, "false_high": high,
                 "power": power,
             }  # fmt: skip
-        kept[scene.name] = rows
+        kept[scene.name] = figures
     print(f"kept in {record('verdict_users', kept, packages=('numpy', 'scipy')).name}")
 
 

@@ -1,4 +1,4 @@
-"""Simulated worlds for `verdict.py`: people of lasting tastes react to a champion and a challenger.
+"""Simulated worlds for `verdict.py`: users with lasting preferences react to both arms.
 
 Run it to see what one world of each scene looks like.
 """
@@ -12,11 +12,11 @@ Floats = np.ndarray
 
 @dataclass(frozen=True)
 class Scene:
-    """Traffic and people. `share` and `trend` have one entry per unit, the longest it may take.
+    """Traffic and users. `share` and `trend` have one entry per unit, up to the longest rollout.
 
-    `likeness` is the correlation of one person's reactions, `trend` what everybody's rate is
-    multiplied by, `persons` how many come by, each with `past` tips on average before the
-    rollout. A tip counts when `lag` units more have been shown: its reaction comes late.
+    `correlation` is that of one user's reactions, `trend` a factor on every user's rate, `persons`
+    the number of users, each with `past` tips on average before the rollout. A tip counts when
+    `lag` more units have been shown: its reaction comes late.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Scene:
     rate: float
     lift: float
     tips: float
-    likeness: float
+    correlation: float
     persons: int
     past: float
     lag: int
@@ -58,7 +58,7 @@ SCENES = (
         rate=0.3,
         lift=0.05,
         tips=1.0,
-        likeness=0.1,
+        correlation=0.1,
         persons=600,
         past=20.0,
         lag=5,
@@ -70,7 +70,7 @@ SCENES = (
         rate=0.25,
         lift=0.025,
         tips=3.0,
-        likeness=0.2,
+        correlation=0.2,
         persons=400,
         past=20.0,
         lag=5,
@@ -82,7 +82,7 @@ SCENES = (
         rate=0.25,
         lift=0.06,
         tips=3.0,
-        likeness=0.2,
+        correlation=0.2,
         persons=1_200,
         past=20.0,
         lag=5,
@@ -91,18 +91,18 @@ SCENES = (
 
 
 def draw(scene: Scene, effect: float, worlds: int, rng: np.random.Generator) -> Worlds:
-    """Worlds in which the challenger adds `effect` to everybody's rate."""
+    """Worlds in which the challenger adds `effect` to every user's rate."""
     shape = (worlds, len(scene.share))
-    strength = (1 - scene.likeness) / scene.likeness
-    taste = rng.beta(
+    strength = (1 - scene.correlation) / scene.correlation
+    preference = rng.beta(
         scene.rate * strength, (1 - scene.rate) * strength, size=(worlds, scene.persons)
     )
-    past_tips = rng.poisson(scene.past, size=taste.shape)
-    past_positives = rng.binomial(past_tips, taste)
+    past_tips = rng.poisson(scene.past, size=preference.shape)
+    past_positives = rng.binomial(past_tips, preference)
     person = rng.integers(0, scene.persons, size=shape)
     challenger = rng.random(shape) < scene.share
     tips = np.ones(shape, np.int64) if scene.tips == 1 else 1 + rng.poisson(scene.tips - 1, shape)
-    rate = np.take_along_axis(taste, person, axis=1) * scene.trend + effect * challenger
+    rate = np.take_along_axis(preference, person, axis=1) * scene.trend + effect * challenger
     positives = rng.binomial(tips, np.clip(rate, 0, 1))
     before = [np.take_along_axis(each, person, axis=1) for each in (past_tips, past_positives)]
     return Worlds(
@@ -117,7 +117,7 @@ def draw(scene: Scene, effect: float, worlds: int, rng: np.random.Generator) -> 
 
 
 def sums_before(person: Floats, values: Floats) -> Floats:
-    """For each unit the sum of the values of its person's units before it."""
+    """For each unit the sum of the values of its user's earlier units."""
     order = np.argsort(person, axis=1, kind="stable")
     sorted_values = np.take_along_axis(values, order, axis=1)
     running = np.cumsum(sorted_values, axis=1) - sorted_values

@@ -1,4 +1,4 @@
-"""The bench of verdicts: its peers are what they are said to be, and ours is what is shipped."""
+"""The bench of verdicts: its peers follow their publications, and ours is the released rule."""
 
 import sys
 
@@ -28,7 +28,7 @@ def bench():
             sys.modules.pop(name, None)
 
 
-def test_the_group_sequential_bounds_spend_what_lan_and_demets_say(bench):
+def test_the_group_sequential_bounds_spend_as_lan_and_demets(bench):
     _, peers, _ = bench
     rng = np.random.default_rng(1)
     steps = rng.standard_normal((200_000, 5))
@@ -47,7 +47,7 @@ def test_a_group_sequential_design_reads_at_its_looks_alone(bench):
     assert np.flatnonzero(peers.group_sequential(z, part)[0]).tolist() == [3, 7, 11, 15, 19]
 
 
-def test_track_and_stop_wants_what_its_threshold_says(bench):
+def test_track_and_stop_needs_its_published_threshold(bench):
     _, peers, _ = bench
     # ln((1 + ln 1000) / 0.05) = 5.063: z^2 / 2 must pass it.
     z = np.array([[3.18, 3.19]])
@@ -81,12 +81,12 @@ def test_what_a_person_did_before_is_counted_without_what_comes_after(bench):
     assert worlds.sums_before(person, values).tolist() == [[0, 0, 3, 7, 1], [0, 2, 9, 0, 10]]
 
 
-def test_the_rule_that_is_measured_is_the_one_that_is_shipped(bench):
+def test_the_measured_rule_is_the_one_of_the_package(bench):
     worlds, _, verdict = bench
     scene = worlds.SCENES[1]
     planned_units = 15_000
     weight = planned_units * 0.05 * 0.95
-    seen = verdict.see(scene, scene.lift, 3, weight, np.random.default_rng(3))
+    seen = verdict.simulate(scene, scene.lift, 3, weight, np.random.default_rng(3))
     again = worlds.draw(scene, scene.lift, 3, np.random.default_rng(3))
     looks = np.arange(verdict.BATCH - 1, len(scene.share), verdict.BATCH)
     for world in range(3):
@@ -102,7 +102,7 @@ def test_the_rule_that_is_measured_is_the_one_that_is_shipped(bench):
         ends = {
             "promoted": path.effect.low > 0,
             "worse": path.effect.high < 0,
-            "given_up": path.effect.is_futile | (path.effect.progress >= 1),
+            "futile": path.effect.is_futile | (path.effect.progress >= 1),
         }
         for name, reached in ends.items():
             here = getattr(seen, name)[world]
