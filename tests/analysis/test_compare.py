@@ -1,4 +1,4 @@
-"""`reactune compare FILE`: arms of any file, and what may not be compared at all."""
+"""`reactune compare FILE`: the arms of any file, and comparisons that are refused."""
 
 import json
 
@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import statsmodels.api as sm
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare, ttest_ind
 
 from places import SHARED
@@ -70,7 +72,7 @@ def visits(seed, people=300, *, lift=0.2):
     return rows
 
 
-def test_people_with_several_tips_are_compared_as_a_clustered_regression_compares(tmp_path):
+def test_users_with_several_tips_are_compared_as_in_a_clustered_regression(tmp_path):
     rows = visits(1)
     ((found,),) = [each.contrasts for each in compared(tmp_path, rows, Columns(unit="unit"))]
     good = np.array([float(row["reaction"] == "done") for row in rows])
@@ -84,7 +86,7 @@ def test_people_with_several_tips_are_compared_as_a_clustered_regression_compare
     assert found.finding == "better"
 
 
-def test_tips_that_are_nobodys_are_compared_as_welch_compares():
+def test_tips_without_a_unit_are_compared_as_in_welchs_test():
     few, many = np.repeat([1.0, 0.0], [30, 170]), np.repeat([1.0, 0.0], [90, 210])
     found = contrast(
         independent("a", 200, 30), independent("b", 300, 90),
@@ -94,7 +96,7 @@ def test_tips_that_are_nobodys_are_compared_as_welch_compares():
     assert (found.low, found.high) == pytest.approx((bounds.low, bounds.high))
 
 
-def test_bounds_for_many_looks_are_wider_than_for_one():
+def test_bounds_for_many_readings_are_wider_than_for_one():
     arms = independent("a", 2_000, 600), independent("b", 2_000, 700)
     once, many = (
         contrast(*arms, alpha=0.05, looks=looks, planned_units=4_000) for looks in ("once", "many")
@@ -103,14 +105,14 @@ def test_bounds_for_many_looks_are_wider_than_for_one():
     assert (many.high - many.low) / (once.high - once.low) == pytest.approx(1.55, abs=0.01)
 
 
-def test_arms_without_any_difference_to_see_stay_undecided():
+def test_arms_without_tips_stay_undecided():
     nobody = clustered("b", np.zeros(3), np.zeros(3))
     assert (nobody.rate, nobody.tips) == (0.0, 0)
     found = contrast(nobody, nobody, alpha=0.05, looks="once", planned_units=1)
     assert found.finding == "undecided"
 
 
-def test_the_ratio_at_one_look_is_a_chi_square():
+def test_the_ratio_of_one_reading_is_a_chi_square():
     counts, shares = {"a": 9_500, "b": 570}, {"a": 0.95, "b": 0.05}
     found = check_ratio(counts, shares, alpha=0.001, looks="once")
     # The value that gbstats gives for these counts.
@@ -120,7 +122,7 @@ def test_the_ratio_at_one_look_is_a_chi_square():
                            looks="once").is_passed  # fmt: skip
 
 
-def test_the_ratio_at_many_looks_rarely_alarms_where_a_repeated_chi_square_does():
+def test_the_ratio_of_many_readings_rarely_alarms_unlike_a_repeated_chi_square():
     rng = np.random.default_rng(2)
     shares, alarms, naive = {"a": 0.5, "b": 0.5}, 0, 0
     for _ in range(100):
@@ -133,7 +135,7 @@ def test_the_ratio_at_many_looks_rarely_alarms_where_a_repeated_chi_square_does(
     assert binomtest(naive, 100, 0.05, alternative="greater").pvalue < 0.01
 
 
-def test_an_alarm_on_the_way_is_not_taken_back_by_what_follows(tmp_path):
+def test_a_sample_ratio_alarm_is_not_taken_back_by_later_rows(tmp_path):
     rows = [
         {"arm": "ab"[n > 150], "unit": f"u{n}", "reaction": "done", "at": n} for n in range(300)
     ]
@@ -178,11 +180,11 @@ def test_a_test_with_one_arm_is_refused_and_counted_and_the_others_are_compared(
         {"test": "torn", "shown": 2_000, "clicked": 90},
     ]
     found = compared(tmp_path, rows, COUNTED)
-    told = report(found)
-    assert told[0] == "alone: refused: only the arm row 1; a comparison needs two"
-    assert told[1].startswith("pair: row 2 3.00% of 1,000, row 3 8.91% of 1,010: +5.91 points (")
-    assert told[2].startswith("torn: refused: 1,000 + 2,000 do not fit the shares 0.5 : 0.5 (p = ")
-    assert told[-1] == "3 comparisons: 1 better, 0 worse, 0 undecided, 2 refused"
+    lines = report(found)
+    assert lines[0] == "alone: refused: only the arm row 1; a comparison needs two"
+    assert lines[1].startswith("pair: row 2 3.00% of 1,000, row 3 8.91% of 1,010: +5.91 points (")
+    assert lines[2].startswith("torn: refused: 1,000 + 2,000 do not fit the shares 0.5 : 0.5 (p = ")
+    assert lines[-1] == "3 comparisons: 1 better, 0 worse, 0 undecided, 2 refused"
     assert [name for name, *_ in intervals_of(found)] == ["pair row 3"]
 
 
@@ -206,7 +208,7 @@ def test_several_arms_share_the_chance_of_an_error(tmp_path):
     assert three.contrasts[0] == two.contrasts[0]
 
 
-def test_the_label_rules_dwell_times_are_asked_for_by_naming_their_column(tmp_path):
+def test_the_label_rules_dwell_times_apply_if_their_column_is_named(tmp_path):
     rows = [
         {"arm": arm, "reaction": "done", "seen": {"ms": ms}}
         for arm in "ab"
@@ -220,7 +222,7 @@ def test_the_label_rules_dwell_times_are_asked_for_by_naming_their_column(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("row", "columns", "told"),
+    ("row", "columns", "message"),
     [
         ({"arm": "a"}, Columns(), "line 1: no column 'reaction'; `reactune compare --help`"),
         ({"arm": "", "reaction": "done"}, Columns(), "line 1: arm: no arm; remove such rows"),
@@ -235,10 +237,10 @@ def test_the_label_rules_dwell_times_are_asked_for_by_naming_their_column(tmp_pa
         ),
     ],
 )
-def test_a_row_that_cannot_be_understood_is_named(tmp_path, row, columns, told):
+def test_an_invalid_row_is_refused_with_the_value(tmp_path, row, columns, message):
     with pytest.raises(DataError) as caught:
         compared(tmp_path, [row], columns)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_shares_are_given_for_each_arm(tmp_path):
@@ -257,6 +259,90 @@ def test_an_empty_file_is_an_error(tmp_path, columns):
         compared(tmp_path, [], columns)
 
 
+TIPS = st.lists(st.integers(1, 6), min_size=2, max_size=30)
+
+
+@given(st.integers(2, 400), st.integers(0, 400))
+def test_units_of_one_tip_are_independent_tips(tips, positives):
+    positives = min(positives, tips)
+    reactions = (np.arange(tips) < positives).astype(float)
+    one, other = clustered("a", np.ones(tips), reactions), independent("a", tips, positives)
+    assert (one.tips, one.positives, one.rate) == (other.tips, other.positives, other.rate)
+    assert one.variance == pytest.approx(other.variance)
+
+
+@given(TIPS, st.integers(0, 2**32 - 1))
+def test_swapping_arms_swaps_the_sign_of_the_difference(tips, seed):
+    rng = np.random.default_rng(seed)
+    shown = np.array(tips, float)
+    arms = [clustered(name, shown, rng.binomial(tips, 0.4).astype(float)) for name in "ab"]
+    for looks in ("once", "many"):
+        one, other = (
+            contrast(first, second, alpha=0.05, looks=looks, planned_units=100)
+            for first, second in (arms, arms[::-1])
+        )
+        assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+        assert {"better": "worse", "worse": "better"}.get(one.finding, "undecided") == other.finding
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0.1, 10), st.floats(0.5, 20))
+def test_shares_count_in_proportion_only(a, b, share, factor):
+    counts = {"a": a, "b": b}
+    for looks in ("once", "many"):
+        one, other = (
+            check_ratio(counts, {"a": share * n, "b": n}, alpha=0.01, looks=looks)
+            for n in (1.0, factor)
+        )
+        assert one.p_value == pytest.approx(other.p_value, rel=1e-6)
+        assert sum(one.shares.values()) == pytest.approx(1)
+
+
+def test_a_p_value_is_never_above_one():
+    even = check_ratio({"a": 500, "b": 500}, {"a": 1, "b": 1}, alpha=0.001, looks="many")
+    assert even.p_value == 1.0
+    assert check_sequence(["a", "b"] * 9, {"a": 1, "b": 1}, alpha=0.001).p_value == 1.0
+
+
+def test_the_sequence_of_one_reading_agrees_with_the_counts():
+    shares = {"a": 0.7, "b": 0.3}
+    sequence = check_sequence(["a", "b", "b", "b"] * 90, shares, alpha=0.001)
+    counts = check_ratio({"a": 90, "b": 270}, shares, alpha=0.001, looks="many")
+    assert sequence.counts == counts.counts == {"a": 90, "b": 270}
+    # The largest e-value so far is that of the last unit here.
+    assert sequence.p_value == pytest.approx(counts.p_value)
+    assert not sequence.is_passed
+
+
+def test_a_unit_counts_in_the_sequence_by_its_first_row(tmp_path):
+    # Three rows of every unit: without units there would be three times as many draws.
+    rows = [
+        {"arm": "ab"[n % 2], "unit": f"u{n}", "reaction": "done", "at": 1_000 * visit + n}
+        for visit in range(3)
+        for n in range(60)
+    ]
+    (trial,) = compared(tmp_path, rows, Columns(unit="unit", time="at"), looks="many")
+    assert not trial.refusal
+    assert [each.units for each in (trial.contrasts[0].champion, trial.contrasts[0].arm)] == [
+        30,
+        30,
+    ]
+
+
+def test_the_champion_is_the_arm_of_that_name_or_the_first(tmp_path):
+    named = [{"arm": arm, "reaction": "done"} for arm in ("challenger", "champion")]
+    (trial,) = compared(tmp_path, named, Columns())
+    assert trial.contrasts[0].champion.name == "champion"
+    other = [{"arm": arm, "reaction": "done"} for arm in ("b", "a")]
+    (trial,) = compared(tmp_path, other, Columns())
+    assert trial.contrasts[0].champion.name == "a"
+
+
+def test_a_long_list_of_arms_is_cut(tmp_path):
+    rows = [{"arm": f"arm{n}", "reaction": "done"} for n in range(9)]
+    with pytest.raises(DataError, match="there are arm0, arm1, arm2, arm3, arm4 and 4 more"):
+        compared(tmp_path, rows, Columns(), champion="none")
+
+
 def call(capsys, *arguments):
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
@@ -271,7 +357,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
 
 
-def test_the_command_says_what_came_out_and_draws_it(tmp_path, capsys):
+def test_the_command_prints_and_draws_the_result(tmp_path, capsys):
     file = lines_in(tmp_path, visits(4))
     code, out, _ = call(capsys, "compare", file, "--unit", "unit", "--picture", "seen.svg")
     assert code == 0
@@ -306,7 +392,7 @@ def test_372_of_2385_real_tests_fail_the_sample_ratio_check_whatever_the_file_sa
 
 
 @pytest.mark.skipif(not CAPTIONS.is_file(), reason="needs shared/data/caption_contest")
-def test_all_five_real_policy_comparisons_come_out_right(capsys):
+def test_all_five_real_policy_comparisons_are_right(capsys):
     code, out, _ = call(
         capsys, "compare", CAPTIONS, "--by", "context_json.contest", "--champion", "RoundRobin",
         "--positive", "funny", "--positive", "somewhat_funny", "--count", "n",

@@ -96,7 +96,7 @@ def test_standard_errors_are_those_of_many_logs():
         assert values.mean() == pytest.approx(WORTH, abs=4 * errors / 40**0.5)
 
 
-def test_a_log_is_worth_as_many_answers_as_its_weights_leave():
+def test_the_effective_sample_size_follows_from_the_weights():
     even = Logged(np.ones(200), np.full(200, 0.5), np.full(200, 0.5))
     assert evaluate(even).effective == pytest.approx(200)
     half = Logged(np.ones(200), np.full(200, 0.5), np.repeat([1.0, 0.0], 100))
@@ -138,7 +138,7 @@ def test_knowing_the_largest_weight_tightens_the_upper_bound_for_rare_rewards():
 
 
 @pytest.mark.parametrize("clip", [0.5, 1.0, 2.0])
-def test_cut_weights_leave_bounds_that_hold_and_say_what_was_cut(clip):
+def test_clipped_weights_leave_bounds_that_hold_and_are_counted(clip):
     log = drawn(np.random.default_rng(6), 2_000)
     found = evaluate(log, clip=clip)
     assert found.low < WORTH < found.high
@@ -146,7 +146,7 @@ def test_cut_weights_leave_bounds_that_hold_and_say_what_was_cut(clip):
     assert found.ips.value < WORTH
 
 
-def test_certainly_worse_is_vetoed_and_the_rest_is_ranked_by_what_is_sure():
+def test_a_worse_policy_is_vetoed_and_the_others_are_ranked_by_their_lower_bounds():
     rng = np.random.default_rng(7)
     action = rng.integers(0, 2, 2_000)
     reward = (rng.random(2_000) < np.where(action, 0.6, 0.2)).astype(float)
@@ -159,7 +159,7 @@ def test_certainly_worse_is_vetoed_and_the_rest_is_ranked_by_what_is_sure():
     assert rank(found) == [2, 0]
 
 
-def test_chances_that_cannot_be_right_are_noticed():
+def test_wrong_chances_are_detected():
     log = drawn(np.random.default_rng(8), 2_000)
     wrong = Logged(log.reward, log.logged_chance, np.minimum(log.new_chance * 1.3, 1))
     found = evaluate(wrong)
@@ -168,7 +168,7 @@ def test_chances_that_cannot_be_right_are_noticed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"reward": [0.5, 1.5]}, "answer 2: reward = 1.5"),
         ({"logged_chance": [0.0, 0.5]}, "answer 1: logged chance = 0; give values in 0..1, above"),
@@ -176,11 +176,11 @@ def test_chances_that_cannot_be_right_are_noticed():
         ({"max_weight": 0.5}, "a weight is 1, above the largest of 0.5; correct --most-weight"),
     ],
 )  # fmt: skip
-def test_a_log_that_cannot_be_is_refused_with_the_value(changes, told):
+def test_an_invalid_log_is_refused_with_the_value(changes, message):
     values = {"reward": [0, 1], "logged_chance": [0.5, 0.5], "new_chance": [0.5, 0.5], **changes}
     with pytest.raises(CanaryError) as caught:
         evaluate(Logged(**{n: v if n == "max_weight" else np.array(v) for n, v in values.items()}))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(CanaryError, match="0 logged answers"):
         evaluate(Logged(np.zeros(0), np.zeros(0), np.zeros(0)))
 
@@ -191,7 +191,7 @@ def lines_in(folder, rows):
     return file
 
 
-def test_chances_of_a_policy_are_counted_in_its_own_rows_and_rewards_foreseen_before_them(
+def test_chances_are_counted_in_the_policys_own_rows_and_rewards_predicted_from_earlier_ones(
     tmp_path, capsys, settings
 ):
     rows = [
@@ -220,7 +220,7 @@ def test_chances_of_a_policy_are_counted_in_its_own_rows_and_rewards_foreseen_be
     assert "new earned 0.50000 of 4 answers in this file" in out
 
 
-def test_what_the_file_does_not_say_is_named(tmp_path):
+def test_missing_columns_and_policies_are_named(tmp_path):
     file = lines_in(tmp_path, [{"reward": 1, "propensity": 0.5, "new": "x", "who": "old"}])
     of = Rewards("reward", "propensity")
     with pytest.raises(DataError, match="line 1: no column 'newer'; `reactune ope --help`"):
@@ -247,9 +247,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
 
 
-def test_the_command_ranks_several_policies_and_says_what_it_cannot_tell(
-    tmp_path, capsys, settings
-):
+def test_the_command_ranks_several_policies_and_reports_small_logs(tmp_path, capsys, settings):
     rng = np.random.default_rng(9)
     rows = [
         {
@@ -275,7 +273,7 @@ def test_the_command_ranks_several_policies_and_says_what_it_cannot_tell(
 
 @pytest.mark.skipif(not OPEN_BANDIT.is_file(), reason="needs shared/data/open_bandit")
 @pytest.mark.parametrize(("old", "new"), [("random", "bts"), ("bts", "random")])
-def test_a_real_log_tells_what_the_other_policy_really_earned(capsys, settings, old, new):
+def test_a_real_log_estimates_what_the_other_policy_earned(capsys, settings, old, new):
     policies = Policies("policy", old, new, "item_id", ("position",))
     log, earned = read_policies(OPEN_BANDIT, policies, Rewards("click", "propensity_score"))
     found = evaluate(log)

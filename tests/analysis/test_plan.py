@@ -1,98 +1,35 @@
-"""How long a rollout takes: counted traffic, the plan's table and picture, and the open rollout."""
+"""The plan's table and picture, the forecast of an open rollout, and the command."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 
-from reactune.analysis.plan import assumed_traffic, bars_of, forecast, plan_lines, plan_options
-from reactune.canary.compare import Comparison
-from reactune.canary.power import Step, Traffic, measure, plan, read_traffic
+from canary_fixtures import comparison_of
+from reactune.analysis.plan import (
+    assumed_traffic,
+    axis_of,
+    bars_of,
+    forecast,
+    plan_lines,
+    plan_options,
+    ramp_of,
+)
+from reactune.canary.power import Step, Traffic, plan
 from reactune.cli import main
-from reactune.config.sections import CanaryConfig, LabelConfig
+from reactune.config.sections import CanaryConfig
 from reactune.errors import CanaryError
 from reactune.records import Rollout
-from reactune.store.database import writing
-from reactune.store.queries import upsert_scores
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 RAMP = (Step(0.05, 200), Step(0.10, 200), Step(0.25, 200), Step(0.50, 200))
-
-
-def tip(tip_id, user, shown_at, **columns):
-    return {
-        "tip_id": tip_id, "user_key": user, "key_id": "k", "kind": "tip", "source": "llm",
-        "context_json": "{}", "tip_content": "Walk", "created_at": shown_at, "shown_at": shown_at,
-        "reaction": "snooze", "dwell_ms": 20_000,
-    } | columns  # fmt: skip
 
 
 def ago(**span):
     return NOW - timedelta(**span)
 
 
-SHOWN = [
-    tip("a", "u1", ago(days=4), reaction="done"),
-    tip("b", "u1", ago(days=4, hours=-1)),
-    # 23:59 and 00:01 UTC: two days.
-    tip("c", "u2", datetime(2026, 3, 7, 23, 59, tzinfo=UTC), reaction="done"),
-    tip("d", "u2", datetime(2026, 3, 8, 0, 1, tzinfo=UTC)),
-    tip("e", "u2", datetime(2026, 3, 8, 0, 2, tzinfo=UTC)),
-    tip("open", "u3", ago(seconds=100)),
-    tip("old", "u3", ago(days=15)),
-    tip("rule", "u3", ago(days=1), source="rule"),
-    tip("unseen", "u3", ago(days=1)) | {"shown_at": None},
-]
-
-
-def traffic_in(engine, **settings):
-    with engine.connect() as connection:
-        return read_traffic(
-            connection, labels=LabelConfig(), settings=CanaryConfig(**settings), now=NOW
-        )
-
-
-@pytest.mark.parametrize(("unit", "units"), [("user_day", 3), ("tip", 5), ("user", 2)])
-def test_recent_traffic_is_counted_by_unit(engine, unit, units):
-    assert traffic_in(engine, unit=unit) is None
-    with writing(engine) as connection:
-        upsert_scores(connection, SHOWN)
-    found = traffic_in(engine, unit=unit)
-    # From the first tip, four days ago, to the last one whose window is closed.
-    assert found.units_per_day == pytest.approx(units / (4 - 180 / 86_400))
-    assert found.tips_per_unit == pytest.approx(5 / units)
-    assert found.baseline == pytest.approx(2 / 5)
-
-
-@pytest.mark.parametrize("icc", [0.0, 0.3])
-def test_how_alike_reactions_within_a_unit_are_is_measured(icc):
-    rng = np.random.default_rng(1)
-    taste = (
-        rng.beta(0.3 * (1 / icc - 1), 0.7 * (1 / icc - 1), 4_000) if icc else np.full(4_000, 0.3)
-    )
-    tips = rng.integers(1, 7, 4_000)
-    people = [f"p{n}" for n in range(4_000)]
-    found = measure(tips, rng.binomial(tips, taste), people, settings=CanaryConfig(), days=10)
-    assert found.correlation == pytest.approx(icc, abs=0.03)
-    # Nobody comes twice, so nothing of anybody is foreseen.
-    assert found.explained == pytest.approx(0, abs=0.01)
-    assert found.units_per_day == 400
-
-
-def test_what_is_foreseen_is_the_part_of_the_variance_that_people_explain():
-    rng = np.random.default_rng(2)
-    taste = rng.choice([0.1, 0.9], 200)
-    person = np.tile(np.arange(200), 40)
-    liked = (rng.random(8_000) < taste[person]).astype(np.int64)
-    found = measure(
-        np.ones(8_000, np.int64), liked, [f"p{n}" for n in person],
-        settings=CanaryConfig(own_weight=1.0), days=40,
-    )  # fmt: skip
-    # Variance 0.25 in all, 0.09 within a person; the first visits teach who is who.
-    assert found.explained == pytest.approx(0.64, abs=0.08)
-
-
-def test_what_is_given_comes_before_what_was_measured():
+def test_given_values_replace_measured_ones():
     measured = Traffic(100.0, 3.0, 0.3, 0.2, 0.1)
     given = {"baseline": None, "units_per_day": None, "tips_per_unit": None}
     assert assumed_traffic(measured, **given) == measured
@@ -103,7 +40,7 @@ def test_what_is_given_comes_before_what_was_measured():
         assumed_traffic(None, **given)
 
 
-def test_the_table_says_for_each_way_what_its_plan_says():
+def test_the_table_has_the_plan_of_each_way():
     traffic = Traffic(400.0, 2.0, 0.2, 0.1, 0.05)
     settings = CanaryConfig()
     options = plan_options(settings, traffic, 0.03)
@@ -126,7 +63,7 @@ def test_the_table_says_for_each_way_what_its_plan_says():
     assert [name for name, *_ in bars_of(options)] == names
 
 
-def test_a_plan_that_the_settings_would_cut_short_says_so():
+def test_a_plan_longer_than_max_units_has_a_warning():
     traffic = Traffic(0.0, 1.0, 0.2, 0.0, 0.0)
     options = plan_options(CanaryConfig(), traffic, 0.025)
     longest = options[0].plan.units
@@ -145,25 +82,22 @@ OPENED = Rollout(
 )  # fmt: skip
 
 
-def seen(progress, units=400):
-    return Comparison(
-        units=units, tips=units, challenger_units=20, challenger_tips=20, champion_rate=0.3,
-        challenger_rate=0.3, estimate=0.0, low=-1.0, high=1.0, progress=progress, is_ready=True,
-        is_futile=False, guardrails=(), mismatch=0.0, moved_away=0, moved_in=0,
-        fallback_share=0.0, units_at_share={0.05: units},
-    )  # fmt: skip
+def comparison_at(progress, units=400):
+    return comparison_of(units=units, tips=units, progress=progress, units_at_share={0.05: units})
 
 
-def test_the_forecast_of_an_open_rollout_is_what_is_left_at_its_pace_along_the_ramp():
-    line = forecast(CanaryConfig(), OPENED, seen(0.02), age_days=2, now=NOW)
+def test_the_forecast_takes_the_rest_of_the_plan_at_its_pace_along_the_ramp():
+    line = forecast(CanaryConfig(), OPENED, comparison_at(0.02), age_days=2, now=NOW)
     # Left: 98 % of 20,000 x 0.0475 = 931: 200 units at 5 % give 9.5, at 10 % 18, at 25 % 37.5,
     # and (931 - 65) / 0.25 = 3,464 at 50 %: 4,064 units, 21 days.
     assert line.startswith("2% of the plan is done after 400 units; a verdict likely by ")
     assert line.endswith("by 2026-03-31 at the latest, at 200 units a day")
 
 
-def test_no_verdict_is_promised_before_the_fewest_days():
-    line = forecast(CanaryConfig(min_days=30), OPENED, seen(0.9, units=40_000), age_days=2, now=NOW)
+def test_no_verdict_is_forecast_before_min_days():
+    line = forecast(
+        CanaryConfig(min_days=30), OPENED, comparison_at(0.9, units=40_000), age_days=2, now=NOW
+    )
     assert line.endswith("a verdict by 2026-04-07 at the latest, at 20,000 units a day")
 
 
@@ -182,7 +116,7 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_path):
+def test_a_plan_without_a_database_has_tips_and_with_traffic_days(call, tmp_path):
     code, out, _ = call("--baseline", "0.2", "--lift", "0.03")
     assert code == 0
     assert "no traffic known (--units-per-day)" in out
@@ -196,7 +130,7 @@ def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         ([], 1, "give --baseline"),
         (["--baseline", "1.5"], 1, "baseline = 1.5: give a value between 0 and 1"),
@@ -209,7 +143,66 @@ def test_a_plan_needs_no_database_and_says_tips_and_with_traffic_days(call, tmp_
     ],
     ids=str,
 )
-def test_a_plan_that_cannot_be_is_one_clear_line(call, arguments, code, told):
+def test_an_impossible_plan_is_refused_with_the_value(call, arguments, code, message):
     found, out, err = call(*arguments)
     assert (found, out) == (code, "")
-    assert told in err
+    assert message in err
+
+
+def test_a_rollout_without_a_counted_tip_has_no_forecast():
+    settings, empty = CanaryConfig(), comparison_of(units=0, units_at_share={})
+    assert forecast(settings, OPENED, empty, age_days=0.0, now=NOW) == "no tip of it counts yet"
+    young = comparison_at(0.0)
+    assert forecast(settings, OPENED, young, age_days=0.0, now=NOW) == "no tip of it counts yet"
+
+
+def test_the_pace_of_the_first_hours_is_that_of_a_quarter_of_a_day():
+    line = forecast(CanaryConfig(), OPENED, comparison_at(0.0), age_days=0.01, now=NOW)
+    assert line.endswith("at 1,600 units a day")
+
+
+def test_a_larger_share_brings_the_verdict_nearer():
+    settings = CanaryConfig(min_days=0, min_units_per_step=1_000)
+    latest = [
+        forecast(
+            settings, replace(OPENED, share=share), comparison_at(0.1), age_days=2, now=NOW
+        ).partition(" at the latest")[0][-10:]
+        for share in (0.05, 0.1, 0.5)
+    ]
+    assert latest == sorted(latest, reverse=True)
+    assert len(set(latest)) == 3
+
+
+def test_the_ramp_of_a_plan_starts_at_the_given_share_and_keeps_each_step():
+    settings = CanaryConfig(share=0.05, ramp=(0.1, 0.25, 0.5), min_units_per_step=7)
+    assert ramp_of(settings) == tuple(Step(share, 7) for share in (0.05, 0.1, 0.25, 0.5))
+    assert ramp_of(settings, share=0.25) == (Step(0.25, 7), Step(0.5, 7))
+    assert ramp_of(settings, share=0.9) == (Step(0.9, 7),)
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"), [("tip", "tips"), ("user_day", "user-days"), ("user", "users")]
+)
+def test_the_pace_is_named_in_the_units_of_the_settings(unit, name):
+    settings = CanaryConfig(unit=unit)
+    traffic = Traffic(1_234.0, 1.0, 0.2, 0.0, 0.0)
+    lines = plan_lines(plan_options(settings, traffic, 0.05), traffic, 0.05, settings=settings)
+    assert f"; 1,234 {name} a day, 1.0 tips each, correlation 0.00; " in lines[0]
+
+
+def test_without_traffic_days_are_unknown_and_bars_measure_units():
+    traffic = Traffic(0.0, 1.0, 0.2, 0.0, 0.0)
+    options = plan_options(CanaryConfig(), traffic, 0.05)
+    assert axis_of(options) == "units"
+    assert [option.days(10) for option in options] == [None] * 5
+    assert [bar[1:] for bar in bars_of(options)] == [
+        (option.plan.likely_units, option.plan.units) for option in options
+    ]
+    rows = plan_lines(options, traffic, 0.05, settings=CanaryConfig())[2:7]
+    assert all(row.split()[-3:-1] == ["-", "-"] for row in rows)
+
+
+def test_more_power_is_a_longer_plan():
+    traffic = Traffic(100.0, 1.0, 0.2, 0.0, 0.0)
+    usual, more = (plan_options(CanaryConfig(), traffic, 0.05, power=p) for p in (0.8, 0.95))
+    assert all(a.plan.units < b.plan.units for a, b in zip(usual, more, strict=True))
