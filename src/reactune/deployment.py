@@ -85,7 +85,7 @@ def ended_trial(config: Config, number: int) -> Rollout | None:
 
 
 def to_replace(config: Config) -> dict[int, datetime]:
-    """Versions that learned from somebody who was erased since, and by when each must go."""
+    """Versions trained on data of users who were erased since, and the date of each for removal."""
     with database(config) as engine, reading(engine) as connection:
         return queries.versions_to_replace(connection)
 
@@ -174,14 +174,14 @@ def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:
     """Publish a version on the model server and let it answer the first share of tips.
 
     Raises:
-        CanaryError: another challenger is on trial, or the version is not registered or learned
-            from somebody who was erased.
+        CanaryError: another challenger is on trial, or the version is not registered or trained
+            on data of an erased user.
         ReleaseError: the model server does not take it.
     """
     if number in to_replace(config):
         raise CanaryError(
-            f"version {number} learned from somebody who was erased since; `reactune run` trains "
-            "one that did not"
+            f"version {number} was trained on data of an erased user; `reactune run` trains "
+            "one that was not"
         )
     model = version(config, number)
     fetch_release(run_root(config), model)

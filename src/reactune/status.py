@@ -36,7 +36,7 @@ def status(config: Config, *, now: datetime, environ: Mapping[str, str] = os.env
 
 
 def live_lines(config: Config, *, now: datetime) -> list[str]:
-    """What answers now, at what share, and when that will be decided."""
+    """The live versions, the challenger's share, and a forecast of the verdict."""
     rollout = deployment.current(config)
     if rollout is None:
         return [f"live      {NOTHING_LIVE}"]
@@ -61,17 +61,17 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
 
 
 def erasure_lines(config: Config, *, now: datetime) -> list[str]:
-    """Which erasures are not done everywhere, and which models are to be replaced by when."""
+    """Unfinished erasures, and the models to replace with their due dates."""
     with deployment.database(config) as engine, reading(engine) as connection:
         waiting = len(requests.open_erasures(connection))
     lines = []
     if waiting:
-        lines.append(f"erasures  {waiting:,} not done everywhere; `reactune erase` finishes them")
+        lines.append(f"erasures  {waiting:,} unfinished; `reactune erase` finishes them")
     rollout = deployment.current(config)
     for version, date in sorted(deployment.to_replace(config).items()):
-        line = f"retrain   version {version} learned from somebody who was erased"
+        line = f"retrain   version {version} was trained on data of an erased user"
         if rollout is None or version not in (rollout.champion, rollout.challenger):
-            lines.append(f"{line}, and answers nobody; `reactune erase --expired` removes it")
+            lines.append(f"{line}, and is not live; `reactune erase --expired` removes it")
             continue
         arm = "champion" if version == rollout.champion else "challenger"
         due = f"overdue since {date:%Y-%m-%d}" if date < now else f"due by {date:%Y-%m-%d}"
@@ -80,20 +80,20 @@ def erasure_lines(config: Config, *, now: datetime) -> list[str]:
 
 
 def key_lines(config: Config, environ: Mapping[str, str]) -> list[str]:
-    """Which rows nobody can be erased from, because their key is not given."""
+    """Rows that no user can be erased from, because their key is not given."""
     given = given_key_ids(config.privacy, environ)
     with deployment.database(config) as engine, reading(engine) as connection:
         known = key_ids(connection)
     return [
-        f"keys      {rows:,} rows hashed with key {key_id}, which is not given: nobody can be "
-        "erased from them; name its variable in [privacy] old_key_envs"
+        f"keys      {rows:,} rows hashed with key {key_id}, which is not given: no user can "
+        "be erased from them; name its variable in [privacy] old_key_envs"
         for key_id, rows in sorted(known.items())
         if given and key_id not in given
     ]
 
 
 def progress_lines(config: Config, *, now: datetime) -> list[str]:
-    """How many examples there are, how many are needed, and when they will be there."""
+    """The number of examples, the number a training needs, and a forecast of the date."""
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as table:
         days = daily_counts(table, config.labels)
     have = (sum(day.positives for day in days), sum(day.negatives for day in days))
@@ -114,7 +114,7 @@ def forecast_line(
     kept: float,
     now: datetime,
 ) -> str:
-    """The day on which the examples will be enough, at the recent rate."""
+    """The day on which a training has enough examples, at the recent rate."""
     left = (round(have[0] * kept), round(have[1] * kept))
     day = forecast(days, have=left, need=need, today=now.date(), kept=kept)
     if day is None:
@@ -135,7 +135,7 @@ def kept_share(config: Config) -> float:
 
 
 def run_lines(config: Config) -> list[str]:
-    """How the last run stands or ended."""
+    """The state or the end of the last run."""
     runs = all_runs(config.run_root)
     if not runs:
         return ["last run  none yet; `reactune run` starts one"]
@@ -144,4 +144,4 @@ def run_lines(config: Config) -> list[str]:
     if end is not None:
         return [f"last run  {last.name}: {end.stage}: {end.summary}"]
     done = ", ".join(manifests(last)) or "nothing"
-    return [f"last run  {last.name}: interrupted, done: {done}; `reactune run` goes on with it"]
+    return [f"last run  {last.name}: interrupted, done: {done}; `reactune run` resumes it"]

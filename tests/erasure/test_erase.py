@@ -225,7 +225,7 @@ def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
     ):
         erase(config, ANNA)
     assert erasure_lines(config, now=NOW) == [
-        "erasures  1 not done everywhere; `reactune erase` finishes them"
+        "erasures  1 unfinished; `reactune erase` finishes them"
     ]
     lines = []
     assert finish(config, RING, now=NOW, say=lines.append) == 1
@@ -355,7 +355,7 @@ def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(con
     engine.dispose()
     champion, unused = erasure_lines(config, now=NOW)
     assert champion == (
-        "retrain   version 1 learned from somebody who was erased: a new champion is due by "
+        "retrain   version 1 was trained on data of an erased user: a new champion is due by "
         "2026-06-21; `reactune run` does not wait for new examples"
     )
     assert "version 2" in unused
@@ -364,7 +364,7 @@ def test_a_version_to_replace_is_shown_with_its_date_and_forces_the_next_run(con
     assert "overdue since 2026-06-21" in late
     later = all_runs(config.run_root)[-1].with_name("20260601-080000-0000")
     assert tracking.last_trained(config, later) is None
-    with pytest.raises(CanaryError, match="version 2 learned from somebody who was erased"):
+    with pytest.raises(CanaryError, match="version 2 was trained on data of an erased user"):
         deployment.open_rollout(config, 2, now=NOW)
 
 

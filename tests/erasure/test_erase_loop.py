@@ -71,7 +71,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     due = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
     assert tags_of(config)[2]["reactune.retrain_by"] == due
     assert "reactune.retrain_by" not in tags_of(config)[1]
-    line = f"version 2 learned from somebody who was erased: a new challenger is due by {due}"
+    line = f"version 2 was trained on data of an erased user: a new challenger is due by {due}"
     assert line in call(tmp_path, "status")
     found = call(tmp_path, "erase", "--verify", "--user", user)
     assert "MLflow at sqlite" in found
@@ -86,7 +86,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     assert user_key(KEY, user) not in users_in(second)
     now = expose(config, 60, champion=0.5, challenger=0.5)
     review.promote(config, now=now)
-    assert "answers nobody; `reactune erase --expired` removes it" in call(tmp_path, "status")
+    assert "is not live; `reactune erase --expired` removes it" in call(tmp_path, "status")
     with pytest.raises(CanaryError, match="version 2 learned from"):
         deployment.open_rollout(config, 2, now=now)
     call(tmp_path, "erase", "--expired")
