@@ -128,6 +128,29 @@ def served(sqlite_url, chat):
     engine.dispose()
 
 
+@pytest.fixture
+def store(sqlite_url):
+    """An open store with empty tables, on SQLite alone."""
+    engine = create_store(sqlite_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def opened(engine):
+    """A rollout of version 2 against version 1, half of the units each."""
+    set_champion(engine)
+    return set_challenger(engine)
+
+
+@pytest.fixture
+def service(engine, chat, server):
+    """A service over the store and the model server, without background work."""
+    service = service_of(engine, chat, server)
+    yield service
+    close_service(service)
+
+
 def fails(prompt, sampling):
     raise ReleaseError(f"the server choked on {prompt}")
 
@@ -193,6 +216,10 @@ def service_of(engine, chat, server, *, settings=QUICK, clock=lambda: NOON, **mo
 def request_tip(service, *, user_id, kind, context, names=(), tip_id=""):
     request = tips.TipRequest(user_id, kind, context, tuple(names), tip_id)
     return tips.request_tip(service, request)
+
+
+def ask(service, user="person-1@example.org", context=MORNING, **more):
+    return request_tip(service, user_id=user, kind="focus", context=context, **more)
 
 
 def report_shown(service, tip_id):

@@ -21,7 +21,7 @@ from reactune.service.events import (
     TipShown,
     write_events,
 )
-from reactune.store.database import create_store, writing
+from reactune.store.database import writing
 from reactune.store.schema import early_reactions, silent_answers, tip_scores
 from server_fixtures import wait_until
 from serving_fixtures import NOON, exposure_of, roll_back, rows_of, set_challenger, set_champion
@@ -29,13 +29,6 @@ from serving_fixtures import NOON, exposure_of, roll_back, rows_of, set_challeng
 # Written by other events than the creation of a tip, or by the user's consent.
 LATER_COLUMNS = {"shown_at", "reaction", "dwell_ms", "reacted_at", "training_allowed"}
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def store(sqlite_url):
-    engine = create_store(sqlite_url)
-    yield engine
-    engine.dispose()
 
 
 def created(tip_id, **values):

@@ -3,12 +3,11 @@ import json
 import logging
 import random
 import signal
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -38,13 +37,12 @@ from serving_fixtures import (
     NOON,
     QUICK,
     Hanging,
+    ask,
     breaks,
     fails,
-    promote,
     react,
     report_shown,
     request_tip,
-    roll_back,
     rows_of,
     service_of,
     set_challenger,
@@ -52,23 +50,6 @@ from serving_fixtures import (
     users_on,
     version,
 )
-
-
-@pytest.fixture
-def opened(engine):
-    set_champion(engine)
-    return set_challenger(engine)
-
-
-@pytest.fixture
-def service(engine, chat, server):
-    service = service_of(engine, chat, server)
-    yield service
-    close_service(service)
-
-
-def ask(service, user="person-1@example.org", context=MORNING, **more):
-    return request_tip(service, user_id=user, kind="focus", context=context, **more)
 
 
 def test_without_a_challenger_the_champion_answers_everybody_and_the_row_says_it_all(
@@ -399,149 +380,6 @@ def test_the_row_is_on_disk_when_the_answer_arrives(engine, service, opened, sto
     other.dispose()
 
 
-def test_a_rollback_during_requests_takes_effect(engine, chat, server, opened):
-    service = service_of(engine, chat, server, clock=lambda: datetime.now(NOON.tzinfo))
-    stop = threading.Event()
-
-    def keep_asking(number):
-        count = 0
-        while not stop.is_set():
-            count += 1
-            ask(service, f"user {number}-{count}")
-
-    with service.watcher.running(), ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(keep_asking, number) for number in range(4)]
-        time.sleep(0.5)
-        successor = roll_back(engine, opened)
-        rolled_back = datetime.now(NOON.tzinfo)
-        time.sleep(1.3)
-        stop.set()
-        assert [each.result() for each in asking] == [None] * 4
-    rows = rows_of(engine)
-    late = [row for row in rows if row["created_at"] > rolled_back + timedelta(seconds=1)]
-    assert "challenger" in {row["arm"] for row in rows}
-    assert late
-    assert {row["arm"] for row in late} == {"champion"}
-    assert {(row["rollout_id"], row["propensity"]) for row in late} == {(successor.rollout_id, 1.0)}
-    close_service(service)
-
-
-def test_while_a_challenger_is_being_loaded_the_champion_answers_outside_any_comparison(
-    engine, service, server
-):
-    set_champion(engine)
-    ask(service)
-    loading, loaded = threading.Event(), threading.Event()
-    at_once = server.publish
-
-    def slowly(model):
-        loading.set()
-        loaded.wait(10)
-        at_once(model)
-
-    server.publish = slowly
-    opened = set_challenger(engine)
-    user = next(users_on("challenger", opened))
-    with service.watcher.running():
-        loading.wait(10)
-        assert ask(service, user).content == "Champion's tip."
-        during = rows_of(engine)[-1]
-        loaded.set()
-        deadline = time.monotonic() + 10
-        while ask(service, user).content == "Champion's tip.":
-            assert time.monotonic() < deadline
-    assert (during["rollout_id"], during["arm"], during["propensity"]) == (None, "champion", 1.0)
-    arms = {row["arm"] for row in rows_of(engine) if row["rollout_id"] == opened.rollout_id}
-    assert arms == {"challenger"}
-
-
-def test_a_rollback_while_the_challenger_is_being_loaded_is_not_overlooked(engine, service, server):
-    set_champion(engine)
-    ask(service)
-    opened = set_challenger(engine)
-    at_once = server.publish
-
-    def while_it_is_rolled_back(model):
-        roll_back(engine, opened)
-        time.sleep(service.watcher.max_age_seconds)
-        at_once(model)
-
-    server.publish = while_it_is_rolled_back
-    service.watcher.refresh()
-    assert ask(service, next(users_on("challenger", opened))).content == "Champion's tip."
-    assert rows_of(engine)[-1]["arm"] == "champion"
-
-
-def test_a_challenger_that_cannot_be_published_is_tried_again_later(
-    engine, service, server, opened, monkeypatch, caplog
-):
-    monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
-    at_once = server.publish
-
-    def refuses_the_challenger(model):
-        if model.version == 2:
-            raise ReleaseError("the file is missing")
-        at_once(model)
-
-    server.publish = refuses_the_challenger
-    user = next(users_on("challenger", opened))
-    assert ask(service, user).content == "Champion's tip."
-    assert rows_of(engine)[0]["fallback"] == "error"
-    assert "version 2 cannot be published: the file is missing" in caplog.text
-    server.publish = at_once
-    service.watcher.refresh()
-    assert ask(service, user).content == "Challenger's tip."
-
-
-def test_a_model_that_fell_off_the_server_is_published_again(
-    engine, service, server, opened, monkeypatch
-):
-    monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
-    user = next(users_on("challenger", opened))
-    assert ask(service, user).content == "Challenger's tip."
-    server.published.clear()
-    with pytest.raises(ReleaseError):
-        ask(service, user)
-    service.watcher.refresh()
-    assert ask(service, user).content == "Challenger's tip."
-
-
-def test_a_version_that_nothing_names_any_more_is_retired_after_a_grace(
-    engine, service, server, opened, monkeypatch
-):
-    monkeypatch.setattr(service.watcher, "_grace_seconds", 0.2)
-    service.watcher.refresh()
-    promote(engine, opened)
-    assert service.watcher.refresh().champion == version(2)
-    assert server.retired == []
-    time.sleep(0.25)
-    service.watcher.refresh()
-    assert (server.retired, server.published) == ([1], [2])
-
-
-def test_models_are_published_once_whatever_the_number_of_requests(engine, service, server, opened):
-    for _ in range(5):
-        ask(service)
-        service.watcher.refresh()
-    assert server.published == [1, 2]
-
-
-def test_before_anything_is_live_there_is_no_tip(engine, service):
-    with pytest.raises(CanaryError, match="nothing is live yet"):
-        ask(service)
-    with pytest.raises(CanaryError, match="nothing is live yet"):
-        check_ready(service)
-
-
-def test_a_service_is_ready_when_its_champion_answers(engine, service, server):
-    set_champion(engine)
-    check_ready(service)
-    server.answers[1] = fails
-    with pytest.raises(ReleaseError):
-        check_ready(service)
-    assert rows_of(engine) == []
-
-
 def test_of_two_shown_calls_the_first_stands(engine, chat, server):
     set_champion(engine)
     now = [NOON]
@@ -658,19 +496,6 @@ def test_a_tip_for_nobody_or_of_no_kind_is_refused(engine, service, opened, user
     with pytest.raises(DataError):
         request_tip(service, user_id=user, kind=kind, context={})
     assert rows_of(engine) == []
-
-
-def test_a_database_that_does_not_answer_gives_no_tip(engine, service, opened):
-    ask(service)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE rollouts RENAME TO gone")
-    with pytest.raises(DataError, match="what is live cannot be read"):
-        service.watcher.refresh()
-
-
-def test_closing_the_service_stops_the_model_server(engine, chat, server):
-    close_service(service_of(engine, chat, server, settings=ServeConfig()))
-    assert server.closed
 
 
 def test_the_same_source_of_draws_gives_the_same_ids_and_never_overwrites_a_row(

@@ -39,11 +39,11 @@ from serving_fixtures import (
     MORNING,
     NOON,
     Hanging,
+    ask,
     fails,
     promote,
     react,
     report_shown,
-    request_tip,
     roll_back,
     rows_of,
     service_of,
@@ -62,17 +62,6 @@ def prompts(tmp_path_factory):
     folder, base = tmp_path_factory.mktemp("prompt"), base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, folder)
     return folder
-
-
-@pytest.fixture
-def store(sqlite_url):
-    engine = create_store(sqlite_url)
-    yield engine
-    engine.dispose()
-
-
-def ask(service, user="person-1@example.org", **more):
-    return request_tip(service, user_id=user, kind="focus", context=MORNING, **more)
 
 
 def last_row(engine):

@@ -1,14 +1,32 @@
+import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
+from starlette.datastructures import URL
 
-from reactune.service.api_keys import make_key
-from reactune.web.access import TIPS_AT_ONCE, Bucket
-from serving_fixtures import (
-    NOON,
-    Hanging,
-    set_challenger,
+from reactune.config.sections import ServeConfig
+from reactune.errors import AwayError, CanaryError, DataError, PrivacyError, ReleaseError
+from reactune.service.api_keys import make_key, recognise
+from reactune.service.events import BusyError
+from reactune.service.tips import UnknownTipError
+from reactune.web import access
+from reactune.web.access import (
+    PUBLIC,
+    TIPS_AT_ONCE,
+    Access,
+    BodyLimit,
+    Bucket,
+    FullError,
+    KeyRegistry,
+    TipSlots,
+    refuse_error,
 )
+from server_fixtures import wait_until
+from serving_fixtures import NOON, Hanging, set_challenger
 
 TIP = {"user": "u1", "kind": "focus", "context": {}}
 
@@ -80,3 +98,190 @@ def test_when_too_many_wait_for_tips_the_rest_is_told_to_come_back(served):
         statuses = sorted(each.result().status_code for each in asked)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert statuses == [200] * (TIPS_AT_ONCE + 1) + [503] * 3
+
+
+def scope_of(path="/v1/tips", method="POST", token=""):
+    headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+    return {"type": "http", "path": path, "method": method, "headers": headers}
+
+
+def call(app, scope, *chunks):
+    """What an ASGI app sends for a request whose body comes in these pieces."""
+    pieces = [
+        {"type": "http.request", "body": chunk, "more_body": place < len(chunks)}
+        for place, chunk in enumerate(chunks, start=1)
+    ]
+    sent = []
+
+    async def receive():
+        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+async def echo(scope, receive, send):
+    """An app that answers with the body it was given."""
+    message = await receive()
+    assert not message.get("more_body")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+@given(chunks=st.lists(st.binary(max_size=6), min_size=1, max_size=6))
+def test_a_body_is_passed_on_whole_or_refused_by_its_length(chunks):
+    whole = b"".join(chunks)
+    start, body = call(BodyLimit(echo, max_bytes=10), scope_of(), *chunks)
+    if len(whole) <= 10:
+        assert (start["status"], body["body"]) == (200, whole)
+    else:
+        assert start["status"] == 413
+        assert json.loads(body["body"]) == {"error": "the body is larger than 10 bytes"}
+
+
+def test_a_client_that_goes_away_while_it_sends_gets_no_answer():
+    unfinished = {"type": "http.request", "body": b"x", "more_body": True}
+    messages = [unfinished, {"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        raise AssertionError("nothing is sent")
+
+    asyncio.run(BodyLimit(echo)(scope_of(), receive, send))
+    assert messages == []
+
+
+def test_each_key_has_a_rate_of_its_own_and_workers_share_it(store):
+    tokens = [make_key(store, name, ["app"], now=NOON) for name in ("one", "two")]
+    keys = KeyRegistry(store, ServeConfig(requests_per_second=4, workers=2))
+    keys.refresh()
+    now = [100.0]
+    access = Access(echo, keys=keys, clock=lambda: now[0])
+
+    def status(token):
+        return call(access, scope_of(token=token), b"")[0]["status"]
+
+    # Two requests a second for this worker, and two seconds' worth at once.
+    assert [status(tokens[0]) for _ in range(5)] == [200] * 4 + [429]
+    assert status(tokens[1]) == 200
+    now[0] += 0.5
+    assert [status(tokens[0]) for _ in range(2)] == [200, 429]
+
+
+def test_a_refused_request_costs_its_sender_nothing_of_the_rate(store):
+    token = make_key(store, "reader", ["read"], now=NOON)
+    keys = KeyRegistry(store, ServeConfig(requests_per_second=0.1))
+    keys.refresh()
+    access = Access(echo, keys=keys)
+    for _ in range(5):
+        assert call(access, scope_of(token=token), b"")[0]["status"] == 403
+        assert call(access, scope_of(token="rt_wrong"), b"")[0]["status"] == 401
+    assert call(access, scope_of("/metrics", "GET", token), b"")[0]["status"] == 200
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_paths_need_neither_key_nor_rate(store, path):
+    keys = KeyRegistry(store, ServeConfig(auth="required", requests_per_second=0.1))
+    access = Access(echo, keys=keys)
+    assert {call(access, scope_of(path, "GET"), b"")[0]["status"] for _ in range(5)} == {200}
+
+
+@pytest.mark.parametrize(
+    ("auth", "host", "with_key", "is_required"),
+    [
+        ("auto", "127.0.0.1", False, False),
+        ("auto", "127.0.0.1", True, True),
+        ("auto", "::1", False, False),
+        ("auto", "192.168.1.2", False, True),
+        ("off", "0.0.0.0", True, False),
+        ("required", "localhost", False, True),
+    ],
+)
+def test_whether_a_key_is_required(store, auth, host, with_key, is_required):
+    if with_key:
+        make_key(store, "app", ["app"], now=NOON)
+    keys = KeyRegistry(store, ServeConfig(auth=auth, host=host))
+    keys.refresh()
+    assert keys.is_required == is_required
+
+
+def test_keys_are_read_before_the_first_request_and_kept_while_the_database_is_away(
+    store, monkeypatch, caplog
+):
+    monkeypatch.setattr(access, "REFRESH_SECONDS", 0.02)
+    first = make_key(store, "one", ["app"], now=NOON)
+    keys = KeyRegistry(store, ServeConfig())
+    with keys.kept_fresh():
+        assert recognise(first, keys.keys).name == "one"
+        make_key(store, "two", ["app"], now=NOON)
+        wait_until(lambda: len(keys.keys) == 2, seconds=10)
+        with store.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE api_keys RENAME TO gone")
+        wait_until(lambda: "API keys: " in caplog.text, seconds=10)
+        assert len(keys.keys) == 2
+    assert caplog.text.count("API keys: ") == 1
+
+
+def test_tips_beyond_the_slots_wait_and_beyond_the_queue_they_are_refused():
+    async def live():
+        slots = TipSlots(waiting=1, at_once=2)
+        entered, leave = [], asyncio.Event()
+
+        async def one(name):
+            async with slots:
+                entered.append(name)
+                await leave.wait()
+
+        tasks = [asyncio.create_task(one(name)) for name in "abc"]
+        await asyncio.sleep(0)
+        with pytest.raises(FullError, match="too many tips are being written; try again"):
+            async with slots:
+                pass
+        assert entered == ["a", "b"]
+        tasks[2].cancel()  # its client went away: the place in the queue is free again
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(one("d"))
+        await asyncio.sleep(0)
+        leave.set()
+        await asyncio.gather(*tasks[:2], waiting)
+        return entered, slots.taken
+
+    assert asyncio.run(live()) == (["a", "b", "d"], 0)
+
+
+class SentTo:
+    """What a handler of errors is given of a request."""
+
+    def __init__(self, path):
+        self.url = URL(f"http://service{path}")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (UnknownTipError("no tip"), 404, "no tip"),
+        (DataError("give a kind"), 422, "give a kind"),
+        (PrivacyError("no key"), 422, "no key"),
+        (CanaryError("nothing is live"), 503, "nothing is live"),
+        (ReleaseError("no answer"), 503, "no answer"),
+        (BusyError("too much"), 503, "too much"),
+        (FullError("full"), 503, "full"),
+        (AwayError("of the host"), 503, "the database does not answer; try again in a moment"),
+        (IntegrityError("my-secret", {}, Exception()), 503,
+         "the database does not answer; try again in a moment"),
+    ],
+)  # fmt: skip
+def test_every_error_has_a_status_and_one_form(error, status, reason, caplog):
+    answer = asyncio.run(refuse_error(SentTo("/v1/tips"), error))
+    assert (answer.status_code, json.loads(answer.body)) == (status, {"error": reason})
+    assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
+    chat = asyncio.run(refuse_error(SentTo("/v1/chat/completions"), error))
+    assert json.loads(chat.body)["error"] == {
+        "message": reason, "type": "reactune_error", "param": None, "code": str(status),
+    }  # fmt: skip
+    assert "my-secret" not in caplog.text

@@ -32,7 +32,6 @@ from serving_fixtures import (
     roll_back,
     rows_of,
     service_of,
-    set_challenger,
     set_champion,
     users_on,
     version,
@@ -58,12 +57,6 @@ def client(engine, chat, server):
     with TestClient(create_app(service)) as client:
         yield client
     close_service(service)
-
-
-@pytest.fixture
-def opened(engine):
-    set_champion(engine)
-    return set_challenger(engine)
 
 
 def tip_body(**changes):

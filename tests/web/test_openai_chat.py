@@ -1,13 +1,21 @@
 """The OpenAI-compatible endpoint, called with OpenAI's own client over a real socket."""
 
+import asyncio
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reactune.config.sections import ModelConfig
+from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.service.state import close_service
+from reactune.service.tips import Tip
 from reactune.store.database import create_store
 from reactune.web.api import create_app
+from reactune.web.openai_chat import UNSUPPORTED, ChatBody, chat_answer, tip_request
 from serving_fixtures import (
     PROMPTS,
     ModelServer,
@@ -116,3 +124,82 @@ def test_when_no_model_answers_openais_client_is_told_to_try_again(place):
         model.answers[1] = before
     assert refused.value.status_code == 503
     assert refused.value.response.headers["retry-after"] == "1"
+
+
+def body(*messages, **more):
+    listed = [{"role": role, "content": text} for role, text in messages]
+    return ChatBody(messages=listed, **more)
+
+
+def test_one_message_is_the_context_as_it_is_and_several_come_newest_first():
+    one = tip_request(body(("user", "Hello")), user="u", kind="chat")
+    assert (one.user_id, one.kind, one.context) == ("u", "chat", {"free_text": "Hello"})
+    system = tip_request(body(("system", "Be brief.")), user="u", kind="chat")
+    assert system.context == {"free_text": "system: Be brief."}
+    several = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "Bye")]
+    text = tip_request(body(*several), user="u", kind="chat").context["free_text"]
+    assert text == "user: Bye\nassistant: Hi\nuser: Hello\nsystem: Be brief."
+
+
+def test_a_message_of_several_text_parts_is_one_text():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    request = tip_request(body(("user", parts)), user="u", kind="chat")
+    assert request.context == {"free_text": "one\ntwo"}
+
+
+def test_the_user_of_the_header_comes_before_that_of_the_body():
+    assert tip_request(body(("user", "x"), user="b"), user="h", kind="chat").user_id == "h"
+    assert tip_request(body(("user", "x"), user="b"), user="", kind="chat").user_id == "b"
+    with pytest.raises(DataError, match="no user: give the header x-reactune-user"):
+        tip_request(body(("user", "x")), user="", kind="chat")
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_option_that_a_tip_does_not_support_is_named(name):
+    with pytest.raises(DataError, match=f"{name}: a tip is one text; leave that out"):
+        tip_request(body(("user", "x"), **{name: [1]}), user="u", kind="chat")
+    # Clients send the empty defaults of options that they do not use.
+    for unused in (None, [], False):
+        tip_request(body(("user", "x"), **{name: unused}), user="u", kind="chat")
+
+
+@pytest.mark.parametrize("kind", ["", " chat", "a\nb", "a\n", "k" * 101, "x;y"])
+def test_a_kind_that_is_none_is_refused(kind):
+    with pytest.raises(DataError, match="x-reactune-kind: letters"):
+        tip_request(body(("user", "x")), user="u", kind=kind)
+
+
+def events_of(response):
+    async def read():
+        return [event async for event in response.body_iterator]
+
+    return [event.removeprefix("data: ").rstrip("\n") for event in asyncio.run(read())]
+
+
+@given(content=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80))
+def test_the_pieces_of_a_stream_are_the_whole_text(content):
+    response = chat_answer(body(("user", "x"), stream=True), Tip("t1", f"a{content}b"))
+    *chunks, done = events_of(response)
+    deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == f"a{content}b"
+    assert (done, json.loads(chunks[-1])["choices"][0]["finish_reason"]) == ("[DONE]", "stop")
+    assert {json.loads(chunk)["id"] for chunk in chunks} == {"t1"}
+
+
+def test_usage_is_streamed_only_where_it_is_wanted():
+    tip = Tip("t1", "A tip.", prompt_tokens=40, tokens=3)
+    plain = events_of(chat_answer(body(("user", "x"), stream=True), tip))
+    wanted = body(("user", "x"), stream=True, stream_options={"include_usage": True})
+    *_, usage, _ = events_of(chat_answer(wanted, tip))
+    assert all('"usage"' not in event for event in plain)
+    assert json.loads(usage)["usage"] == {
+        "prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_header_reports_a_tip_that_is_not_recorded(stream):
+    for recorded, header in ((True, None), (False, "false")):
+        tip = Tip("t1", "A tip.", recorded=recorded)
+        response = chat_answer(body(("user", "x"), stream=stream), tip)
+        assert response.headers.get("x-reactune-recorded") == header

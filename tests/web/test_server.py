@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,12 @@ import pytest
 
 import reactune
 from places import BENCH, TESTS
-from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.config.sections import ModelConfig, PromptConfig, ServeConfig
+from reactune.errors import ConfigError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, write_prompt_folder
 from reactune.store.database import create_store
+from reactune.web import server
 from server_fixtures import answers, free_port, wait_until
 from serving_fixtures import rows_of, set_challenger, set_champion, version
 
@@ -151,6 +154,19 @@ def test_killed_under_load_the_service_loses_nothing_that_it_acknowledged(tmp_pa
         load.end()
         assert load.failed > 0
         check_nothing_acknowledged_is_lost(engine, load)
+
+
+def test_an_address_in_use_is_refused_with_the_settings_to_change(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127.0.0.1:{port} .*in use.*\[serve\] host, port"):
+            server._listening_socket(ServeConfig(port=port))
+
+
+def test_the_shared_socket_is_inherited_by_workers():
+    with server._listening_socket(ServeConfig(port=0)) as shared:
+        assert shared.get_inheritable()
+        assert shared.getsockname()[0] == "127.0.0.1"
 
 
 def test_several_workers_are_refused_on_sqlite(tmp_path):

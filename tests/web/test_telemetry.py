@@ -1,12 +1,18 @@
+import asyncio
 import json
 import logging
+from datetime import datetime
 
+import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from reactune.web.telemetry import JsonLines
+from reactune.service.state import close_service
+from reactune.web.telemetry import JsonLines, Metrics, Telemetry
+from server_fixtures import wait_until
+from serving_fixtures import exposure_of, fails, service_of, set_challenger, set_champion, users_on
 
 TIP = {"user": "u1", "kind": "focus", "context": {}}
 
@@ -54,3 +60,90 @@ def test_a_request_is_a_span_by_its_route_where_somebody_set_up_what_becomes_of_
     ]
     told = " ".join(each.to_json() for each in spans)
     assert not any(private in told for private in ("u-7-raw", "secret plan", tip_id))
+
+
+def line_of(message="request", level=logging.INFO, **more):
+    record = logging.LogRecord("reactune.requests", level, "file", 1, message, (), None)
+    record.__dict__.update(more)
+    return JsonLines().format(record)
+
+
+def test_a_log_line_is_one_json_object_with_its_fields():
+    line = line_of("two\nlines", fields={"path": "/v1/tips", "ms": 1.5})
+    assert "\n" not in line
+    values = json.loads(line)
+    assert datetime.fromisoformat(values.pop("at")).tzinfo is not None
+    assert values == {
+        "level": "INFO", "of": "reactune.requests", "message": "two\nlines", "path": "/v1/tips",
+        "ms": 1.5,
+    }  # fmt: skip
+
+
+def test_no_log_line_holds_a_password_of_a_url():
+    assert "s3cret" not in line_of("cannot reach postgresql://u:s3cret@host/db?password=s3cret")
+
+
+def metric(client, name):
+    lines = client.get("/metrics").text.splitlines()
+    return [line for line in lines if line.startswith(name)]
+
+
+def test_the_metrics_hold_the_challengers_share_and_what_is_not_on_disk(served):
+    set_challenger(served.engine, share=0.25)
+    client = served()
+    wait_until(lambda: metric(client, "reactune_challenger_share ")[0].endswith(" 0.25"))
+    assert metric(client, "reactune_waiting_facts ") == ["reactune_waiting_facts 0.0"]
+
+
+def test_a_tip_counts_by_its_assigned_arm_and_the_version_that_wrote_it(served):
+    opened = set_challenger(served.engine)
+    client = served(timeout_seconds=5)
+    served.servers[-1].answers[2] = fails
+    wait_until(lambda: metric(client, "reactune_challenger_share ")[0].endswith(" 0.5"))
+    user = next(users_on("challenger", opened))
+    assert client.post("/v1/tips", json={**TIP, "user": user}).status_code == 200
+    assert metric(client, "reactune_tips_total") == [
+        'reactune_tips_total{arm="challenger",fallback="error",source="llm",version="1"} 1.0'
+    ]
+
+
+def test_every_verdict_of_the_guard_is_counted(store, chat, server):
+    set_champion(store)
+    service = service_of(store, chat, server)
+    metrics = Metrics(service)
+    metrics.count_exposure(exposure_of(guard="empty,unsafe,unsafe,passed"))
+    metrics.count_exposure(exposure_of(source="stored", model_version=None, fallback="blocked"))
+    text = metrics.text().decode()
+    for verdict, count in (("empty", 1), ("unsafe", 2), ("passed", 2)):
+        assert f'reactune_guard_verdicts_total{{verdict="{verdict}"}} {count}.0' in text
+    assert 'arm="champion",fallback="blocked",source="stored",version=""} 1.0' in text
+    close_service(service)
+
+
+def test_a_request_that_breaks_counts_as_a_500_and_the_error_goes_on(store, chat, server):
+    service = service_of(store, chat, server)
+    metrics = Metrics(service)
+
+    async def broken(scope, receive, send):
+        raise KeyError("of ours")
+
+    telemetry = Telemetry(broken, metrics=metrics)
+    with pytest.raises(KeyError):
+        asyncio.run(telemetry({"type": "http", "method": "GET", "path": "/x"}, None, None))
+    text = metrics.text().decode()
+    assert 'reactune_requests_total{path="unknown",status="500"} 1.0' in text
+    close_service(service)
+
+
+def test_what_is_no_request_is_neither_counted_nor_logged(store, chat, server, caplog):
+    caplog.set_level(logging.INFO)
+    service = service_of(store, chat, server)
+    metrics, seen = Metrics(service), []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    asyncio.run(Telemetry(app, metrics=metrics)({"type": "lifespan"}, None, None))
+    assert (seen, caplog.records) == (["lifespan"], [])
+    assert "reactune_requests_total{" not in metrics.text().decode()
+    close_service(service)

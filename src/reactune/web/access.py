@@ -135,7 +135,7 @@ class Access:
         scope["reactune_key"] = key_id
         rate = self.keys.settings.requests_per_second / self.keys.settings.workers
         now = self.clock()
-        bucket = self.buckets.setdefault(key_id, Bucket(rate * BURST_SECONDS, now))
+        bucket = self.buckets.setdefault(key_id, Bucket(math.inf, now))  # full
         if seconds := bucket.take(now, rate=rate):
             reason = f"more than {rate:g} requests a second; slow down"
             return refusal(429, reason, {"retry-after": str(math.ceil(seconds))})
