@@ -1,0 +1,207 @@
+"""Rows of files: what breaks a row breaks that row alone, what breaks the file is one error."""
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from reactune.data.readers import (
+    ENDINGS,
+    Refused,
+    check_readable,
+    csv_header,
+    ending_of,
+    kind_of,
+    parquet_batches,
+    parquet_schema,
+    parse_json,
+    read,
+    read_rows,
+)
+from reactune.errors import DataError
+
+NAMES = {"tip_id": "id", "dwell_ms": "dwell", "training_allowed": "allowed", "kind": "kind"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        data = content.encode() if isinstance(content, str) else content
+        file = tmp_path / name
+        file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return file
+
+    return write
+
+
+def results(file, **options):
+    """Number, and values or refusal, of every line."""
+    return [(line.number, line.refusal or dict(line.values)) for line in read_rows(file, **options)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_kind_of_a_file_follows_from_the_ending_of_its_name(tmp_path, ending):
+    file = tmp_path / f"my.tips{ending.upper()}"
+    assert ending_of(file) == ending
+    assert kind_of(file) == {"j": "jsonl", "n": "jsonl", "c": "csv", "p": "parquet"}[ending[1]]
+
+
+@pytest.mark.parametrize("name", ["tips", "tips.json", "tips.csv.zip", "jsonl", "tips.parquet.gz"])
+def test_another_ending_is_refused_with_those_that_are_known(tmp_path, name):
+    with pytest.raises(DataError, match=rf"{name}: unknown kind of file; .* \.jsonl, .*\.parquet"):
+        ending_of(tmp_path / name)
+
+
+def test_a_file_is_checked_before_it_is_read(tmp_path, write):
+    check_readable(write("a.csv", "id\n"))
+    with pytest.raises(DataError, match=r"gone\.csv: cannot be read: No such file.*check the name"):
+        check_readable(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson"])
+def test_every_bad_line_of_jsonl_costs_itself_alone(write, name):
+    lines = [
+        b'{"id": 1}', b"", b"no json", b"[1]", b'{"id": "\xff"}', b'{"id": "\0"}', b'{"id": NaN}',
+        b'{"id": 1e999}', b'{"id": "' + b"x" * 200 + b'"}', b"[" * 90, b'{"id": 2}',
+    ]  # fmt: skip
+    file = write(name, b"\n".join(lines))
+    assert results(file, max_line_bytes=100) == [
+        (1, {"id": 1}),
+        (3, "not valid JSON"),
+        (4, "not a JSON object"),
+        (5, "invalid UTF-8"),
+        (6, "NUL byte"),
+        (7, "non-finite number"),
+        (8, "non-finite number"),
+        (9, "oversized line"),
+        (10, "not valid JSON"),
+        (11, {"id": 2}),
+    ]
+
+
+def test_another_decoder_may_allow_what_is_no_finite_number(write):
+    file = write("a.jsonl", '{"id": Infinity}\n')
+    assert results(file, decoder=json.JSONDecoder()) == [(1, {"id": float("inf")})]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(write):
+    assert results(write("a.jsonl", b"\xef\xbb\xbf" + b'{"id": 1}')) == [(1, {"id": 1})]
+    assert results(write("a.csv", b"\xef\xbb\xbfid\n1\n")) == [(2, {"id": "1"})]
+
+
+def test_every_bad_record_of_csv_costs_itself_alone(write):
+    file = write(
+        "a.csv",
+        b' id , note\n1,"two\nlines, ""quoted"""\n2\n3,a,b\n4,"open\n5,fine\n6,\xff\n\n7,end',
+    )
+    assert results(file) == [
+        (2, {"id": "1", "note": 'two\nlines, "quoted"'}),
+        (4, "wrong number of columns"),
+        (5, "wrong number of columns"),
+        (6, "not valid CSV"),
+        (7, {"id": "5", "note": "fine"}),
+        (8, "invalid UTF-8"),
+        (10, {"id": "7", "note": "end"}),
+    ]
+    assert csv_header(file) == ["id", "note"]
+
+
+def test_a_csv_file_without_lines_has_no_columns_and_a_broken_header_is_an_error(write):
+    assert csv_header(write("empty.csv", "")) == []
+    assert results(write("empty.csv", "")) == []
+    broken = write("broken.csv", '"id\n1\n')
+    for reader in (csv_header, results):
+        with pytest.raises(DataError, match="line 1 is no CSV header: not valid CSV; write one"):
+            reader(broken)
+
+
+cells = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8)
+
+
+@given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=6))
+def test_what_the_csv_module_writes_is_read_back(rows, tmp_path_factory):
+    text = io.StringIO()
+    csv.writer(text).writerows([("a", "b"), *rows])
+    file = tmp_path_factory.mktemp("csv") / "a.csv"
+    file.write_bytes(text.getvalue().encode())
+    assert [(row.values["a"], row.values["b"]) for row in read_rows(file)] == rows
+
+
+@given(rows=st.lists(st.dictionaries(cells, st.one_of(cells, st.integers(), st.none()))))
+def test_what_the_json_module_writes_is_read_back(rows, tmp_path_factory):
+    file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    written = [row for row in rows if not any("\0" in str(part) for part in row.items())]
+    assert [dict(row.values) for row in read_rows(file)] == written
+
+
+def test_cells_of_csv_get_the_type_of_our_column(write):
+    text = "id,dwell,allowed,other\n1,2000,true,x\n2,2000.0,0,x\n3,,,x\n4,2e3,maybe,x\n"
+    lines = [dict(line.values) for line in read(write("a.csv", text), NAMES)]
+    assert lines == [
+        {"tip_id": "1", "dwell_ms": 2000, "training_allowed": True},
+        {"tip_id": "2", "dwell_ms": 2000, "training_allowed": False},
+        {"tip_id": "3", "dwell_ms": None, "training_allowed": None},
+        {"tip_id": "4", "dwell_ms": "2e3", "training_allowed": "maybe"},
+    ]
+
+
+def test_values_of_jsonl_and_parquet_stay_as_they_are(write, tmp_path):
+    rows = [{"id": 1, "dwell": 2.5, "other": "x"}, {"id": 2, "dwell": None, "other": "y"}]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    expected = [{"tip_id": 1, "dwell_ms": 2.5}, {"tip_id": 2, "dwell_ms": None}]
+    for file in (write("a.jsonl", text), tmp_path / "b.parquet"):
+        assert [dict(line.values) for line in read(file, NAMES)] == expected
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_positions_rise_to_the_size_of_the_file(tmp_path, ending):
+    file = tmp_path / f"a.{ending}"
+    rows = [{"id": number} for number in range(2_500)]
+    if ending == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), file)
+    elif ending == "csv":
+        file.write_text("id\n" + "".join(f"{row['id']}\n" for row in rows))
+    else:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    positions = [line.position for line in read(file, {"tip_id": "id"})]
+    assert len(positions) == len(rows)
+    assert positions == sorted(positions)
+    assert positions[-1] == pytest.approx(file.stat().st_size, abs=1)
+
+
+def test_parquet_comes_in_numbered_batches_with_the_columns_that_are_wanted(tmp_path):
+    table = pa.table({"id": list(range(7)), "note": ["x"] * 7})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    batches = list(parquet_batches(tmp_path / "a.parquet", columns=["id", "none"], batch_rows=3))
+    assert [batch.first for batch in batches] == [1, 4, 7]
+    assert [batch.rows.column("id").to_pylist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert all(batch.rows.schema.names == ["id"] for batch in batches)
+    assert parquet_schema(tmp_path / "a.parquet").names == ["id", "note"]
+
+
+@pytest.mark.parametrize("reader", [parquet_schema, lambda file: list(parquet_batches(file))])
+def test_what_is_no_parquet_is_refused_by_name(write, reader):
+    with pytest.raises(DataError, match=r"a\.parquet: broken Parquet.*write it again"):
+        reader(write("a.parquet", "PAR1 no"))
+
+
+def test_a_gzip_file_that_breaks_off_is_named_with_the_last_line(tmp_path):
+    file = tmp_path / "a.jsonl.gz"
+    packed = gzip.compress(b'{"id": 1}\n' * 50_000)
+    file.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=r"broken after line \d+: .*; make it again"):
+        list(read_rows(file))
+
+
+def test_a_refusal_does_not_quote_the_text():
+    with pytest.raises(Refused) as caught:
+        parse_json('{"name": "Anna"')
+    assert "Anna" not in str(caught.value)
