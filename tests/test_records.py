@@ -1,7 +1,7 @@
 """Texts as they are compared, and values as they are written."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reactune.records import canonical_json, folded_text, one_line, plain_words
@@ -25,6 +25,7 @@ def test_punctuation_and_forms_of_characters_do_not_make_other_words(text):
     assert plain_words(text) == "take a walk"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_comparing_a_compared_text_changes_nothing(text):
     assert one_line(one_line(text)) == one_line(text)
