@@ -31,54 +31,36 @@ START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 # Some letters more often than others, so that a greedy answer is no tie.
 LIKED, DISLIKED = "aaaaaaaabbbbccd", "wwwwwwwwxxxxyyz"
 USERS = 40
-SETTINGS = """
-[model]
-base = {base}
-cache_dir = {cache}
-
-[privacy]
-# Tips of random letters are in no language.
-models = {{}}
-
-[prompt]
-system = "Be brief."
-instruction = "Tip?"
-context_keys = ["time_of_day"]
-cut_order = ["time_of_day"]
-max_context_tokens = 32
-
-[dataset]
-min_positives = 40
-min_negatives = 40
-min_new = 30
-split = [0.5, 0.25, 0.25]
-
-[train]
-method = "sft"
-learning_rate = 0.02
-epochs = 4
-lora_rank = 4
-checkpoint_steps = 4
-threads = 1
-
-[gate]
-max_examples = 60
-
-[export]
-parity_prompts = 4
-# Random weights: what a rounding changes there says nothing about a trained model.
-max_logprob_gap = 1.0
-min_greedy_agreement = 0.5
-
-[serve]
-max_tokens = 8
-threads = 1
-parallel = 1
-
-[canary]
-min_units_per_step = 50
-min_days = 0
-"""
+SETTINGS = {
+    # Tips of random letters are in no language.
+    "privacy": {"models": {}},
+    "prompt": {
+        "system": "Be brief.",
+        "instruction": "Tip?",
+        "context_keys": ["time_of_day"],
+        "cut_order": ["time_of_day"],
+        "max_context_tokens": 32,
+    },
+    "dataset": {
+        "min_positives": 40,
+        "min_negatives": 40,
+        "min_new": 30,
+        "split": [0.5, 0.25, 0.25],
+    },
+    "train": {
+        "method": "sft",
+        "learning_rate": 0.02,
+        "epochs": 4,
+        "lora_rank": 4,
+        "checkpoint_steps": 4,
+        "threads": 1,
+    },
+    "gate": {"max_examples": 60},
+    # Random weights: what a rounding changes there says nothing about a trained model.
+    "export": {"parity_prompts": 4, "max_logprob_gap": 1.0, "min_greedy_agreement": 0.5},
+    "serve": {"max_tokens": 8, "threads": 1, "parallel": 1},
+    "canary": {"min_units_per_step": 50, "min_days": 0},
+}
 
 
 @functools.cache
@@ -98,27 +80,22 @@ def own_folder():
 def write_settings(folder, **changes):
     """`reactune.toml` for the tiny model; its path. `train={"epochs": 1}` changes a section."""
     base, cache = tiny_base()
-    text = SETTINGS.format(base=json.dumps(str(base)), cache=json.dumps(str(cache)))
-    for section, values in changes.items():
-        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
-        names = "|".join(values)
-        text = drop_keys(text, section, names.split("|"))
-        head = f"[{section}]\n"
-        text = text.replace(head, head + lines) if head in text else f"{text}\n{head}{lines}"
+    model = {"model": {"base": str(base), "cache_dir": str(cache)}}
+    return write_toml(folder, model, SETTINGS, changes)
+
+
+def write_toml(folder, *parts):
+    """`reactune.toml` with the sections of all parts, of which later ones win; its path."""
+    sections = {}
+    for part in parts:
+        for section, values in part.items():
+            sections[section] = {**sections.get(section, {}), **values}
+    lines = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(each)}" for key, each in values.items())]
     file = folder / "reactune.toml"
-    file.write_text(text, encoding="utf-8")
+    file.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return file
-
-
-def drop_keys(text, section, names):
-    """The TOML text without these keys of a section."""
-    kept, here = [], ""
-    for line in text.splitlines(keepends=True):
-        here = line.strip("[]\n") if line.startswith("[") else here
-        if here == section and line.partition(" =")[0] in names:
-            continue
-        kept.append(line)
-    return "".join(kept)
 
 
 def install(folder, **changes):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from loop_fixtures import read_rows
+from loop_fixtures import read_rows, write_toml
 from reactune.config.settings import load
 from reactune.data.dataset import build
 from reactune.data.labelled import (
@@ -46,31 +46,23 @@ ANNA = "anna.canary@example.org"
 OTHERS = tuple(f"user-{number}@example.org" for number in range(9))
 USERS = (ANNA, *OTHERS)
 RUN = "20260302-080000-0000"
-SETTINGS = """
-[store]
-url = "{store}"
-[run]
-root = "{root}"
-[dataset]
-min_positives = 2
-min_negatives = 2
-min_new = 5
-max_per_user = 50
-split = [0.6, 0.2, 0.2]
-[model]
-cache_dir = "cache"
-[registry]
-tracking_uri = "sqlite:///mlflow.db"
-{more}
-"""
+SETTINGS = {
+    "dataset": {
+        "min_positives": 2,
+        "min_negatives": 2,
+        "min_new": 5,
+        "max_per_user": 50,
+        "split": [0.6, 0.2, 0.2],
+    },
+    "registry": {"tracking_uri": "sqlite:///mlflow.db"},
+}
 
 
-def install(folder, *, store="sqlite:///reactune.db", root="runs", more=""):
-    """Settings and an empty store in a folder; the settings."""
+def install(folder, **changes):
+    """Settings and an empty store in a folder; the settings. `run={"root": url}` changes one."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "reactune.toml"
-    file.write_text(SETTINGS.format(store=store, root=root, more=more), encoding="utf-8")
-    config = load(file, (f"model.cache_dir={folder / 'cache'}",))
+    cache = {"model": {"cache_dir": str(folder / "cache")}}
+    config = load(write_toml(folder, SETTINGS, cache, changes))
     create_store(config.store_url).dispose()
     return config
 

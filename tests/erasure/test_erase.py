@@ -255,7 +255,7 @@ def test_the_journal_names_no_user_once_an_erasure_is_finished(config, run):
 
 def test_other_workers_drop_their_copies_of_what_was_erased(tmp_path):
     url = f"file://{tmp_path / 'shared'}"
-    config = install(tmp_path / "one", root=url)
+    config = install(tmp_path / "one", run={"root": url})
     (run,) = populate(config, runs={RUN: "deploy"})
     other = RunRoot(tmp_path / "other", url)
     pull(other)
@@ -277,7 +277,7 @@ def test_other_workers_drop_their_copies_of_what_was_erased(tmp_path):
 
 def test_a_run_that_is_removed_at_the_url_goes_on_every_worker(tmp_path):
     url = f"file://{tmp_path / 'shared'}"
-    config = install(tmp_path / "one", root=url, more="[privacy]\nretention_days = 30")
+    config = install(tmp_path / "one", run={"root": url}, privacy={"retention_days": 30})
     (run,) = populate(config, runs={RUN: "dataset"})
     other = RunRoot(tmp_path / "other", url)
     pull(other)
@@ -290,7 +290,7 @@ def test_a_run_that_is_removed_at_the_url_goes_on_every_worker(tmp_path):
 
 
 def test_expired_rows_are_erased_from_database_and_runs(tmp_path):
-    config = install(tmp_path, more="[privacy]\nretention_days = 90")
+    config = install(tmp_path, privacy={"retention_days": 90})
     young = [
         {**row, "tip_id": f"young-{row['tip_id']}", "created_at": row["shown_at"]}
         for row in rows_for(*USERS)
@@ -313,7 +313,7 @@ def test_expired_rows_are_erased_from_database_and_runs(tmp_path):
 
 
 def test_a_run_whose_model_answers_stays_however_old_but_without_old_rows(tmp_path):
-    config = install(tmp_path, more="[privacy]\nretention_days = 30")
+    config = install(tmp_path, privacy={"retention_days": 30})
     (run,) = populate(config, runs={RUN: "deploy"})
     engine = engine_of(config)
     set_champion(engine, version(1).__class__(**{**vars(version(1)), "run_id": run.name}))

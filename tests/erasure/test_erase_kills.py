@@ -75,7 +75,7 @@ class Installation:
 
     def __init__(self, folder, root):
         self.folder, self.saved = folder / "now", folder / "saved"
-        self.config = install(self.folder, root=root.format(folder=self.folder))
+        self.config = install(self.folder, run={"root": root.format(folder=self.folder)})
         populate(self.config, runs=UNTIL)
         # Left by a stage that was killed long ago; no manifest names it.
         (all_runs(self.config.run_root)[0] / "dataset" / "kto.jsonl.part").write_text(ANNA)

@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_read_is_named_with_what_to_do(run):
 
 @pytest.mark.parametrize("days", [1, 45])
 def test_a_version_that_learned_is_to_be_replaced_within_retrain_within_days(tmp_path, days):
-    config = install(tmp_path, more=f"[privacy]\nretrain_within_days = {days}")
+    config = install(tmp_path, privacy={"retrain_within_days": days})
     (run,) = populate(config, runs={RUN: "deploy"})
     engine = create_store(config.store_url)
     set_champion(engine, version(1))

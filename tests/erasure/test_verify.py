@@ -208,7 +208,7 @@ def test_what_our_connections_delete_is_overwritten_at_once(tmp_path):
 
 @pytest.mark.postgres
 def test_on_postgres_rows_go_and_what_vacuum_leaves_is_said(tmp_path, fresh_postgres_url):
-    config = install(tmp_path, store=fresh_postgres_url)
+    config = install(tmp_path, store={"url": fresh_postgres_url})
     take_in(config, [row for user in (ANNA, "ben") for row in rows_of(user, 60)])
     assert found(config) == ["table tip_scores: a hash of the id"]
     erase(config, ANNA)
