@@ -82,5 +82,5 @@ airflow-pins: ## write constraints-airflow.txt from what is in .airflow/venv
 	@echo "# Written by \`make airflow-pins\`: versions of Airflow and its providers that were tried together." > constraints-airflow.txt
 	$(AIRFLOW)/python -m pip freeze >> constraints-airflow.txt
 
-docs: setup ## write docs/settings.md and docs/commands.md anew
+docs: setup ## write the pages and tables that are made from the code
 	$(BIN)/python scripts/document.py

@@ -1,9 +1,15 @@
-"""Write docs/settings.md and docs/commands.md from the code; a test fails while they differ.
+"""Write from the code what the documents say of it; a test fails while they differ.
 
-.venv/bin/python scripts/document.py
+    .venv/bin/python scripts/document.py
+
+The pages of settings and commands, the map of the code in the README, and in docs/architecture.md
+the table and the picture of the floors.
 """
 
+import ast
+import tomllib
 from collections.abc import Iterator
+from html import escape
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +19,9 @@ from reactune.cli import commands
 from reactune.cli.session import Session
 from reactune.config.settings import described, sections
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "reactune"
 WRITTEN = "<!-- Written by scripts/document.py (`make docs`); do not edit. -->\n"
 WIDTH = 96
 
@@ -59,10 +67,85 @@ def _described(name: str, command: click.Command, parent: click.Context) -> list
     return lines
 
 
+def floors() -> list[list[str]]:
+    """The packages and modules of each floor, from the top down, as the import linter has them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    return [floor.split(" | ") for floor in contract["layers"]]
+
+
+def place(name: str) -> str:
+    """Path of a package or module below src/reactune."""
+    path = name.replace(".", "/")
+    return f"{path}/" if (PACKAGE / path).is_dir() else f"{path}.py"
+
+
+def first_sentence(name: str) -> str:
+    """What a package or module guarantees: the first line of its docstring."""
+    file = PACKAGE / place(name) / ("__init__.py" if place(name).endswith("/") else "")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0].rstrip(".")
+
+
+def code_map() -> str:
+    """The packages and the modules of the root with their first sentences, from the top down."""
+    names = list(dict.fromkeys(name.partition(".")[0] for floor in floors() for name in floor))
+    rows = (f"| [`{place(n)}`](src/reactune/{place(n)}) | {first_sentence(n)} |" for n in names)
+    return "\n".join(["| in `src/reactune` | what it guarantees |", "|---|---|", *rows])
+
+
+def floor_table() -> str:
+    """The floors, counted from the ground up."""
+    lines = ["| floor | packages and modules |", "|---|---|"]
+    for number, names in zip(range(len(floors()), 0, -1), floors(), strict=True):
+        lines.append(f"| {number} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(lines)
+
+
+def floor_picture() -> str:
+    """The floors as SVG: a row a floor, a box a package (blue) or a module (grey)."""
+    height, gap, left = 30, 12, 46
+    parts, right = [], 0.0
+    for row, names in enumerate(floors()):
+        top, across = gap + row * (height + gap), float(left)
+        parts.append(f'<text x="12" y="{top + 20}" fill="#6b7280">{len(floors()) - row}</text>')
+        for name in names:
+            width = 18 + 7.9 * len(name)
+            colour = "#dbeafe" if place(name).endswith("/") else "#f3f4f6"
+            parts.append(
+                f"<g><title>{escape(first_sentence(name))}</title>"
+                f'<rect x="{across:.0f}" y="{top}" width="{width:.0f}" height="{height}" rx="5"'
+                f' fill="{colour}" stroke="#9ca3af"/><text x="{across + width / 2:.0f}"'
+                f' y="{top + 20}" text-anchor="middle" fill="#111827">{name}</text></g>'
+            )
+            across += width + gap
+        right = max(right, across)
+    size = f"{right:.0f} {gap + len(floors()) * (height + gap)}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-size="13"'
+    ground = '<rect width="100%" height="100%" fill="white"/>'
+    return "\n".join([f'{head} font-family="monospace">', ground, *parts, "</svg>", ""])
+
+
+def between_markers(file: Path, **parts: str) -> str:
+    """The text of a file with each part anew between the comments that name it."""
+    text = file.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        before, start, rest = text.partition(f"<!-- {name}: written by `make docs` -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if not end:
+            raise ValueError(f"{file} has no comments around {name}; put them back")
+        text = f"{before}{start}\n{part}\n\n{end}{after}"
+    return text
+
+
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each generated page and what it must hold."""
+    """Each page that is written here, wholly or in part, and what it must hold."""
     yield DOCS / "settings.md", settings_page()
     yield DOCS / "commands.md", commands_page()
+    yield ROOT / "README.md", between_markers(ROOT / "README.md", map=code_map())
+    architecture = DOCS / "architecture.md"
+    yield architecture, between_markers(architecture, floors=floor_table())
+    yield DOCS / "images" / "architecture.svg", floor_picture()
 
 
 if __name__ == "__main__":
