@@ -108,8 +108,8 @@ def test_the_wheel_holds_what_it_needs_and_no_tests(wheel):
     }
     assert {name for name in names if ".dist-info/" not in name} == ours
     for needed in (
-        "py.typed", "report.html.jinja", "demo/pool.jsonl.gz",
-        "migrations/env.py", "migrations/versions/v0001_first_tables.py",
+        "py.typed", "pages/report.html.jinja", "demo/pool.jsonl.gz",
+        "store/migrations/versions/v0001_first_tables.py",
     ):  # fmt: skip
         assert f"reactune/{needed}" in ours
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

@@ -335,15 +335,18 @@ def _check_encoding(connection: sa.Connection) -> None:
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
+    """Do the migrations that are missing, in the transaction that the caller opened and locked."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
 
-    config = Config()
-    folder = Path(__file__).parent / "migrations"
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    config.attributes["version_table"] = SCHEMA_TABLE
-    command.upgrade(config, SCHEMA)
+    migrations = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    context = MigrationContext.configure(connection, opts={"version_table": SCHEMA_TABLE})
+    missing = migrations.iterate_revisions(SCHEMA, context.get_current_revision() or "base")
+    with Operations.context(context):
+        for revision in reversed(list(missing)):
+            revision.module.upgrade()
+    context.stamp(migrations, SCHEMA)
 
 
 def _vacuum_postgres(connection: sa.PoolProxiedConnection) -> None:
