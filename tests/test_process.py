@@ -1,10 +1,15 @@
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from reactune.errors import DataError
-from reactune.process import Repeater
+from reactune.process import PARENT, Repeater, child_environment
 from server_fixtures import wait_until
 
 
@@ -65,3 +70,43 @@ def test_a_call_under_way_is_waited_for_as_long_as_is_said(join_seconds, is_aliv
     repeater.close()
     assert repeater.thread.is_alive() == is_alive
     finish.set()
+
+
+def test_a_child_knows_its_parent_and_keeps_the_environment_it_is_given(monkeypatch):
+    monkeypatch.setenv("OF_THE_APP", "1")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    environment = child_environment()
+    assert (environment["OF_THE_APP"], environment["GOMP_SPINCOUNT"]) == ("1", "7")
+    assert environment[PARENT] == str(os.getpid())
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert child_environment()["GOMP_SPINCOUNT"] == "1000"
+
+
+LINE = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+# A parent that starts a child in a session of its own, by `python -m reactune.process`.
+STARTS = f"""
+import subprocess, sys
+from reactune.process import child_environment
+command = [sys.executable, "-m", "reactune.process", sys.executable, "-c", {LINE!r}]
+subprocess.run(command, env=child_environment(), start_new_session=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux kills with the parent")
+def test_a_program_that_takes_the_place_of_a_child_dies_with_the_parent():
+    parent = subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.ppid() == parent.pid
+    parent.kill()
+    assert psutil.wait_procs([child], timeout=30)[1] == []
+    parent.communicate()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux kills with the parent")
+def test_a_child_whose_parent_has_ended_ends_at_once():
+    environment = {**os.environ, PARENT: "1" if os.getpid() != 1 else "2"}
+    code = "from reactune.process import die_with_parent; die_with_parent(); print('alive')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from reactune import deployment
 from reactune.config.settings import Config, without_passwords
 from reactune.data.dataset.exports import EXAMPLES
+from reactune.errors import hide_passwords
 from reactune.evaluate.gate import Estimate, GateReport
 from reactune.pages import plots
 from reactune.records import Counts, write_atomically
@@ -44,7 +45,7 @@ def write_training(
     write_atomically(folder / "training.json", json.dumps(record))
     write_atomically(folder / "loss.svg", plots.loss_curves(curves))
     logs = (f"== {each.method}\n{read_log(folder / each.method)}" for each in trained)
-    write_atomically(folder / "trainer.log", "\n".join(logs))
+    write_atomically(folder / "trainer.log", hide_passwords("\n".join(logs)))
 
 
 def gate_picture(report: GateReport) -> str:
