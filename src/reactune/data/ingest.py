@@ -73,10 +73,10 @@ def ingest(
     progress: Callable[[int], object] | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> Counts:
-    """Upsert every sound row by its tip_id; of two with one tip_id the later stands.
+    """Upsert every sound row by its tip_id; of two with one tip_id the later wins.
 
     Rows of a user who was erased since are left out, and only counted. A field that a row does not
-    name stays as it is stored. Each batch is one transaction. `rejects` is written anew: JSON
+    name stays as it is stored. Each batch is one transaction. `rejects` is overwritten: JSON
     lines with file, line and reason, nothing of the row. The counts are of rows; `progress` gets
     how many more bytes of the files have been read.
 
@@ -265,7 +265,7 @@ def _json(value: Any) -> str | None:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise Refused("context_json holds what JSON cannot say") from error
+        raise Refused("context_json holds what JSON cannot express") from error
 
 
 def _check_values(value: Any, depth: int) -> None:

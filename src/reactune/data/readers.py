@@ -291,7 +291,7 @@ def _as_it_is(_name: str, value: Any) -> Any:
 
 
 def _typed(name: str, cell: str) -> Any:
-    """What the text of a CSV cell stands for; what it cannot stand for is refused later."""
+    """The value of a CSV cell; a text that is none stays as it is, and is refused later."""
     if not cell:
         return None
     if name == "dwell_ms" and WHOLE_NUMBER.fullmatch(cell):

@@ -156,13 +156,13 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 def lock(connection: sa.Connection, number: int) -> None:
-    """Keep others out until the transaction ends; on SQLite `writing` has done so already."""
+    """Exclude others until the transaction ends; on SQLite `writing` has done so already."""
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK, {"number": number})
 
 
 def share_lock(connection: sa.Connection, number: int) -> None:
-    """As `lock`, but only those who `lock` are kept out, not those who share."""
+    """As `lock`, but excludes only holders of `lock`, not each other."""
     if connection.dialect.name == "postgresql":
         connection.execute(_SHARE_LOCK, {"number": number})
 
@@ -186,7 +186,7 @@ def upsert(
     """Insert the rows; of one whose primary key exists, the columns that the rows name change.
 
     `only_if` is a condition on the row that exists, made from the columns of the new one. Of two
-    rows with one key the later stands.
+    rows with one key the later wins.
 
     Raises:
         DataError: the rows name different columns, or a time has no offset.

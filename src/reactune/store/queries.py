@@ -29,7 +29,7 @@ AFTER = "-after"  # what follows a rollout is named after it
 def upsert_scores(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of `tip_scores`; where a tip_id is known, only the columns named change.
 
-    All rows of one call name the same columns. Of two rows with one tip_id the later stands.
+    All rows of one call name the same columns. Of two rows with one tip_id the later wins.
 
     Raises:
         DataError: the rows name different columns, or a time has no offset.
@@ -47,7 +47,7 @@ def add_model_version(connection: sa.Connection, model: ModelVersion, created_at
     insert_new(connection, model_versions, [{**row, "created_at": created_at}])
     if model not in all_model_versions(connection):
         raise DataError(
-            f"model version {model.version} ({model.name}) already stands for another model; "
+            f"model version {model.version} ({model.name}) is already registered as another model; "
             "register it under the next number"
         )
 
@@ -151,7 +151,7 @@ def close_rollout(
     ended = {"phase": "closed", "closed_at": why.now, "verdict": verdict}
     _change_open(connection, rollout_id, ended)
     add_decision(connection, rollout_id, verdict, why=why)
-    # Exposures of people who were erased meanwhile stayed, without a key, for this decision only.
+    # Exposures of users erased meanwhile were kept, without a key, for this decision only.
     of_nobody = (tip_scores.c.rollout_id == rollout_id) & (tip_scores.c.key_id == "")
     connection.execute(tip_scores.delete().where(of_nobody))
     of_it = silent_answers.c.rollout_id == rollout_id
@@ -175,7 +175,7 @@ def add_decision(
 
 
 def last_estimate(connection: sa.Connection, rollout_id: str) -> float | None:
-    """The challenger's lead when a review last looked at a rollout; None where none did."""
+    """The challenger's lead in the last review of a rollout that estimated one, else None."""
     query = sa.select(decisions.c.numbers_json).where(decisions.c.rollout_id == rollout_id)
     for numbers in connection.execute(query.order_by(decisions.c.decision_id.desc())).scalars():
         if (estimate := json.loads(numbers).get("estimate")) is not None:

@@ -8,6 +8,8 @@ import time
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from reactune.cli import commands
@@ -140,7 +142,7 @@ def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
         ("a.jsonl", '{"x": "y"}\n', ("--column", "note"), "no row has a column 'note'"),
         ("a.parquet", "PAR1 no", (), "broken Parquet"),
         ("a.jsonl.gz", "no gzip", (), "broken after line 0: Not a gzipped file"),
-        ("a.jsonl", "\xff\xfe", (), "line 1: cannot be read: invalid UTF-8; mend it"),
+        ("a.jsonl", "\xff\xfe", (), "line 1: cannot be read: invalid UTF-8; correct the line"),
     ],
 )
 def test_what_cannot_be_done_is_one_error_and_no_file(tmp_path, name, text, options, says):
@@ -183,3 +185,77 @@ def test_a_killed_run_leaves_no_half_file(tmp_path):
     process.wait()
     assert started
     assert not out.exists()
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="[{"), max_size=6)
+scalars = st.one_of(texts, st.integers(), st.booleans(), st.none())
+values = st.recursive(
+    scalars, lambda part: st.lists(part, max_size=3) | st.dictionaries(texts, part, max_size=3)
+)
+
+
+@settings(deadline=None)
+@given(value=values)
+def test_texts_put_back_unchanged_give_the_same_value(value):
+    found = [text.value for text in deidentify.texts_in("note", value)]
+    rest = iter(found)
+    assert deidentify.with_texts(value, rest) == value
+    assert next(rest, None) is None
+
+
+def test_texts_are_found_within_json_within_a_text():
+    value = {"a": ["x", 7, {"b": '{"c": "y", "d": [1, "z"]}'}], "e": "[1, 2", "f": "{}"}
+    found = [text.value for text in deidentify.texts_in("note", value)]
+    assert found == ["x", "y", "z", "[1, 2"]
+    changed = deidentify.with_texts(value, iter(["1", "2", "3", "4"]))
+    assert changed == {"a": ["1", 7, {"b": '{"c": "2", "d": [1, "3"]}'}], "e": "4", "f": "{}"}
+
+
+def test_what_is_nested_too_deep_is_neither_read_nor_changed():
+    value = "secret"
+    for _ in range(deidentify.MAX_DEPTH + 1):
+        value = [value]
+    assert list(deidentify.texts_in("note", value)) == []
+    assert deidentify.with_texts(value, iter([])) == value
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 9])
+def test_chunks_number_their_rows_and_add_up_to_the_file(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(deidentify, "CHUNK_ROWS", 4)
+    file = write_jsonl(tmp_path / "a.jsonl", [{"id": n, "note": "x"} for n in range(rows)])
+    file.write_text(f"{file.read_text()}no json\n")
+    chunks = list(deidentify.read_chunks(file, ["note"]))
+    assert [row["id"] for chunk in chunks for row in chunk.whole] == list(range(rows))
+    assert [chunk.first for chunk in chunks] == [4 * n + 1 for n in range(len(chunks))]
+    assert sum(chunk.unreadable for chunk in chunks) == 1
+    assert sum(chunk.size for chunk in chunks) == file.stat().st_size
+    assert all(set(row) == {"note"} for chunk in chunks for row in chunk.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", 'id,note\n1,"open\n2,x\n', "line 2: cannot be read: not valid CSV; correct"),
+        ("a.csv", "id,note\n1,x\n2\n", "line 3: cannot be read: wrong number of columns"),
+        ("a.csv", "id,note\n1,x\n", "no row has a column 'text'; it has id, note"),
+    ],
+)
+def test_no_row_of_a_csv_file_is_lost_silently(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    columns = ["text"] if "column 'text'" in says else []
+    with pytest.raises(DataError, match=says):
+        deidentify_file(tmp_path / name, tmp_path / "b.csv", privacy=PRIVACY, columns=columns)
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_a_number_that_json_does_not_know_is_kept(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"note": "bo@x.org", "n": NaN}\n')
+    deidentify_file(tmp_path / "a.jsonl", tmp_path / "b.jsonl", privacy=PRIVACY)
+    assert (tmp_path / "b.jsonl").read_text() == '{"note": "<EMAIL_1>", "n": NaN}\n'
+
+
+def test_the_file_that_is_written_is_of_the_kind_that_is_read(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"b\.csv: must be of the same kind as .*a\.jsonl; give it"):
+        deidentify_file(file, tmp_path / "b.csv", privacy=PRIVACY)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]

@@ -50,7 +50,7 @@ FILES = f"""\
 * `kto.jsonl`: prompt, completion, label.
 * `dpo.jsonl`: prompt, chosen, rejected, at most {PAIRS_PER_CONTEXT} pairs of one context.
 * `validation/` and `test/`: the same of the other parts.
-* `{EXAMPLES}`: all examples with tip_id and user_key. It says who reacted to what, under a keyed
+* `{EXAMPLES}`: all examples with tip_id and user_key. It has each user's reactions, under a keyed
   hash, so it stays inside."""
 MEMORY_GB = DataConfig().memory_gb
 REFUSALS = "SELECT labelled.*, reason FROM refused JOIN labelled ON labelled.rowid = row"
@@ -74,7 +74,7 @@ class DatasetResult:
     after: Labels
     """Labels that the rules leave; the thresholds are about these."""
     parts: Mapping[Part, Labels]
-    """Labels of each part, without texts that stand in an earlier part."""
+    """Labels of each part, without texts that an earlier part holds."""
     kinds: Mapping[str, Labels]
     """Labels of each kind, over all parts."""
     users: Mapping[Part, int]
@@ -84,7 +84,7 @@ class DatasetResult:
     weights: Mapping[str, float]
     """What a positive and a negative of train weigh, so that both labels weigh the same in sum."""
     leaks: Mapping[str, int]
-    """What stands in more than one part; where it must not, there is no dataset."""
+    """What more than one part holds; where that must not be, there is no dataset."""
     new: int
     """Examples that the last trained dataset did not hold."""
     fingerprint: str
@@ -113,7 +113,7 @@ def build(
     rows is on disk meanwhile.
 
     Raises:
-        DataError: something stands in two parts that must not; memory or disk do not suffice.
+        DataError: two parts share what they must not; memory or disk do not suffice.
     """
     with workspace(folder, memory_gb=memory_gb) as (connection, place):
         counts = Counts(load(connection, batches, settings), 0)
@@ -178,8 +178,8 @@ def count_labels(connection: "DuckDBPyConnection") -> Labels:
 
 def count_parts(connection: "DuckDBPyConnection") -> dict[Part, Labels]:
     """The labels of each part."""
-    found = _labels(connection, "part")
-    return {part: found.get(part, Labels(0, 0)) for part in PARTS}
+    by_part = _labels(connection, "part")
+    return {part: by_part.get(part, Labels(0, 0)) for part in PARTS}
 
 
 def count_kinds(connection: "DuckDBPyConnection") -> dict[str, Labels]:
@@ -190,8 +190,8 @@ def count_kinds(connection: "DuckDBPyConnection") -> dict[str, Labels]:
 def count_users(connection: "DuckDBPyConnection") -> dict[Part, int]:
     """The users of each part."""
     query = "SELECT part, count(DISTINCT person) FROM examples GROUP BY part"
-    found = dict(connection.execute(query).fetchall())
-    return {part: found.get(part, 0) for part in PARTS}
+    number = dict(connection.execute(query).fetchall())
+    return {part: number.get(part, 0) for part in PARTS}
 
 
 def count_new(connection: "DuckDBPyConnection", file: Path, previous: Path | None) -> int:
@@ -311,11 +311,11 @@ def _losses(steps: Mapping[str, Counts]) -> list[tuple[object, ...]]:
 
 
 def _leaks(result: DatasetResult, settings: DatasetConfig) -> str:
-    found = ", ".join(f"{count:,} {name}" for name, count in result.leaks.items())
+    shared = ", ".join(f"{count:,} {name}" for name, count in result.leaks.items())
     allowed = (
         "; the split is by time, so users may come back" if settings.split_by == "time" else ""
     )
-    return f"Checked in the written file: more than one part holds {found}{allowed}."
+    return f"Checked in the written file: more than one part holds {shared}{allowed}."
 
 
 def _rules(settings: DatasetConfig) -> str:
@@ -326,7 +326,7 @@ def _rules(settings: DatasetConfig) -> str:
     return f"""\
 * More than {settings.burst_reactions} reactions of a user within {BURST_SECONDS} s: all of
   them are left out, a person reads slower.
-* A user who looks equally long at {CONSTANT_DWELL_REACTIONS} tips of one label or more
+* A user with nearly the same dwell time at {CONSTANT_DWELL_REACTIONS} tips of one label or more
   (eight in ten within a factor of {CONSTANT_DWELL_SPREAD:g}): left out, unless many do.
 * A user who gave more than {MAX_SHARE_OF_KIND:.0%} of a kind's reactions, where others
   gave some: left out there.
@@ -337,7 +337,7 @@ def _rules(settings: DatasetConfig) -> str:
 * At most {settings.max_per_text} of each kind, label and text: the oldest; at most
   {settings.max_per_user} of each user: the newest; of each kind, one label at most
   {MAX_IMBALANCE} times as often as the other: the newest.
-* Split {shares} {way}; no text stands in two parts, the earlier part keeps it."""
+* Split {shares} {way}; no text is in two parts, the earlier part keeps it."""
 
 
 def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

@@ -71,7 +71,7 @@ def banding(share: float) -> tuple[int, int]:
 
 
 def sketch(shingles: "Hashes", lengths: "Places") -> "Hashes":
-    """The MinHash of texts whose shingles' hashes stand one text after the other.
+    """The MinHash of texts whose shingles' hashes come one text after the other.
 
     One row a text: the least of `a x + b mod 2^64` for each of `PERMUTATIONS` pairs a, b.
     """

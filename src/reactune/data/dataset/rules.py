@@ -30,7 +30,7 @@ CONSTANT_DWELL_REACTIONS = 10  # of one label that a user gave before a dwell ca
 CONSTANT_DWELL_SPREAD = 1.05  # ninth decile of a constant dwell by its first, at most
 MAX_SHARE_OF_KIND = 0.2  # of a kind's reactions; a user who gave more steers it
 NEAR_DUPLICATE = 0.9  # Jaccard index of word 3-shingles from which two tips are one
-MAX_IMBALANCE = 10  # how many times as often one label of a kind may stand as the other
+MAX_IMBALANCE = 10  # how many times as often one label of a kind may occur as the other
 MAX_USERS_CACHED = 100_000
 NEAR = "near duplicates"
 LEAKED = "text stands in an earlier part"
@@ -141,15 +141,15 @@ def require_no_leaks(
     )
     connection.remove_function("folded_text")
     by_time = settings.split_by == "time"
-    found = {"users": users, "texts": texts, **({"moments": moments} if by_time else {})}
+    shared = {"users": users, "texts": texts, **({"moments": moments} if by_time else {})}
     forbidden = ("texts", "moments") if by_time else ("users", "texts")
-    if any(found[name] for name in forbidden):
+    if any(shared[name] for name in forbidden):
         raise DataError(
             f"the dataset is not used: of its parts, more than one holds "
-            f"{', '.join(f'{found[name]} {name}' for name in forbidden)}; this is a fault of "
+            f"{', '.join(f'{shared[name]} {name}' for name in forbidden)}; this is a fault of "
             "reactune, please report it"
         )
-    return found
+    return shared
 
 
 def part_of(user_key: str, settings: DatasetConfig) -> Part:
@@ -165,7 +165,7 @@ def part_of(user_key: str, settings: DatasetConfig) -> Part:
 def part_by_time(settings: DatasetConfig) -> str:
     """SQL of `examples` with the part that their age gives them.
 
-    The oldest are train, the newest test; what was made at one moment stands in one part.
+    The oldest are train, the newest test; what was made at one moment is in one part.
     """
     train, validation, _ = settings.split
     return f"""
@@ -178,7 +178,7 @@ def part_by_time(settings: DatasetConfig) -> str:
 
 
 def without_leaks() -> str:
-    """SQL of `examples` without texts, in whatever case, that stand in an earlier part."""
+    """SQL of `examples` without texts, in whatever case, that an earlier part holds."""
     return f"""
         SELECT * FROM examples QUALIFY {ORDER} = min({ORDER}) OVER (PARTITION BY folded)"""
 
@@ -207,7 +207,7 @@ def without_bursts(settings: DatasetConfig) -> str:
 def without_constant_dwell(settings: DatasetConfig) -> str:
     """Examples but those of users whose dwell times are nearly constant.
 
-    Reactions of one user with one label are compared: times of people vary, those of programs
+    Reactions of one user with one label are compared: times of humans vary, those of programs
     need not (Gianvecchio et al., Measurement and classification of humans and bots in
     internet chat, USENIX Security 2008). Where others have that dwell as often, the clock is
     coarse, and nobody is left out.
@@ -240,13 +240,13 @@ def without_constant_dwell(settings: DatasetConfig) -> str:
             SELECT c.person, c.label, sum(bins.share) AS share
             FROM constant c JOIN bins USING (label)
             WHERE bins.bin BETWEEN c.bin - 1 AND c.bin + 1 GROUP BY ALL),
-        people AS (SELECT label, count(*) AS number FROM deciles GROUP BY label),
-        machines AS (
+        users AS (SELECT label, count(*) AS number FROM deciles GROUP BY label),
+        bots AS (
             SELECT person, label FROM near JOIN common USING (person, label)
-            JOIN people USING (label)
-            WHERE people.number > {OTHERS}
-            AND common.share - near.share <= {COMMON} * (people.number - 1))
-        SELECT * FROM examples ANTI JOIN machines USING (person, label)"""
+            JOIN users USING (label)
+            WHERE users.number > {OTHERS}
+            AND common.share - near.share <= {COMMON} * (users.number - 1))
+        SELECT * FROM examples ANTI JOIN bots USING (person, label)"""
 
 
 def without_dominant_users(settings: DatasetConfig) -> str:

@@ -64,7 +64,7 @@ def audit(
     """A report on every key in the contexts: pairs of user_key and context_json.
 
     `enough` is how many users must share a value. Contexts that are no JSON objects are skipped.
-    Values are held as hashes; up to 100,000 different ones of a key are told apart.
+    Values are held as hashes; up to 100,000 different ones of a key are counted.
     """
     counts: dict[str, _KeyCounts] = {}
     rows = 0
@@ -168,7 +168,7 @@ def _advise(
     kinds: Mapping[str, float], shared: Sequence[int], *, rare: float, words: float, enough: int
 ) -> tuple[Advice, str]:
     if words > MAX_WORDS:
-        return "allow", "free text: what is found in it is replaced"
+        return "allow", "free text: personal data in it is replaced"
     personal = [kind for kind, share in kinds.items() if kind in PERSONAL and share >= MANY]
     if personal:
         return "leave out", f"{personal[0]} in {kinds[personal[0]]:.0%} of its rows"

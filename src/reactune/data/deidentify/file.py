@@ -228,10 +228,10 @@ def _json_in(text: str) -> list[Any] | dict[str, Any] | None:
     if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
         return None
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list | dict) else None
+    return value if isinstance(value, list | dict) else None
 
 
 def _row_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
@@ -244,8 +244,7 @@ def _row_chunks(path: Path, columns: Sequence[str]) -> Iterator[Chunk]:
             continue
         if line.refusal:
             raise DataError(
-                f"{path}, line {line.number}: cannot be read: {line.refusal}; mend it or leave it "
-                "out"
+                f"{path}, line {line.number}: cannot be read: {line.refusal}; correct the line"
             )
         rows.append(dict(line.values))
         if len(rows) == CHUNK_ROWS:
@@ -342,7 +341,7 @@ def _create(path: Path, newline: str | None = None) -> TextIO:
 
 
 def _kinds(rows: Iterable[Iterable[str]]) -> Counter[str]:
-    """How many placeholders of each kind stand in the rows."""
+    """How many placeholders of each kind the rows hold."""
     return Counter(match[1] for row in rows for text in row for match in PLACEHOLDER.finditer(text))
 
 

@@ -136,7 +136,7 @@ def clean_row(
 def clean_context(chat: Chat, kind: str, logged: LoggedContext) -> CleanContext:
     """The logged context as the model reads it, safe under the settings of today.
 
-    A context that was logged under looser settings, or not by `assemble`, is assembled anew.
+    A context that was logged under looser settings, or not by `assemble`, is assembled again.
 
     Raises:
         UnsafeRowError: a value in it has no place in a context.
@@ -159,11 +159,11 @@ def clean_tip(chat: Chat, tip: str, context: CleanContext) -> str:
 
     Raises:
         UnsafeRowError: it is empty, or holds personal data that its context does not: a model that
-            learned it would write placeholders which nobody can fill in.
+            learned it would write placeholders that cannot be filled in.
     """
     plain = break_special_tokens(unicodedata.normalize("NFC", tip), tokenizer=chat.tokenizer)
     shown = {match.group() for match in PLACEHOLDER.finditer(context.input)}
-    # Placeholders of a logged context stand for values that nobody knows any more.
+    # The values of placeholders in a logged context are not known any more.
     placeholders = {**dict.fromkeys(shown, ""), **context.placeholders}
     scrubbed = scrub(plain, placeholders=placeholders, detect=chat.detect).strip()
     if not scrubbed:
@@ -279,7 +279,7 @@ def _is_safe(chat: Chat, context: Mapping[str, Any]) -> bool:
 
 
 def _holds(text: str, value: str) -> bool:
-    """Whether the words of the value stand in the text one after the other."""
+    """Whether the text contains the words of the value, in a row."""
     words = plain_words(value)
     return bool(words) and f" {words} " in f" {plain_words(text)} "
 

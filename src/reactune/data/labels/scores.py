@@ -139,7 +139,7 @@ def label_sql(source: SourceConfig, labels: LabelConfig, *, url: str, dialect: s
     """The query that `read_scores` runs at `url`, in its SQL or in that of `duckdb`, `trino`, ...
 
     Raises:
-        ConfigError: there is no such dialect, or `[source]` says something that cannot be.
+        ConfigError: there is no such dialect, or `[source]` is not valid.
     """
     import ibis
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
     from sqlglot.expressions import Column, Condition
 
-HOW = "write what stands after WHERE, such as app = 'coach' AND language IN ('en', 'de')"
+HOW = "write what follows WHERE, such as app = 'coach' AND language IN ('en', 'de')"
 # What labels are made from: our column name and its type. OPTIONAL ones may be absent elsewhere.
 COLUMNS: Mapping[str, str] = {
     "tip_id": "string",
@@ -138,9 +138,9 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
     except (IbisError, *remote_errors(), *_driver_errors()) as error:
         raise _unreadable(source.table, url, error) from error
     try:
-        found = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
+        scores = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
         with closing(Answers(backend)) as answers:
-            yield OpenScores(found, answers)
+            yield OpenScores(scores, answers)
     except _driver_errors() as error:
         # Lost while it was read.
         raise _unreadable(source.table, url, error) from error
@@ -166,10 +166,10 @@ def scores_of(table: "Table", source: SourceConfig, *, written_in: str, compiled
 
 
 def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
-    """The table under our column names; `columns` says what ours are called there.
+    """The table under our column names; `columns` maps ours to those of the table.
 
     A table without `training_allowed` or `shown_at` counts as allowed and shown, one without
-    `reacted_at` as reacted to at once. Raw ids stand in `user_key` if `columns` names `user_id`.
+    `reacted_at` as reacted to at once. `user_key` holds raw ids if `columns` names `user_id`.
 
     Raises:
         ConfigError: `columns` names a column that is not ours.
@@ -189,7 +189,7 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
     if lacking:
         raise DataError(
             f"the table has no column {', '.join(lacking)}; it has "
-            f"{', '.join(table.columns)}; say in [source] columns what ours are called there"
+            f"{', '.join(table.columns)}; map ours to them in [source] columns"
         )
     mapped = {ours: table[there] for ours, there in theirs.items() if ours not in absent}
     for ours in mapped.keys() & {"tip_id", "user_key", "context_json", "training_allowed"}:
@@ -207,7 +207,7 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
 
 
 def unbound_scores(source: SourceConfig, *, written_in: str, compiled_to: str) -> Scores:
-    """As `scores_of`, of a table that nobody looked at: it has the columns that it needs."""
+    """As `scores_of`, of a table that is not opened: it is taken to have the columns it needs."""
     import ibis
 
     theirs = {there: COLUMNS[ours] for ours, there in names_there(source.columns).items()}
@@ -241,7 +241,7 @@ def backends() -> frozenset[str]:
 
 
 def condition(where: str, *, dialect: Any, columns: Collection[str] = ()) -> "Condition":
-    """The condition, parsed in a dialect of sqlglot; the names in it are looked for in `columns`.
+    """The condition, parsed in a dialect of sqlglot; its names must be among `columns`.
 
     Raises:
         ConfigError: it is not one condition on one row, or names a column that is not there.
@@ -258,7 +258,7 @@ def condition(where: str, *, dialect: Any, columns: Collection[str] = ()) -> "Co
     if parsed.find(sql.Query):
         raise _refused(where, "asks another table; make a view of it, and name that as the table")
     if parsed.find(sql.AggFunc, sql.Window):
-        raise _refused(where, "looks at more than one row")
+        raise _refused(where, "needs more than one row")
     named = list(parsed.find_all(sql.Column))
     if not named:
         raise _refused(where, "names no column")
@@ -304,7 +304,7 @@ def in_utc(times: "pa.Array") -> "pa.Array":
     try:
         return times.cast(pa.timestamp("us")).cast(utc)
     except pa.ArrowInvalid:
-        # Some say their zone, or are in a form of ISO 8601 that only Python reads.
+        # Some have a zone, or a form of ISO 8601 that only Python reads.
         texts = times.to_pylist()
         return pa.array([None if text is None else _moment(text) for text in texts], utc)
 
@@ -339,8 +339,8 @@ def _sqlite_batches(
     import pyarrow as pa
 
     with closing(cursor):
-        while found := cursor.fetchmany(batch_rows):
-            columns = zip(schema.items(), zip(*found, strict=True), strict=True)
+        while rows := cursor.fetchmany(batch_rows):
+            columns = zip(schema.items(), zip(*rows, strict=True), strict=True)
             arrays = {name: _sqlite_array(values, kind) for (name, kind), values in columns}
             yield pa.RecordBatch.from_pydict(arrays)
 
@@ -450,7 +450,7 @@ def _unreadable(table: str, url: str, error: Exception) -> DataError:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a driver says, unless it quotes a value: that may be anybody's."""
+    """The first line of a driver's message, unless it may quote a value of a user."""
     import adbc_driver_manager
     import duckdb
     import psycopg

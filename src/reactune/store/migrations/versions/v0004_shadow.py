@@ -1,4 +1,4 @@
-"""How a challenger answered where nobody saw it; neither the answer nor whom it was for."""
+"""Shadow answers of a challenger: how it did, neither the text nor the user."""
 
 import sqlalchemy as sa
 from alembic import op

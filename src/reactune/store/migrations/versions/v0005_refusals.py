@@ -1,4 +1,4 @@
-"""Finding who refused to be learned from, without reading every row."""
+"""An index of the users who refused training."""
 
 import sqlalchemy as sa
 from alembic import op
