@@ -1,4 +1,4 @@
-"""Forgetting one person of many: seconds, beside DELETE and VACUUM by hand, and grep.
+"""Erasing one user of many: seconds, beside DELETE and VACUUM by hand, and grep.
 
 .venv/bin/python bench/erasure.py [--rows 200000]
 """
@@ -27,7 +27,7 @@ from record import record
 
 KEY = HashingKey(b"the key of a benchmark, 32 chars")
 ROWS_PER_USER = 20
-WHO = "user-7@example.org"
+USER = "user-7@example.org"
 START = datetime(2026, 3, 2, tzinfo=UTC)
 
 
@@ -43,8 +43,8 @@ def main() -> None:
         ours = {**erase(copy(saved, "ours")), "megabytes": megabytes}
         file = copy(saved, "hand").folder / "reactune.db"
         by_hand = timed(lambda: delete_by_hand(file))
-        grep = timed(lambda: grep_for(saved, user_key(KEY, WHO)))
-    print(f"{rows:,} rows, {megabytes:,.0f} MB, {ROWS_PER_USER} of one person; seconds")
+        grep = timed(lambda: grep_for(saved, user_key(KEY, USER)))
+    print(f"{rows:,} rows, {megabytes:,.0f} MB, {ROWS_PER_USER} of one user; seconds")
     print(f"erase      {ours['erase']:8.2f}   DELETE and VACUUM by hand {by_hand:8.2f}")
     print(f"--verify   {ours['verify']:8.2f}   grep for one hash         {grep:8.2f}")
     print(f"ratios: {ours['erase'] / by_hand:.2f} and {ours['verify'] / grep:.1f}")
@@ -68,7 +68,7 @@ def copy(saved: Path, name: str) -> Config:
 
 
 def fill(config: Config, rows: int) -> None:
-    """Write rows of the size that real ones have, of people in turn."""
+    """Write rows of the size of real ones, of all users in turn."""
     words = [f"word{number}" for number in range(2_000)]
     draw = random.Random(1)
     engine = create_store(config.store_url)
@@ -94,28 +94,28 @@ def fill(config: Config, rows: int) -> None:
 
 
 def erase(config: Config) -> dict[str, float]:
-    """Seconds that our two commands take."""
+    """Seconds of `reactune erase` and of `--verify`."""
     ring, now = HashingKeys(KEY), datetime.now(UTC)
 
-    def all_of_it() -> None:
-        request_erasure(config, ring, [WHO], reason="bench", now=now, say=print)
+    def request_and_finish() -> None:
+        request_erasure(config, ring, [USER], reason="bench", now=now, say=print)
         finish(config, ring, now=now, say=print)
 
-    seconds = {"erase": timed(all_of_it)}
-    seconds["verify"] = timed(lambda: print(verify(config, ring, [WHO]).traces or "no trace"))
+    seconds = {"erase": timed(request_and_finish)}
+    seconds["verify"] = timed(lambda: print(verify(config, ring, [USER]).traces or "no trace"))
     return seconds
 
 
 def delete_by_hand(file: Path) -> None:
-    """What one would type into sqlite3."""
+    """The same by SQL in sqlite3."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        connection.execute("DELETE FROM tip_scores WHERE user_key = ?", (user_key(KEY, WHO),))
+        connection.execute("DELETE FROM tip_scores WHERE user_key = ?", (user_key(KEY, USER),))
         connection.execute("VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def grep_for(folder: Path, text: str) -> None:
-    """What one would type into a shell; it finds hashes, and no texts."""
+    """A search by the shell, which finds hashes and no texts."""
     # Into a pipe: into /dev/null it would stop at the first match.
     subprocess.run(["grep", "-rcaF", text, folder], stdout=subprocess.PIPE, check=False)
 

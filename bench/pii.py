@@ -30,7 +30,7 @@ KIND_OF = {
     "IP_ADDRESS": "IP", "US_SSN": "ID", "US_DRIVER_LICENSE": "ID", "DATE_TIME": "DATE",
     "NRP": "GROUP", "person": "PERSON", "location": "PLACE",
 }  # fmt: skip
-NAMES = ("PERSON", "PLACE", "LOCATION", "ADDRESS")  # what is looked at in the real posts
+NAMES = ("PERSON", "PLACE", "LOCATION", "ADDRESS")  # the kinds counted in the real posts
 CHUNK = 500
 
 Found = tuple[int, int, str]

@@ -1,4 +1,4 @@
-"""Train the name tagger and write src/reactune/detect/tagger.npz (an hour on two cores).
+"""Train the name tagger and write src/reactune/pii/tagger.npz (an hour on two cores).
 
 Learns from our templates filled with Faker's names, from WNUT-17's training posts (CC BY 4.0) and
 from cartoon captions (CC BY 4.0) as spaCy's small English model reads them. Both data sets lie in

@@ -117,7 +117,7 @@ def outcomes_of(engine, rollout_id):
         )
 
 
-def test_a_running_trial_counts_the_exposures_of_people_who_were_erased(engine):
+def test_an_open_rollout_counts_the_exposures_of_erased_users(engine):
     set_champion(engine)
     trial = set_challenger(engine)
     users = {ANNA: ("challenger",) * 7, "ben": ("champion",) * 8, "eve": ("challenger",) * 5}
@@ -234,7 +234,7 @@ def test_a_stage_in_use_is_not_touched_and_the_erasure_goes_on_later(config):
     assert finish(config, RING, now=NOW, say=lines.append) == 0
 
 
-def test_two_people_go_at_once_each_with_their_own_record(config, run):
+def test_two_users_are_erased_at_once_each_with_a_record(config, run):
     for user in (ANNA, OTHERS[0]):
         request_erasure(config, RING, [user], reason="asked", now=NOW, say=print)
     finish(config, RING, now=NOW, say=print)

@@ -97,7 +97,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     assert "new examples" in pipeline.run(config, say=said.append).summary
 
 
-def test_who_refuses_training_leaves_the_next_dataset(tmp_path):
+def test_a_user_who_refuses_training_is_not_in_the_next_dataset(tmp_path):
     config = install(tmp_path)
     take_in(config, reactions(200))
     with deployment.database(config) as engine:
@@ -110,7 +110,7 @@ def test_who_refuses_training_leaves_the_next_dataset(tmp_path):
     assert user_key(KEY, "user-8") in users_in(run)
 
 
-def test_an_interrupted_run_begins_anew_without_who_was_erased(tmp_path):
+def test_an_interrupted_run_is_started_again_without_the_erased_user(tmp_path):
     config = install(tmp_path)
     take_in(config, reactions(200))
     old = tracking.start_run(config, RUN)

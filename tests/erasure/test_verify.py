@@ -1,4 +1,4 @@
-"""`reactune erase --verify`: every place in which something of a person can be left is seen."""
+"""`reactune erase --verify` searches every place in which a trace of a user can be left."""
 
 import gzip
 import json
@@ -70,7 +70,7 @@ def found(config, *, users=(ANNA,), ring=RING, **more):
     return verify(config, ring, users, **more).traces
 
 
-def test_after_an_erasure_nothing_is_found_and_all_places_are_named(erased):
+def test_after_an_erasure_no_trace_is_found_and_all_places_are_listed(erased):
     report = verify(erased, RING, [ANNA])
     assert (report.traces, report.unchecked) == ([], [])
     said = "\n".join(report.searched)
@@ -102,7 +102,7 @@ def test_a_trace_is_found_wherever_it_lies(erased, planted, name, content, kind)
     assert HASH not in line
 
 
-def test_files_that_are_named_are_looked_into_as_well(erased, tmp_path):
+def test_files_named_by_also_are_searched(erased, tmp_path):
     log = tmp_path / "logs" / "service.log"
     log.parent.mkdir()
     log.write_text(f"WARNING: {ANNA}\n")
@@ -140,7 +140,7 @@ def test_token_ids_are_read_as_the_text_they_stand_for(erased, planted):
     assert report.unchecked == [f"{file}: cannot be read (FileNotFoundError)"]
 
 
-def test_what_another_person_was_told_alike_is_no_trace(erased, planted):
+def test_a_text_that_another_user_was_shown_is_no_trace(erased, planted):
     file = planted(f"runs/{RUN}/dataset/more.jsonl", TEXT.encode())
     assert found(erased) == [f"{file}: text that was erased"]
     engine = create_store(erased.store_url)
@@ -159,13 +159,13 @@ def test_what_another_person_was_told_alike_is_no_trace(erased, planted):
     assert found(erased) == [f"{file}: text that was erased"]
 
 
-def test_hashes_of_every_key_are_looked_for(erased, planted):
+def test_hashes_under_every_key_are_searched_for(erased, planted):
     file = planted("runs/old.txt", user_key(OLD_KEY, ANNA).encode())
     assert found(erased) == []
     assert found(erased, ring=HashingKeys(KEY, (OLD_KEY,))) == [f"{file}: a hash of the id"]
 
 
-def test_what_a_killed_stage_spilled_is_named_as_not_looked_into_until_an_erasure(erased, planted):
+def test_spilled_files_of_a_killed_stage_are_unchecked_until_an_erasure(erased, planted):
     spilled = planted(f"runs/{RUN}/extract/.work-killed/safe-0.arrow", b"packed rows")
     (line,) = verify(erased, RING, [ANNA]).unchecked
     assert line.startswith(str(spilled))
@@ -174,13 +174,13 @@ def test_what_a_killed_stage_spilled_is_named_as_not_looked_into_until_an_erasur
     spilled.touch()  # what `planted` takes away again
 
 
-def test_a_broken_file_is_named_as_not_looked_into(erased, planted):
+def test_a_damaged_file_is_unchecked(erased, planted):
     file = planted(f"runs/{RUN}/extract/part.parquet", b"no parquet")
     report = verify(erased, RING, [ANNA])
     assert report.unchecked == [f"{file}: cannot be read (ArrowInvalid)"]
 
 
-def test_free_pages_and_the_wal_are_looked_into_and_hold_nothing_after_an_erasure(tmp_path):
+def test_free_pages_and_the_wal_are_searched_and_hold_nothing_after_an_erasure(tmp_path):
     config = install(tmp_path)
     file = tmp_path / "reactune.db"
     take_in(config, [row for user in (ANNA, "ben") for row in rows_of(user, 60)])
@@ -207,7 +207,7 @@ def test_what_our_connections_delete_is_overwritten_at_once(tmp_path):
 
 
 @pytest.mark.postgres
-def test_on_postgres_rows_go_and_what_vacuum_leaves_is_said(tmp_path, fresh_postgres_url):
+def test_on_postgres_the_report_names_what_vacuum_leaves(tmp_path, fresh_postgres_url):
     config = install(tmp_path, store={"url": fresh_postgres_url})
     take_in(config, [row for user in (ANNA, "ben") for row in rows_of(user, 60)])
     assert found(config) == ["table tip_scores: a hash of the id"]

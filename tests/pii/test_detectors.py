@@ -77,7 +77,7 @@ def test_a_postal_address_is_hidden_but_for_at_most_its_town(text):
         "walk 10 000 steps",
     ],
 )
-def test_tips_without_anybody_in_them_stay(text):
+def test_tips_without_personal_data_are_unchanged(text):
     assert scrub(text, placeholders={}, detect=BY_DEFAULT) == text
 
 
@@ -98,11 +98,11 @@ texts = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=4))
-def test_texts_that_are_looked_at_together_do_not_influence_each_other(row):
+def test_texts_of_one_call_do_not_influence_each_other(row):
     assert BY_DEFAULT(row) == [BY_DEFAULT([text])[0] for text in row]
 
 
-def test_a_detector_may_go_to_another_process_and_remembers_only_so_much():
+def test_a_detector_can_be_sent_to_another_process_and_its_cache_is_bounded():
     text = "call Anna at 202-555-0143"
     assert pickle.loads(pickle.dumps(BY_DEFAULT))([text]) == BY_DEFAULT([text])
     asked = []
@@ -142,7 +142,7 @@ def test_a_language_with_a_model_is_none_that_is_foreign():
 @pytest.mark.parametrize(
     "text", ["", "ok", "12:30", "<PERSON_1> <EMAIL_1>", "http://zażółć.pl/gęślą"]
 )
-def test_a_text_that_says_too_little_is_not_foreign(text):
+def test_a_text_of_few_letters_is_not_foreign(text):
     assert not is_foreign(text, ("en",))
 
 

@@ -101,7 +101,7 @@ def test_no_planted_address_survives_and_scrubbing_again_changes_nothing(before,
     assert scrub(hidden, placeholders={}) == hidden
 
 
-def test_somebody_found_in_one_text_is_hidden_in_all_texts_of_the_row():
+def test_a_person_found_in_one_text_is_replaced_in_all_texts_of_the_row():
     rows = [plain("meet Zoltán Kovács at noon", "ZK: Zoltán Kovács, 2pm"), plain("hello there")]
     maps = [{}, {}]
     (first, second) = scrub_rows(rows, maps, detect=BY_DEFAULT)
@@ -114,7 +114,7 @@ def test_a_name_that_is_a_word_as_well_hides_the_word_only_where_it_is_a_name():
     assert texts == ["ask <PERSON_1> first", "i will do it"]
 
 
-def test_the_name_of_a_field_helps_to_tell_what_it_holds():
+def test_the_name_of_a_field_helps_to_classify_its_value():
     rows = [[labelled("city", "Florence")], [labelled("first_name", "Florence")]]
     assert scrub_rows(rows, [{}, {}], detect=BY_DEFAULT) == [["Florence"], ["<PERSON_1>"]]
 

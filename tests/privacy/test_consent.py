@@ -1,4 +1,4 @@
-"""Consent, tombstones and changing keys at the door, on SQLite and PostgreSQL."""
+"""Consent, tombstones and changes of keys, on SQLite and PostgreSQL."""
 
 import threading
 from datetime import timedelta
@@ -55,19 +55,19 @@ def erase(engine, *users, ring=RING, now=NOW):
     return request_erasure(engine, ring, users, actor="hand", reason="asked", now=now)
 
 
-def standing(engine, user=ANNA, ring=RING):
+def status(engine, user=ANNA, ring=RING):
     with reading(engine) as connection:
         return user_statuses(connection, ring).of_id(user)
 
 
-def test_a_person_of_whom_nothing_is_known_may_be_learned_from(engine):
+def test_a_user_without_a_decision_may_be_learned_from(engine):
     write(engine, "t1")
     assert stored(engine)["t1"]["training_allowed"]
-    assert standing(engine).training_allowed
-    assert not standing(engine).refuses(START)
+    assert status(engine).training_allowed
+    assert not status(engine).refuses(START)
 
 
-def test_tips_of_a_person_who_refuses_training_say_so(engine):
+def test_tips_of_a_user_who_refuses_training_are_stored_as_refused(engine):
     write(engine, "t1")
     refuse_training(engine, RING, ANNA, now=NOW)
     write(engine, "t2")
@@ -81,11 +81,11 @@ def test_tips_of_a_person_who_refuses_training_say_so(engine):
 def test_the_newest_decision_stands_however_often_it_is_made(engine):
     for day, decide in enumerate((refuse_training, refuse_training, allow_training)):
         decide(engine, RING, ANNA, now=NOW + day * DAY)
-    assert standing(engine).training_allowed
-    assert standing(engine).decided_at == NOW + 2 * DAY
+    assert status(engine).training_allowed
+    assert status(engine).decided_at == NOW + 2 * DAY
 
 
-def test_rows_of_before_do_not_come_back_to_somebody_who_was_erased(engine):
+def test_earlier_rows_of_an_erased_user_do_not_come_back(engine):
     write(engine, "t1")
     erase(engine, ANNA)
     with writing(engine) as connection:
@@ -95,14 +95,14 @@ def test_rows_of_before_do_not_come_back_to_somebody_who_was_erased(engine):
     assert stored(engine) == {}
 
 
-def test_who_comes_back_gets_tips_but_is_not_learned_from_until_they_allow_it(engine):
+def test_an_erased_user_who_returns_is_not_learned_from_until_they_allow_it(engine):
     erase(engine, ANNA)
     write(engine, "t1", created_at=NOW + DAY)
     allow_training(engine, RING, ANNA, now=NOW + 2 * DAY)
     write(engine, "t2", created_at=NOW + 3 * DAY)
     allowed = {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
     assert allowed == {"t1": False, "t2": True}
-    assert standing(engine).refuses(NOW)
+    assert status(engine).refuses(NOW)
 
 
 def test_no_name_of_an_erased_person_stands_in_the_database(engine, tmp_path):
@@ -123,16 +123,16 @@ def test_after_a_change_of_keys_a_tombstone_of_the_old_one_still_holds(engine):
     # From now on they are known under the new key, too, and the old one may go.
     with writing(engine) as connection:
         admit(connection, [(hashed_ids(BOTH, ANNA), row("t2", created_at=NOW + DAY))])
-    assert standing(engine, ring=RING).erased_at == NOW
-    assert not standing(engine, ring=RING).training_allowed
+    assert status(engine, ring=RING).erased_at == NOW
+    assert not status(engine, ring=RING).training_allowed
 
 
 def test_after_a_change_of_keys_a_refusal_still_holds(engine):
     refuse_training(engine, BEFORE, ANNA, now=NOW)
-    assert not standing(engine, ring=BOTH).training_allowed
+    assert not status(engine, ring=BOTH).training_allowed
     write(engine, "t1", ring=BOTH)
     assert not stored(engine)["t1"]["training_allowed"]
-    assert standing(engine, ring=RING).decided_at == NOW
+    assert status(engine, ring=RING).decided_at == NOW
 
 
 def test_a_person_seen_under_the_new_key_takes_their_old_rows_along(engine):
@@ -195,7 +195,7 @@ def test_a_reaction_to_a_tip_that_was_erased_is_not_kept_for_it(engine):
     assert asked.tip_ids == {"t1"}
 
 
-def test_one_transaction_takes_tips_of_people_who_refuse_and_of_others(engine):
+def test_one_transaction_stores_tips_of_users_who_refuse_and_of_others(engine):
     refuse_training(engine, RING, ANNA, now=NOW)
     created = [
         TipCreated(exposure_of(**row(tip_id, user=user)), hashed_ids(RING, user))

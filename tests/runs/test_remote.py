@@ -133,7 +133,7 @@ def test_what_is_here_is_not_fetched_again(first, workers):
 
 
 @pytest.mark.parametrize("content", [b"ro", b"", b"rowz"])
-def test_a_truncated_or_altered_object_is_named_with_both_digests(first, workers, content):
+def test_the_error_of_a_damaged_object_states_both_digests(first, workers, content):
     expected = stage(first, "extract", "rows")[0].outputs["part/out.txt"]
     overwrite(first, f"{RUN}/extract/part/out.txt", content)
     second = workers("second")
@@ -148,7 +148,7 @@ def test_a_truncated_or_altered_object_is_named_with_both_digests(first, workers
     assert f"{RUN}/dataset/manifest.json" not in objects(second)
 
 
-def test_as_the_message_says_a_stage_is_done_again_without_its_manifest(first, workers):
+def test_a_stage_is_done_again_once_its_manifest_is_deleted_as_the_error_advises(first, workers):
     stage(first, "extract", "rows")
     overwrite(first, f"{RUN}/extract/part/out.txt", b"ro")
     with remote_files(first) as (files, top):
@@ -278,7 +278,7 @@ def test_a_version_of_one_machine_keeps_its_folders(workers):
     assert not second.folder.exists()
 
 
-def test_a_folder_that_is_synchronised_to_the_url_by_hand_can_be_gone_on_with(url, tmp_path):
+def test_a_run_copied_to_the_url_by_hand_can_be_continued(url, tmp_path):
     local, root = RunRoot(tmp_path / "local"), RunRoot(tmp_path / "copies", url)
     new_run(local.folder, {}, run_id=RUN)
     stage(local, "extract", "rows")
