@@ -1,10 +1,10 @@
-"""Turns new reactions into a better tip generator, and puts it before the first users.
+"""Turns new reactions into a better tip generator, and opens its trial with the first users.
 
-Every night, and whenever the asset `tip_scores` says that there are new reactions. One run of
-reactune per DAG run, one stage per task; nothing but the run's name is handed on. A **skipped**
-task is no fault: there was too little to learn from, or the trained model was not better, or the
-challenger before it is still on trial; the log of the first task that did not simply succeed says
-which. A try after a failure goes on where the one before stopped.
+Runs every night, and whenever the asset `tip_scores` reports new reactions. One run of reactune per
+DAG run, one stage per task; only the run's name is passed on. A **skipped** task is no fault: there
+was too little to learn from, the trained model was not better, or the challenger before it is still
+on trial; the log of the first skipped task has the reason. A retry goes on where the try before it
+stopped.
 """
 
 from airflow.sdk import DAG
@@ -29,7 +29,7 @@ with DAG(
         "dataset",
         minutes=60,
         doc="Makes examples of them, split by user, without duplicates. Skipped where there are"
-        " too few, or too few new ones; `dataset/README.md` in the run folder says more.",
+        " too few, or too few new ones; `dataset/README.md` in the run folder has the details.",
     )
     train = stage(
         "train",
@@ -53,7 +53,7 @@ with DAG(
     register = stage(
         "register",
         minutes=30,
-        doc="Gives the file a version in MLflow, with everything that tells where it is from.",
+        doc="Registers the file as a version in MLflow, with its origin.",
     )
     shadow_deploy = stage(
         "deploy",

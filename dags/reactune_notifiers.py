@@ -1,4 +1,4 @@
-"""Who is told when a task has failed for good, after its last try.
+"""Notifications of a task that has failed for good, after its last try.
 
 `REACTUNE_AIRFLOW_NOTIFIER=module:name` names a function of one argument, Airflow's context, or an
 instance of one of Airflow's notifiers; both are called the same way.
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def notify(context: dict[str, Any]) -> None:
-    """Tell whoever the setting names; looked up only now, so that parsing needs none of it."""
+    """Call the notifier of the setting; imported only now, so that parsing does not need it."""
     setting = os.environ.get("REACTUNE_AIRFLOW_NOTIFIER", "reactune_notifiers:log")
     module, _, name = setting.partition(":")
     getattr(import_module(module), name)(context)

@@ -1,7 +1,6 @@
-"""A command of reactune as an Airflow task: through bash, Docker or Kubernetes, as a setting says.
+"""A command of reactune as an Airflow task: in bash, Docker or Kubernetes, by a setting.
 
-Which commands make a DAG stands in the DAG files; what the commands do is reactune's. Nothing of
-reactune is imported here: it lives in an environment, or an image, of its own.
+Nothing of reactune is imported here: it has an environment, or an image, of its own.
 """
 
 import ctypes
@@ -33,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def schedule(name: str, cron: str, asset: Asset) -> AssetOrTimeSchedule:
-    """At the times that the named variable gives as a cron expression (UTC), and by an asset."""
+    """At the times of the named variable's cron expression (UTC), and at updates of an asset."""
     times = CronTriggerTimetable(os.environ.get(name, cron), timezone="UTC")
     return AssetOrTimeSchedule(timetable=times, assets=[asset])
 
@@ -61,7 +60,7 @@ def task(command: list[str], task_id: str, *, minutes: int, doc: str, **more: An
 
 
 def by_bash(command: list[str], **more: Any) -> BaseOperator:
-    """In reactune's own environment on the worker; who starts it takes it along when it ends."""
+    """In reactune's own environment on the worker; it ends with the process that started it."""
     from airflow.providers.standard.operators.bash import BashOperator
 
     start = 'REACTUNE_PARENT=$PPID exec "${REACTUNE_BIN:-reactune}"'
@@ -74,9 +73,9 @@ def by_bash(command: list[str], **more: Any) -> BaseOperator:
 
 
 def end_with_supervisor(context: dict[str, Any]) -> None:
-    """Ask Linux to end the process that does a task when its supervisor ends, however it ends.
+    """Let Linux end the process of a task when its supervisor ends, for whatever reason.
 
-    Else the command would go on, unseen, while Airflow tries the task again.
+    Else the command would go on unobserved while Airflow tries the task again.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -96,7 +95,7 @@ def by_docker(command: list[str], **more: Any) -> BaseOperator:
 
 
 def by_kubernetes(command: list[str], **more: Any) -> BaseOperator:
-    """In a pod; a try that follows a lost worker finds the pod again that is still at work."""
+    """In a pod; a try that follows a lost worker attaches to the pod that is still running."""
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
     settings = {

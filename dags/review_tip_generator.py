@@ -1,8 +1,8 @@
-"""Decides about the challenger on what people did with its tips.
+"""Decides about the challenger by the reactions to its tips.
 
-Every hour, and whenever the asset `tip-generator` says that there is a new one. The bounds hold
-however often one looks. Of `promote`, `roll_back` and `wait` one is done and the others are
-**skipped**; all are skipped while nobody is on trial.
+Runs every hour, and whenever the asset `tip-generator` reports a new one. The bounds hold for any
+number of reviews. Of `promote`, `roll_back` and `wait` one is done and the others are **skipped**;
+all are skipped while there is no challenger.
 """
 
 from airflow.sdk import DAG
@@ -20,8 +20,8 @@ with DAG(
     compare = review(
         "compare",
         minutes=60,
-        doc="Compares the reactions to challenger and champion; changes nothing. With nobody on"
-        " trial it puts the aliases in MLflow and the model server right, and the rest is skipped.",
+        doc="Compares the reactions to challenger and champion; changes nothing. Without a"
+        " challenger it repairs the aliases in MLflow and the model server, and skips the rest.",
     )
     decide = review(
         "decide",
@@ -43,7 +43,7 @@ with DAG(
     wait = review(
         "wait",
         minutes=30,
-        doc="Gives the challenger a larger share of the tips if nothing speaks against it, and"
+        doc="Raises the challenger's share of the tips if the bounds allow it, and"
         " records why it is too early to decide.",
     )
     compare >> decide >> [promote, roll_back, wait]

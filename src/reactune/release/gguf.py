@@ -1,7 +1,7 @@
 """A release on disk: the GGUF with the adapter merged in, and the prompt folder beside it.
 
-Every version, the base too, is written in the same types from the base's own GGUF; what it says
-is what the adapter was trained to say (`load_gguf` reads it back for the proof).
+Every version, the base too, is written in the same types from the base's own GGUF. `load_gguf`
+reads a file back, for the proof that it holds what was trained.
 """
 
 import json
@@ -142,7 +142,7 @@ def read_release(run: Path) -> ModelVersion:
     """The release of a run, with its files where they lie here."""
     folder = run / "export"
     values = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    # Another worker may have written it, so its folders say nothing.
+    # Another worker may have written it, so its folders are not ours.
     adapter = run / "train" / "adapter" if values["adapter"] else None
     paths = {"gguf": folder / GGUF, "prompt_folder": folder / PROMPT, "adapter": adapter}
     return ModelVersion(**{**values, **paths})
@@ -267,7 +267,7 @@ def _write(
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed exports of this file left behind."""
+    """Remove the partial files of killed exports of this file."""
     for partial in out.parent.glob(f".{out.name}.*"):
         owner = partial.name.removeprefix(f".{out.name}.").partition(".")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
@@ -559,7 +559,7 @@ def open_gguf(path: Path) -> "GGUFReader":
 
 
 def architecture_of(reader: "GGUFReader") -> str:
-    """GGUF's name of the model's architecture; empty if the file does not say."""
+    """GGUF's name of the model's architecture; empty if the file states none."""
     field = reader.get_field("general.architecture")
     return "" if field is None else str(field.contents())
 

@@ -287,7 +287,7 @@ def start(model: ModelVersion, settings: ServeConfig, *, in_thread: ThreadPoolEx
 
 
 def stop(server: Server) -> None:
-    """End a child; its log goes with it."""
+    """End a child, and remove its log."""
     server.process.kill()
     server.process.wait()
     for pipe in (server.process.stdin, server.process.stdout):

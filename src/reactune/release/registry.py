@@ -55,7 +55,7 @@ def register(settings: RegistryConfig, uri: str, record: Record, *, artifact_roo
     """Log the run and register a version of the model with it; the version's number.
 
     Repeating it for the same run finds the version that is there; what a kill left half done is
-    completed, or marked as failed and made anew where it was logged with other parameters.
+    completed, or marked as failed and repeated where it was logged with other parameters.
     `artifact_root` is where a new experiment keeps its files if the store is a database.
 
     Raises:
@@ -192,19 +192,19 @@ def _unfinished(client: Any, experiment: str, record: Record) -> Any | None:
     A parameter that is logged cannot be changed, so an attempt with others cannot be completed.
     """
     wanted = _params(record)
-    found = None
+    unfinished = None
     for run in client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.run_id}'"):
-        if found is None and run.data.params.items() <= wanted.items():
-            found = run
+        if unfinished is None and run.data.params.items() <= wanted.items():
+            unfinished = run
         else:
             client.set_terminated(run.info.run_id, "FAILED")
-    return found
+    return unfinished
 
 
 def _experiment(client: Any, name: str, uri: str, artifact_root: Path) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     # A server has its own place for files; a database would take ./mlruns.
     local = artifact_root.absolute().as_uri() if uri.startswith(DATABASES) else None
     return str(client.create_experiment(name, artifact_location=local))

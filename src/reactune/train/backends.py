@@ -176,7 +176,7 @@ def install(name: str, settings: TrainConfig, *, say: Callable[[str], None]) -> 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_name(f".{name}.lock")):
         if is_made(name, folder):
-            say(f"{name}: {folder} is there already")
+            say(f"{name}: {folder} exists already")
             return folder
         say(f"{name}: making {folder} with Python {sys.version.split()[0]}")
         venv.create(folder, clear=True, with_pip=True)

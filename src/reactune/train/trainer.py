@@ -95,7 +95,7 @@ def rows_by_method(
         "kto": judged,
         "dpo": paired if len(paired) >= MIN_PAIRS else [],
     }
-    return {method: found for method, found in rows.items() if found}
+    return {method: some for method, some in rows.items() if some}
 
 
 def train_methods(
@@ -279,9 +279,9 @@ def is_same_job(folder: Path, job: Job) -> bool:
     """Whether the folder holds this very job; what only sets its speed may differ when resumed."""
     if not (folder / "job.json").is_file():
         return False
-    found = read_job(folder / "job.json")
+    stored = read_job(folder / "job.json")
     speed = {"max_seconds": job.max_seconds, "dtype": job.dtype, "threads": job.threads}
-    return replace(found, **speed) == job  # type: ignore[arg-type]
+    return replace(stored, **speed) == job  # type: ignore[arg-type]
 
 
 def clear(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""LoRA with Axolotl on a GPU, as a process of its own environment.
+"""LoRA with Axolotl on a GPU, as a process in an environment of its own.
 
-Its settings file is written here; rows, order, schedule and files are those of `with_trl.py`.
+Axolotl reads a settings file made of the job; rows, order, schedule and files are those of
+`with_trl`.
 """
 
 import json
@@ -52,7 +53,7 @@ def write_settings(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Path:
 
 
 def with_mask(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of SFT with the attention mask by which Axolotl knows rows of token ids."""
+    """A row of SFT with an attention mask, by which Axolotl recognises rows of token ids."""
     return {**row, "attention_mask": [1] * len(row["input_ids"])} if "input_ids" in row else row
 
 
@@ -65,7 +66,7 @@ def layers_of(job: Job) -> int:
 def axolotl_settings(
     folder: Path, job: Job, rows: list[dict[str, Any]], *, longest: int, layers: int
 ) -> dict[str, Any]:
-    """The job in Axolotl's words: nothing shuffled, cut, packed or padded beyond the batch."""
+    """The job in Axolotl's settings: nothing shuffled, cut, packed or padded beyond the batch."""
     return {
         "base_model": job.base_folder,
         "tokenizer_type": "AutoTokenizer",
@@ -171,7 +172,7 @@ def trainer_for(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
 
 
 def keep_token_ids(batch_size: int) -> None:
-    """Let Axolotl's KTO and DPO trainers take rows of token ids as they are."""
+    """Make Axolotl's KTO and DPO trainers take rows of token ids as they are."""
     from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
     from axolotl.core.trainers.trl import AxolotlKTOTrainer
 

@@ -1,6 +1,6 @@
 """Several processes through Ray Train: `python -m reactune.train.with_ray N MODULE job.json`.
 
-Ray starts the workers; each then is the same trainer that torchrun would start.
+Ray starts the workers; each is the same trainer that torchrun would start.
 """
 
 import importlib
@@ -11,6 +11,9 @@ from typing import Any
 
 from reactune.process import die_with_parent
 
+# Environment variables of this process that the workers get too.
+PASSED_ON = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "HF_HUB_OFFLINE")
+
 
 def main(argv: list[str]) -> int:
     """Train one job on a cluster of this machine, or on the one that `RAY_ADDRESS` names.
@@ -18,7 +21,7 @@ def main(argv: list[str]) -> int:
     The exit code is 0, or 1 if a worker failed; Ray's report is on the error stream.
     """
     die_with_parent()
-    # Ray's workers yield to everything else by default: on a busy machine they never get on.
+    # By default Ray's workers have the lowest priority: on a busy machine they would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -33,7 +36,9 @@ def main(argv: list[str]) -> int:
         address=address,
         num_cpus=None if address else max(processes, os.cpu_count() or 1),
         include_dashboard=False,
-        runtime_env={"env_vars": {name: os.environ[name] for name in KEPT if name in os.environ}},
+        runtime_env={
+            "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        },
     )
     trainer = TorchTrainer(
         work,
@@ -45,9 +50,6 @@ def main(argv: list[str]) -> int:
     trainer.fit()
     ray.shutdown()
     return 0
-
-
-KEPT = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "HF_HUB_OFFLINE")
 
 
 def work(config: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""LoRA with Unsloth, as a process of its own environment.
+"""LoRA with Unsloth, as a process in an environment of its own.
 
-Loading and patching is Unsloth's; rows, order, schedule and files are those of `with_trl.py`.
+Unsloth loads and patches the model; rows, order, schedule and files are those of `with_trl`.
 """
 
 import os
