@@ -21,7 +21,11 @@ from reactune.canary.routing import propensity, route, unit_key
 from reactune.config.settings import load
 from reactune.data.ingest import ingest
 from reactune.demo.audience import Response, Visit
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import HashingKey, user_key
+from reactune.release.runtimes import connect
+from reactune.service import state, tips
 from reactune.store.database import create_store, opened_store, writing
 from reactune.store.queries import upsert_scores
 
@@ -171,6 +175,35 @@ def copy_of_trained(folder, **changes):
     """A copy of the trained installation, with other settings if some are given; its settings."""
     shutil.copytree(trained()[0], folder, dirs_exist_ok=True)
     return load(write_settings(folder, **changes))
+
+
+def serve_tips(config, *, count=12):
+    """Texts that the service shows, and the (arm, version, fallback) of the rollout's rows."""
+    with opened_store(config.store_url) as engine:
+        service = state.open_service(
+            engine,
+            chat=load_chat(base_model(config.model).folder, config.prompt),
+            runtime=connect(config.serve),
+            key=KEY,
+            settings=config.serve,
+            draw=random.Random(5).getrandbits,
+        )
+        try:
+            shown = []
+            for number in range(count):
+                context = {"time_of_day": "night"}
+                tip = tips.request_tip(
+                    service, user_id=f"user-{number}", kind="focus", context=context
+                )
+                tips.tip_shown(service, tip.tip_id)
+                shown.append(tip.content)
+        finally:
+            state.close_service(service)
+        with engine.connect() as connection:
+            rows = connection.exec_driver_sql(
+                "SELECT arm, model_version, fallback FROM tip_scores WHERE rollout_id IS NOT NULL"
+            ).all()
+    return shown, {tuple(row) for row in rows}
 
 
 def expose(config, units, *, champion, challenger, first=0):

@@ -5,15 +5,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import gguf
 import numpy as np
+import psutil
 import pytest
 
 from gguf_fixtures import TEMPLATE, write_tiny_gguf
 from reactune.config.sections import ModelConfig, PromptConfig, TrainConfig
 from reactune.errors import ConfigError
-from reactune.model.files import STALE_SECONDS, base_model, locate, memory_needed, shape_of
+from reactune.model import files
+from reactune.model.files import (
+    STALE_SECONDS,
+    Shape,
+    available_memory,
+    base_model,
+    free_disk,
+    locate,
+    memory_needed,
+    shape_of,
+)
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import sha256_of
 
@@ -316,3 +328,115 @@ def test_a_larger_model_needs_more_than_its_weights():
     settings = TrainConfig(batch_size=8)
     short, long = (memory_needed(shape, settings, sequence_tokens=n) for n in (128, 256))
     assert 4 * shape.parameters < short < long
+
+
+SMALL = Shape(
+    layers=2, hidden=8, feed_forward=16, queries=8, keys=4, vocabulary=100, tied=True
+)  # fmt: skip
+
+
+def test_weights_are_counted_part_by_part():
+    # Attention 8x8 + 2 of 8x4 + 8x8, feed forward 3 of 8x16, embeddings 100x8 once or twice.
+    layer = 64 + 2 * 32 + 64 + 3 * 128
+    assert SMALL.parameters == 800 + 2 * layer
+    assert replace(SMALL, tied=False).parameters == 1_600 + 2 * layer
+
+
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        ({"layers": 3}, {}), ({"vocabulary": 200}, {}), ({"feed_forward": 32}, {}),
+        ({}, {"batch_size": 9}), ({}, {"lora_rank": 17}),
+    ],
+)  # fmt: skip
+def test_memory_grows_with_the_model_the_batch_and_the_rank(change, setting):
+    settings = TrainConfig(batch_size=8, lora_rank=16)
+    larger = memory_needed(replace(SMALL, **change), settings.model_copy(update=setting))
+    assert larger > memory_needed(SMALL, settings)
+
+
+def limited(folder, *, limit, used, cached):
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nslab 7\n")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(10_000, 10_000 - 4_000 + 1_000), (4_000, 1_000)])
+def test_memory_is_what_the_container_leaves_and_cached_files_are_free(
+    tmp_path, monkeypatch, limit, expected
+):
+    monkeypatch.setattr(files, "CGROUP", tmp_path)
+    limited(tmp_path, limit=limit, used=4_000, cached=1_000)
+    assert available_memory() == expected
+
+
+@pytest.mark.parametrize("has_limit", [True, False])
+def test_without_a_limit_memory_is_the_machines(tmp_path, monkeypatch, has_limit):
+    monkeypatch.setattr(files, "CGROUP", tmp_path)
+    if has_limit:
+        limited(tmp_path, limit="max", used=4_000, cached=1_000)
+    machine = psutil.virtual_memory().available
+    assert available_memory() == pytest.approx(machine, rel=0.5)
+
+
+def test_a_limit_beyond_the_machine_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CGROUP", tmp_path)
+    limited(tmp_path, limit=10**18, used=0, cached=0)
+    assert available_memory() <= psutil.virtual_memory().total
+
+
+def test_the_disk_of_a_folder_that_is_not_there_is_that_of_its_parent(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert free_disk(tmp_path / "not" / "there") == pytest.approx(free, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model", "apache-2.0"),
+        ("---\nlicense:   mit\n---", "mit"),
+        ("# Model\nlicense: mit\n", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_licence_is_that_of_the_models_card(tmp_path, card, licence):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "a.safetensors"):
+        (tmp_path / name).write_text("{}")
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert base_model(ModelConfig(base=str(tmp_path))).licence == licence
+
+
+def test_the_digest_of_a_folder_changes_with_its_weights_and_not_with_its_card(tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "a.safetensors"):
+        (tmp_path / name).write_text("{}")
+    settings = ModelConfig(base=str(tmp_path))
+    before = base_model(settings).digest
+    (tmp_path / "README.md").write_text("# A card")
+    assert base_model(settings).digest == before
+    (tmp_path / "a.safetensors").write_text("other")
+    assert base_model(settings).digest != before
+
+
+def test_a_folder_with_two_ggufs_beside_its_weights_is_refused(tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "a.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match="holds 2 GGUF files; keep one"):
+        base_model(ModelConfig(base=str(tmp_path)))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="holds 2 GGUF files; name the file itself"):
+        base_model(ModelConfig(base=str(tmp_path)))
+
+
+def test_an_empty_folder_is_no_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds neither config\.json with safetensors"):
+        base_model(ModelConfig(base=str(tmp_path)))
+
+
+def test_the_cache_folder_is_absolute_whoever_names_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ModelConfig(cache_dir="here").cache_folder == tmp_path / "here"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert ModelConfig().cache_folder == tmp_path / "caches" / "reactune"

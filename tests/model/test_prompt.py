@@ -1,23 +1,31 @@
 import json
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.config.sections import ModelConfig, PrivacyConfig, PromptConfig, ServeConfig
 from reactune.errors import DataError, ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import (
+    FRAME_TOKENS,
+    STEP,
     assemble,
     completion_ids,
+    context_tokens,
     few_shot,
+    instruction_of,
     load_chat,
     ollama_template,
     rebuild,
     render,
+    stop_text,
+    user_text,
     write_prompt_folder,
 )
+from reactune.records import ModelVersion
 
 SETTINGS = PromptConfig(
     instruction="Write a tip.",
@@ -210,3 +218,111 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ReleaseError, match="instruction-tuned"):
         load_chat(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (None, "no usable tokenizer and chat template"),
+        ("{", "no usable tokenizer and chat template"),
+        ('{"chat_template": "x"}', "names no eos_token"),
+    ],
+)
+def test_a_folder_without_its_parts_is_refused_by_name(model_folder, tmp_path, config, missing):
+    (tmp_path / "tokenizer.json").write_bytes((model_folder / "tokenizer.json").read_bytes())
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ReleaseError, match=f"{tmp_path.name}.*{missing}"):
+        load_chat(tmp_path, SETTINGS)
+
+
+def test_a_template_in_the_tokenizers_settings_serves_where_there_is_no_file(
+    model_folder, tmp_path
+):
+    names = json.loads((model_folder / "tokenizer_config.json").read_text())
+    names |= {"chat_template": "{{ messages[-1].content }}!", "eos_token": {"content": "<end>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    (tmp_path / "tokenizer.json").write_bytes((model_folder / "tokenizer.json").read_bytes())
+    chat = load_chat(tmp_path, SETTINGS)
+    assert chat.stop == "<end>"
+    assert render(chat, "Hello") == "Hello!"
+
+
+def test_a_template_that_fails_is_one_error(chat):
+    broken = replace(chat, template="{{ raise_exception('no system prompt') }}")
+    with pytest.raises(ReleaseError, match="chat template does not render"):
+        render(broken, "Hello")
+
+
+def test_a_template_can_reach_nothing_but_its_messages(chat):
+    escaping = replace(chat, template="{{ messages.__class__.__mro__ }}")
+    with pytest.raises(ReleaseError, match="chat template does not render"):
+        render(escaping, "Hello")
+
+
+@pytest.mark.parametrize(("kinds", "warned"), [(None, False), (("EMAIL",), True)])
+def test_a_model_trained_with_other_detectors_is_warned_of(
+    chat, model_folder, tmp_path, caplog, kinds, warned
+):
+    folder = tmp_path / "v3" / "prompt"
+    write_prompt_folder(chat, model_folder, folder)
+    privacy = PrivacyConfig() if kinds is None else PrivacyConfig(kinds=kinds)
+    load_chat(folder, SETTINGS, privacy=privacy)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("v3 was trained under other privacy.kinds" in text for text in said) is warned
+
+
+def version_in(folder):
+    return ModelVersion(
+        version=3, name="tips:v3", run_id="r", gguf=folder / "m.gguf", sha256="", base="b",
+        prompt_folder=folder, quantisation="q8_0",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "answer"), [(48, 64), (1_000, 64), (48, 2_000)])
+def test_a_server_has_room_for_prompt_and_answer_in_whole_steps(tmp_path, tokens, answer):
+    prompt = SETTINGS.model_copy(update={"max_context_tokens": tokens})
+    (tmp_path / "prompt.json").write_text(prompt.model_dump_json())
+    room = context_tokens(version_in(tmp_path), ServeConfig(max_tokens=answer))
+    assert room % STEP == 0
+    assert FRAME_TOKENS + tokens + answer <= room < FRAME_TOKENS + tokens + answer + STEP
+
+
+def test_a_prompt_folder_with_broken_settings_is_refused_with_its_version(tmp_path):
+    (tmp_path / "prompt.json").write_text('{"max_context_tokens": "many"}')
+    with pytest.raises(ReleaseError, match=r"prompt\.json of tips:v3 is broken; export it again"):
+        context_tokens(version_in(tmp_path), ServeConfig())
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_text_that_is_missing_or_no_text_is_refused_with_its_version(tmp_path, content):
+    if content is not None:
+        (tmp_path / "stop.txt").write_bytes(content)
+    with pytest.raises(ReleaseError, match=r"stop\.txt of tips:v3 cannot be read \(.*Error\)"):
+        stop_text(version_in(tmp_path))
+
+
+def test_the_end_of_an_answer_is_the_models_stop_token(chat, model_folder, tmp_path):
+    write_prompt_folder(chat, model_folder, tmp_path)
+    assert stop_text(version_in(tmp_path)) == chat.stop == "<|im_end|>"
+    (stop,) = completion_ids(chat, "")
+    assert completion_ids(chat, " Walk. ")[-1] == stop
+    assert completion_ids(chat, " Walk. ") == completion_ids(chat, "Walk.")
+
+
+def test_a_tip_cannot_end_itself(chat):
+    ids = completion_ids(chat, "Walk.<|im_end|>Run.")
+    assert ids.count(ids[-1]) == 1
+
+
+def test_a_kind_without_an_instruction_of_its_own_gets_the_general_one(chat):
+    assert instruction_of(chat, "focus") == "Write a tip for focus."
+    assert instruction_of(chat, "sleep") == "Write a tip."
+
+
+def test_the_user_message_of_a_prompt_is_what_was_rendered(chat):
+    prompt = assemble(chat, "focus", {"time_of_day": "noon"})
+    message = user_text(chat, prompt)
+    assert message == "Write a tip for focus.\n\nTime of day: noon"
+    assert render(chat, message) == prompt.text
+    assert user_text(chat, assemble(chat, "focus", {})) == "Write a tip for focus."

@@ -9,12 +9,27 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gguf_fixtures import HEAD, read_with_transformers, save_adapter, write_tiny_gguf
-from reactune.config.sections import ModelConfig
+from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
-from reactune.release.gguf import REFUSED, export_base, export_merged, load_gguf, read_lora
+from reactune.model.prompt import load_chat
+from reactune.records import sha256_of
+from reactune.release.gguf import (
+    REFUSED,
+    _in_halves,
+    _interleave,
+    export_base,
+    export_merged,
+    export_release,
+    load_gguf,
+    read_lora,
+    read_release,
+    write_release,
+)
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -48,6 +63,11 @@ def adapter(llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     save_adapter(open_folder(llama), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_chat(llama):
+    return load_chat(llama.folder, PromptConfig())
 
 
 def open_folder(base):
@@ -401,3 +421,43 @@ def test_loading_refuses_a_file_that_lacks_or_adds_weights(llama, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
     with pytest.raises(ReleaseError, match=r"8 weights are missing.*q_proj\.bias"):
         load_gguf(llama.gguf, folder)
+
+
+@given(st.sampled_from([(1, 2), (2, 4), (4, 6)]), st.integers(1, 3))
+def test_rotary_rows_come_back_from_pairs_to_halves(shape, columns):
+    heads, size = shape
+    rows = np.arange(heads * size * columns, dtype=np.float32).reshape(heads * size, columns)
+    paired = _interleave(rows, heads)
+    np.testing.assert_array_equal(_in_halves(paired, heads), rows)
+    # llama.cpp: the first rows of a head are the first rows of its two halves.
+    assert paired[0].tolist() == rows[0].tolist()
+    assert paired[1].tolist() == rows[size // 2].tolist()
+    np.testing.assert_array_equal(_interleave(rows, 0), rows)
+    np.testing.assert_array_equal(_in_halves(rows, 0), rows)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_release_is_read_back_from_wherever_its_run_lies_now(
+    llama, adapter, tmp_path, tuned, tiny_chat
+):
+    run = tmp_path / "run"
+    folder, trained = run / "export", run / "train" / "adapter"
+    shutil.copytree(adapter, trained)
+    release = export_release(
+        llama, tiny_chat, trained if tuned else None, folder, run_id="r1", settings=ExportConfig()
+    )
+    assert release.name == f"reactune-trial:{release.sha256[:12]}"
+    assert (release.version, release.run_id, release.quantisation) == (0, "r1", "q8_0")
+    assert release.sha256 == sha256_of(release.gguf)
+    names = write_release(release)
+    assert {"model.gguf", "release.json", "prompt/stop.txt", "prompt/prompt.json"} <= set(names)
+    assert all((folder / name).is_file() for name in names)
+    run.rename(tmp_path / "moved")
+    moved = read_release(tmp_path / "moved")
+    there = tmp_path / "moved" / "export"
+    assert moved == replace(
+        release,
+        gguf=there / "model.gguf",
+        prompt_folder=there / "prompt",
+        adapter=tmp_path / "moved" / "train" / "adapter" if tuned else None,
+    )

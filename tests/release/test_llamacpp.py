@@ -1,5 +1,6 @@
 """llama.cpp's real server in real child processes, on SmolLM2 and on a tiny random model."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -20,7 +21,14 @@ from reactune.config.sections import ModelConfig, ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.records import Sampling
-from reactune.release.llamacpp import LlamaCpp, completion_of
+from reactune.release import llamacpp
+from reactune.release.llamacpp import (
+    LlamaCpp,
+    completion_of,
+    reason_in,
+    request_of,
+    tokens_request,
+)
 from reactune.release.runtimes import connect
 from release_fixtures import (
     GREEDY,
@@ -291,3 +299,105 @@ def test_no_start_token_is_put_before_a_rendered_prompt(tmp_path, monkeypatch):
 def test_an_answer_without_an_end_is_nonsense():
     with pytest.raises(ValueError, match="ended by 'none'"):
         completion_of({"content": "half a t", "stop_type": "none"}, seconds=0.1)
+
+
+ANSWER = {"content": " Walk. ", "stop_type": "eos", "tokens_evaluated": 9, "tokens_predicted": 3}
+
+
+@pytest.mark.parametrize(
+    ("stop_type", "stopped"), [("eos", "stop"), ("word", "stop"), ("limit", "length")]
+)
+def test_how_an_answer_ended_is_one_of_two_ways(stop_type, stopped):
+    found = completion_of({**ANSWER, "stop_type": stop_type}, seconds=0.5)
+    assert (found.text, found.prompt_tokens, found.tokens) == ("Walk.", 9, 3)
+    assert (found.stopped, found.seconds, found.logprob) == (stopped, 0.5, None)
+
+
+def test_the_log_probability_of_a_text_is_the_sum_over_its_tokens():
+    drawn = [{"logprob": -0.5}, {"logprob": -0.25}]
+    found = completion_of({**ANSWER, "completion_probabilities": drawn}, seconds=0.5)
+    assert found.logprob == -0.75
+
+
+def test_an_answer_without_its_counts_is_nonsense():
+    with pytest.raises(KeyError):
+        completion_of({"content": "a", "stop_type": "eos"}, seconds=0.1)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_request_states_every_sampler_and_the_end(reuse):
+    body = request_of([1, 2], GREEDY, stop="<|im_end|>", reuse_prefix=reuse)
+    assert body["prompt"] == [1, 2]
+    assert body["samplers"] == ["top_k", "top_p", "temperature"]
+    assert (body["top_k"], body["min_p"], body["top_p"], body["temperature"]) == (0, 0.0, 1.0, 0.0)
+    assert (body["n_predict"], body["seed"]) == (GREEDY.max_tokens, GREEDY.seed)
+    assert body["stop"] == ["<|im_end|>"]
+    assert body["cache_prompt"] is reuse
+
+
+def test_special_tokens_of_a_prompt_are_read_as_such_and_none_is_added():
+    assert tokens_request("<|im_start|>") == {
+        "content": "<|im_start|>", "add_special": False, "parse_special": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("0.01 I loading\n0.02 E bad magic\n0.03 E failed to load\n", "bad magic; export"),
+        ("loading\nkilled\n", "killed; export the version again, or check [serve] threads"),
+        ("", "no output within the time limit; export"),
+        ("ModuleNotFoundError: No module named 'xllamacpp'\n", "pip install 'reactune[llamacpp]'"),
+    ],
+)
+def test_why_a_child_ended_is_its_first_error_or_its_last_line(log, reason):
+    assert reason in reason_in(log)
+
+
+def test_a_long_reason_is_cut():
+    assert len(reason_in(f"0.02 E {'x' * 1_000}\n")) < 400
+
+
+def test_a_version_that_was_never_published_is_refused_awaited_or_not(smollm):
+    async def write():
+        await runtime.write(smollm, "hello", GREEDY)
+
+    with closing(LlamaCpp(PATIENT)) as runtime:
+        with pytest.raises(ReleaseError, match=r"is not published on the embedded llama\.cpp"):
+            runtime.generate(smollm, "hello", GREEDY)
+        with pytest.raises(ReleaseError, match=r"is not published on the embedded llama\.cpp"):
+            asyncio.run(write())
+
+
+def test_awaited_answers_are_those_of_generate_in_any_event_loop(tiny_server, tiny):
+    async def write():
+        try:
+            return await tiny_server.write(tiny, "hello there", GREEDY)
+        finally:
+            await tiny_server.end_writing()
+            await tiny_server.end_writing()
+
+    expected = tiny_server.generate(tiny, "hello there", GREEDY)
+    for found in (asyncio.run(write()), asyncio.run(write())):
+        assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+    assert tiny_server.async_client is None
+
+
+def test_there_are_no_tags_to_set_and_no_template_to_count_by(tiny):
+    fetched = []
+    with closing(LlamaCpp(PATIENT)) as runtime:
+        assert runtime.set_aliases({"tips:champion": tiny}, fetch=fetched.append) == []
+        assert runtime.chat_prompt_tokens(tiny, "hello") is None
+        assert runtime.servers == {}
+    assert fetched == []
+
+
+def test_a_prompt_is_new_once_and_memory_of_prompts_is_bounded(monkeypatch):
+    monkeypatch.setattr(llamacpp, "REMEMBERED_PROMPTS", 3)
+    seen = set()
+    assert [llamacpp._remember(seen, prompt) for prompt in ("a", "b", "a", "b")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    for number in range(20):
+        assert llamacpp._remember(seen, f"prompt {number}")
+        assert len(seen) <= 3

@@ -16,7 +16,9 @@ from reactune.errors import ReleaseError
 from reactune.release import registry
 from reactune.release.registry import (
     RUN_TAG,
+    contents,
     register,
+    remove_files,
     set_aliases,
     tag_versions,
 )
@@ -293,3 +295,52 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_soon_an_error(
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ReleaseError, match=r"failed: .*/health.*[Rr]ead timed out"):
             register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")
+
+
+def test_tags_are_put_on_known_versions_only(uri, record, tmp_path):
+    register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")
+    tag_versions(SETTINGS, uri, {1: {"learned_from_erased": "yes", "n": "2"}, 7: {"n": "3"}})
+    with mlflow_client(uri) as client:
+        tags = client.get_model_version(SETTINGS.model_name, "1").tags
+    assert tags["learned_from_erased"] == "yes"
+    assert tags["n"] == "2"
+
+
+def test_removing_files_of_a_version_leaves_numbers_curves_and_other_versions(
+    uri, record, tmp_path
+):
+    for run_id in ("run-1", "run-2"):
+        register(SETTINGS, uri, replace(record, run_id=run_id), artifact_root=tmp_path / "kept")
+    remove_files(SETTINGS, uri, 1)
+    remove_files(SETTINGS, uri, 1)
+    remove_files(SETTINGS, uri, 9)
+    with mlflow_client(uri) as client:
+        first, second = (client.get_model_version(SETTINGS.model_name, n) for n in ("1", "2"))
+        assert files_of(client, first.run_id) == set()
+        assert "model.gguf" in files_of(client, second.run_id)
+        assert len(client.get_metric_history(first.run_id, "loss/sft")) == len(CURVE)
+
+
+def test_all_but_weights_is_read_once_and_nothing_stays_behind(uri, record, tmp_path):
+    assert list(contents(SETTINGS, uri, tmp_path)) == []
+    register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    texts = {
+        name: content.read_text() if isinstance(content, Path) else content
+        for name, content in contents(SETTINGS, uri, scratch)
+    }
+    assert set(texts) == {
+        "version 1", "run run-1", "run run-1: gate.json", "run run-1: loss.svg",
+        "run run-1: prompt/stop.txt", "run run-1: prompt/system.txt",
+    }  # fmt: skip
+    assert texts["run run-1: prompt/stop.txt"] == "<|im_end|>"
+    assert "smollm2" in texts["version 1"]
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+def test_settings_that_are_too_long_for_mlflow_are_cut_and_never_refused(uri, record, tmp_path):
+    long = replace(record, params={"prompt": "x" * 20_000})
+    assert register(SETTINGS, uri, long, artifact_root=tmp_path / "kept") == 1
+    # The same settings once more are the same run.
+    assert register(SETTINGS, uri, long, artifact_root=tmp_path / "kept") == 1

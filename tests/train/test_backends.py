@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ from reactune.errors import TrainingError
 from reactune.train.backends import (
     BACKENDS,
     OWN,
+    digest_of,
     environment,
     folder_of,
     has_gpu,
+    has_module,
     install,
+    is_made,
     python_of,
+    require_mlflow,
+    requirements_of,
     states,
     usable_methods,
 )
@@ -173,3 +179,87 @@ def test_axolotls_own_schema_accepts_our_settings(tiny, rows, tmp_path, method):
     assert checked["mlflow_experiment_name"] == "tips"
     assert checked["mlflow_run_name"] == f"{method} with axolotl"
     assert checked["rl"] == (None if method == "sft" else method)
+
+
+def made_from(name, folder, digest):
+    """An environment of this Python that says what it was made from."""
+    (folder / name / "bin").mkdir(parents=True)
+    (folder / name / "bin" / "python").symlink_to(sys.executable)
+    (folder / name / "reactune.json").write_text(json.dumps({"backend": name, "digest": digest}))
+    return TrainConfig(backend=name, backend_folder=str(folder))
+
+
+def test_an_environment_of_other_requirements_is_out_of_date(tmp_path):
+    settings = made_from("unsloth", tmp_path, digest_of("axolotl"))
+    with pytest.raises(
+        TrainingError, match="is out of date; run `reactune backend install unsloth"
+    ):
+        python_of(settings)
+    assert "out of date" in states(settings)[1]
+
+
+def test_an_environment_of_our_requirements_is_used(tmp_path):
+    settings = made_from("unsloth", tmp_path, digest_of("unsloth"))
+    assert python_of(settings) == tmp_path / "unsloth" / "bin" / "python"
+    assert f"installed, {tmp_path / 'unsloth'}" in states(settings)[1]
+    (tmp_path / "unsloth" / "bin" / "python").unlink()
+    assert not is_made("unsloth", tmp_path / "unsloth")
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}"])
+def test_an_environment_that_was_never_finished_is_not_there(tmp_path, text):
+    made_from("axolotl", tmp_path, digest_of("axolotl"))
+    (tmp_path / "axolotl" / "reactune.json").write_text(text)
+    assert not is_made("axolotl", tmp_path / "axolotl")
+
+
+def test_the_home_directory_is_expanded_in_the_folder_of_environments(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = folder_of("unsloth", TrainConfig(backend_folder="~/environments"))
+    assert folder == tmp_path / "environments" / "unsloth"
+
+
+def test_each_backend_of_its_own_pins_every_requirement():
+    for name in OWN:
+        lines = requirements_of(name).read_text().splitlines()
+        wanted = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        assert wanted
+        assert all("==" in line or "@" in line for line in wanted)
+
+
+def test_an_environment_has_a_module_or_not():
+    assert has_module(Path(sys.executable), "torch")
+    assert not has_module(Path(sys.executable), "no_such_module")
+
+
+def test_every_method_is_trained_by_trl_here():
+    assert usable_methods(TrainConfig()) == ("sft", "kto", "dpo")
+    assert usable_methods(TrainConfig(method="dpo")) == ("sft", "kto", "dpo")
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_the_command(tmp_path):
+    settings = made_from("unsloth", tmp_path, digest_of("unsloth"))
+    python = tmp_path / "unsloth" / "bin" / "python"
+    python.unlink()
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(TrainingError, match=r"ray.*has none; run `.*pip install"):
+        usable_methods(settings.model_copy(update={"launcher": "ray"}))
+
+
+def test_a_torch_that_cannot_be_imported_is_an_error_that_quotes_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ImportError: libtorch is broken >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(TrainingError, match="cannot import torch: ImportError: libtorch is broken"):
+        has_gpu(python)
+
+
+def test_a_trainer_without_mlflow_cannot_log_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(TrainingError, match=r"has no MLflow; run `.*pip install mlflow-skinny`"):
+        require_mlflow("tips", python)
+    require_mlflow("tips", Path(sys.executable))

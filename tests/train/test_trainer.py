@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset_fixtures import example
 from reactune.config.sections import TrainConfig
@@ -19,14 +22,21 @@ from reactune.process import child_environment
 from reactune.train.job import tokens_of, write_job
 from reactune.train.trainer import (
     MIN_PAIRS,
+    clear,
+    explain,
     is_same_job,
+    keep_adapter,
     last_error,
     plan_job,
+    progress_bars,
+    read_lines,
+    read_log,
     read_progress,
     rows_by_method,
     run_trainer,
     train,
     train_methods,
+    within_budget,
 )
 
 SETTINGS = TrainConfig(
@@ -219,39 +229,6 @@ def test_a_method_without_rows_is_named(tiny, rows, tmp_path):
         )
 
 
-def test_the_head_that_scores_labels_only_gives_trls_own_losses(tiny, rows):
-    import torch
-    from transformers import AutoModelForCausalLM
-    from trl.trainer.utils import add_fused_lm_head
-
-    from reactune.train.with_trl import score_only_labelled_positions, sft_row
-
-    fields = ("log_probs", "entropy", "mean_logits", "is_top1")
-    outputs = []
-    for patch in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(tiny)
-        add_fused_lm_head(model, outputs=fields)
-        if patch:
-            score_only_labelled_positions(model)
-        row = sft_row(rows["sft"][0])
-        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
-        out = model(input_ids=ids, labels=labels, fused_lm_head=True)
-        out.loss.backward()
-        grad = model.model.layers[0].mlp.up_proj.weight.grad
-        outputs.append([out.loss, *(getattr(out, name).float() for name in fields), grad])
-    for theirs, ours in zip(*outputs, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_the_loss_counts_the_completion_only(rows):
-    from reactune.train.with_trl import sft_row
-
-    row = rows["sft"][0]
-    made = sft_row(row)
-    assert made["input_ids"] == row["prompt_ids"] + row["completion_ids"]
-    assert [label for label in made["labels"] if label != -100] == row["completion_ids"]
-
-
 def test_examples_become_rows_of_every_method_that_they_allow(chat):
     contexts = ['{"v":1,"context":{"free_text":"call the bank"}}', '{"free_text":"water it"}']
     examples = [
@@ -295,3 +272,160 @@ def test_the_methods_share_the_minutes_that_the_settings_allow(tiny, rows, tmp_p
     job = json.loads((tmp_path / "sft" / "job.json").read_text(encoding="utf-8"))
     assert (job["steps"], job["max_seconds"]) == (54, pytest.approx(0.01))
     assert [each.steps for each in trained] == [1]
+
+
+def finished(folder, job, rows, *, seconds=30.0, loss=1.5):
+    """A training that has ended, as its files say."""
+    write_job(folder, job, rows)
+    lines = ({"step": step, "steps": job.steps, "loss": loss} for step in range(1, job.steps + 1))
+    (folder / "progress.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    result = {"steps": job.steps, "loss": loss, "seconds": seconds}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_methods_divide_the_time_budget_and_leave_what_they_do_not_use(tiny, rows, tmp_path):
+    settings = SETTINGS.model_copy(update={"time_budget_minutes": 10.0})
+    for method in ("sft", "kto", "dpo"):
+        job = job_for(method, tiny, rows)
+        finished(tmp_path / method, job, rows[method], seconds=100.0)
+    jobs = []
+    trained = train_methods(
+        tmp_path, rows, base_folder=tiny, settings=settings, dtype="float32", progress=jobs.append
+    )
+    assert [one.method for one in trained] == ["sft", "kto", "dpo"]
+    # 600 seconds for three, 500 for two, 400 for one.
+    assert [job.max_seconds for job in jobs] == [200.0, 250.0, 400.0]
+
+
+def test_a_method_that_overran_leaves_a_minute_to_the_next(tiny, rows, tmp_path):
+    settings = SETTINGS.model_copy(update={"time_budget_minutes": 1.0})
+    two = {method: rows[method] for method in ("sft", "kto")}
+    for method in two:
+        finished(tmp_path / method, job_for(method, tiny, rows), rows[method], seconds=500.0)
+    jobs = []
+    train_methods(
+        tmp_path, two, base_folder=tiny, settings=settings, dtype="float32", progress=jobs.append
+    )
+    assert [job.max_seconds for job in jobs] == [30.0, 60.0]
+
+
+def test_a_finished_training_is_read_from_its_files(tiny, rows, tmp_path):
+    job = job_for("sft", tiny, rows)
+    trained = train(finished(tmp_path, job, rows["sft"]), job, rows["sft"], settings=SETTINGS)
+    assert (trained.method, trained.steps, trained.loss) == ("sft", job.steps, 1.5)
+    assert trained.adapter == tmp_path / "adapter"
+    assert trained.curve == tuple((step, 1.5) for step in range(1, job.steps + 1))
+    assert trained.tokens == sum(map(tokens_of, rows["sft"]))
+    assert trained.peak_gpu_bytes is None
+
+
+def test_a_loss_that_is_no_number_in_the_result_is_an_error_whatever_the_code(tiny, rows, tmp_path):
+    job = job_for("sft", tiny, rows)
+    finished(tmp_path, job, rows["sft"], loss=float("nan"))
+    with pytest.raises(TrainingError, match=r"lower \[train\] learning_rate. Log: .*trainer\.log"):
+        train(tmp_path, job, rows["sft"], settings=SETTINGS)
+
+
+def test_another_job_in_the_folder_is_cleared_away(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "result.json").write_text("{}")
+    clear(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    clear(tmp_path / "never there")
+    assert (tmp_path / "never there").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        (4, r"loss became infinite or no number; lower \[train\] learning_rate"),
+        (3, "could not read its job"),
+        (-9, r"ended by signal 9 .*lower \[train\] batch_size\). Run again to go on"),
+        (-15, "ended by signal 15"),
+        (1, "ended with code 1: ValueError: no such thing"),
+    ],
+)
+def test_an_exit_code_is_explained_with_the_log(tmp_path, code, meaning):
+    (tmp_path / "trainer.log").write_text("loading\nValueError: no such thing\n")
+    assert re.search(rf"{meaning}.*Log: .*trainer\.log$", explain(code, tmp_path))
+
+
+def test_an_empty_log_is_named_as_such(tmp_path):
+    (tmp_path / "trainer.log").write_text("\n---\n")
+    assert "ended with code 1: its log is empty" in explain(1, tmp_path)
+
+
+def test_a_log_shows_progress_bars_as_they_last_stood(tmp_path):
+    (tmp_path / "trainer.log").write_bytes(b"start\n 1%\r 50%\r100%\nend \xff\n")
+    assert read_log(tmp_path) == "start\n100%\nend \ufffd\n"
+
+
+def test_progress_holds_whole_lines_only_and_steps_are_those_with_a_loss(tmp_path):
+    assert read_lines(tmp_path) == []
+    (tmp_path / "progress.jsonl").write_text('{"scored": 4}\n{"step": 1, "loss": 2.0}\n{"step": 2')
+    assert read_lines(tmp_path) == [{"scored": 4}, {"step": 1, "loss": 2.0}]
+    assert read_progress(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_the_two_files_of_an_adapter_are_copied_and_no_more(tmp_path):
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        (tmp_path / name).write_text(name)
+    keep_adapter(tmp_path, tmp_path / "kept" / "adapter")
+    assert {file.name: file.read_text() for file in (tmp_path / "kept" / "adapter").iterdir()} == {
+        "adapter_model.safetensors": "adapter_model.safetensors",
+        "adapter_config.json": "adapter_config.json",
+    }
+
+
+def rows_for_budget(liked, disliked):
+    labels = [True] * liked + [False] * disliked
+    return [
+        {"prompt_ids": [n] * 8, "completion_ids": [1, 2], "label": label}
+        for n, label in enumerate(labels)
+    ]
+
+
+def test_a_budget_for_all_rows_takes_all(tiny):
+    settings = SETTINGS.model_copy(update={"token_budget": 1_000})
+    some = rows_for_budget(30, 10)
+    chosen = within_budget(some, settings)
+    assert sorted(row["prompt_ids"][0] for row in chosen) == list(range(40))
+
+
+def test_a_small_budget_reads_as_many_liked_as_disliked_rows():
+    settings = SETTINGS.model_copy(update={"token_budget": 1_000})
+    chosen = within_budget(rows_for_budget(300, 60), settings)
+    assert len(chosen) == 100  # ten tokens each
+    assert sum(row["label"] for row in chosen) == 50
+    assert within_budget(rows_for_budget(300, 60), settings) == chosen
+    other = settings.model_copy(update={"seed": 8})
+    assert within_budget(rows_for_budget(300, 60), other) != chosen
+
+
+def test_a_budget_below_a_batch_takes_a_batch():
+    settings = SETTINGS.model_copy(update={"token_budget": 1})
+    assert len(within_budget(rows_for_budget(30, 30), settings)) == settings.batch_size
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 2_000))
+def test_what_a_budget_takes_is_affordable_and_no_row_comes_twice(liked, disliked, budget):
+    settings = SETTINGS.model_copy(update={"token_budget": budget})
+    chosen = within_budget(rows_for_budget(liked, disliked), settings)
+    numbers = [row["prompt_ids"][0] for row in chosen]
+    assert len(set(numbers)) == len(numbers)
+    assert len(chosen) <= settings.batch_size or sum(map(tokens_of, chosen)) <= budget
+
+
+def test_the_bar_follows_the_job_and_shows_loss_speed_and_time(tiny, rows, capsys):
+    job = job_for("kto", tiny, rows)
+    with progress_bars() as open_bar:
+        show = open_bar(job)
+        show({"step": 0, "scored": 1_234, "of": 5_000})
+        show({"step": 2, "loss": 0.5, "tokens_per_second": 81.2, "seconds_left": 75.9})
+        open_bar(replace(job, method="dpo"))
+    printed = capsys.readouterr().err
+    assert "train kto" in printed
+    assert "loss 0.500, 81 tokens/s, 1:15 left" in printed
+    assert f"2/{job.steps}" in printed
+    assert "train dpo" in printed
