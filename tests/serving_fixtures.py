@@ -60,6 +60,9 @@ class ModelServer:
         self.published, self.retired = [], []
         self.closed = False
 
+    def check(self):
+        return "a model server of the tests"
+
     def publish(self, model):
         self.published.append(model.version)
 

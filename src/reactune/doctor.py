@@ -1,9 +1,9 @@
 """What this machine lacks for the settings in force; nothing is changed or downloaded."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from reactune.config.settings import Config
-from reactune.errors import ReactuneError, hide_passwords
+from reactune.errors import ReactuneError, ReleaseError, hide_passwords
 from reactune.model.files import (
     WHEELS,
     Shape,
@@ -27,6 +27,7 @@ from reactune.model.files import (
 from reactune.pii.detectors import open_detector
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids, load_hashing_keys
+from reactune.release.runtimes import connect
 from reactune.store.database import opened_store, reading
 from reactune.store.schema import tip_scores
 from reactune.train.backends import usable_methods
@@ -36,7 +37,7 @@ SMALLEST_PYTHON = (3, 11)
 GIB, MB = 2**30, 10**6
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
 FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
-WAIT_SECONDS, IMPORT_SECONDS = 5, 60
+WAIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _needed_extras(config: Config) -> list[Finding]:
     needed = []
     if config.store.url.startswith("postgres"):
         needed.append("postgres")
-    if config.serve.runtime == "llamacpp":
-        needed.append("llamacpp")
+    if _requirements(config.serve.runtime):
+        needed.append(config.serve.runtime)
     if config.run_url.startswith("s3:"):
         needed.append("s3")
     return [_extra(name, is_needed=True) for name in needed]
@@ -181,34 +182,13 @@ def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
 
 def _model_server(config: Config) -> Finding:
     name = "model server"
-    if config.serve.runtime == "ollama":
-        return _ollama(name, config.serve.ollama_url)
-    probe = [sys.executable, "-c", "import xllamacpp"]
     try:
-        result = subprocess.run(probe, capture_output=True, timeout=IMPORT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding(
-            name,
-            "warning",
-            "llama.cpp took more than a minute to load; repeat when the machine is idle",
-        )
-    if result.returncode == 0:
-        return Finding(name, "ok", "embedded llama.cpp")
-    advice = "run `pip install 'reactune[llamacpp]'`, or use Ollama: serve.runtime = \"ollama\""
-    return Finding(name, "missing", f"llama.cpp does not load here; {advice}")
-
-
-def _ollama(name: str, url: str) -> Finding:
-    import httpx
-
-    try:
-        answer = httpx.get(f"{url.rstrip('/')}/api/version", timeout=WAIT_SECONDS)
-        version = answer.raise_for_status().json()["version"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-        return Finding(
-            name, "missing", f"no Ollama at {url}; run `ollama serve`, or set serve.ollama_url"
-        )
-    return Finding(name, "ok", f"Ollama {version} at {url}")
+        with closing(connect(config.serve)) as runtime:
+            return Finding(name, "ok", runtime.check())
+    except TimeoutError as error:
+        return Finding(name, "warning", str(error))
+    except ReleaseError as error:
+        return Finding(name, "missing", str(error))
 
 
 def _registry(config: Config) -> Finding:

@@ -105,6 +105,14 @@ class Runtime(Protocol):
     This is all that the package calls on one, and each server implements all of it.
     """
 
+    def check(self) -> str:
+        """One line about the server, if it can be used from here; nothing is started.
+
+        Raises:
+            ReleaseError: it is away or not installed, with what to do.
+            TimeoutError: that is not known in time.
+        """
+
     def publish(self, model: ModelVersion) -> None:
         """Make the version answerable under its name; repeating it changes nothing.
 

@@ -401,3 +401,22 @@ def test_a_prompt_is_new_once_and_memory_of_prompts_is_bounded(monkeypatch):
     for number in range(20):
         assert llamacpp._remember(seen, f"prompt {number}")
         assert len(seen) <= 3
+
+
+def test_a_wheel_that_does_not_load_is_named_before_anything_is_published(tmp_path, monkeypatch):
+    (tmp_path / "xllamacpp.py").write_text("raise ImportError('libgomp.so.1 is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        closing(LlamaCpp(PATIENT)) as runtime,
+        pytest.raises(ReleaseError, match=r"does not load here; run `pip install 'reactune\[llama"),
+    ):
+        runtime.check()
+
+
+def test_a_wheel_that_loads_too_slowly_is_not_called_missing(monkeypatch):
+    monkeypatch.setattr(llamacpp, "IMPORT_SECONDS", 0.001)
+    with (
+        closing(LlamaCpp(PATIENT)) as runtime,
+        pytest.raises(TimeoutError, match="repeat when the machine is idle"),
+    ):
+        runtime.check()

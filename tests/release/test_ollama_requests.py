@@ -256,3 +256,23 @@ def test_a_server_closes_its_connections_once():
         await connections.close()
 
     asyncio.run(closed_twice())
+
+
+def test_a_server_is_checked_by_its_version():
+    with (
+        answering({"/api/version": (200, {"version": "0.40.1"})}) as (url, _),
+        closing(Ollama(settings_for(f"{url}/"))) as runtime,
+    ):
+        assert runtime.check() == f"Ollama 0.40.1 at {url}/"
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, ["hello"]), (200, {"other": 1}), (503, {"version": "0.40.1"})]
+)
+def test_a_server_that_answers_otherwise_is_no_ollama(answer):
+    with (
+        answering({"/api/version": answer}) as (url, _),
+        closing(Ollama(settings_for(url))) as runtime,
+        pytest.raises(ReleaseError, match=rf"no Ollama at {url}; run `ollama serve`, or set serve"),
+    ):
+        runtime.check()

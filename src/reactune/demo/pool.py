@@ -81,6 +81,10 @@ class PooledRuntime:
     def __post_init__(self) -> None:
         self.by_digest = {tip.digest: tip for tip in self.pool.tips}
 
+    def check(self) -> str:
+        """As `Runtime.check`."""
+        return self.runtime.check()
+
     def publish(self, model: ModelVersion) -> None:
         """As `Runtime.publish`."""
         self.runtime.publish(model)

@@ -28,6 +28,7 @@ from reactune.model.prompt import context_tokens, stop_text
 from reactune.process import child_environment, die_with_parent
 from reactune.records import Completion, ModelVersion, Sampling
 
+IMPORT_SECONDS = 60.0
 START_SECONDS = 120.0
 IDLE_SECONDS = 2.0  # well below the five after which the server closes an idle connection
 SAMPLERS = ["top_k", "top_p", "temperature"]
@@ -61,6 +62,27 @@ class LlamaCpp:
     starting: threading.Lock = field(default_factory=threading.Lock)
     # Linux ends a child with the thread that started it, so one thread starts all and stays.
     starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def check(self) -> str:
+        """A line if the wheel of llama.cpp loads here, in a process of its own.
+
+        Raises:
+            ReleaseError: it does not.
+            TimeoutError: it took a minute.
+        """
+        probe = [sys.executable, "-c", "import xllamacpp"]
+        try:
+            done = subprocess.run(probe, capture_output=True, timeout=IMPORT_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(
+                "llama.cpp took more than a minute to load; repeat when the machine is idle"
+            ) from error
+        if done.returncode != 0:
+            raise ReleaseError(
+                "llama.cpp does not load here; run `pip install 'reactune[llamacpp]'`, or use "
+                'Ollama: serve.runtime = "ollama"'
+            )
+        return "embedded llama.cpp"
 
     def publish(self, model: ModelVersion) -> None:
         """Start the version's child, unless it runs.

@@ -21,6 +21,7 @@ from reactune.errors import ReleaseError
 from reactune.model.prompt import context_tokens, read_prompt_file, stop_text
 from reactune.records import Completion, ModelVersion, Sampling
 
+CHECK_SECONDS = 5.0
 IDLE_SECONDS = 5.0
 UPLOAD_SECONDS = 3600.0
 KEEP_LOADED = "30m"
@@ -40,6 +41,22 @@ class Ollama:
         self.client = ollama.Client(host=url, timeout=self.settings.timeout_seconds)
         self.connections = AsyncConnections(url, timeout_seconds=self.settings.timeout_seconds)
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
+
+    def check(self) -> str:
+        """The server's version and address.
+
+        Raises:
+            ReleaseError: no Ollama answers there.
+        """
+        url = self.settings.ollama_url
+        try:
+            answer = httpx.get(f"{url.rstrip('/')}/api/version", timeout=CHECK_SECONDS)
+            version = answer.raise_for_status().json()["version"]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+            raise ReleaseError(
+                f"no Ollama at {url}; run `ollama serve`, or set serve.ollama_url"
+            ) from error
+        return f"Ollama {version} at {url}"
 
     def publish(self, model: ModelVersion) -> None:
         """Upload the GGUF, create the model with template, system prompt and stop, and load it.
