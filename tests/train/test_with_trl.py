@@ -34,7 +34,7 @@ from reactune.train.with_trl import (
 )
 
 # PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing.:FutureWarning")
 SETTINGS = TrainConfig(batch_size=4, lora_rank=4, lora_alpha=8, checkpoint_steps=2, threads=1)
 
 
