@@ -21,8 +21,6 @@ from reactune.web.schemas import ReactionBody, TipBody, TrainingBody
         ({"context": {"a": "x" * 20_000}}, {"context": {"a": "x" * 20_001}}),
         ({"context": {"a": ["x"] * 200}}, {"context": {"a": ["x"] * 201}}),
         ({"context": {f"{n}": n for n in range(50)}}, {"context": {f"{n}": n for n in range(51)}}),
-        ({"context": {"a": 2**63 - 1}}, {"context": {"a": 2**63}}),
-        ({"context": {"a": -(2**63)}}, {"context": {"a": -(2**63) - 1}}),
     ],
 )
 def test_the_limits_of_a_request_for_a_tip(field, too_large):
