@@ -25,7 +25,7 @@ class Answers:
     wall_seconds: float = 0.0
 
     def add(self, more: "Answers") -> None:
-        """Take those of a later turn in."""
+        """Add those of a later turn."""
         self.seconds += more.seconds
         self.statuses += more.statuses
         self.bodies += more.bodies
@@ -56,9 +56,9 @@ class Connection:
             reader, writer = self.streams
             head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-            told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            status = int(told.split(" ", 2)[1])
-            length = told.partition("content-length:")[2].partition("\r\n")[0].strip()
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            status = int(head.split(" ", 2)[1])
+            length = head.partition("content-length:")[2].partition("\r\n")[0].strip()
             return status, await reader.readexactly(int(length)) if length else b""
         except (OSError, asyncio.IncompleteReadError):
             self.streams = None

@@ -18,7 +18,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import numpy as np
 import psutil
 import sqlalchemy as sa
@@ -43,7 +41,7 @@ from reactune.store.schema import tip_scores
 from record import record
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from server_fixtures import free_port, make_cluster, running_postgres
+from server_fixtures import answers, free_port, make_cluster, running_postgres, wait_until
 from serving_fixtures import set_challenger, set_champion, version
 
 USERS = [f"user-{number}" for number in range(500)]
@@ -61,7 +59,7 @@ class Place(NamedTuple):
     headers: str = ""
 
     def ask(self, rate: float, seconds: float, seed: int) -> Answers:
-        """Requests at random times, so many a second, whoever answers late."""
+        """Requests at random times, so many a second, whether or not earlier ones are answered."""
         request = chat_request(USERS)
         return asyncio.run(
             at_rate(
@@ -134,11 +132,11 @@ def main() -> None:
         there = {kind: {tip_id for tip_id, *_ in rows(our.engine)} for kind, our in ours.items()}
         found = by_turns(asks, rate, options)
         for name, answers in found.items():
-            figures[name] = told(name, answers, options)
+            figures[name] = print_latencies(name, answers, options)
         for kind, our in ours.items():
             name = f"ours, {kind}"
             figures[name] |= recorded(our, found[name], there[kind], options)
-            judge(name, figures)
+            print_verdict(name, figures)
     print(f"load of the machine: {figures['load before']:.1f} before, on {os.cpu_count()} cores")
     print(f"kept in {record('service', figures, packages=('fastapi', 'uvicorn')).name}")
 
@@ -202,7 +200,7 @@ def recorded(
     }
 
 
-def judge(name: str, figures: dict[str, Any]) -> None:
+def print_verdict(name: str, figures: dict[str, Any]) -> None:
     """Print what became of the goals."""
     found = figures[name]
     print(f"{name:<16} lost {found['lost']}, double {found['double']} rows; "
@@ -232,7 +230,7 @@ async def react(place: Place, tip_ids: list[str], options: argparse.Namespace) -
     )  # fmt: skip
 
 
-def told(name: str, answers: Answers, options: argparse.Namespace) -> dict[str, float]:
+def print_latencies(name: str, answers: Answers, options: argparse.Namespace) -> dict[str, float]:
     """Print and return the latencies, less the stub's delay."""
     found = {
         f"added_p{percent:g}_ms": answers.percentile_ms(percent) - options.delay_ms
@@ -295,22 +293,10 @@ def running(command: list[str], ready: str, folder: Path, **variables: str) -> I
         subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
     ):
         try:
-            deadline = time.monotonic() + START_SECONDS
-            while not answers(ready):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()[-3_000:]}")
-                time.sleep(0.1)
+            wait_until(lambda: answers(ready), seconds=START_SECONDS, process=process, log=log)
             yield
         finally:
             process.terminate()
-
-
-def answers(address: str) -> bool:
-    """Whether something answers there."""
-    try:
-        return httpx.get(address, trust_env=False, timeout=5).is_success
-    except httpx.TransportError:
-        return False
 
 
 if __name__ == "__main__":

@@ -170,10 +170,10 @@ def test_an_app_that_is_killed_loses_no_report_and_sends_none_twice(app, tmp_pat
         stdout=subprocess.PIPE, env=environment, text=True,
     ) as process:  # fmt: skip
         with listening(app, port):
-            said = [int(process.stdout.readline()) for _ in range(20)]
-        said += [int(process.stdout.readline()) for _ in range(10)]
+            printed = [int(process.stdout.readline()) for _ in range(20)]
+        printed += [int(process.stdout.readline()) for _ in range(10)]
         process.send_signal(signal.SIGKILL)
-        said += [int(line) for line in process.stdout]
+        printed += [int(line) for line in process.stdout]
     sent = app.asked.count("/v1/reactions")
     waiting = Outbox(outbox).waiting(1_000)
     assert waiting
@@ -181,8 +181,8 @@ def test_an_app_that_is_killed_loses_no_report_and_sends_none_twice(app, tmp_pat
         assert client.flush() == len(waiting)
     with app.engine.connect() as connection:
         kept = connection.exec_driver_sql("SELECT tip_id, dwell_ms FROM early_reactions").all()
-    told = {f"tip-of-the-app-{number:05}": number for number in said}
-    assert told.items() <= dict(kept).items()
+    expected = {f"tip-of-the-app-{number:05}": number for number in printed}
+    assert expected.items() <= dict(kept).items()
     assert app.asked.count("/v1/reactions") == sent + len(waiting)
     # One confirmation at most was on its way when the app was killed.
     assert sent + len(waiting) <= len(kept) + 1
@@ -333,7 +333,7 @@ def test_flushing_sends_more_than_one_read_of_the_outbox_holds(tmp_path):
     assert [post.path for post in sent] == [f"/{number}" for number in range(120)]
 
 
-def test_an_interrupted_flush_gives_the_right_to_send_back(tmp_path):
+def test_an_interrupted_flush_releases_the_right_to_send(tmp_path):
     outbox = Outbox(tmp_path / "out.db")
     outbox.add(Report("r1", "/1", {}))
     steps = flush_steps(outbox)

@@ -119,7 +119,7 @@ def test_under_unit_tip_a_decision_needs_the_tip(engine, store_url):
     assert arms == {"champion", "challenger"}
 
 
-def test_openfeature_tells_arm_version_and_exposure(engine, store_url):
+def test_openfeature_returns_arm_version_and_exposure(engine, store_url):
     api = pytest.importorskip("openfeature.api")
     from openfeature.evaluation_context import EvaluationContext
 
@@ -150,7 +150,7 @@ def test_openfeature_tells_arm_version_and_exposure(engine, store_url):
     assert not router._repeater.thread.is_alive()
 
 
-def test_a_user_who_comes_again_is_decided_as_the_first_time(engine, store_url):
+def test_the_second_decision_on_a_user_is_the_first_one_again(engine, store_url):
     set_champion(engine)
     set_challenger(engine)
     with Router.from_store(store_url, key=KEY) as router:

@@ -15,10 +15,10 @@ def test_the_database_holds_no_key_and_a_right_one_is_recognised(engine):
     tokens = [make_key(engine, f"app {n}", ["app", "read"], now=NOON) for n in range(3)]
     keys = {key.key_id: key for key in all_keys(engine)}
     with engine.connect() as connection:
-        told = str(connection.exec_driver_sql("SELECT * FROM api_keys").all())
+        stored = str(connection.exec_driver_sql("SELECT * FROM api_keys").all())
     for token in tokens:
         key_id, secret = token.split("_", 2)[1:]
-        assert secret not in told
+        assert secret not in stored
         assert recognise(token, keys).key_id == key_id
         assert recognise(token[:-1] + ("a" if token[-1] != "a" else "b"), keys) is None
         assert recognise(f"rt_00000000_{secret}", keys) is None

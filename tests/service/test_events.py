@@ -96,7 +96,7 @@ def test_kept_reports_of_one_tip_share_one_row_and_the_latest_reaction_wins(stor
     assert early_rows(store) == {}
 
 
-def test_a_tip_whose_id_nobody_knew_is_not_searched_among_kept_reactions(store):
+def test_kept_reactions_are_not_searched_for_a_tip_whose_id_the_service_chose(store):
     write(store, TipReaction("t1", "done", 900, NOON))
     write(store, TipCreated(exposure_of(tip_id="t1"), has_app_id=False))
     assert rows_of(store)[0]["reaction"] is None

@@ -47,7 +47,7 @@ def prompt_of(**context):
         ("a \0 in it", "garbled"),
     ],
 )
-def test_the_guard_says_what_is_wrong_with_a_text(text, verdict):
+def test_the_verdict_is_the_first_problem_of_a_text(text, verdict):
     recent = prompt_of(recent_tips=["Take a walk now.", "Breathe."])
     assert judge_text(text, recent, SETTINGS) == verdict
 

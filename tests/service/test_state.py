@@ -173,7 +173,7 @@ def test_a_service_is_ready_when_its_champion_answers(engine, service, server):
     assert rows_of(engine) == []
 
 
-def test_a_database_that_does_not_answer_gives_no_tip(engine, service, opened):
+def test_a_database_that_does_not_answer_is_an_error(engine, service, opened):
     ask(service)
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE rollouts RENAME TO gone")
@@ -253,7 +253,7 @@ def test_before_any_reading_there_is_nothing_to_drop(watched, store):
     assert watched.watcher.latest is None
 
 
-def test_a_request_waits_for_the_first_publication_and_then_gives_up(watched, monkeypatch):
+def test_a_request_waits_for_the_first_publication_for_a_bounded_time(watched, monkeypatch):
     monkeypatch.setattr(state, "FIRST_PUBLICATION_SECONDS", 0.05)
     with watched.watcher._lock, pytest.raises(CanaryError, match="still being loaded; try again"):
         watched.watcher.current()

@@ -52,7 +52,7 @@ from serving_fixtures import (
 )
 
 
-def test_without_a_challenger_the_champion_answers_everybody_and_the_row_says_it_all(
+def test_without_a_challenger_the_champion_answers_everybody_and_the_row_is_complete(
     engine, service, chat
 ):
     live = set_champion(engine)
@@ -118,7 +118,9 @@ def test_when_tips_are_routed_one_by_one_a_user_meets_both_models(engine, servic
     )
 
 
-def test_a_user_stays_on_one_model_all_day_and_is_drawn_anew_the_next(engine, chat, server, opened):
+def test_a_user_stays_on_one_model_all_day_and_is_assigned_again_the_next_day(
+    engine, chat, server, opened
+):
     now = [NOON.replace(hour=0)]
     service = service_of(engine, chat, server, clock=lambda: now[0])
     for hour in range(24 * 12):
@@ -146,7 +148,7 @@ def test_a_user_stays_on_one_model_all_day_and_is_drawn_anew_the_next(engine, ch
         ("A \0 in it", "blocked"),
     ],
 )
-def test_a_challenger_that_fails_is_answered_by_the_champion_and_the_exposure_says_so(
+def test_after_a_challenger_that_fails_the_champion_answers_and_the_exposure_has_the_reason(
     engine, service, server, opened, challenger, reason, caplog
 ):
     server.answers[2] = challenger
@@ -231,7 +233,7 @@ def test_a_champion_that_writes_the_unshowable_draws_again_and_logs_the_seed_tha
     assert row["fallback"] is None
 
 
-def test_a_champion_that_never_writes_anything_showable_gives_no_tip(engine, service, server):
+def test_without_a_text_that_passes_the_guard_there_is_no_tip(engine, service, server):
     set_champion(engine)
     server.answers[1] = "<PERSON_9>"
     with pytest.raises(CanaryError, match="cannot be shown"):
@@ -459,23 +461,23 @@ def test_a_tip_that_comes_by_another_way_meets_its_reaction_and_the_later_one_st
     assert rows == {"first-one-to-come": "done", "second-one-to-come": "dismiss"}
 
 
-def test_what_never_meets_a_tip_is_forgotten_after_a_month(engine, service):
+def test_a_reaction_without_a_tip_is_deleted_after_a_month(engine, service):
     react(service, "0123456789abcdef", "done", 20_000)
     with writing(engine) as connection:
         assert delete_expired_reactions(connection, now=NOON + timedelta(days=29)) == 0
         assert delete_expired_reactions(connection, now=NOON + timedelta(days=31)) == 1
 
 
-def test_the_same_tip_is_given_to_who_asks_again_with_its_id(engine, service, server, opened):
+def test_a_repeated_request_with_the_same_id_returns_the_same_tip(engine, service, server, opened):
     server.answers[1] = lambda prompt, sampling: f"Write to <EMAIL_1>, {sampling.seed % 997}."
     server.answers[2] = server.answers[1]
-    said = {"context": {"free_text": "mail anna@example.com"}, "tip_id": "0123456789abcdef"}
-    first = ask(service, **said)
+    request = {"context": {"free_text": "mail anna@example.com"}, "tip_id": "0123456789abcdef"}
+    first = ask(service, **request)
     assert "anna@example.com" in first.content
-    assert ask(service, **said).content == first.content
+    assert ask(service, **request).content == first.content
     assert len(rows_of(engine)) == 1
     with pytest.raises(DataError, match="another request"):
-        ask(service, "somebody else", **said)
+        ask(service, "somebody else", **request)
     with pytest.raises(DataError, match="tip_id"):
         ask(service, tip_id="short")
 
@@ -492,15 +494,15 @@ def test_reactions_that_make_no_sense_are_refused(engine, service, opened, react
 
 
 @pytest.mark.parametrize(("user", "kind"), [("", "focus"), ("anna", ""), ("anna", "a\0b")])
-def test_a_tip_for_nobody_or_of_no_kind_is_refused(engine, service, opened, user, kind):
+def test_a_request_without_a_user_or_a_printable_kind_is_refused(
+    engine, service, opened, user, kind
+):
     with pytest.raises(DataError):
         request_tip(service, user_id=user, kind=kind, context={})
     assert rows_of(engine) == []
 
 
-def test_the_same_source_of_draws_gives_the_same_ids_and_never_overwrites_a_row(
-    engine, chat, server
-):
+def test_two_services_with_the_same_random_bits_never_overwrite_a_row(engine, chat, server):
     set_champion(engine)
     server.answers[1] = lambda prompt, sampling: f"Tip {sampling.seed % 997}"
     draws = [random.Random(7).getrandbits for _ in range(2)]
@@ -524,7 +526,7 @@ def files(tmp_path):
     return {"gguf": base.gguf, "prompt_folder": tmp_path / "prompt"}
 
 
-def test_llama_cpp_writes_both_models_tips_and_its_deaths_are_told(
+def test_llama_cpp_writes_both_models_tips_and_its_failures_are_in_the_row(
     sqlite_url, chat, files, monkeypatch
 ):
     monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)

@@ -83,7 +83,7 @@ def model_server(*options):
 @pytest.mark.parametrize(
     ("options", "because"), [(("--garbage",), "error"), (("--delay-ms", "60000"), "timeout")]
 )
-def test_a_model_server_that_talks_nonsense_or_is_slow_costs_nobody_their_tip(
+def test_while_the_model_server_answers_garbage_or_is_slow_stored_tips_are_shown(
     store, chat, prompts, options, because
 ):
     set_champion(store, replace(version(1), prompt_folder=prompts))
@@ -167,7 +167,7 @@ def test_while_the_database_is_locked_tips_are_shown_without_a_record(store, cha
     close_service(service)
 
 
-def test_nobody_waits_long_for_a_record_and_one_that_comes_late_is_true(store, chat, server):
+def test_after_record_seconds_the_tip_is_shown_and_its_late_record_is_correct(store, chat, server):
     set_champion(store)
     service = service_of(store, chat, server)
     ask(service)
@@ -205,7 +205,9 @@ def test_postgresql_may_restart_under_the_service(chat, server):
     assert recorded == {before.tip_id: "challenger", after.tip_id: "challenger"}
 
 
-def test_a_full_database_costs_nobody_a_tip_and_takes_again_when_there_is_room(store, chat, server):
+def test_while_the_database_is_full_tips_are_shown_and_later_ones_are_recorded_again(
+    store, chat, server
+):
     set_champion(store)
     service = service_of(store, chat, server)
     ask(service)
@@ -276,9 +278,9 @@ def test_a_clock_that_steps_back_shows_no_tip_before_it_was_made_nor_moves_its_u
     close_service(service)
 
 
-@pytest.mark.parametrize(("ends", "told"), [(roll_back, "stopped"), (promote, None)])
+@pytest.mark.parametrize(("ends", "fallback"), [(roll_back, "stopped"), (promote, None)])
 def test_a_rollout_that_ends_during_a_request_shows_nothing_that_was_withdrawn(
-    store, chat, server, ends, told
+    store, chat, server, ends, fallback
 ):
     set_champion(store)
     opened = set_challenger(store)
@@ -294,14 +296,14 @@ def test_a_rollout_that_ends_during_a_request_shows_nothing_that_was_withdrawn(
         hanging.let_go.set()
         content = asked.result().content
     row = last_row(store)
-    expected = "Champion's tip." if told else "too late"
-    assert (content, row["fallback"], row["rollout_id"]) == (expected, told, opened.rollout_id)
+    expected = "Champion's tip." if fallback else "too late"
+    assert (content, row["fallback"], row["rollout_id"]) == (expected, fallback, opened.rollout_id)
     assert (row["arm"], row["propensity"]) == ("challenger", 0.5)
-    assert row["model_version"] == (1 if told else 2)
+    assert row["model_version"] == (1 if fallback else 2)
     close_service(service)
 
 
-def test_of_two_who_end_a_rollout_at_once_one_does_and_one_decision_is_kept(engine):
+def test_of_two_concurrent_ends_of_a_rollout_one_succeeds_and_one_decision_is_stored(engine):
     set_champion(engine)
     opened = set_challenger(engine)
     start = threading.Barrier(2)
@@ -315,7 +317,7 @@ def test_of_two_who_end_a_rollout_at_once_one_does_and_one_decision_is_kept(engi
     assert first == second
     with engine.connect() as connection:
         assert current_rollout(connection) == first
-        told = connection.exec_driver_sql(
+        verdicts = connection.exec_driver_sql(
             "SELECT verdict FROM decisions WHERE verdict <> 'wait'"
         ).scalars().all()  # fmt: skip
-    assert len(told) == 2  # that of the first champion, and one of the two
+    assert len(verdicts) == 2  # that of the first champion, and one of the two

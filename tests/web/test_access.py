@@ -70,7 +70,7 @@ def test_a_service_that_listens_beyond_this_machine_needs_keys_though_none_was_m
     assert served(auth="required").post("/v1/tips", json=TIP).status_code == 401
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(served):
+def test_above_the_rate_the_refusal_says_when_to_try_again(served):
     client = served(requests_per_second=0.5)
     answers = [client.get("/v1/route?user=u") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
@@ -87,7 +87,7 @@ def test_a_bucket_fills_at_its_rate_and_never_more_than_two_seconds_of_it():
     assert [bucket.take(1_000.0, rate=10) for _ in range(21)][19:] == [0.0, pytest.approx(0.1)]
 
 
-def test_when_too_many_wait_for_tips_the_rest_is_told_to_come_back(served):
+def test_when_too_many_tips_wait_further_requests_are_refused_for_now(served):
     client = served(max_tips_waiting=1)
     hanging = Hanging()
     served.servers[-1].answers[1] = hanging

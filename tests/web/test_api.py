@@ -160,7 +160,7 @@ def test_a_number_that_is_none_is_refused(engine, client, opened):
     assert client.post("/v1/tips", content=body).status_code == 422
 
 
-def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(client):
+def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(client):
     large = json.dumps(tip_body(names=["n" * MAX_BODY_BYTES])).encode()
     in_pieces = (large[start : start + 10_000] for start in range(0, len(large), 10_000))
     for content in (large, in_pieces):
@@ -201,7 +201,7 @@ def test_unknown_paths_and_methods_are_answered_in_the_same_form(client):
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
 
-def test_when_no_model_answers_the_service_says_try_again_and_nothing_else(
+def test_when_no_model_answers_the_error_quotes_nothing_of_the_request(
     engine, client, server, opened, caplog
 ):
     server.answers = {1: fails, 2: fails}
@@ -228,8 +228,8 @@ def test_while_the_database_is_away_people_get_tips_that_count_for_nothing(
     }  # fmt: skip
     body = {"messages": [{"role": "user", "content": SECRET}], "user": "u7"}
     for is_stream in (False, True):
-        told = client.post("/v1/chat/completions", json={**body, "stream": is_stream})
-        assert (told.status_code, told.headers["x-reactune-recorded"]) == (200, "false")
+        chat = client.post("/v1/chat/completions", json={**body, "stream": is_stream})
+        assert (chat.status_code, chat.headers["x-reactune-recorded"]) == (200, "false")
     answer = client.post(f"/v1/tips/{tip_id}/shown")
     assert answer.status_code == 503
     assert answer.json() == {"error": "the database does not answer; try again in a moment"}
@@ -258,10 +258,10 @@ def test_two_hundred_requests_at_once_lose_and_double_no_row(engine, client, ope
         return tip["tip_id"], number
 
     with ThreadPoolExecutor(40) as pool:
-        told = set(pool.map(one, range(200)))
+        acknowledged = set(pool.map(one, range(200)))
     rows = rows_of(engine)
-    assert len(told) == len(rows) == 200
-    assert {(row["tip_id"], row["dwell_ms"]) for row in rows} == told
+    assert len(acknowledged) == len(rows) == 200
+    assert {(row["tip_id"], row["dwell_ms"]) for row in rows} == acknowledged
     assert all(row["shown_at"] == NOON and row["reaction"] == "snooze" for row in rows)
 
 
@@ -315,11 +315,11 @@ from serving_fixtures import ModelServer
 from reactune.config.settings import load
 from reactune.web.server import serve
 
-class Told(ModelServer):
+class Reporting(ModelServer):
     def close(self):
         Path(sys.argv[2]).write_text("closed")
 
-serve(load(Path(sys.argv[1])), lambda settings: Told({1: "A tip."}))
+serve(load(Path(sys.argv[1])), lambda settings: Reporting({1: "A tip."}))
 """
 
 
@@ -342,12 +342,12 @@ def test_a_served_process_answers_and_ends_its_model_server_when_asked_to_end(
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), process=process)
             answer = httpx.post(f"http://127.0.0.1:{port}/v1/tips", json=tip_body(user="u-5-raw"))
             process.send_signal(how)
-            _, told = process.communicate(timeout=30)
+            _, log = process.communicate(timeout=30)
         finally:
             process.kill()
     assert answer.json()["content"] == "A tip."
     assert (process.returncode, closed.read_text()) == (0, "closed")
-    assert "u-5-raw" not in told
+    assert "u-5-raw" not in log
     assert len(rows_of(engine)) == 1
     engine.dispose()
 
@@ -363,7 +363,7 @@ def test_without_a_key_nothing_is_served(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("user", ["u1", "anna@example.com", "a/b?c", "\u00fc \u20ac"])
-def test_a_user_who_is_erased_is_forgotten_in_the_database_at_once(engine, client, user):
+def test_an_erased_user_is_erased_from_the_database_at_once(engine, client, user):
     set_champion(engine)
     for who in (user, "another"):
         assert client.post("/v1/tips", json=tip_body(user=who)).status_code == 200

@@ -73,7 +73,7 @@ def test_openais_client_gets_a_tip_that_is_recorded_without_its_address(place):
     assert "user: Mail <EMAIL_1> today? system: You help." in row["context_json"]
 
 
-def test_a_stream_gives_the_same_text_in_pieces(place):
+def test_a_stream_holds_the_same_text_in_pieces(place):
     engine, _, client = place
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
@@ -108,13 +108,13 @@ def test_what_would_not_be_a_tip_is_refused_in_openais_form(place, more):
     assert refused.value.body["type"] == "reactune_error"
 
 
-def test_nobodys_tip_is_refused(place):
+def test_a_request_without_a_user_is_refused(place):
     nobody = place[2].with_options(set_default_headers={})
     with pytest.raises(openai.UnprocessableEntityError, match="x-reactune-user"):
         ask(nobody)
 
 
-def test_when_no_model_answers_openais_client_is_told_to_try_again(place):
+def test_when_no_model_answers_openais_client_sees_503_and_retry_after(place):
     _, model, client = place
     before, model.answers[1] = model.answers[1], fails
     try:

@@ -140,8 +140,8 @@ def check_nothing_acknowledged_is_lost(engine, load):
 
 def tips_counted(address):
     closing = {"connection": "close"}
-    figures = httpx.get(f"{address}/metrics", trust_env=False, headers=closing).text
-    lines = [line for line in figures.splitlines() if line.startswith("reactune_tips_total{")]
+    metrics = httpx.get(f"{address}/metrics", trust_env=False, headers=closing).text
+    lines = [line for line in metrics.splitlines() if line.startswith("reactune_tips_total{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
