@@ -78,18 +78,18 @@ def draw_worlds(rng, worlds, units, *, share, rate, effect=0.0, tips=1, icc=0.0)
     shape = (worlds, units)
     challenger = rng.random(shape) < share
     seen = np.ones(shape, np.int64) if tips == 1 else 1 + rng.poisson(tips - 1, shape)
-    person = np.broadcast_to(rate, shape)
+    user_rate = np.broadcast_to(rate, shape)
     if icc:
         strength = (1 - icc) / icc
-        person = rng.beta(person * strength, (1 - person) * strength)
-    liked = rng.binomial(seen, np.clip(person + effect * challenger, 0, 1))
+        user_rate = rng.beta(user_rate * strength, (1 - user_rate) * strength)
+    liked = rng.binomial(seen, np.clip(user_rate + effect * challenger, 0, 1))
     return challenger, seen, liked
 
 
-def one_world(seed, units, **people):
+def one_world(seed, units, **users):
     rng = np.random.default_rng(seed)
-    challenger, tips, positives = (each[0] for each in draw_worlds(rng, 1, units, **people))
-    return outcomes_of(challenger=challenger, tips=tips, positives=positives, share=people["share"])
+    challenger, tips, positives = (each[0] for each in draw_worlds(rng, 1, units, **users))
+    return outcomes_of(challenger=challenger, tips=tips, positives=positives, share=users["share"])
 
 
 def comparison_of(**changes):

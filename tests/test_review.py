@@ -142,7 +142,7 @@ def test_the_share_grows_along_the_ramp_without_harm(on_trial):
         done = review.review(on_trial, now=now)
         assert done.verdict == "wait"
         shares.append((done.rollout.phase, done.rollout.share))
-        # The same rows again: the new share has seen nobody yet.
+        # The same rows again: no unit has the new share yet.
         again = review.review(on_trial, now=now)
         assert again.rollout == done.rollout
         assert "share" not in again.line
@@ -156,7 +156,7 @@ def test_the_age_of_a_rollout_is_counted_from_its_first_tip(tmp_path):
     config = copy_of_trained(tmp_path, canary={"min_days": 2})
     now = expose(config, 2_000, champion=0.2, challenger=0.8)
     with closing(sqlite3.connect(config.folder / "reactune.db")) as connection, connection:
-        # Tips bear the app's clock, the row that of whoever deployed.
+        # Tips have the app's clock, the row that of the deployment.
         connection.execute("UPDATE rollouts SET opened_at = '2040-01-01 00:00:00.000000'")
     line = review.review(config, now=now).line
     assert "the challenger is better" in line

@@ -62,7 +62,7 @@ def test_while_waiting_it_names_the_day_on_which_there_is_enough(tmp_path):
 def test_it_forecasts_with_the_share_that_duplicates_left_last_time(tmp_path):
     config = install(tmp_path)
     rows = reactions(20)
-    # Half of the tips say what another one said.
+    # Half of the tips repeat the text of another.
     rows += [{**row, "tip_id": f"again-{row['tip_id']}"} for row in rows]
     take_in(config, rows)
     before = facts(config)["forecast"]

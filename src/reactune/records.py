@@ -172,7 +172,8 @@ class Runtime(Protocol):
 class Rollout:
     """What is live: the one truth. `challenger` is None while the phase is idle or closed.
 
-    In `shadow` it answers nobody aloud, so `share` is 0; in `holdback` it is the former champion.
+    In the phase `shadow` no user sees its answers, so `share` is 0; in `holdback` it is the former
+    champion.
     """
 
     rollout_id: str

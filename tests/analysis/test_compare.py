@@ -59,16 +59,16 @@ def compared(folder, rows, columns, **changes):
     return compare_file(lines_in(folder, rows), columns, options(**changes), LABELS)
 
 
-def visits(seed, people=300, *, lift=0.2):
-    """Rows of people with several tips each, alike within a person; half under each arm."""
+def visits(seed, users=300, *, lift=0.2):
+    """Rows of users with several tips each, correlated within a user; half under each arm."""
     rng = np.random.default_rng(seed)
     rows = []
-    for person in range(people):
-        arm = ("champion", "challenger")[person % 2]
-        taste = rng.beta(2, 3) + lift * (person % 2)
+    for user in range(users):
+        arm = ("champion", "challenger")[user % 2]
+        rate = rng.beta(2, 3) + lift * (user % 2)
         for _ in range(rng.integers(1, 6)):
-            reaction = "done" if rng.random() < taste else "dismiss"
-            rows.append({"arm": arm, "unit": f"p{person}", "reaction": reaction})
+            reaction = "done" if rng.random() < rate else "dismiss"
+            rows.append({"arm": arm, "unit": f"p{user}", "reaction": reaction})
     return rows
 
 
@@ -77,9 +77,9 @@ def test_users_with_several_tips_are_compared_as_in_a_clustered_regression(tmp_p
     ((found,),) = [each.contrasts for each in compared(tmp_path, rows, Columns(unit="unit"))]
     good = np.array([float(row["reaction"] == "done") for row in rows])
     arm = np.array([float(row["arm"] == "challenger") for row in rows])
-    person = np.array([int(row["unit"][1:]) for row in rows])
+    user = np.array([int(row["unit"][1:]) for row in rows])
     fit = sm.OLS(good, sm.add_constant(arm)).fit(
-        cov_type="cluster", cov_kwds={"groups": person, "use_correction": False}
+        cov_type="cluster", cov_kwds={"groups": user, "use_correction": False}
     )
     assert found.estimate == pytest.approx(fit.params[1])
     assert found.error == pytest.approx(fit.bse[1], rel=0.01)
@@ -106,9 +106,9 @@ def test_bounds_for_many_readings_are_wider_than_for_one():
 
 
 def test_arms_without_tips_stay_undecided():
-    nobody = clustered("b", np.zeros(3), np.zeros(3))
-    assert (nobody.rate, nobody.tips) == (0.0, 0)
-    found = contrast(nobody, nobody, alpha=0.05, looks="once", planned_units=1)
+    empty = clustered("b", np.zeros(3), np.zeros(3))
+    assert (empty.rate, empty.tips) == (0.0, 0)
+    found = contrast(empty, empty, alpha=0.05, looks="once", planned_units=1)
     assert found.finding == "undecided"
 
 
@@ -126,9 +126,9 @@ def test_the_ratio_of_many_readings_rarely_alarms_unlike_a_repeated_chi_square()
     rng = np.random.default_rng(2)
     shares, alarms, naive = {"a": 0.5, "b": 0.5}, 0, 0
     for _ in range(100):
-        course = np.where(rng.random(1_000) < 0.5, "a", "b")
-        alarms += not check_sequence(course.tolist(), shares, alpha=0.05).is_passed
-        counts = np.cumsum(course == "a")[49::50]
+        arms = np.where(rng.random(1_000) < 0.5, "a", "b")
+        alarms += not check_sequence(arms.tolist(), shares, alpha=0.05).is_passed
+        counts = np.cumsum(arms == "a")[49::50]
         seen = np.stack([counts, np.arange(50, 1_001, 50) - counts], axis=1)
         naive += bool((chisquare(seen, axis=1).pvalue < 0.05).any())
     assert binomtest(alarms, 100, 0.05, alternative="greater").pvalue > 0.01

@@ -115,7 +115,7 @@ def test_the_bounds_hold_at_all_lengths_of_the_log():
         log = drawn(rng, 250)
         weight = log.new_chance / log.logged_chance
         low, high = value_bounds(log.reward, weight, alpha=0.05, max_weight=log.max_weight)
-        # The bounds are the tightest of all lengths, so that one look is a look at each.
+        # The bounds are the tightest of all lengths, so one reading covers all of them.
         missed += not low <= WORTH <= high
     assert beta.ppf(0.01, missed, 81 - missed) * bool(missed) <= 0.05
 

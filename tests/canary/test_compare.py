@@ -54,7 +54,7 @@ def test_the_trajectory_agrees_with_the_comparison_at_every_length():
 
 
 def test_a_ramp_through_a_changing_audience_does_not_pass_for_an_effect():
-    # Simpson: the challenger gets most of its traffic when everybody likes less.
+    # Simpson: the challenger gets most of its traffic when all rates are low.
     share = np.repeat([0.05, 0.5], 4_000)
     world = one_world(5, 8_000, share=share, rate=np.repeat([0.6, 0.2], 4_000))
     result = compare(world, settings=SETTINGS, planned_units=5_000)
@@ -128,7 +128,7 @@ def test_no_units_at_all_mean_wait():
     assert judge(outcomes_of(challenger=[])).verdict == "wait"
 
 
-def test_a_challenger_that_nobody_likes_is_rolled_back_without_a_single_positive():
+def test_a_challenger_without_a_single_positive_is_rolled_back():
     world = one_world(15, 5_000, share=0.05, rate=0.5, effect=-1.0)
     result = compare(world, settings=SETTINGS, planned_units=5_000)
     assert result.challenger_rate == 0

@@ -175,39 +175,39 @@ def test_recent_traffic_is_counted_by_unit(engine, unit, units):
     assert traffic_in(engine, unit=unit) is None
     with writing(engine) as connection:
         upsert_scores(connection, SHOWN)
-    found = traffic_in(engine, unit=unit)
+    traffic = traffic_in(engine, unit=unit)
     # From the first tip, four days ago, to the last one whose window is closed.
-    assert found.units_per_day == pytest.approx(units / (4 - 180 / 86_400))
-    assert found.tips_per_unit == pytest.approx(5 / units)
-    assert found.baseline == pytest.approx(2 / 5)
+    assert traffic.units_per_day == pytest.approx(units / (4 - 180 / 86_400))
+    assert traffic.tips_per_unit == pytest.approx(5 / units)
+    assert traffic.baseline == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.3])
 def test_the_correlation_within_a_unit_is_measured(icc):
     rng = np.random.default_rng(1)
-    taste = (
+    preference = (
         rng.beta(0.3 * (1 / icc - 1), 0.7 * (1 / icc - 1), 4_000) if icc else np.full(4_000, 0.3)
     )
     tips = rng.integers(1, 7, 4_000)
-    people = [f"p{n}" for n in range(4_000)]
-    found = measure(tips, rng.binomial(tips, taste), people, settings=CanaryConfig(), days=10)
-    assert found.correlation == pytest.approx(icc, abs=0.03)
+    users = [f"p{n}" for n in range(4_000)]
+    traffic = measure(tips, rng.binomial(tips, preference), users, settings=CanaryConfig(), days=10)
+    assert traffic.correlation == pytest.approx(icc, abs=0.03)
     # Every user has one unit, so the covariate explains nothing.
-    assert found.explained == pytest.approx(0, abs=0.01)
-    assert found.units_per_day == 400
+    assert traffic.explained == pytest.approx(0, abs=0.01)
+    assert traffic.units_per_day == 400
 
 
 def test_the_variance_that_the_covariate_explains_is_measured():
     rng = np.random.default_rng(2)
-    taste = rng.choice([0.1, 0.9], 200)
-    person = np.tile(np.arange(200), 40)
-    liked = (rng.random(8_000) < taste[person]).astype(np.int64)
-    found = measure(
-        np.ones(8_000, np.int64), liked, [f"p{n}" for n in person],
+    preference = rng.choice([0.1, 0.9], 200)
+    user = np.tile(np.arange(200), 40)
+    liked = (rng.random(8_000) < preference[user]).astype(np.int64)
+    traffic = measure(
+        np.ones(8_000, np.int64), liked, [f"p{n}" for n in user],
         settings=CanaryConfig(own_weight=1.0), days=40,
     )  # fmt: skip
-    # Variance 0.25 in all, 0.09 within a person; the covariate needs some units of each.
-    assert found.explained == pytest.approx(0.64, abs=0.08)
+    # Variance 0.25 in all, 0.09 within a user; the covariate needs some units of each.
+    assert traffic.explained == pytest.approx(0.64, abs=0.08)
 
 
 def test_tips_whose_window_is_open_are_no_traffic_yet(engine):

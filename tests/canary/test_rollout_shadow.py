@@ -36,7 +36,7 @@ from serving_fixtures import (
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 SHADOW = CanaryConfig(shadow_answers=10, shadow_faults=0.2, ramp=())
-UNSEEN = "What nobody must see."
+UNSEEN = "A tip that no user may see."
 
 
 class Counting(ModelServer):
@@ -58,7 +58,7 @@ def set_shadow(engine):
 
 
 def ask_some(service, count=3):
-    """Tips for some people, and all that goes on unseen behind them."""
+    """Tips for some users, after their shadow answers are done."""
 
     async def asking():
         tips = []

@@ -260,21 +260,21 @@ def test_log_e_values_never_fall():
     assert np.all(np.diff(log_e) >= 0)
 
 
-def people(seed, *, units=6_000, persons=300, share=0.3, effect=0.0):
-    """A world of persons of lasting tastes: arms, tips, positives, and what each did before."""
+def world_of_users(seed, *, units=6_000, users=300, share=0.3, effect=0.0):
+    """Users with lasting preferences: arms, tips, positives, and each user's past."""
     rng = np.random.default_rng(seed)
-    taste = rng.beta(0.9, 2.1, persons)
-    who = rng.integers(0, persons, units)
+    preference = rng.beta(0.9, 2.1, users)
+    user = rng.integers(0, users, units)
     arm = rng.random(units) < share
     tips = 1 + rng.poisson(2, units)
-    positives = rng.binomial(tips, np.clip(taste[who] + effect * arm, 0, 1))
-    seen = rng.integers(5, 40, persons)
-    liked = rng.binomial(seen, taste)
+    positives = rng.binomial(tips, np.clip(preference[user] + effect * arm, 0, 1))
+    seen = rng.integers(5, 40, users)
+    liked = rng.binomial(seen, preference)
     earlier = earlier_by_user(
-        who.tolist(),
+        user.tolist(),
         tips,
         positives,
-        before={n: (int(seen[n]), int(liked[n])) for n in range(persons)},
+        before={n: (int(seen[n]), int(liked[n])) for n in range(users)},
     )
     return arm, tips, positives, earlier
 
@@ -286,7 +286,7 @@ def covariate_of(tips, positives, earlier):
 
 
 def test_the_covariate_reduces_the_variance_as_much_as_cuped():
-    arm, tips, positives, earlier = people(31, effect=0.05)
+    arm, tips, positives, earlier = world_of_users(31, effect=0.05)
     expected = covariate_of(tips, positives, earlier)
     share = np.full(len(tips), 0.3)
     ours = differences(tips, positives, arm, share, expected=expected)
@@ -308,7 +308,7 @@ def test_the_covariate_reduces_the_variance_as_much_as_cuped():
 
 
 def test_the_covariate_of_a_unit_uses_nothing_of_it_or_of_later_ones():
-    _, tips, positives, earlier = people(32, units=50)
+    _, tips, positives, earlier = world_of_users(32, units=50)
     before = covariate_of(tips, positives, earlier)
     changed = positives.copy()
     changed[30:] = 0
@@ -348,15 +348,15 @@ def test_multipliers_are_those_of_the_published_table(part_of_plan, published):
 
 
 @pytest.mark.parametrize(
-    ("estimate", "error", "people", "planned", "published"),
+    ("estimate", "error", "users", "planned", "published"),
     [
         (0.50336, 0.33341, 3_000 + 3_461, 1_000, (-0.55844, 1.56516)),
         (0.50386, 0.03386, 3_000 + 3_461, 5_000, (0.40098, 0.60675)),
     ],
 )
-def test_bounds_are_those_that_growthbook_publishes(estimate, error, people, planned, published):
+def test_bounds_are_those_that_growthbook_publishes(estimate, error, users, planned, published):
     # packages/stats/tests/frequentist/test_tests.py: sequential, relative effects.
-    half = error * multiplier(kappa(0.05) * people / planned, 0.05)
+    half = error * multiplier(kappa(0.05) * users / planned, 0.05)
     assert (estimate - half, estimate + half) == pytest.approx(published, abs=2e-4)
 
 
@@ -528,7 +528,7 @@ def test_the_planned_bounds_are_crossed_with_the_promised_chance(chance):
     paths = np.cumsum(rng.standard_normal((40_000, 150)) * np.sqrt(steps), axis=1)
     bound = planned_multiplier(times, 0.05, chance=chance) * np.sqrt(times)
     gap = np.maximum(bound - paths, 0)
-    # A bridge between two looks exceeds the line between the bounds with this chance.
+    # A bridge between two readings exceeds the line between the bounds with this chance.
     between = np.exp(-2 * gap[:, 1:] * gap[:, :-1] / steps[1:])
     crossed = (gap == 0).any(axis=1) | (rng.random(between.shape) < between).any(axis=1)
     assert crossed.mean() == pytest.approx(chance, abs=4 * (chance / 40_000) ** 0.5)
