@@ -1,8 +1,8 @@
 """What is live, and every change of it: one transaction each, and safe to repeat.
 
 A rollout opens in the shadow phase or at the first share of users, grows along the ramp, and ends
-with a promotion or a rollback. In the shadow phase the challenger answers beside the champion, and
-nobody sees its answers; `judge_shadow` decides from their counts whether users may.
+with a promotion or a rollback. In the shadow phase the challenger answers beside the champion and
+no user sees its answers; `judge_shadow` decides from their counts whether the canary starts.
 """
 
 from dataclasses import asdict, dataclass, replace
