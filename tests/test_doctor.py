@@ -243,3 +243,44 @@ def test_the_core_alone_can_be_installed_set_up_fed_and_examined(tmp_path):
     refused = reactune("explain")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "reactune[train]" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://u:s3cret@127.0.0.1:1/mlflow",
+        "postgresql://127.0.0.1:1/mlflow?user=u&password=s3cret",
+        "http://u:s3cret@127.0.0.1:1",
+        "databricks://u:s3cret@profile",
+    ],
+)
+def test_no_check_shows_the_password_of_an_mlflow_or_a_database(config, uri):
+    settings = config(f"registry.tracking_uri={uri}", f"store.url={uri}", "serve.runtime=ollama")
+    found = findings(settings, REACTUNE_KEY=KEY)
+    assert found["MLflow"].state != "ok"
+    assert found["database"].state == "missing"
+    assert "s3cret" not in "".join(finding.line() for finding in found.values())
+
+
+def test_a_disk_that_is_too_small_names_the_folder_to_free():
+    found = doctor._disk("disk of runs", 3 * 2**30, 2**30, advice="free /runs")
+    assert found.line() == ("missing  disk of runs  1.0 GiB free, about 3.0 needed; free /runs")
+    assert doctor._disk("disk of runs", 2**30, 2**30, advice="").state == "ok"
+
+
+def test_extras_are_needed_as_the_settings_use_them(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor, "_requirements", lambda name: asked.append(name) or [])
+    doctor._needed_extras(config("serve.runtime=ollama"))
+    assert asked == []
+    remote = ("store.url=postgresql://h/db", "run.root=s3://b/runs", "serve.runtime=llamacpp")
+    doctor._needed_extras(config(*remote))
+    assert asked == ["postgres", "llamacpp", "s3"]
+
+
+def test_old_keys_are_listed_after_the_current_one(config):
+    settings = config('privacy.old_key_envs=["OLD_KEY"]')
+    found = findings(settings, REACTUNE_KEY=KEY, OLD_KEY=KEY[::-1])["key"]
+    assert found.state == "ok"
+    assert found.text.index("REACTUNE_KEY is set") < found.text.index("older one")
+    assert findings(settings, REACTUNE_KEY=KEY)["key"].state == "missing"

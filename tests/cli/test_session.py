@@ -37,7 +37,7 @@ def fails_with_a_text():
     raise KeyError(CANARY)
 
 
-def test_a_traceback_says_where_and_of_what_kind_but_nothing_that_was_at_hand():
+def test_a_traceback_shows_places_and_types_but_no_message_that_may_quote_a_user():
     text = where(error_of(fails_with_a_text))
     assert text.startswith("Traceback (most recent call last):\n")
     assert "in fails_with_a_text" in text
@@ -69,7 +69,7 @@ def test_errors_in_a_group_are_worded_alike():
     assert "ours" in text
 
 
-def test_whoever_may_see_it_can_have_it_all(monkeypatch):
+def test_tracebacks_are_shown_in_full_on_request(monkeypatch):
     monkeypatch.setenv(FULL, "full")
     assert CANARY in where(error_of(fails_with_a_text))
 

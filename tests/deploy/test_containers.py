@@ -39,13 +39,13 @@ def is_one_off(service):
     return service["restart"] == "no"
 
 
-def test_every_service_says_whether_it_is_well_or_ends_by_itself():
+def test_every_service_has_a_health_check_or_ends_by_itself():
     for name, service in SERVICES.items():
         assert is_one_off(service) != ("healthcheck" in service), name
         assert service["restart"] in ("no", "unless-stopped"), name
 
 
-def test_a_service_waits_until_those_it_needs_are_well_or_done():
+def test_a_service_waits_until_those_it_needs_are_healthy_or_done():
     for name, service in SERVICES.items():
         for other, wanted in service.get("depends_on", {}).items():
             ends = is_one_off(SERVICES[other])
@@ -110,7 +110,7 @@ def test_no_process_of_ours_runs_as_root():
     assert "useradd --uid 10001" in stages()["python"]
 
 
-def test_only_this_machine_is_listened_to():
+def test_ports_are_published_to_this_machine_only():
     for service in SERVICES.values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
@@ -162,7 +162,7 @@ def test_every_database_that_a_service_names_is_made():
     assert named == made
 
 
-def test_what_is_kept_lies_in_volumes_that_all_who_need_it_share():
+def test_data_lies_in_volumes_shared_by_all_services_that_need_it():
     for name in ("champion", "trainer", "airflow-scheduler"):
         assert "data:/data" in SERVICES[name]["volumes"]
     assert "data:/data:ro" in SERVICES["service"]["volumes"]
@@ -197,7 +197,7 @@ def test_the_images_take_extras_that_exist_and_the_service_takes_no_pytorch():
     assert trainer.index("torch==") < trainer.index("$1[")
 
 
-def test_shell_commands_of_services_are_whole():
+def test_shell_commands_of_services_are_complete():
     for service in SERVICES.values():
         if service.get("command", [""])[0] == "sh":
             for part in service["command"][2].split("&&"):

@@ -115,9 +115,7 @@ def test_the_wheel_holds_what_it_needs_and_no_tests(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_without_extras_it_says_its_version_takes_reactions_in_and_names_what_is_missing(
-    programs, tmp_path
-):
+def test_without_extras_it_prints_its_version_ingests_and_names_what_is_missing(programs, tmp_path):
     assert call(programs, tmp_path, "--version").stdout.split()[-1] == reactune.__version__
     assert "ingest" in call(programs, tmp_path, "--help").stdout
     assert call(programs, tmp_path, "init").returncode == 0
