@@ -156,9 +156,9 @@ def fill_postgres(url: str, rows: int) -> str:
 def extract_ours(url: str, file: Path) -> int:
     """Label, count and extract as a run does, without what de-identifies; the rows written."""
     source = SourceConfig(url=url)
-    with open_scores(source, store_url=url, folder=file.parent) as found:
-        counts = label_counts(found, LabelConfig())
-        written = _write(read_scores(found, LabelConfig(), source=source, key=KEY), file)
+    with open_scores(source, store_url=url, folder=file.parent) as scores:
+        counts = label_counts(scores, LabelConfig())
+        written = _write(read_scores(scores, LabelConfig(), source=source, key=KEY), file)
     return after_consent(counts, Counter(), read=written).went_out
 
 
@@ -175,8 +175,8 @@ def export_sqlite(url: str, file: Path) -> int:
     def batches() -> Iterator[pa.RecordBatch]:
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as base:
             cursor = base.execute(PLAIN)
-            while found := cursor.fetchmany(10_000):
-                columns = [pa.array(column) for column in zip(*found, strict=True)]
+            while rows := cursor.fetchmany(10_000):
+                columns = [pa.array(column) for column in zip(*rows, strict=True)]
                 yield pa.RecordBatch.from_arrays(columns, names=names)
 
     return _write(batches(), file)
@@ -230,7 +230,7 @@ def compare(url: str, peer: Peer, *, rounds: int) -> dict[str, float]:
 
 def remember(rows: int, memory_gb: float) -> dict[str, Any]:
     """Both stages on so many rows of a DuckDB file, in this process: CPU time and peak memory."""
-    told: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         subprocess.run(
@@ -248,14 +248,14 @@ def remember(rows: int, memory_gb: float) -> dict[str, Any]:
         settings = DataConfig(memory_gb=memory_gb)
         started = time.process_time()
         chat = load_chat(base_model(ModelConfig()).folder, PromptConfig())
-        told["before MB"] = _peak_mb()
-        with open_scores(source, store_url="", folder=folder) as found:
-            batches = read_scores(found, LabelConfig(), source=source, key=KEY)
+        figures["before MB"] = _peak_mb()
+        with open_scores(source, store_url="", folder=folder) as scores:
+            batches = read_scores(scores, LabelConfig(), source=source, key=KEY)
             privacy = PrivacyConfig(min_users_per_value=5, rare_keys=("time_of_day",))
             extracted = extraction.extract(
                 batches, chat=chat, privacy=privacy, settings=settings, folder=folder
             )
-        told |= {"extract cpu s": _since(started), "extract peak MB": _peak_mb()}
+        figures |= {"extract cpu s": _since(started), "extract peak MB": _peak_mb()}
         started = time.process_time()
         built = build.build(
             read_batches(folder / extraction.FILES[0]),
@@ -263,13 +263,13 @@ def remember(rows: int, memory_gb: float) -> dict[str, Any]:
             folder=folder / "dataset",
             memory_gb=memory_gb,
         )
-        told |= {"dataset cpu s": _since(started), "peak MB": _peak_mb()}
+        figures |= {"dataset cpu s": _since(started), "peak MB": _peak_mb()}
     return {
         "rows": rows,
         "labelled": extracted.counts.came_in,
         "examples": built.counts.went_out,
         "memory_gb": memory_gb,
-        **told,
+        **figures,
     }
 
 
@@ -286,7 +286,7 @@ def measure_speed(rows: int, rounds: int) -> dict[str, dict[str, float]]:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from server_fixtures import free_port, make_cluster, running_postgres
 
-    found = {}
+    figures = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
@@ -302,9 +302,9 @@ def measure_speed(rows: int, rounds: int) -> dict[str, dict[str, float]]:
             ),
         }
         for name, (url, peer) in engines.items():
-            found[name] = compare(url, peer, rounds=rounds)
-            print(f"{name:10} {json.dumps(found[name])}", flush=True)
-    return found
+            figures[name] = compare(url, peer, rounds=rounds)
+            print(f"{name:10} {json.dumps(figures[name])}", flush=True)
+    return figures
 
 
 def main() -> None:

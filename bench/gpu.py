@@ -106,7 +106,7 @@ def main() -> None:
         sys.exit(f"no GPU: torch of {sys.executable} sees none, so nothing was measured")
     import torch
 
-    found = {"gpu": torch.cuda.get_device_name(), "rows": options.rows, "seed": options.seed}
+    figures = {"gpu": torch.cuda.get_device_name(), "rows": options.rows, "seed": options.seed}
     rows = random_rows(options.rows, seed=options.seed)
     with tempfile.TemporaryDirectory() as place:
         base = options.model or make_model(Path(place) / "base", BILLION, seed=options.seed)
@@ -118,11 +118,13 @@ def main() -> None:
                 trained = train(folder, job, rows, settings=settings)
             except TrainingError as error:
                 print(f"{backend:8} {error}")
-                found[backend] = {"failed": str(error)}
+                figures[backend] = {"failed": str(error)}
                 continue
-            found[backend] = figures_of(folder, trained)
-            print(f"{backend:8} " + ", ".join(f"{k} {v}" for k, v in found[backend].items()))
-    print(f"kept in {record('gpu', found, packages=('torch', 'transformers', 'trl', 'peft')).name}")
+            figures[backend] = figures_of(folder, trained)
+            print(f"{backend:8} " + ", ".join(f"{k} {v}" for k, v in figures[backend].items()))
+    print(
+        f"kept in {record('gpu', figures, packages=('torch', 'transformers', 'trl', 'peft')).name}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How often people are taken for machines, and planted machines found, by the rules of a dataset.
+"""False and true positives of the rules of a dataset that remove automated reactions.
 
-People are the demo's audience reacting to tips of its pool for some days. Among them are planted
-machines: fast ones, ones with a constant dwell time, and ones that give most reactions of a kind.
+Users are the demo's audience, reacting to tips of its pool for some days. Among them are planted
+bots: fast ones, ones with a constant dwell time, and ones that give most reactions of a kind.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from reactune.data.dataset.rules import (
 from reactune.data.labelled import clean_schema, workspace
 from reactune.demo.audience import FIRST_DAY, Town
 from reactune.demo.pool import read_pool
+from reactune.store.labels import label_rule
 from record import record
 
 RULES = {
@@ -39,20 +40,16 @@ Row = dict[str, Any]
 
 def people(days: int, *, seed: int) -> Iterator[Row]:
     """Labelled reactions of the demo's people to tips of the pool, a tip of the kind for each."""
-    town, labels, draw = Town(seed), LabelConfig(), random.Random(seed)
+    town, rule, draw = Town(seed), label_rule(LabelConfig()), random.Random(seed)
     tips: dict[str, list[str]] = defaultdict(list)
     for tip in read_pool().tips:
         tips[tip.situation.kind].append(tip.text)
-    low, high = labels.positive_dwell_ms
     for visit in (visit for day in range(days) for visit in town.visits(day)):
-        found = town.react(visit, draw.choice(tips[visit.kind]))
-        if found.reaction is None or found.dwell_ms is None:
-            continue
-        liked = found.reaction == "done" and low <= found.dwell_ms <= high
-        if liked or (
-            found.reaction == "dismiss" and found.dwell_ms < labels.negative_dwell_below_ms
-        ):
-            yield row(visit.user_id, visit.kind, visit.moment, liked, found.dwell_ms)
+        response = town.react(visit, draw.choice(tips[visit.kind]))
+        reaction = response.reaction, response.dwell_ms
+        liked = rule.positive.includes(*reaction)
+        if liked or rule.negative.includes(*reaction):
+            yield row(visit.user_id, visit.kind, visit.moment, liked, response.dwell_ms or 0)
 
 
 def machines(sort: str, rows: Iterable[Row], *, seed: int) -> Iterator[Row]:
@@ -87,7 +84,7 @@ def machines(sort: str, rows: Iterable[Row], *, seed: int) -> Iterator[Row]:
 
 
 def row(user: str, kind: str, at: datetime, liked: bool, dwell_ms: int) -> Row:
-    """One labelled reaction; what the rules do not look at is empty or a number."""
+    """One labelled reaction; what the rules do not read is empty or a number."""
     name = f"{user} {kind} {at.isoformat()}"
     return {
         **dict.fromkeys(("instruction", "input", "prompt", "source", "reaction"), ""),
@@ -110,10 +107,10 @@ def left_out(rows: list[Row], settings: DatasetConfig) -> dict[str, set[str]]:
         load(base, [batch], settings)
         for sort, rule in RULES.items():
             keep_only(base, rule(settings), sort)
-        found = base.execute(
+        removed = base.execute(
             "SELECT reason, tip_id FROM refused JOIN labelled ON labelled.rowid = row"
         ).fetchall()
-    return {sort: {tip_id for reason, tip_id in found if reason == sort} for sort in RULES}
+    return {sort: {tip_id for reason, tip_id in removed if reason == sort} for sort in RULES}
 
 
 def measure(days: int, seed: int) -> dict[str, dict[str, int]]:
@@ -130,7 +127,7 @@ def measure(days: int, seed: int) -> dict[str, dict[str, int]]:
             "people left out without machines": len(alone[sort]),
             "machines": len(planted[sort]),
             "machines left out": sum(
-                any(each["tip_id"] in found for found in out.values()) for each in planted[sort]
+                any(each["tip_id"] in removed for removed in out.values()) for each in planted[sort]
             ),
         }
         for sort in RULES
@@ -143,15 +140,15 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    found = measure(options.days, options.seed)
-    for sort, counts in found.items():
+    removed = measure(options.days, options.seed)
+    for sort, counts in removed.items():
         wrong, right = counts["people left out"], counts["machines left out"]
         print(
             f"{sort:9} of {counts['people']:,} reactions of people {wrong:,} left out "
             f"({wrong / counts['people']:.2%}), of {counts['machines']:,} planted {right:,} "
             f"({right / counts['machines']:.1%})"
         )
-    figures = {"days": options.days, "seed": options.seed, "rules": found}
+    figures = {"days": options.days, "seed": options.seed, "rules": removed}
     print(f"kept in {record('humans', figures, packages=('duckdb',)).name}")
 
 

@@ -2,7 +2,7 @@
 
     python bench/model_stub.py --port 18000 --delay-ms 50
 
-What stands in front of it is measured, or broken, by others. With `--garbage` it answers nonsense.
+With `--garbage` it answers HTML instead of JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHAT = {
 
 
 def answer_of(path: str, body: bytes) -> dict[str, object]:
-    """What a server would say, without thinking."""
+    """The fixed answer to a request."""
     if path.endswith("/chat/completions"):
         return CHAT
     if path == "/api/tags":
@@ -63,10 +63,10 @@ async def serve(port: int, delay_seconds: float, garbage: bool) -> None:
                 if (path == "/api/generate" and b'"prompt"' in body) or "/chat/" in path:
                     await asyncio.sleep(delay_seconds)
                 text = b"<html>" if garbage else json.dumps(answer_of(path, body)).encode()
-                told = b"" if method == "HEAD" else text
+                content = b"" if method == "HEAD" else text
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-                    b"content-length: %d\r\n\r\n" % len(told) + told
+                    b"content-length: %d\r\n\r\n" % len(content) + content
                 )
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):

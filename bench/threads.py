@@ -3,7 +3,7 @@
     python bench/threads.py
 
 Ours (a short spin, then sleep) beside OpenMP's default and threads that sleep at once, in one run.
-Those that never sleep are left out: beside other programs they come to no end.
+Threads that never sleep are left out: beside other programs they hardly progress.
 """
 
 import contextlib

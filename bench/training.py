@@ -2,7 +2,7 @@
 
 Rows are the demo's tips (SFT), or, with `--pairs FILE` (JSONL of kind, context, chosen, rejected),
 pairs (DPO). Every cell is a real trainer process; cells take turns, and the first step of each,
-which warms up, does not count. Tokens are those of the rows: padding earns nothing.
+which warms up, does not count. Tokens are those of the rows, without padding.
 """
 
 import argparse
