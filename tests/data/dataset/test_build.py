@@ -2,7 +2,6 @@ import gzip
 import hashlib
 import json
 import random
-import re
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -19,15 +18,19 @@ from hypothesis import strategies as st
 from dataset_fixtures import SMALL, START, WORDS, example
 from places import SHARED
 from reactune.config.sections import DatasetConfig, ModelConfig, PrivacyConfig, PromptConfig
-from reactune.data.dataset.build import build
+from reactune.data.dataset.build import (
+    Labels,
+    build,
+    most_reacted,
+    reason_to_wait,
+    weights_of,
+)
 from reactune.data.dataset.exports import (
     EXAMPLES,
-    PAIRS_PER_CONTEXT,
     dpo_rows,
     pairs,
     read_examples,
 )
-from reactune.data.dataset.near_duplicates import mark_near_duplicates
 from reactune.data.dataset.rules import choose, load, part_of, split
 from reactune.data.deidentify.batches import clean
 from reactune.data.labelled import clean_schema, read_batches, workspace, write_batches
@@ -173,70 +176,6 @@ def test_one_label_of_a_kind_stands_at_most_ten_times_as_often_as_the_other():
     assert sorted(kept) == [*newest, "y0", "y1", "z-other"]
 
 
-def words_of(text):
-    return re.findall(r"\w+", text.casefold()) or [text.casefold()]
-
-
-def shingles(text):
-    words = words_of(text)
-    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-
-
-def jaccard(one, other):
-    return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
-
-
-def near(texts, share):
-    with tempfile.TemporaryDirectory() as folder:
-        return mark_near_duplicates(texts, share, folder=Path(folder)).tolist()
-
-
-texts = st.lists(
-    st.lists(st.sampled_from(WORDS[:4]), min_size=0, max_size=9).map(" ".join), max_size=25
-)
-
-
-@settings(max_examples=50, deadline=None)
-@given(texts, st.floats(0.1, 1))
-def test_every_text_that_goes_is_near_one_that_stays(found, share):
-    goes = near(found, share)
-    for place, text in enumerate(found):
-        if goes[place]:
-            stay = [each for each, gone in zip(found[:place], goes, strict=False) if not gone]
-            assert max(jaccard(text, each) for each in stay) >= share - 1e-9
-
-
-@pytest.mark.parametrize("share", [0.5, 0.7, 0.9, 1.0])
-def test_near_texts_are_those_that_comparing_all_with_all_finds(share):
-    rng = random.Random(7)
-    found = []
-    for _ in range(400):
-        words = rng.choices(WORDS, k=rng.randrange(1, 25))
-        if found and rng.random() < 0.6:
-            words = rng.choice(found).split()
-            words[rng.randrange(len(words))] = rng.choice(WORDS)
-        found.append(" ".join(words))
-    kept = []
-    for place, text in enumerate(found):
-        if all(jaccard(text, found[other]) < share - 1e-9 for other in kept):
-            kept.append(place)
-    assert 20 < len(kept) < 380
-    assert [place for place, goes in enumerate(near(found, share)) if not goes] == kept
-
-
-def test_case_punctuation_and_shortness_are_compared_as_words():
-    assert near(["Call the Bank, now!", "call the bank now", "Rest.", "rest", "!!", "!!", "?"], 1) \
-        == [False, True, False, True, False, True, False]  # fmt: skip
-
-
-def test_tens_of_thousands_of_templated_tips_are_compared_in_seconds():
-    tips = [
-        f"Take a break of {n % 977} minutes and drink {n // 977} glasses before you call the bank"
-        for n in range(30_000)
-    ]
-    assert not any(near(tips, 0.9))
-
-
 def test_the_cap_keeps_the_newest_of_each_user():
     found = [example(f"t{n}", f"tip {n}", user=f"u{n % 2}", at=n) for n in range(9)]
     rules = SMALL.model_copy(update={"max_per_user": 2})
@@ -312,27 +251,6 @@ def test_the_part_of_a_user_is_a_published_hash():
         for shift in (0.001, -0.001)
     ]
     assert [part_of("ann", each) for each in settings_around] == ["train", "validation"]
-
-
-def test_pairs_share_kind_and_context_and_use_every_positive_before_repeating():
-    found = [
-        *(example(f"p{n}", f"good {n}") for n in range(5)),
-        *(example(f"n{n}", f"bad {n}", label=False) for n in range(3)),
-        example("other", "bad", label=False, context="c2"),
-        example("kind", "bad", label=False, kind="sleep"),
-    ]
-    made = pairs(found)
-    assert len(made) == PAIRS_PER_CONTEXT == len(set(made))
-    assert {chosen.tip_id for chosen, _ in made[:5]} == {f"p{n}" for n in range(5)}
-    assert {rejected.tip_id for _, rejected in made} == {"n0", "n1", "n2"}
-    assert pairs(found[::-1]) == made
-    first = next(dpo_rows(found))
-    assert first == {"prompt": found[0].prompt, "chosen": "good 0", "rejected": "bad 0"}
-
-
-def test_all_pairs_are_made_where_they_are_few():
-    found = [example("a", "x"), example("b", "y"), example("c", "z", label=False)]
-    assert {(one.tip_id, other.tip_id) for one, other in pairs(found)} == {("a", "c"), ("b", "c")}
 
 
 def test_files_hold_the_examples_and_nobody(tmp_path):
@@ -599,3 +517,58 @@ def test_real_reactions_are_enough_for_a_first_training(tmp_path, chat):
     assert min(built.after.positives, built.after.negatives) > 900
     assert all(min(labels.positives, labels.negatives) > 50 for labels in built.parts.values())
     assert built.pairs["train"] > 1_000
+
+
+def labels(positives, negatives):
+    return Labels(positives, negatives)
+
+
+BOTH = dict.fromkeys(PARTS, labels(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("after", "new", "is_first", "reason"),
+    [
+        (labels(500, 500), 0, True, None),
+        (labels(499, 500), 0, True, "waiting: 499 of 500 positives"),
+        (labels(500, 1), 0, True, "waiting: 1 of 500 negatives"),
+        (labels(0, 0), 0, True, "waiting: 0 of 500 positives, 0 of 500 negatives"),
+        (labels(500, 500), 199, False, "waiting: 199 of 200 new examples"),
+        (labels(500, 500), 200, False, None),
+        (
+            labels(1_000, 0),
+            5,
+            False,
+            "waiting: 0 of 500 negatives, 5 of 200 new examples",
+        ),
+    ],
+)
+def test_a_training_waits_for_each_threshold_that_is_not_reached(after, new, is_first, reason):
+    waits = reason_to_wait(after, BOTH, DatasetConfig(), new=new, is_first=is_first)
+    assert waits == reason
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_needs_both_labels(part):
+    for lacking in (labels(0, 10), labels(10, 0)):
+        parts = {**BOTH, part: lacking}
+        waits = reason_to_wait(labels(500, 500), parts, DatasetConfig(), new=0, is_first=True)
+        assert waits == f"waiting: both labels in {part}, which takes more users"
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (10, 40), (40, 10), (3, 7)])
+def test_both_labels_weigh_the_same_in_sum(positives, negatives):
+    weights = weights_of(labels(positives, negatives))
+    assert weights["positive"] * positives == pytest.approx(weights["negative"] * negatives)
+    assert min(weights.values()) == 1
+
+
+def test_labels_that_are_missing_do_not_make_infinite_weights():
+    assert weights_of(labels(0, 0)) == {"positive": 1, "negative": 1}
+    assert weights_of(labels(0, 9)) == {"positive": 9, "negative": 1}
+
+
+def test_the_kinds_with_most_reactions_are_pictured():
+    dwell = {f"k{n}": ([n], [1]) for n in range(9)}
+    assert list(most_reacted(dwell)) == ["k8", "k7", "k6", "k5", "k4", "k3"]
+    assert list(most_reacted({"b": ([1], [1]), "a": ([2], [0])})) == ["a", "b"]
