@@ -1,10 +1,20 @@
 """Texts as they are compared, and values as they are written."""
 
+import hashlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reactune.records import canonical_json, folded_text, one_line, plain_words
+from reactune.records import (
+    canonical_json,
+    folded_text,
+    one_line,
+    plain_words,
+    replacing,
+    sha256_of,
+    write_atomically,
+)
 
 
 def test_white_space_alone_does_not_make_another_text():
@@ -36,3 +46,29 @@ def test_comparing_a_compared_text_changes_nothing(text):
 def test_equal_values_give_equal_json():
     assert canonical_json({"b": 1, "a": "ä"}) == canonical_json({"a": "ä", "b": 1})
     assert canonical_json({"b": [1, 2], "a": None}) == '{"a":null,"b":[1,2]}'
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "a.txt"
+    write_atomically(file, "first")
+    with replacing(file) as partial:
+        partial.write_text("second")
+        assert file.read_text() == "first"
+    assert file.read_text() == "second"
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(file, "third \ud800")
+    assert file.read_text() == "second"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_file_that_was_never_written_replaces_nothing(tmp_path):
+    write_atomically(tmp_path / "a.txt", "first")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
+@pytest.mark.parametrize("text", ["", "größer\n", "\u2028"])
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path, text):
+    write_atomically(tmp_path / "a.txt", text)
+    assert sha256_of(tmp_path / "a.txt") == hashlib.sha256(text.encode()).hexdigest()
