@@ -82,7 +82,7 @@ def listening():
             thread.join()
 
 
-def test_airflow_trains_on_real_rows_skips_where_there_are_too_few_and_tells_of_a_failure(
+def test_airflow_trains_on_real_rows_skips_where_there_are_too_few_and_reports_a_failure(
     home, tmp_path
 ):
     few, enough = installed(tmp_path / "few", 24), installed(tmp_path / "enough", 200)

@@ -101,7 +101,7 @@ def test_reactions_start_a_training_and_its_new_version_a_review(read):
     assert {name: of for name, of in outlets.items() if of} == {"shadow_deploy": ["tip-generator"]}
 
 
-def test_the_environment_says_when_and_how_often(home):
+def test_the_environment_sets_the_schedule_and_the_retries(home):
     found = describe(
         home,
         REACTUNE_AIRFLOW_FINETUNE_CRON="15 4 * * 1",

@@ -86,7 +86,7 @@ def test_a_better_ranking_excuses_a_loss_that_rises_no_more_than_the_settings_al
     assert (report.refusals == ()) is passes
 
 
-def test_a_better_champion_stands_in_the_way():
+def test_a_model_worse_than_the_champion_is_refused():
     examples, scores = world(np.random.default_rng(4), quality=0.3, level=0.3)
     _, better = world(np.random.default_rng(4), quality=0.9, level=0.9)
     report = examine(examples, {**scores, "champion": better["tuned"]}, settings=SETTINGS)

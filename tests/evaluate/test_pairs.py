@@ -187,7 +187,7 @@ def test_pairs_of_one_context_alone_are_drawn_one_by_one():
     assert weights[1:].std() > 0.5
 
 
-def test_the_command_line_says_the_accuracy(went_through, write, monkeypatch, capsys):
+def test_the_command_line_prints_the_accuracy(went_through, write, monkeypatch, capsys):
     monkeypatch.chdir(went_through.folder)
     monkeypatch.setenv("REACTUNE_KEY", SECRET)
     with pytest.raises(SystemExit) as caught:

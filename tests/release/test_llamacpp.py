@@ -99,7 +99,7 @@ def test_an_answer_ends_at_the_stop_token_without_showing_it(server, smollm):
     assert answer.seconds > 0
 
 
-def test_an_answer_that_is_cut_says_so(server, smollm):
+def test_an_answer_at_its_token_limit_is_marked_as_cut(server, smollm):
     answer = server.generate(smollm, chatml("Tell me a long story."), replace(GREEDY, max_tokens=8))
     assert (answer.stopped, answer.tokens) == ("length", 8)
 
@@ -187,7 +187,7 @@ def test_others_answer_while_a_version_is_loaded_and_after_one_is_retired(tiny_s
     assert tiny_server.generate(tiny, "hello", GREEDY).tokens > 0
 
 
-def test_a_crash_is_one_error_and_publishing_again_mends_it(tiny_server, tiny):
+def test_a_crash_is_one_error_and_publishing_again_restarts_the_child(tiny_server, tiny):
     os.kill(child_of(tiny_server, tiny).pid, signal.SIGSEGV)
     assert is_gone(child_of(tiny_server, tiny))
     with pytest.raises(ReleaseError, match=r"v1 .*failed .*publish it again"):
@@ -243,7 +243,7 @@ def test_a_file_that_is_no_gguf_is_one_error_that_names_it(tiny, tmp_path):
         assert runtime.servers == {}
 
 
-def test_without_the_wheel_the_error_says_what_to_install(tiny, tmp_path, monkeypatch):
+def test_without_the_wheel_the_error_names_what_to_install(tiny, tmp_path, monkeypatch):
     missing = "raise ModuleNotFoundError(\"No module named 'xllamacpp'\")"
     (tmp_path / "xllamacpp.py").write_text(missing)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -276,7 +276,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_size(tiny_server, tiny):
         tiny_server.generate(tiny, "x" * 2000, GREEDY)
 
 
-def test_nobody_without_the_key_is_answered(tiny_server, tiny):
+def test_a_request_without_the_key_is_refused(tiny_server, tiny):
     url = tiny_server.servers[tiny.name].url
     assert url.startswith("http://127.0.0.1:")
     answer = httpx.post(f"{url}/completion", json={"prompt": "hello", "n_predict": 1})

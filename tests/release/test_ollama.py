@@ -108,7 +108,7 @@ def test_an_answer_ends_at_the_stop_token_without_showing_it(server, smollm):
     assert 0 < answer.tokens < 60
 
 
-def test_an_answer_that_is_cut_says_so(server, smollm):
+def test_an_answer_at_its_token_limit_is_marked_as_cut(server, smollm):
     answer = server.generate(smollm, chatml("Tell me a long story."), replace(GREEDY, max_tokens=6))
     assert (answer.stopped, answer.tokens, answer.logprob) == ("length", 6, None)
 
@@ -202,7 +202,7 @@ def test_a_file_that_is_no_gguf_is_refused(settings, tiny, tmp_path):
         assert model.name not in runtime.names()
 
 
-def test_an_alias_follows_a_version_and_says_whether_it_moved(settings, tiny, smollm, server):
+def test_an_alias_follows_a_version_and_reports_whether_it_moved(settings, tiny, smollm, server):
     server.publish(tiny)
     assert server.set_alias("tip-generator:champion", smollm)
     assert not server.set_alias("tip-generator:champion", smollm)
@@ -245,7 +245,7 @@ def test_a_prompt_that_would_be_cut_silently_is_an_error(settings, tmp_path, mon
         runtime.retire(model)
 
 
-def test_a_server_that_is_away_is_one_error_that_says_what_to_do(smollm):
+def test_a_server_that_is_away_is_one_error_with_advice(smollm):
     away = Ollama(ServeConfig(runtime="ollama", ollama_url="http://127.0.0.1:9"))
     calls = {
         "publish": lambda: away.publish(smollm),

@@ -56,7 +56,7 @@ def files_of(client, run, path=None):
     return found
 
 
-def test_a_version_says_where_it_is_from(uri, record, tmp_path):
+def test_a_version_holds_its_origin(uri, record, tmp_path):
     assert register(SETTINGS, uri, record, artifact_root=tmp_path / "kept") == 1
     with mlflow_client(uri) as client:
         version = client.get_model_version(SETTINGS.model_name, "1")
@@ -203,7 +203,7 @@ def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, 
         assert "prompt/stop.txt" in files_of(client, run.info.run_id)
 
 
-def test_aliases_follow_what_is_live_and_say_what_was_changed(uri, record, tmp_path):
+def test_aliases_follow_what_is_live_and_report_each_change(uri, record, tmp_path):
     for run_id in ("run-1", "run-2"):
         register(SETTINGS, uri, replace(record, run_id=run_id), artifact_root=tmp_path / "kept")
     assert aliases_of(SETTINGS, uri) == {}
@@ -230,7 +230,7 @@ def test_an_alias_for_a_version_that_is_not_there_is_an_error(uri, record, tmp_p
         set_aliases(SETTINGS, uri, champion=7, challenger=None)
 
 
-def test_nothing_is_said_on_the_terminal(uri, record, tmp_path, capfd):
+def test_nothing_is_printed_on_the_terminal(uri, record, tmp_path, capfd):
     register(SETTINGS, uri, record, artifact_root=tmp_path / "kept")
     set_aliases(SETTINGS, uri, champion=1, challenger=None)
     assert capfd.readouterr() == ("", "")
@@ -286,9 +286,7 @@ def test_a_tracking_server_keeps_the_files_in_its_own_place(record, tmp_path):
     assert [path.name for path in (tmp_path / "server").rglob("*.gguf")] == ["model.gguf"] * 2
 
 
-def test_a_server_that_takes_the_call_and_says_nothing_is_soon_an_error(
-    record, tmp_path, monkeypatch
-):
+def test_a_server_that_accepts_and_never_answers_is_soon_an_error(record, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:

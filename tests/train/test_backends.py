@@ -113,7 +113,7 @@ def test_what_cannot_be_trained_without_a_gpu_is_one_error_before_anything_is_bu
     assert usable_methods(settings_of("unsloth")) == ("sft",)
 
 
-def test_a_backend_that_is_not_installed_is_named_with_the_command_that_mends_it(tmp_path):
+def test_a_backend_that_is_not_installed_is_named_with_the_command_that_installs_it(tmp_path):
     settings = TrainConfig(backend="unsloth", backend_folder=str(tmp_path))
     with pytest.raises(TrainingError, match="run `reactune backend install unsloth`"):
         usable_methods(settings)

@@ -92,7 +92,7 @@ def test_every_method_writes_an_adapter_that_moved_towards_the_liked_tips(
     assert gaps[1] > gaps[0]
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_nothing_had_been(
+def test_a_killed_training_resumes_from_its_checkpoint_and_ends_with_the_same_adapter(
     tiny, rows, tmp_path
 ):
     job = job_for("sft", tiny, rows, epochs=2.0)
@@ -129,7 +129,7 @@ def test_where_time_is_short_the_base_model_is_asked_about_the_first_steps_only(
     assert len(json.loads((tmp_path / "reference.json").read_text())) == 16 * job.batch_size
 
 
-def test_a_training_goes_on_with_other_threads_but_not_with_another_seed(tiny, rows, tmp_path):
+def test_a_training_resumes_with_other_threads_but_not_with_another_seed(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows)
     write_job(tmp_path, job, rows["sft"])
     assert is_same_job(tmp_path, replace(job, threads=2, max_seconds=1.0))
@@ -174,7 +174,7 @@ def test_the_trainer_dies_with_the_process_that_started_it(
     assert not alive
 
 
-def test_a_child_whose_parent_ended_before_it_could_look_ends_too():
+def test_a_child_whose_parent_ended_before_it_checked_ends_too():
     code = "from reactune.process import die_with_parent; die_with_parent(); print('alive')"
     orphan = subprocess.run(
         [sys.executable, "-c", code],
