@@ -138,10 +138,6 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
     unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=user_key, at=now)
     arm = route(unit, salt=live.rollout.salt, share=live.share)
     answer = await _answer(service, live, arm, prompt, user_key=user_key)
-    latest = service.watcher.latest or live
-    if answer.model and answer.model not in (latest.champion, latest.challenger):
-        answer = await _champion_or_stored(service, latest, prompt, user_key=user_key)
-        answer = replace(answer, fallback="stopped")
 
     exposure = Exposure(
         tip_id=tip_id,
@@ -231,11 +227,22 @@ async def live_models(service: Service) -> LiveModels:
 async def _answer(
     service: Service, live: LiveModels, arm: Arm, prompt: Prompt, *, user_key: str
 ) -> Answer:
-    """The assigned arm's answer, or the champion's, or a stored tip.
+    """The assigned arm's answer, or the champion's, or a stored tip; of no withdrawn model.
 
     Raises:
         ReleaseError, UnshowableTipError: there is none.
     """
+    answer = await _assigned_or_champion(service, live, arm, prompt, user_key=user_key)
+    latest = service.watcher.latest or live
+    if answer.model is None or answer.model in (latest.champion, latest.challenger):
+        return answer
+    answer = await _champion_or_stored(service, latest, prompt, user_key=user_key)
+    return replace(answer, fallback="stopped")
+
+
+async def _assigned_or_champion(
+    service: Service, live: LiveModels, arm: Arm, prompt: Prompt, *, user_key: str
+) -> Answer:
     if arm == "champion" or live.challenger is None:
         return await _champion_or_stored(service, live, prompt, user_key=user_key)
     limit = service.settings.timeout_seconds
