@@ -191,3 +191,38 @@ def test_an_audience_needs_situations_of_every_role():
 def test_an_audience_without_methods_is_refused_by_their_names():
     with pytest.raises(ConfigError, match="no method visits and no method react"):
         load_audience(f"{__name__}:Mute", seed=1)
+
+
+def test_people_visit_one_to_three_times_on_two_days_of_three():
+    audience = town()
+    per_day = [Counter(visit.user_id for visit in audience.visits(day)) for day in range(4)]
+    assert all(set(counts.values()) <= {1, 2, 3} for counts in per_day)
+    shares = [len(counts) / len(audience.people) for counts in per_day]
+    assert 0.6 < mean(shares) < 0.7
+
+
+def test_asking_for_probabilities_changes_none():
+    audience = town()
+    visit = audience.visits(0)[0]
+    first = [audience.chances(visit, good_tip(visit)) for _ in range(3)]
+    assert first[0] == first[1] == first[2]
+    audience.remember(visit, good_tip(visit))
+    assert audience.chances(visit, good_tip(visit)).done < first[0].done
+
+
+def test_a_user_forgets_a_tip_after_ten_others():
+    audience = town()
+    visit = audience.visits(0)[0]
+    audience.remember(visit, "Water the roses for ten minutes.")
+    assert audience.staleness(visit, "Water the roses for ten minutes.") == 0.5
+    for number in range(60):
+        audience.remember(visit, f"Count to number{number} before{number} lunch{number}.")
+    assert audience.staleness(visit, "Water the roses for ten minutes.") == 0.0
+
+
+def test_two_people_of_a_role_do_not_share_a_situation_before_all_occurred():
+    audience = town()
+    nurses = [
+        visit for visit in audience.visits(0) if audience.people[visit.user_id].role == "nurse"
+    ]
+    assert len({repr((visit.kind, visit.context)) for visit in nurses}) == len(nurses)

@@ -1,6 +1,9 @@
 """The demo on another audience with a tiny model; its verdicts where tips make no difference."""
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -14,7 +17,15 @@ from reactune.canary.routing import route, unit_key
 from reactune.config.sections import CanaryConfig, LabelConfig
 from reactune.config.settings import load
 from reactune.demo.audience import Town
-from reactune.demo.loop import Clock, Demo, has_enough_labels, run_demo, serve_day, unused_folder
+from reactune.demo.loop import (
+    Clock,
+    Demo,
+    has_enough_labels,
+    run_demo,
+    serve_day,
+    set_up,
+    unused_folder,
+)
 from reactune.demo.pool import PooledRuntime, read_pool
 from reactune.errors import ConfigError
 from reactune.model.files import base_model
@@ -215,3 +226,34 @@ def test_a_folder_in_which_a_demo_was_started_is_not_used_again(tmp_path):
 def test_a_folder_with_settings_only_is_used(tmp_path):
     (tmp_path / "reactune.toml").touch()
     assert unused_folder(tmp_path) == tmp_path
+
+
+def test_each_thread_of_the_clock_is_at_the_moment_of_its_own_visit():
+    clock = Clock()
+    first, second = datetime(2026, 3, 2, 8, tzinfo=UTC), datetime(2026, 3, 2, 9, tzinfo=UTC)
+    clock.moments.now = first
+    with ThreadPoolExecutor(1) as other:
+        other.submit(setattr, clock.moments, "now", second).result()
+        assert other.submit(clock.now).result() == second
+    assert clock.now() == first
+
+
+def test_a_demo_keeps_the_settings_that_are_there_and_its_key_to_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("REACTUNE_KEY", "another key of the same length..")
+    file = write_settings(tmp_path)
+    before = file.read_text()
+    config = set_up(tmp_path, seed=7)
+    assert file.read_text() == before
+    assert (config.train.seed, config.dataset.seed) == (7, 7)
+    key = tmp_path / "key"
+    assert key.stat().st_mode & 0o077 == 0
+    assert os.environ["REACTUNE_KEY"] == key.read_text()
+    assert (tmp_path / ".started").is_file()
+
+
+def test_a_new_folder_gets_the_settings_of_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setenv("REACTUNE_KEY", "another key of the same length..")
+    config = set_up(tmp_path / "new", seed=1)
+    assert config.train.method == "kto"
+    assert config.canary.planned_units == 3_000
+    assert (tmp_path / "new" / "reactune.db").is_file()

@@ -178,3 +178,33 @@ def test_stems_lose_common_endings_but_keep_three_letters():
 )
 def test_the_first_part_of_the_day_counts(text, part):
     assert part_of_day(text) == part
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("Water the roses for ten minutes after breakfast today.", "Sing a song."),
+        ("Eat fruit and drink water before you clean the attic.", "Eat fruit and drink"),
+        ("Stretch, then water the roses for a few minutes.", "My tip: I'd say stretch, my friend."),
+    ],
+)
+def test_a_tip_that_serves_the_context_is_liked_more(better, worse):
+    person = average_person()
+    likings = [
+        liking(person, features(tip), kind="health", staleness=0.0, mood=0.0)
+        for tip in (better, worse)
+    ]
+    assert likings[0] > likings[1] + 1
+
+
+def test_people_are_drawn_the_same_from_the_same_seed_and_differ():
+    drawn = [draw_person("u", "nurse", random.Random(seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(0.15 <= person.presence <= 0.95 for person in drawn)
+
+
+def test_a_liked_tip_is_dismissed_later_and_done_more_often():
+    low, high = chances(-2.0, 12), chances(2.0, 12)
+    assert low.done < high.done
+    assert low.dismissal_seconds < high.dismissal_seconds
+    assert low.reading_seconds == high.reading_seconds == pytest.approx(3.6)

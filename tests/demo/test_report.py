@@ -78,3 +78,28 @@ def test_the_shorter_of_two_equally_popular_tips_is_shown():
 def test_a_kind_that_was_never_shown_gets_an_empty_tip():
     visit = Visit("v", "u", "focus", {}, town().visits(0)[0].moment)
     assert shortest_tip([])(visit) == ""
+
+
+def test_repeating_one_tip_earns_less_than_the_first_showing():
+    audience = town()
+    visits = audience.visits(0)[:60]
+    once = mean(expected_reward(audience, visit, good_tip(visits[0])) for visit in visits)
+    repeated = policy_value(
+        town(), [(visit, good_tip(visits[0])) for visit in visits], labels=LABELS
+    )
+    assert repeated.tips == 60
+    assert repeated.reward < once
+
+
+def test_reward_and_harm_of_a_policy_are_shares():
+    visits = town().visits(0)[:30]
+    value = policy_value(town(), [(visit, good_tip(visit)) for visit in visits], labels=LABELS)
+    assert 0 < value.harm < value.reward < 1
+
+
+def test_another_label_rule_gives_another_value_on_another_audience():
+    audience = load_audience(f"{__name__}:Patient", seed=4)
+    shown = [(visit, "Go!") for visit in audience.visits(0)]
+    narrow = LABELS.model_copy(update={"positive_dwell_ms": (20_001, 30_000)})
+    assert policy_value(audience, shown, labels=narrow).reward == 0.0
+    assert policy_value(audience, shown, labels=LABELS).reward == 1.0
