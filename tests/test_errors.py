@@ -15,7 +15,7 @@ from reactune.config.sections import RegistryConfig, SourceConfig
 from reactune.config.settings import Config, deciding, load
 from reactune.data.labels.sources import open_scores
 from reactune.errors import DataError, ReactuneError, ReleaseError, hide_passwords
-from reactune.release.registry import aliases
+from reactune.release.registry import tag_versions
 from reactune.runs.folders import StageResult, is_up_to_date, run_stage
 from reactune.runs.locks import lease
 from reactune.runs.manifest import Manifest
@@ -174,7 +174,7 @@ def test_a_source_that_cannot_be_opened_is_named_without_its_password(url, tmp_p
 )
 def test_an_mlflow_that_is_away_is_named_without_its_password(uri):
     with pytest.raises(ReleaseError) as caught:
-        aliases(RegistryConfig(), uri)
+        tag_versions(RegistryConfig(), uri, {})
     assert SECRET not in str(caught.value)
     assert "127.0.0.1:1" in str(caught.value)
 
