@@ -12,8 +12,6 @@ from reactune.data.readers import Line, check_readable, read
 from reactune.errors import DataError
 from reactune.store.labels import label_rule
 
-MAX_LINE_BYTES = 16 * 2**20
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -73,7 +71,7 @@ def read_columns(file: Path, names: Sequence[str], *, command: str) -> Iterator[
     """
     check_readable(file)
     roots = {name.partition(".")[0] for name in names}
-    for line in read(file, {root: root for root in roots}, max_line_bytes=MAX_LINE_BYTES):
+    for line in read(file, {root: root for root in roots}):
         if line.refusal:
             raise DataError(f"{file}, line {line.number}: {line.refusal}; repair or remove it")
         missing = sorted(roots - line.values.keys())
