@@ -21,7 +21,7 @@ from reactune.release import registry
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 from reactune.store.database import ROLLOUT_LOCK, create_store
-from registry_fixtures import aliases_of
+from registry_fixtures import aliases_of, mlflow_client
 from server_fixtures import (
     administration,
     free_port,
@@ -129,7 +129,9 @@ def written_manifests(folder):
 
 def numbers_there(config):
     """Version of each run, as MLflow counts them."""
-    return registry.version_numbers(config.registry, config.tracking_uri)
+    with mlflow_client(config.tracking_uri) as client:
+        found = client.search_model_versions(f"name = '{config.registry.model_name}'")
+        return {each.tags[registry.RUN_TAG]: int(each.version) for each in found}
 
 
 def assert_it_is_what_one_run_leaves(config):
