@@ -129,8 +129,8 @@ def test_an_interrupted_run_is_started_again_without_the_erased_user(tmp_path):
 
 
 def test_runs_in_a_bucket_lose_the_rows_too(tmp_path, s3_url):
-    config = install_people(tmp_path / "now", root=s3_url)
-    saved = install_people(tmp_path / "saved", root=f"file://{tmp_path / 'shared'}")
+    config = install_people(tmp_path / "now", run={"root": s3_url})
+    saved = install_people(tmp_path / "saved", run={"root": f"file://{tmp_path / 'shared'}"})
     ended, unfinished = RUN, "20260303-080000-0000"
     populate(saved, runs={ended: "deploy", unfinished: "train"})
     with remote_files(RunRoot(url=s3_url)) as (files, top):
