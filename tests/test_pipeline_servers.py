@@ -17,11 +17,10 @@ from loop_fixtures import SECRET, copy_of_trained, expose, install, reactions, t
 from reactune import deployment, pipeline, review
 from reactune.cli import main
 from reactune.records import STAGES
-from reactune.release import registry
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import ending, manifests
 from reactune.store.database import ROLLOUT_LOCK, create_store
-from registry_fixtures import aliases_of, mlflow_client
+from registry_fixtures import aliases_of, numbers_of
 from server_fixtures import (
     administration,
     free_port,
@@ -129,9 +128,7 @@ def written_manifests(folder):
 
 def numbers_there(config):
     """Version of each run, as MLflow counts them."""
-    with mlflow_client(config.tracking_uri) as client:
-        found = client.search_model_versions(f"name = '{config.registry.model_name}'")
-        return {each.tags[registry.RUN_TAG]: int(each.version) for each in found}
+    return numbers_of(config.registry, config.tracking_uri)
 
 
 def assert_it_is_what_one_run_leaves(config):
