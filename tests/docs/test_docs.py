@@ -136,9 +136,9 @@ def test_a_decision_says_question_choice_reason_and_price_in_a_few_lines(page):
     assert len(text.splitlines()) <= 20
 
 
-def test_every_decision_has_a_number_of_its_own():
+def test_decisions_are_numbered_without_a_gap():
     numbers = [int(page.name[:4]) for page in DECISIONS]
-    assert len(numbers) == len(set(numbers))
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 def test_the_glossary_has_the_words_of_the_loop_once():
