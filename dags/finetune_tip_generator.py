@@ -53,7 +53,7 @@ with DAG(
     register = stage(
         "register",
         minutes=30,
-        doc="Registers the file as a version in MLflow, with its origin.",
+        doc="Registers the file as a version in MLflow, with the data and settings it is from.",
     )
     shadow_deploy = stage(
         "deploy",

@@ -272,7 +272,8 @@ def test_extras_are_needed_as_the_settings_use_them(config, monkeypatch):
     asked = []
     monkeypatch.setattr(doctor, "_requirements", lambda name: asked.append(name) or [])
     doctor._needed_extras(config("serve.runtime=ollama"))
-    assert asked == []
+    assert asked == ["ollama"]  # no extra of ours has this name, so it requires nothing
+    asked.clear()
     remote = ("store.url=postgresql://h/db", "run.root=s3://b/runs", "serve.runtime=llamacpp")
     doctor._needed_extras(config(*remote))
     assert asked == ["postgres", "llamacpp", "s3"]

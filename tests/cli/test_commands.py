@@ -75,8 +75,9 @@ def test_before_init_every_command_that_needs_the_database_says_so(call, here):
 
 
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(call, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ibis", None)  # importing it is now a ModuleNotFoundError
-    code, out, err = call("explain")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ibis", None)  # importing it is now a ModuleNotFoundError
+        code, out, err = call("explain")
     assert (code, out) == (1, "")
     assert err == "reactune: this command needs ibis; run `pip install 'reactune[train]'`\n"
 

@@ -59,8 +59,9 @@ def test_what_trains_asks_for_its_libraries_before_it_does_anything(
     call, here, monkeypatch, command
 ):
     call("init")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    code, out, err = call(*command)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        code, out, err = call(*command)
     assert (code, out) == (1, "")
     assert err == "reactune: this command needs torch; run `pip install 'reactune[train]'`\n"
     assert not (here / "runs").exists()
