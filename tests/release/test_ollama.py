@@ -272,7 +272,11 @@ def test_a_slow_answer_is_an_error_that_names_the_limit(settings, smollm, server
         (200, b"[1, 2]", "makes no sense"),
         (200, b"{}", "makes no sense"),
         (200, b'{"response": "half", "done": false, "prompt_eval_count": 4}', "ended by None"),
-        (200, b'{"response": "a tip", "done": true, "done_reason": "stop"}', "length of the prompt"),
+        (
+            200,
+            b'{"response": "a tip", "done": true, "done_reason": "stop"}',
+            "length of the prompt",
+        ),
         (200, b'{"error": "out of memory"}\n', "makes no sense"),
         (500, b'{"error": "out of memory"}', r"out of memory \(status 500\)"),
         (502, b"[]", "makes no sense"),
