@@ -13,12 +13,13 @@ import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 from gguf_fixtures import write_tiny_gguf
 from reactune import deployment, pipeline
 from reactune.canary.routing import propensity, route, unit_key
-from reactune.config.settings import load
+from reactune.config.settings import Config, load
 from reactune.data.ingest import ingest
 from reactune.demo.audience import Response, Visit
 from reactune.model.files import base_model
@@ -159,16 +160,36 @@ def take_in(config, rows):
     return counts
 
 
+class Recording(Config):
+    """Settings that record which of their sections were read."""
+
+    sections: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name):
+        if name in Config.model_fields and name != "folder":
+            Recording.sections.add(name)
+        return super().__getattribute__(name)
+
+
 @functools.cache
 def trained():
-    """A folder in which one run went through, and what it said. Copy it, never change it."""
+    """A folder in which one run went through, what it said, and the settings that stages read.
+
+    Copy the folder, never change it.
+    """
     folder = own_folder()
-    config = install(folder)
-    take_in(config, reactions(200))
-    said = []
+    take_in(install(folder), reactions(200))
+    config = Recording(**dict(load(folder / "reactune.toml")))
+    said, read = [], {}
+
+    def note(line):
+        said.append(line)
+        read[line.split()[0]] = Recording.sections.copy()
+        Recording.sections.clear()
+
     with mock.patch.dict(os.environ, {config.privacy.key_env: SECRET}):
-        pipeline.run(config, say=said.append)
-    return folder, tuple(said)
+        pipeline.run(config, say=note)
+    return folder, tuple(said), read
 
 
 def copy_of_trained(folder, **changes):

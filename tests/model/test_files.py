@@ -163,10 +163,10 @@ def test_smollm2_reads_text_as_llama_cpp_does():
 def test_a_killed_conversion_leaves_nothing_that_is_used(file, settings, tmp_path):
     script = f"""
 import os, signal
-from reactune import model
 from reactune.config.sections import ModelConfig
-model._flush = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-model.base_model(ModelConfig(base={str(file)!r}, cache_dir={settings.cache_dir!r}))
+from reactune.model import files
+files._flush = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+files.base_model(ModelConfig(base={str(file)!r}, cache_dir={settings.cache_dir!r}))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert ended.returncode == -signal.SIGKILL
@@ -179,6 +179,7 @@ model.base_model(ModelConfig(base={str(file)!r}, cache_dir={settings.cache_dir!r
     assert list(models.iterdir()) == [base.folder]
 
 
+@pytest.mark.slow
 def test_two_processes_may_convert_at_once(file, settings):
     script = f"""
 from reactune.config.sections import ModelConfig

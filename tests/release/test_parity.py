@@ -147,6 +147,7 @@ def test_what_was_learned_is_in_the_file_and_is_served(
     assert "as trained" in report.line()
 
 
+@pytest.mark.slow
 def test_the_base_is_served_as_it_is(version, checked):
     report = checked(version("base", adapter=None))
     assert report.failures == ()
@@ -163,6 +164,7 @@ def test_a_file_without_what_was_learned_fails_both_ways(version, checked):
     assert report.same_tips == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_reads_another_prompt_than_was_trained_fails(
     smollm2, version, prompts, checked
 ):
@@ -176,6 +178,7 @@ def test_a_server_that_reads_another_prompt_than_was_trained_fails(
     assert any(f"template gives {expected}" in failure for failure in report.failures)
 
 
+@pytest.mark.slow
 def test_a_chat_template_of_the_server_must_make_the_prompts_that_were_trained(
     chat, version, server, prompts, completions, checked
 ):

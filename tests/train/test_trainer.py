@@ -119,6 +119,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_ends_with_the_same_ad
     assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
+@pytest.mark.slow
 def test_where_time_is_short_the_base_model_is_asked_about_the_first_steps_only(
     tiny, rows, tmp_path
 ):
@@ -136,6 +137,7 @@ def test_a_training_resumes_with_other_threads_but_not_with_another_seed(tiny, r
     assert not is_same_job(tmp_path, replace(job, seed=8))
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows, token_budget=1_000)
     train(tmp_path, job, rows["sft"], settings=SETTINGS)
@@ -260,6 +262,7 @@ def test_too_few_pairs_are_no_rows_of_dpo_and_no_positives_none_of_sft(chat):
     assert list(rows_by_method(chat, [liked], pairs)) == ["sft", "kto"]
 
 
+@pytest.mark.slow
 def test_the_methods_share_the_minutes_that_the_settings_allow(tiny, rows, tmp_path):
     trained = train_methods(
         tmp_path,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START, write_tip
+from people_fixtures import ANNA, KEY, NOW, OLD_KEY, RING, START
 from reactune.config.sections import LabelConfig, SourceConfig
 from reactune.data.labels.scores import admission, after_consent, read_scores
 from reactune.data.labels.sources import open_scores
@@ -17,6 +17,7 @@ from reactune.privacy.consent import refuse_training, user_statuses
 from reactune.privacy.hashing import HashingKeys, user_key
 from reactune.records import Counts
 from reactune.store.database import create_store, reading, writing
+from reactune.store.queries import upsert_scores
 
 # Ibis asks DuckDB for its results by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated, use to_arrow:DeprecationWarning")
@@ -61,8 +62,8 @@ def learned(engine, source, folder, *, ring=RING):
 
 def test_rows_of_our_own_store(engine, tmp_path):
     with writing(engine) as connection:
-        for number, user in enumerate((ANNA, "ben", "eve")):
-            write_tip(connection, RING, user, row(number, user))
+        rows = [row(number, user) for number, user in enumerate((ANNA, "ben", "eve"))]
+        upsert_scores(connection, rows)
     assert learned(engine, SourceConfig(), tmp_path) == (["t0", "t1", "t2"], {})
     refuse_training(engine, RING, ANNA, now=NOW)
     assert learned(engine, SourceConfig(), tmp_path) == (["t1", "t2"], {"opted out": 1})
