@@ -12,9 +12,9 @@ TWINE := 7.0.0
 BUILD_ENV := .venv-build
 DIST := dist
 
-# Most tests wait for processes they start, so two at a time take half the time of two cores.
+# Most tests wait for processes that they start, so three at a time keep two cores busy.
 # In the order of their names a long file is not left for the end, as in that of their number of tests.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint bench serve docs build airflow airflow-env airflow-pins

@@ -146,6 +146,7 @@ def test_the_log_probability_is_that_of_the_drawn_tokens(server, smollm):
     assert answer.logprob == pytest.approx(expected, abs=0.1 * len(drawn))
 
 
+@pytest.mark.slow
 def test_each_of_many_threads_gets_its_own_answer(server, smollm):
     prompts = [chatml(f"Tell me about the number {number}.") for number in range(6)]
 

@@ -135,6 +135,7 @@ def test_a_system_prompt_of_our_own_is_what_the_server_puts_in(settings, tmp_pat
     assert counted == token_count(chatml("Say hi.", system="You write tips."))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_text(server, smollm):
     prompt = chatml("Give me one tip for a tidy desk.")
     # The first request fills the cache, and a cached prompt is rounded otherwise.

@@ -197,6 +197,7 @@ def test_a_chat_template_of_the_server_must_make_the_prompts_that_were_trained(
     ]
 
 
+@pytest.mark.slow
 def test_the_exported_file_gives_the_logits_of_the_merged_model(
     smollm2, adapter, exported, prompts
 ):

@@ -200,6 +200,7 @@ def test_a_job_that_cannot_be_read_is_one_clear_error(tmp_path):
     assert "is no training job" in (tmp_path / "trainer.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_one_clear_error(tiny, rows, tmp_path):
     job = job_for("sft", tiny, rows, learning_rate=1e30, epochs=1.0)
     with pytest.raises(TrainingError, match=r"lower \[train\] learning_rate"):

@@ -74,6 +74,7 @@ def made(rows, folder, chat, *, size=40, **data):
     return contents, extracted, built.fingerprint
 
 
+@pytest.mark.slow
 @settings(
     max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
