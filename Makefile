@@ -42,7 +42,7 @@ test: setup airflow-env ## all tests but the slow ones (10 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: setup airflow-env ## every test
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup ## style, format, types, and which package may import which
 	$(BIN)/ruff check

@@ -1,13 +1,20 @@
 """Databases for tests: SQLite files, and a PostgreSQL server of our own for the session."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from reactune.store.database import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
+
+# Without a deadline: how long an example takes says nothing on a machine that others use too.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 pytest_plugins = ("ollama_fixtures", "s3_fixtures", "serving_fixtures", "tiny_model")
 

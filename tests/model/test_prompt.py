@@ -157,7 +157,7 @@ contexts = st.fixed_dictionaries(
 
 
 @given(contexts, st.lists(st.text(min_size=1, max_size=10), max_size=2))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_what_was_logged_gives_the_same_token_ids_again(chat, context, names):
     prompt = assemble(chat, "focus", context, names=names)
     assert rebuild(chat, "focus", prompt.context_json).token_ids == prompt.token_ids
