@@ -15,7 +15,7 @@ from reactune.pages import plots
 from reactune.records import Counts, write_atomically
 from reactune.release.registry import Record
 from reactune.runs.folders import all_runs, new_run, run_id_at
-from reactune.runs.manifest import manifests, read_manifest
+from reactune.runs.manifest import manifests, recorded_manifests
 from reactune.runs.remote import fetch, push, run_root
 from reactune.train.trainer import Trained, read_log
 
@@ -75,11 +75,12 @@ def record_of(run: Path) -> Record:
     training = json.loads((run / "train" / "training.json").read_text(encoding="utf-8"))
     gate = json.loads((run / "evaluate" / "gate.json").read_text(encoding="utf-8"))
     parity = json.loads((run / "export" / "parity.json").read_text(encoding="utf-8"))
-    dataset = read_manifest(run / "dataset")
+    done = recorded_manifests(run)  # the stage has verified the files that it reads
+    dataset = done.get("dataset")
     counts = dict(dataset.counts) if dataset else {}
     params = {
         f"{section}.{name}": value
-        for manifest in manifests(run).values()
+        for manifest in done.values()
         for section, values in manifest.settings.items()
         if section in LOGGED
         for name, value in values.items()
