@@ -22,7 +22,7 @@ from reactune.data.deidentify import batches
 from reactune.data.labelled import LABELLED, read_batches
 from reactune.data.labels.scores import admission, after_consent, label_counts, read_scores
 from reactune.data.labels.sources import open_scores
-from reactune.erasure.erase import finish_open
+from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import best_method, gate_report, sample, validation_reports
 from reactune.model.files import base_model
 from reactune.model.logprobs import best_dtype
@@ -43,8 +43,6 @@ from reactune.tracking import (
     write_training,
 )
 from reactune.train.trainer import keep_adapter, progress_bars, rows_by_method, train_methods
-
-Report = Callable[[str], None]
 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 TRAINED = tuple(f"train/{name}" for name in ADAPTER)
@@ -90,7 +88,7 @@ READS = {
 }
 
 
-def run(config: Config, *, run_id: str | None = None, say: Report) -> Manifest:
+def run(config: Config, *, run_id: str | None = None, say: Say) -> Manifest:
     """Do all stages of the interrupted run, or of a new one, or of the one that is named.
 
     Ends early, and without error, where there is too little to learn from ("waiting") or where
@@ -108,7 +106,7 @@ def run(config: Config, *, run_id: str | None = None, say: Report) -> Manifest:
     return manifest
 
 
-def run_one_stage(config: Config, stage: str, run_id: str, *, say: Report) -> Manifest:
+def run_one_stage(config: Config, stage: str, run_id: str, *, say: Say) -> Manifest:
     """Do one stage, unless it is done; report in one line what came in, went out, was refused.
 
     The first stage of a run that is not there yet starts it under this name. A stage after the
@@ -301,13 +299,13 @@ WORK: dict[str, Callable[[Config, Path, Path], StageResult]] = {
 }
 
 
-def _prepare(config: Config, *, say: Report) -> None:
+def _prepare(config: Config, *, say: Say) -> None:
     """Finish the erasures that were asked for, and fetch the manifests that others wrote."""
     finish_open(config, say=say)
     pull(run_root(config))
 
 
-def _do(config: Config, stage: str, run: Path, *, say: Report) -> Manifest:
+def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
     """The stage's manifest; its work is done unless it was done before. Reports one line."""
     reads = READS[stage]
     manifest, is_new = run_stage(

@@ -9,7 +9,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,7 @@ from reactune.demo.audience import Audience, Response, Visit, load_audience
 from reactune.demo.pool import PooledRuntime, digest_of, read_pool
 from reactune.demo.report import CycleResult, PastTip, arms_of, write_demo_report
 from reactune.demo.situations import demo_settings
+from reactune.erasure.erase import Say
 from reactune.errors import CanaryError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
@@ -46,7 +47,6 @@ SLACK = 1.4  # labels wanted before a training, over its thresholds: duplicates 
 MAX_HISTORY_DAYS = 60
 MAX_CANARY_DAYS = 40
 STARTED = ".started"  # marks a folder in which a demo was started
-Say = Callable[[str], None]
 
 
 @dataclass
