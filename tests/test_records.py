@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reactune.records import (
@@ -35,7 +35,6 @@ def test_punctuation_and_forms_of_characters_do_not_make_other_words(text):
     assert plain_words(text) == "take a walk"
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_comparing_a_compared_text_changes_nothing(text):
     assert one_line(one_line(text)) == one_line(text)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reactune.data.labelled import (
@@ -41,7 +41,6 @@ def rows_in(batches):
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 7), max_size=8), rows=st.integers(1, 9))
 def test_groups_have_the_asked_size_whatever_the_batches(sizes, rows):
     numbers = iter(range(sum(sizes)))

@@ -7,7 +7,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -124,7 +124,6 @@ def test_a_csv_file_without_lines_has_no_columns_and_a_broken_header_is_an_error
 cells = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=6))
 def test_what_the_csv_module_writes_is_read_back(rows, tmp_path_factory):
     text = io.StringIO()
@@ -134,7 +133,6 @@ def test_what_the_csv_module_writes_is_read_back(rows, tmp_path_factory):
     assert [(row.values["a"], row.values["b"]) for row in read_rows(file)] == rows
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.dictionaries(cells, st.one_of(cells, st.integers(), st.none()))))
 def test_what_the_json_module_writes_is_read_back(rows, tmp_path_factory):
     file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"

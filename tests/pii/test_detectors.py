@@ -2,9 +2,10 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from pii_fixtures import texts
 from places import SHARED
 from reactune.config.sections import KINDS, PrivacyConfig
 from reactune.errors import PrivacyError
@@ -88,15 +89,6 @@ def test_kinds_that_are_not_asked_for_stay():
     assert everything == "<PERSON_1> flies to <PLACE_1> on <DATE_1>."
 
 
-WORDS = (
-    "Anna", "call", "030 901820", "Schmidt", "and", "Mr", "<PERSON_1>", "at", "12 Baker Street",
-    "Berlin,", "a@b.org", "Will", "\n", "the", "Walk", "May", "<EMAIL_2>", "-", "(", "O'Brien",
-    "no. 7",
-)  # fmt: skip
-texts = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
-
-
-@settings(deadline=None)
 @given(st.lists(texts, max_size=4))
 def test_texts_of_one_call_do_not_influence_each_other(row):
     assert BY_DEFAULT(row) == [BY_DEFAULT([text])[0] for text in row]

@@ -5,9 +5,10 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from pii_fixtures import texts
 from reactune.config.sections import PrivacyConfig
 from reactune.pii.detectors import open_detector
 from reactune.pii.spans import (
@@ -124,15 +125,6 @@ def test_one_address_in_two_writings_is_one_placeholder():
     assert scrub(text, placeholders={}) == "Mail <EMAIL_1>, then <EMAIL_1>"
 
 
-WORDS = (
-    "Anna", "call", "030 901820", "Schmidt", "and", "Mr", "<PERSON_1>", "at", "12 Baker Street",
-    "Berlin,", "a@b.org", "Will", "\n", "the", "Walk", "May", "<EMAIL_2>", "-", "(", "O'Brien",
-    "no. 7",
-)  # fmt: skip
-texts = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
-
-
-@settings(deadline=None)
 @given(st.lists(texts, max_size=3))
 def test_scrubbing_again_changes_nothing_and_refilling_gives_the_texts_back(row):
     placeholders = {}

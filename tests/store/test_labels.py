@@ -122,7 +122,6 @@ def test_the_defaults_label_each_boundary_as_documented(scores):
         assert found == {True: positives, False: negatives}
 
 
-@settings(deadline=None)
 @given(labels=label_configs, reaction=st.sampled_from([*REACTIONS, None]), dwell=dwell_times)
 def test_no_reaction_is_both_a_positive_and_a_negative(labels, reaction, dwell):
     rule = label_rule(labels)

@@ -8,7 +8,7 @@ import time
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -194,7 +194,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(value=values)
 def test_texts_put_back_unchanged_give_the_same_value(value):
     found = [text.value for text in deidentify.texts_in("note", value)]

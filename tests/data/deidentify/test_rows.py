@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reactune.config.sections import PrivacyConfig
@@ -32,7 +32,6 @@ def context_of(**parts):
     return CleanContext("{}", "Write.", "Free text: <EMAIL_1>", "prompt", parts)
 
 
-@settings(deadline=None)
 @given(context=contexts, is_assembled=st.booleans())
 def test_exactly_the_keys_that_are_not_allowed_are_dropped(context, is_assembled):
     allowed = {"open_tasks", "free_text"}
