@@ -26,9 +26,10 @@ from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import HashingKey, user_key
 from reactune.release.runtimes import connect
-from reactune.service import state, tips
+from reactune.service import state
 from reactune.store.database import create_store, opened_store, writing
 from reactune.store.queries import upsert_scores
+from serving_fixtures import report_shown, request_tip
 
 SECRET = "a key for tests that nobody else has"
 KEY = HashingKey(SECRET.encode())
@@ -213,10 +214,8 @@ def serve_tips(config, *, count=12):
             shown = []
             for number in range(count):
                 context = {"time_of_day": "night"}
-                tip = tips.request_tip(
-                    service, user_id=f"user-{number}", kind="focus", context=context
-                )
-                tips.tip_shown(service, tip.tip_id)
+                tip = request_tip(service, user_id=f"user-{number}", kind="focus", context=context)
+                report_shown(service, tip.tip_id)
                 shown.append(tip.content)
         finally:
             state.close_service(service)

@@ -81,6 +81,9 @@ class ModelServer:
     async def end_writing(self):
         pass
 
+    def token_logprobs(self, model, prompt, completion):
+        return None
+
     def chat_prompt_tokens(self, model, user_text):
         return None
 

@@ -50,6 +50,8 @@ def answering(pages):
             self.end_headers()
             self.wfile.write((body or "").encode())
 
+        do_POST = do_GET
+
         def log_message(self, *_):
             pass
 
@@ -141,6 +143,28 @@ def test_a_server_that_is_not_ollama_is_not_taken_for_it(config):
     with answering({"/api/version": "hello"}) as url:
         found = findings(config("serve.runtime=ollama", f"serve.ollama_url={url}"))
     assert found["model server"].state == "missing"
+
+
+def test_a_server_of_openais_api_is_named_with_its_base_model(config):
+    listed = '{"data": [{"id": "meta/llama"}]}'
+    with answering({"/v1/models": listed}) as url:
+        settings = ("serve.runtime=openai", f"serve.openai_url={url}")
+        found = findings(config(*settings))
+        other = findings(config(*settings, "serve.openai_model=meta/other"))
+    assert found["model server"].line() == (
+        f"ok       model server  meta/llama at {url}, which answers for one version: it loads no "
+        "adapters"
+    )
+    assert other["model server"].state == "missing"
+    assert "lists meta/llama; name the one" in other["model server"].text
+
+
+def test_a_server_of_openais_api_is_missing_where_nobody_listens(config):
+    settings = ("serve.runtime=openai", "serve.openai_url=http://me:hush@127.0.0.1:1")
+    found = findings(config(*settings))["model server"]
+    assert found.state == "missing"
+    assert "See [serve] openai_url" in found.text
+    assert "hush" not in found.text
 
 
 def test_an_mlflow_server_is_asked_for_its_health(config):

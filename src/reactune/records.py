@@ -8,7 +8,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -100,7 +100,7 @@ class ModelVersion:
 
 
 class Runtime(Protocol):
-    """A model server: Ollama, or llama.cpp in a process of ours. Same calls, same meaning.
+    """A model server, ours or somebody else's. Same calls, same meaning.
 
     This is all that the package calls on one, and each server implements all of it.
     """
@@ -136,6 +136,17 @@ class Runtime(Protocol):
 
     async def end_writing(self) -> None:
         """Close the connections of `write`, in its event loop; the next `write` opens new ones."""
+
+    def token_logprobs(
+        self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
+    ) -> tuple[float, ...] | None:
+        """The server's natural log-probability of each token id of a completion of the prompt.
+
+        None: the server does not tell them of a text that it did not write.
+
+        Raises:
+            ReleaseError: as `generate`.
+        """
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int | None:
         """How many tokens the server's own chat template makes of a user message.

@@ -263,6 +263,14 @@ def test_a_version_can_be_served_where_no_disk_is_in_common(registered, workers)
     assert not (model.adapter.parent / "loss.svg").exists()
 
 
+def test_a_server_that_loads_adapters_gets_them_with_a_release(registered, workers):
+    second = replace(workers("second"), with_adapters=True)
+    model = as_local(second, registered)
+    fetch_release(second, model)
+    assert model.gguf.is_file()
+    assert (model.adapter / "adapter_config.json").read_text() == "{}"
+
+
 def test_a_gguf_that_is_not_the_registered_one_is_not_served(registered, workers):
     second = workers("second")
     with pytest.raises(DataError, match=f"SHA-256 {'ab' * 32}, but .* holds {registered.sha256}"):

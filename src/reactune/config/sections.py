@@ -267,10 +267,23 @@ class RegistryConfig(Section):
 class ServeConfig(Section):
     """The model server and the service in front of it."""
 
-    runtime: Literal["llamacpp", "ollama"] = "llamacpp"
-    """The model server: the embedded llama.cpp, or Ollama at `ollama_url`."""
+    runtime: Literal["llamacpp", "ollama", "openai"] = "llamacpp"
+    """The model server: the embedded llama.cpp, Ollama at `ollama_url`, or one of OpenAI's
+    completions API at `openai_url`, such as vLLM."""
     ollama_url: str = "http://127.0.0.1:11434"
     """Ollama's HTTP API."""
+    openai_url: str = "http://127.0.0.1:8000"
+    """Address of a server with `/v1/completions`; its key is read from the environment variable
+    REACTUNE_OPENAI_KEY."""
+    openai_model: str = ""
+    """That server's name for the base model; empty: it lists one, and that is it."""
+    openai_runs: str = ""
+    """The folder `[run] root` as that server sees it, from which it loads adapters; empty: by the
+    same path as here."""
+    openai_prompt: Literal["tokens", "text"] = "tokens"
+    """How it gets prompts: as token ids, or as text where it takes no token ids (TGI)."""
+    openai_requests: int = Field(64, ge=1)
+    """Requests that each of our processes sends it at once; more wait."""
     timeout_seconds: float = Field(20.0, gt=0)
     """Time after which the champion answers in place of the challenger."""
     champion_timeout_seconds: float = Field(20.0, gt=0)

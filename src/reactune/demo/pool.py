@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -110,6 +110,12 @@ class PooledRuntime:
 
     async def end_writing(self) -> None:
         """Nothing to close: `write` holds no connection."""
+
+    def token_logprobs(
+        self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
+    ) -> tuple[float, ...] | None:
+        """As `Runtime.token_logprobs`."""
+        return self.runtime.token_logprobs(model, prompt, completion)
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int | None:
         """As `Runtime.chat_prompt_tokens`."""

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -139,6 +139,11 @@ class LlamaCpp:
         client, self.async_client = self.async_client, None
         if client is not None:
             await client.aclose()
+
+    def token_logprobs(
+        self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
+    ) -> None:
+        """None: this server does not tell them of a text that it did not write."""
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> None:
         """None: no template of the server is involved."""

@@ -5,7 +5,7 @@ is published with the model is for people, and for the parity check.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +119,11 @@ class Ollama:
     async def end_writing(self) -> None:
         """Close the connections of `write`; the next call opens new ones."""
         await self.connections.close()
+
+    def token_logprobs(
+        self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
+    ) -> None:
+        """None: this server does not tell them of a text that it did not write."""
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> int:
         """How many tokens the server's own template makes of a user message.

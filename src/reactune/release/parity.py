@@ -95,10 +95,10 @@ def check(
 
     Token by token: `completions` (token ids of one tip per prompt, with the stop token) are scored
     in float32 by base plus `model.adapter` as transformers and PEFT run them, by the base alone,
-    and by `model.gguf` loaded back. As served: the runtime answers each prompt greedily, and each
-    token of it is compared with the trained model's own choice at that place. A chat template of
-    the server must make the same prompts. The version is published first, and stays published.
-    Failures are in the report.
+    and by the server, or by `model.gguf` loaded back where the server does not tell. As served:
+    the runtime answers each prompt greedily, and each token of it is compared with the trained
+    model's own choice at that place. A chat template of the server must make the same prompts. The
+    version is published first, and stays published. Failures are in the report.
 
     Raises:
         ReleaseError: the server does not answer, the file cannot be loaded, or there is no prompt.
@@ -118,7 +118,7 @@ def check(
     answer_rows = [(prompt.token_ids, ids) for prompt, ids in zip(prompts, answered, strict=True)]
     trained, choices = _score_trained(base, model, rows, answer_rows, threads=threads)
     untrained = None if model.adapter is None else _score_base(base, rows, threads=threads)
-    exported = _score_exported(base, model.gguf, rows)
+    exported = _ask_scores(runtime, model, rows) or _score_exported(base, model.gguf, rows)
     parts = zip(prompts, answers, answered, choices, chat_tokens, strict=True)
     return compare(
         trained,
@@ -155,6 +155,17 @@ def _score_trained(
 def _score_base(base: BaseModel, tips: Sequence[Row], *, threads: int) -> Scores:
     with open_model(base.folder, dtype="float32", threads=threads) as untrained:
         return score(untrained, tips)
+
+
+def _ask_scores(runtime: Runtime, model: ModelVersion, tips: Sequence[Row]) -> Scores | None:
+    """What the server itself computes of the tips; None where it does not tell."""
+    scores = []
+    for prompt, completion in tips:
+        told = runtime.token_logprobs(model, prompt, completion)
+        if told is None:
+            return None
+        scores.append(np.array(told))
+    return scores
 
 
 def _score_exported(base: BaseModel, gguf: Path, tips: Sequence[Row]) -> Scores:

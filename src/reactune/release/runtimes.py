@@ -6,8 +6,13 @@ from reactune.config.sections import ServeConfig
 from reactune.records import Runtime
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.ollama import Ollama
+from reactune.release.openai import OpenAICompatible
 
-RUNTIMES: Mapping[str, Callable[[ServeConfig], Runtime]] = {"llamacpp": LlamaCpp, "ollama": Ollama}
+RUNTIMES: Mapping[str, Callable[[ServeConfig], Runtime]] = {
+    "llamacpp": LlamaCpp,
+    "ollama": Ollama,
+    "openai": OpenAICompatible,
+}
 
 
 def connect(settings: ServeConfig) -> Runtime:

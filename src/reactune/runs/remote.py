@@ -30,12 +30,14 @@ class RunRoot:
     """The folder of this machine in which runs are read and written, and the URL it is a copy of.
 
     Without a URL the folder is no copy. `stale_seconds` is the time without a refresh after which
-    the lock of another worker may be taken over.
+    the lock of another worker may be taken over. `with_adapters`: the model server reads a
+    version's adapter, not its merged file alone.
     """
 
     folder: Path = Path()
     url: str = ""
     stale_seconds: float = 300.0
+    with_adapters: bool = False
 
 
 LOCAL = RunRoot()
@@ -44,7 +46,12 @@ LOCAL = RunRoot()
 
 def run_root(config: Config) -> RunRoot:
     """Where the settings keep runs."""
-    return RunRoot(config.run_root, config.run_url, config.run.stale_lock_seconds)
+    return RunRoot(
+        config.run_root,
+        config.run_url,
+        config.run.stale_lock_seconds,
+        with_adapters=config.serve.runtime == "openai",
+    )
 
 
 def pull(root: RunRoot, run_id: str = "") -> None:
@@ -194,7 +201,7 @@ def as_local(root: RunRoot, model: ModelVersion) -> ModelVersion:
 
 
 def fetch_release(root: RunRoot, model: ModelVersion) -> None:
-    """Download what a model server needs of a version: its GGUF and its prompt folder.
+    """Download what the model server needs of a version: GGUF, prompt folder, perhaps the adapter.
 
     Raises:
         DataError: they are missing, or not those that were registered.
@@ -211,6 +218,8 @@ def fetch_release(root: RunRoot, model: ModelVersion) -> None:
             "put that folder back as it was, or roll back to another version"
         )
     fetch(root, model.run_id, model.gguf.parent.name)
+    if root.with_adapters:
+        fetch_adapter(root, model)
 
 
 def fetch_adapter(root: RunRoot, model: ModelVersion) -> None:
