@@ -24,14 +24,14 @@ from reactune.data.labels.scores import admission, after_consent, label_counts, 
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import best_method, gate_report, sample, validation_reports
-from reactune.model.files import base_model
+from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
-from reactune.model.prompt import completion_ids, load_chat, rebuild
+from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES, Counts, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
-from reactune.runs.folders import StageResult, find_run, run_stage, unfinished_run
+from reactune.runs.folders import StageResult, find_run, prompt_of_run, run_stage, unfinished_run
 from reactune.runs.manifest import Manifest, ending
 from reactune.runs.remote import fetch_adapter, pull, run_root
 from reactune.tracking import (
@@ -129,7 +129,7 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     if rollout is not None and rollout.phase in ("shadow", "canary", "ramp"):
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
-    chat = load_chat(base_model(config.model).folder, config.prompt, privacy=config.privacy)
+    chat = _chat(config, run, base_model(config.model))
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     left_out: Counter[str] = Counter()
     admits = admission(deployment.user_statuses(config, hashing_keys), config.source, left_out)
@@ -178,7 +178,7 @@ def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
 def train(config: Config, run: Path, folder: Path) -> StageResult:
     """Examples -> one adapter: every method the settings ask for, the best on validation kept."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    chat = _chat(config, run, base)
     examples = read_examples(run / "dataset")
     rows = rows_by_method(chat, examples["train"], pairs(examples["train"]))
     with progress_bars() as bar:
@@ -207,7 +207,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
 def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     """Adapter -> how it does on held-out users, beside base, few-shot base and champion."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    chat = _chat(config, run, base)
     examples = read_examples(run / "dataset")
     adapters = {"tuned": run / "train" / "adapter"}
     champion = deployment.champion(config)
@@ -232,7 +232,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
 def export(config: Config, run: Path, folder: Path) -> StageResult:
     """Adapter -> GGUF, and the proof that it answers as the trained model does."""
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    chat = _chat(config, run, base)
     adapter = run / "train" / "adapter"
     release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
     test = read_examples(run / "dataset")["test"]
@@ -303,6 +303,12 @@ def _prepare(config: Config, *, say: Say) -> None:
     """Finish the erasures that were asked for, and fetch the manifests that others wrote."""
     finish_open(config, say=say)
     pull(run_root(config))
+
+
+def _chat(config: Config, run: Path, base: BaseModel) -> Chat:
+    """The base model's chat template, told the same day in all stages of a run."""
+    settings = prompt_of_run(run, config.prompt)
+    return load_chat(base.folder, settings, privacy=config.privacy)
 
 
 def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:

@@ -102,7 +102,11 @@ def record_of(run: Path) -> Record:
 
 def start_run(config: Config, run_id: str | None = None) -> Path:
     """Make the folder of a new run, named after the present moment unless a name is given."""
-    run_id = run_id or run_id_at(datetime.now(UTC))
+    now = datetime.now(UTC)
+    run_id = run_id or run_id_at(now)
+    day = config.prompt.date or now.date().isoformat()
+    prompt = config.prompt.model_copy(update={"date": day})
+    config = config.model_copy(update={"prompt": prompt})
     run = new_run(config.run_root, without_passwords(config), run_id=run_id)
     push(run_root(config), run, ["config.json"])
     return run

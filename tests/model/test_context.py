@@ -26,6 +26,7 @@ from reactune.model.context import (
 )
 from reactune.model.files import base_model
 from reactune.model.prompt import Tokenizer
+from reactune.model.templates import marks_of
 from reactune.pii.detectors import open_detector
 
 
@@ -40,7 +41,8 @@ def detect():
 
 
 def clean(part, tokenizer, *, max_chars=200):
-    return clean_part(part, key="free_text", tokenizer=tokenizer, max_chars=max_chars)
+    marks = marks_of(tokenizer, "")
+    return clean_part(part, key="free_text", marks=marks, max_chars=max_chars)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +88,15 @@ def test_a_long_text_ends_before_a_word_that_would_be_cut(tokenizer):
 
 @given(st.text(max_size=60))
 def test_cleaning_again_changes_nothing_and_leaves_no_special_token(tokenizer, text):
-    once = clean_text(f"{text}<|im_end|>{text}", tokenizer=tokenizer, max_chars=400)
-    assert clean_text(once, tokenizer=tokenizer, max_chars=400) == once
+    marks = marks_of(tokenizer, "")
+    once = clean_text(f"{text}<|im_end|>{text}", marks=marks, max_chars=400)
+    assert clean_text(once, marks=marks, max_chars=400) == once
     assert "<|im_end|>" not in once
     assert "\n" not in once
 
 
 def test_the_text_of_a_special_token_gets_a_space(tokenizer):
-    broken = break_special_tokens("a <|im_start|> b <|im_end|>", tokenizer=tokenizer)
+    broken = break_special_tokens("a <|im_start|> b <|im_end|>", marks_of(tokenizer, ""))
     assert broken == "a < |im_start|> b < |im_end|>"
     special = {tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>")}
     assert special.isdisjoint(tokenizer.encode(broken, add_special_tokens=False).ids)

@@ -1,6 +1,5 @@
 import json
 import string
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -214,7 +213,8 @@ def test_a_prompt_folder_is_all_a_service_needs(chat, model_folder, tmp_path):
     assert assemble(again, "focus", context) == assemble(chat, "focus", context)
 
 
-def test_a_model_without_a_chat_template_is_refused(tmp_path):
+def test_a_model_without_a_chat_template_is_refused(model_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((model_folder / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ReleaseError, match="instruction-tuned"):
         load_chat(tmp_path, SETTINGS)
@@ -223,8 +223,8 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "missing"),
     [
-        (None, "no usable tokenizer and chat template"),
-        ("{", "no usable tokenizer and chat template"),
+        (None, "no usable tokenizer"),
+        ("{", "no usable tokenizer"),
         ('{"chat_template": "x"}', "names no eos_token"),
     ],
 )
@@ -246,18 +246,6 @@ def test_a_template_in_the_tokenizers_settings_serves_where_there_is_no_file(
     chat = load_chat(tmp_path, SETTINGS)
     assert chat.stop == "<end>"
     assert render(chat, "Hello") == "Hello!"
-
-
-def test_a_template_that_fails_is_one_error(chat):
-    broken = replace(chat, template="{{ raise_exception('no system prompt') }}")
-    with pytest.raises(ReleaseError, match="chat template does not render"):
-        render(broken, "Hello")
-
-
-def test_a_template_can_reach_nothing_but_its_messages(chat):
-    escaping = replace(chat, template="{{ messages.__class__.__mro__ }}")
-    with pytest.raises(ReleaseError, match="chat template does not render"):
-        render(escaping, "Hello")
 
 
 @pytest.mark.parametrize(("kinds", "warned"), [(None, False), (("EMAIL",), True)])

@@ -5,12 +5,25 @@ who knows the source could choose is a named constant beside its reader.
 """
 
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from platformdirs import user_cache_dir
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+
+def _day_text(value: object) -> object:
+    return value.isoformat() if isinstance(value, date) else value  # as TOML has it unquoted
+
+
+def _require_day(text: str) -> str:
+    if text:
+        date.fromisoformat(text)
+    return text
+
+
+Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_require_day)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["auto", "sft", "kto", "dpo"]
 Kind = Literal[
@@ -133,7 +146,12 @@ class PromptConfig(Section):
     """The prompt, and how much of the context it holds."""
 
     system: str = ""
-    """System prompt; empty: the default of the base model's chat template."""
+    """System prompt; empty: the default of the base model's chat template, which may be none."""
+    template: str = ""
+    """File with a chat template (Jinja) in place of the base model's own; empty: its own."""
+    date: Day = ""
+    """Day (`2026-11-28`) that a chat template is told as today, in training and serving; empty:
+    the day on which the run began that trained the version."""
     instruction: str = "Write one short, concrete tip for this person. Answer with the tip only."
     """The instruction of a kind that `instructions` does not name."""
     instructions: dict[str, str] = {
@@ -297,6 +315,10 @@ class ServeConfig(Section):
     """Nucleus sampling of served tips."""
     max_tokens: int = Field(64, ge=8)
     """Tokens of a tip, at most."""
+    on_cut: Literal["sentence", "retry"] = "sentence"
+    """What becomes of an answer that `max_tokens` ended. `sentence`: its whole sentences are shown,
+    and training leaves it out. `retry`: the model is asked once more. Half a sentence is never
+    shown."""
     threads: int = Field(0, ge=0)
     """CPU threads of the embedded server; 0: all."""
     parallel: int = Field(4, ge=1)

@@ -18,7 +18,7 @@ from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
 from reactune.records import folded_text
-from reactune.runs.folders import find_run
+from reactune.runs.folders import find_run, prompt_of_run
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
@@ -81,7 +81,9 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
             "give pairs that it has not seen"
         )
     base = base_model(config.model)
-    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    is_base = run_id == deployment.BASE_RUN
+    settings = config.prompt if is_base else prompt_of_run(_run(config, run_id), config.prompt)
+    chat = load_chat(base.folder, settings, privacy=config.privacy)
     rows = [pair_rows(chat, pair) for pair in fresh]
     flat = [row for pair in rows for row in pair]
     kinds = [pair.kind for pair in fresh for _ in range(2)]

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -65,15 +64,15 @@ def context_to_log(parts: Mapping[str, CleanPart]) -> str:
     return canonical_json({"v": CONTEXT_VERSION, "context": parts})
 
 
-def clean_part(part: Part, *, key: str, tokenizer: Tokenizer, max_chars: int) -> CleanPart:
-    """The part with plain one-line texts: nothing in it can forge a line or a special token.
+def clean_part(part: Part, *, key: str, marks: Sequence[str], max_chars: int) -> CleanPart:
+    """The part with plain one-line texts: nothing in it can forge a line or one of the `marks`.
 
     Raises:
         DataError: the value is of a type that has no place in a context.
     """
 
     def text(value: str) -> str:
-        return clean_text(value, tokenizer=tokenizer, max_chars=max_chars)
+        return clean_text(value, marks=marks, max_chars=max_chars)
 
     if isinstance(part, str):
         return text(part)
@@ -100,7 +99,7 @@ def is_scalar(value: object) -> bool:
     )
 
 
-def clean_text(text: str, *, tokenizer: Tokenizer, max_chars: int) -> str:
+def clean_text(text: str, *, marks: Sequence[str], max_chars: int) -> str:
     """One line of printable text in NFC, without the texts of special tokens, not much longer."""
     if len(text) > max_chars:
         # The last word may be half an address, which no detector would recognise.
@@ -110,22 +109,15 @@ def clean_text(text: str, *, tokenizer: Tokenizer, max_chars: int) -> str:
             " " if unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") else char
             for char in unicodedata.normalize("NFC", text)
         )
-    return break_special_tokens(" ".join(text.split()), tokenizer=tokenizer)
+    return break_special_tokens(" ".join(text.split()), marks)
 
 
-def break_special_tokens(text: str, *, tokenizer: Tokenizer) -> str:
-    """The text with a space inside whatever the tokenizer would take for a special token."""
-    for token in _special_tokens(tokenizer):
-        if token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
+def break_special_tokens(text: str, marks: Iterable[str]) -> str:
+    """The text with a space inside whatever the tokenizer would take for one of the marks."""
+    for mark in marks:
+        if mark in text:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text
-
-
-@lru_cache(8)
-def _special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Their texts; the tokenizer takes as long to list them as to read a text."""
-    tokens = tokenizer.get_added_tokens_decoder().values()
-    return tuple(token.content for token in tokens if token.special)
 
 
 def scrub_parts(

@@ -6,13 +6,12 @@ A version's prompt folder holds all that a service and a model server need to ma
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Template
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
@@ -31,6 +30,14 @@ from reactune.model.context import (
     scrub_parts,
     shorten,
 )
+from reactune.model.templates import (
+    TEMPLATE_FILE,
+    Template,
+    marks_of,
+    named_tokens,
+    template_in,
+    turn_end,
+)
 from reactune.pii.detectors import cached, open_detector
 from reactune.pii.spans import Detector
 from reactune.records import ModelVersion, Prompt
@@ -38,6 +45,8 @@ from reactune.records import ModelVersion, Prompt
 # No token stands for more characters than this, so a text longer than budget x this is over.
 MAX_TOKEN_CHARS = 32
 MAX_TEXTS = 10_000  # of one context, each searched once for personal data
+SETTINGS = "prompt.json"  # in a prompt folder alone: the settings that its prompts are made by
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 DETECTORS = "detectors.json"  # in a prompt folder: which texts were placeholders in training
 FRAME_TOKENS = 704  # system prompt, instruction and turns around the context block
 STEP = 256  # servers round to this anyway
@@ -47,14 +56,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Chat:
-    """A model's tokenizer and chat template, with the prompt settings, held open."""
+    """A model's tokenizer and chat template, with the prompt settings, held open.
+
+    `stop` ends an answer. `marks` are texts of tokens that no user and no model may write.
+    """
 
     settings: PromptConfig
     privacy: PrivacyConfig
     tokenizer: Tokenizer = field(repr=False)
-    template: str = field(repr=False)
+    template: Template
     stop: str
-    start: str
+    marks: tuple[str, ...] = field(repr=False)
     detect: Detector = field(repr=False)
 
 
@@ -63,43 +75,142 @@ def load_chat(
 ) -> Chat:
     """Open the tokenizer and chat template of a model's folder, and what finds personal data.
 
+    A version's prompt folder has its own template and day, whatever `settings` say of them; for a
+    base model `settings.template` goes before its own, and without `settings.date` it is today.
+
     Raises:
-        ReleaseError: a file is missing, or the model has no chat template.
+        ReleaseError: a file is missing or broken, or there is no chat template.
         PrivacyError: a model that finds names is missing.
     """
-    try:
-        names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        template_file = folder / "chat_template.jinja"
-        template = (
-            template_file.read_text(encoding="utf-8")
-            if template_file.is_file()
-            else names["chat_template"]
-        )
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except (OSError, KeyError, ValueError) as error:
-        raise ReleaseError(
-            f"{folder} holds no usable tokenizer and chat template ({error!r}); "
-            "take an instruction-tuned base model"
-        ) from error
+    released = _released_settings(folder)
+    names, tokenizer = _named_in(folder), _open_tokenizer(folder)
+    source = _template_source(folder, names, "" if released else settings.template)
+    template = Template(source, named_tokens(names), _day_of(folder, released or {}, settings))
     _warn_of_other_detectors(folder, privacy)
-    stop, start = (_token_text(names.get(name)) for name in ("eos_token", "bos_token"))
+    marks = marks_of(tokenizer, source)
+    stop = turn_end(template, marks) or template.tokens.get("eos_token")
     if not stop:
-        raise ReleaseError(f"{folder}: tokenizer_config.json names no eos_token")
-    return Chat(
-        settings=settings,
-        privacy=privacy,
+        raise ReleaseError(
+            f"{folder}: tokenizer_config.json names no eos_token, and the chat template ends no "
+            "answer with a special token; name the eos_token there"
+        )
+    return Chat(settings, privacy, tokenizer, template, stop, marks, open_detector(privacy))
+
+
+def chat_of_version(chat: Chat, model: ModelVersion) -> Chat:
+    """`chat` with the template, day and tokenizer of a version's own prompt folder.
+
+    Where template and tokens are the same, so is the tokenizer, which takes seconds to open.
+
+    Raises:
+        ReleaseError: a file of the folder is missing or broken.
+    """
+    folder = model.prompt_folder
+    released = _released_settings(folder)
+    if released is None:
+        return chat
+    names = _named_in(folder)
+    source = _template_source(folder, names, "")
+    template = Template(source, named_tokens(names), _day_of(folder, released, chat.settings))
+    if (source, template.tokens) == (chat.template.source, chat.template.tokens):
+        return replace(chat, template=template)
+    tokenizer = _open_tokenizer(folder)
+    return replace(
+        chat,
         tokenizer=tokenizer,
         template=template,
-        stop=stop,
-        start=start,
-        detect=open_detector(privacy),
+        stop=stop_text(model),
+        marks=marks_of(tokenizer, source),
     )
 
 
-def _token_text(token: str | Mapping[str, str] | None) -> str:
-    if token is None or isinstance(token, str):
-        return token or ""
-    return token["content"]
+def rendered_for(chat: Chat, prompt: Prompt) -> Prompt:
+    """An assembled prompt, its text and token ids as another version's chat makes them."""
+    text = render(chat, user_text(chat, prompt))
+    return replace(prompt, text=text, token_ids=_encode(chat, text))
+
+
+def _released_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings in a version's prompt folder; None for the folder of a model.
+
+    Raises:
+        ReleaseError: they cannot be read.
+    """
+    file = folder / SETTINGS
+    if not (file.is_file() and (folder / "stop.txt").is_file()):
+        return None
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{file} is broken ({error}); export the version again") from error
+    return settings
+
+
+def _named_in(folder: Path) -> dict[str, Any]:
+    """The settings of a tokenizer, which name its tokens.
+
+    Raises:
+        ReleaseError: they are missing or broken.
+    """
+    older = folder / "special_tokens_map.json"
+    try:
+        names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if older.is_file():
+            names = {**json.loads(older.read_text(encoding="utf-8")), **names}
+    except (OSError, TypeError, ValueError) as error:
+        raise _unusable(folder, error) from error
+    return dict(names)
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    """Open `tokenizer.json`.
+
+    Raises:
+        ReleaseError: it is missing or broken.
+    """
+    try:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        json.loads(text)  # whose error has a type of its own, unlike those of the library
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, error) from error
+    return Tokenizer.from_str(text)
+
+
+def _unusable(folder: Path, error: Exception) -> ReleaseError:
+    return ReleaseError(
+        f"{folder} holds no usable tokenizer ({error!r}); where tokenizer.json is missing, "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
+    )
+
+
+def _template_source(folder: Path, names: Mapping[str, Any], named: str) -> str:
+    try:
+        if named:
+            return Path(named).expanduser().read_text(encoding="utf-8")
+        source = template_in(folder, names)
+    except (OSError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ReleaseError(
+            f"the chat template {named or f'in {folder}'} cannot be read ({error!r}); name a file "
+            "with one in [prompt] template"
+        ) from error
+    if source is None:
+        raise ReleaseError(
+            f"{folder} holds no chat template; take an instruction-tuned base model, or name a "
+            "file with a template in [prompt] template"
+        )
+    return source
+
+
+def _day_of(folder: Path, released: Mapping[str, Any], settings: PromptConfig) -> date | None:
+    """The day that a template is told; None for a version of a release that told none."""
+    if not released:
+        return date.fromisoformat(settings.date) if settings.date else datetime.now(UTC).date()
+    try:
+        return date.fromisoformat(released["date"]) if "date" in released else None
+    except (TypeError, ValueError) as error:
+        raise ReleaseError(
+            f"{folder / SETTINGS}: date = {released['date']!r} is no day; export it again"
+        ) from error
 
 
 def _warn_of_other_detectors(folder: Path, privacy: PrivacyConfig) -> None:
@@ -137,7 +248,7 @@ def assemble(
     detect = cached(chat.detect, MAX_TEXTS)  # for this one context
     limit = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
     cleaned = {
-        key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=limit)
+        key: clean_part(part, key=key, marks=chat.marks, max_chars=limit)
         for key in chat.settings.context_keys
         if (part := context.get(key)) is not None
     }
@@ -213,7 +324,7 @@ def _prompt(
 
 def completion_ids(chat: Chat, tip: str) -> tuple[int, ...]:
     """Token ids of the tip as the model would write it, with the stop token at the end."""
-    text = break_special_tokens(tip.strip(), tokenizer=chat.tokenizer)
+    text = break_special_tokens(tip.strip(), chat.marks)
     return (*_encode(chat, text), *_encode(chat, chat.stop))
 
 
@@ -259,20 +370,12 @@ def render(chat: Chat, user_text: str) -> str:
 
 
 def render_messages(chat: Chat, messages: list[dict[str, str]]) -> str:
-    """The text of several messages, up to where the model's answer starts."""
-    try:
-        return _compile(chat.template).render(
-            messages=messages, add_generation_prompt=True, bos_token=chat.start, eos_token=chat.stop
-        )
-    except TemplateError as error:
-        raise ReleaseError(f"the model's chat template does not render: {error}") from error
+    """The text of several messages, up to where the model's answer starts.
 
-
-@cache
-def _compile(template: str) -> Template:
-    # The same two options as transformers, so that templates give the same text.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template)
+    Raises:
+        ReleaseError: the template refuses them, such as one that takes no system message.
+    """
+    return chat.template.render(messages)
 
 
 def _encode(chat: Chat, text: str) -> tuple[int, ...]:
@@ -282,41 +385,53 @@ def _encode(chat: Chat, text: str) -> tuple[int, ...]:
 def write_prompt_folder(chat: Chat, model_folder: Path, out: Path) -> None:
     """Copy what a service needs to make this model's prompts, and Ollama's form of it."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in TOKENIZER_FILES:
         (out / name).write_bytes((model_folder / name).read_bytes())
-    template, system = ollama_template(chat)
-    for name, text in (("ollama_template", template), ("system", system), ("stop", chat.stop)):
-        (out / f"{name}.txt").write_text(text, encoding="utf-8")
-    (out / "prompt.json").write_text(chat.settings.model_dump_json(indent=2), encoding="utf-8")
-    (out / DETECTORS).write_text(detectors_of(chat.privacy), encoding="utf-8")
+    texts = {
+        TEMPLATE_FILE: chat.template.source,
+        "stop.txt": chat.stop,
+        SETTINGS: _settings_of(chat).model_dump_json(indent=2),
+        DETECTORS: detectors_of(chat.privacy),
+        **dict(zip(("ollama_template.txt", "system.txt"), ollama_template(chat), strict=True)),
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def _settings_of(chat: Chat) -> PromptConfig:
+    """The prompt settings with the day that is in force, and without the place of a file."""
+    day = chat.template.day.isoformat() if chat.template.day else ""
+    return chat.settings.model_copy(update={"date": day, "template": ""})
 
 
 def ollama_template(chat: Chat) -> tuple[str, str]:
     """Ollama's Go template and system prompt that give the same text as `render`.
 
-    Derived by rendering the chat template around marks, so no list of known models is needed.
+    Derived by rendering the chat template around marks, so no list of known models is needed. The
+    system prompt is the one of the settings, or the template's own. Where the template puts it
+    elsewhere than a system message, or takes none, it is part of the Go template.
     """
     system_mark, user_mark = "SYSTEM-MARK", "USER-MARK"
-    marked = render_messages(
-        chat,
-        [{"role": "system", "content": system_mark}, {"role": "user", "content": user_mark}],
-    )
-    before, _, rest = marked.partition(system_mark)
-    between, _, after = rest.partition(user_mark)
-    plain = render(chat, user_mark)
-    head, _, tail = plain.partition(user_mark)
-    if (
-        system_mark in marked
-        and head.startswith(before)
-        and head.endswith(between)
-        and tail == after
-    ):
-        system = head[len(before) : len(head) - len(between)]
-        return (
-            before + "{{ .System }}" + between + "{{ .Prompt }}" + after + "{{ .Response }}",
-            system,
+    head, _, tail = render(chat, user_mark).partition(user_mark)
+    ending = _go_text(tail) + "{{ .Response }}"
+    try:
+        marked = chat.template.render(
+            [{"role": "system", "content": system_mark}, {"role": "user", "content": user_mark}]
         )
-    return head + "{{ .Prompt }}" + tail + "{{ .Response }}", ""
+    except ReleaseError:
+        marked = ""
+    before, found, rest = marked.partition(system_mark)
+    between, _, after = rest.partition(user_mark)
+    system = head[len(before) : len(head) - len(between)]
+    if found and system and head == before + system + between and tail == after:
+        start = f"{_go_text(before)}{{{{ .System }}}}{_go_text(between)}"
+        return f"{start}{{{{ .Prompt }}}}{ending}", system
+    return f"{_go_text(head)}{{{{ .Prompt }}}}{ending}", ""
+
+
+def _go_text(text: str) -> str:
+    """The text as a Go template that writes it."""
+    return text.replace("{{", '{{ "{{" }}')
 
 
 def context_tokens(model: ModelVersion, settings: ServeConfig) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reactune import __version__
+from reactune.config.sections import PromptConfig
 from reactune.config.settings import masked
 from reactune.errors import DataError
 from reactune.records import sha256_of, write_atomically
@@ -83,6 +84,19 @@ def unfinished_run(root: Path) -> Path | None:
     """The newest run, if it was interrupted."""
     runs = all_runs(root)
     return runs[-1] if runs and ending(runs[-1]) is None else None
+
+
+def prompt_of_run(run: Path, settings: PromptConfig) -> PromptConfig:
+    """The prompt settings in a run: the day that templates are told is that of its start.
+
+    Every worker and every stage reads it from `config.json`, on whatever day that is.
+    """
+    if settings.date:
+        return settings
+    recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    started = f"{run.name[:4]}-{run.name[4:6]}-{run.name[6:8]}"  # in runs of release 0.1
+    day = recorded.get("prompt", {}).get("date") or started
+    return settings.model_copy(update={"date": day})
 
 
 def run_stage(

@@ -161,7 +161,7 @@ def clean_tip(chat: Chat, tip: str, context: CleanContext) -> str:
         UnsafeRowError: it is empty, or holds personal data that its context does not: a model that
             learned it would write placeholders that cannot be filled in.
     """
-    plain = break_special_tokens(unicodedata.normalize("NFC", tip), tokenizer=chat.tokenizer)
+    plain = break_special_tokens(unicodedata.normalize("NFC", tip), chat.marks)
     shown = {match.group() for match in PLACEHOLDER.finditer(context.input)}
     # The values of placeholders in a logged context are not known any more.
     placeholders = {**dict.fromkeys(shown, ""), **context.placeholders}
@@ -272,7 +272,7 @@ def _is_safe(chat: Chat, context: Mapping[str, Any]) -> bool:
         return False
     max_chars = chat.settings.max_context_tokens * MAX_TOKEN_CHARS
     plain = {
-        key: clean_part(part, key=key, tokenizer=chat.tokenizer, max_chars=max_chars)
+        key: clean_part(part, key=key, marks=chat.marks, max_chars=max_chars)
         for key, part in context.items()
     }
     return plain == context and scrub_parts(plain, placeholders={}, detect=chat.detect) == context
