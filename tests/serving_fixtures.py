@@ -53,7 +53,10 @@ def listening(app, port=None):
 
 
 class ModelServer:
-    """Stands in for the model server outside: per version, a text or a function that gives one."""
+    """Stands in for the model server outside: per version, a text or a function that gives one.
+
+    A function may give a whole `Completion`.
+    """
 
     def __init__(self, answers):
         self.answers = answers
@@ -71,6 +74,8 @@ class ModelServer:
             raise ReleaseError(f"{model.name} is not published")
         answer = self.answers[model.version]
         text = answer if isinstance(answer, str) else answer(prompt, sampling)
+        if isinstance(text, Completion):
+            return text
         return Completion(text, len(prompt), len(text), "stop", 0.01, logprob=-1.5)
 
     async def write(self, model, prompt, sampling):
@@ -155,6 +160,11 @@ def service(engine, chat, server):
     service = service_of(engine, chat, server)
     yield service
     close_service(service)
+
+
+def cut(text):
+    """What a server answers that was stopped at `max_tokens` after this text."""
+    return lambda prompt, sampling: Completion(text, 9, sampling.max_tokens, "length", 0.01, -1.5)
 
 
 def fails(prompt, sampling):

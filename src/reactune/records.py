@@ -218,7 +218,8 @@ class Exposure:
 
     `model_version` and `sampling_json` are None for a stored tip. `rollout_id` is None where the
     tip belongs to no comparison. `guard` lists the verdicts on texts that were not shown, then
-    `passed`. `answer_ms` is the time until the text was there.
+    `passed`. `answer_ms` is the time until the text was there. `cut` where it is the whole
+    sentences of an answer that `max_tokens` ended.
     """
 
     tip_id: str
@@ -238,6 +239,7 @@ class Exposure:
     propensity: float
     created_at: datetime
     answer_ms: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def test_a_row_becomes_a_score_with_a_hashed_user_and_times_in_utc(engine, write
         "reaction": "done",
         "dwell_ms": 20_000,
         "training_allowed": True,
+        "cut": False,
     }
     assert score == dict.fromkeys(score) | expected | {"tip_id": "t1"}
     assert (counts.came_in, counts.went_out, counts.refused) == (1, 1, {})
@@ -235,6 +236,7 @@ def test_a_malformed_row_is_listed_without_its_text_and_the_rest_is_kept(on_sqli
         ({"context_json": "[" * 19_000}, "not valid JSON"),
         ({"context_json": 5}, "context_json is not a JSON object"),
         ({"training_allowed": "false"}, "training_allowed is not true or false"),
+        ({"cut": "no"}, "cut is not true or false"),
     ],
 )
 def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reason):
@@ -245,6 +247,8 @@ def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reas
     ("values", "column", "meaning"),
     [
         ({"dwell_ms": 0}, "dwell_ms", 0),
+        ({"cut": True}, "cut", True),
+        ({"cut": None}, "cut", False),
         ({"dwell_ms": 2000.0}, "dwell_ms", 2000),
         ({"dwell_ms": 2**31 - 1}, "dwell_ms", 2**31 - 1),
         ({"reaction": "snooze"}, "reaction", "snooze"),

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from reactune.config.sections import ServeConfig
 from reactune.pii.spans import refill
-from reactune.records import Prompt, canonical_json
-from reactune.service.guard import GuardVerdict, judge_text
+from reactune.records import Completion, Prompt, canonical_json
+from reactune.service.guard import GuardVerdict, Judged, judge, judge_text, whole_sentences
 
 SETTINGS = ServeConfig(max_tip_chars=80, unsafe_texts=("Skip your Medicine", "gun"))
 
@@ -45,11 +45,62 @@ def prompt_of(**context):
         ("Take a WALK now!", "repeated"),
         ("half a \ud83d", "garbled"),
         ("a \0 in it", "garbled"),
+        ("<think>no</think> Go out.", "special token"),
+        ("Go out.<|im_end|>", "special token"),
+        ("Go out.<end_of_turn>", "special token"),
+        ("Go out. [/INST]", "special token"),
+        ("Go out.</s>", "special token"),
+        ("Aim for < 5 | or > 3.", "passed"),
     ],
 )
 def test_the_verdict_is_the_first_problem_of_a_text(text, verdict):
     recent = prompt_of(recent_tips=["Take a walk now.", "Breathe."])
-    assert judge_text(text, recent, SETTINGS) == verdict
+    assert judge_text(text, recent, SETTINGS, marks=("</s>", "<unk>")) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("Drink water. Then go out", "Drink water."),
+        ("Drink water.", "Drink water."),
+        ("Drink water! Really? And th", "Drink water! Really?"),
+        ('She said "go." And th', 'She said "go."'),
+        ("Ask Dr. Smith. Then call Mr. Mi", "Ask Dr. Smith."),
+        ("Walk 3.5 km today. Do 1.", "Walk 3.5 km today."),
+        ("1. Drink wat", ""),
+        ("Visit example.org and re", ""),
+        ("Wait for it\u2026 then", "Wait for it\u2026"),
+        ("\u6c34\u3092\u98f2\u3080\u3002\u6563", "\u6c34\u3092\u98f2\u3080\u3002"),
+        ("no end at all", ""),
+        ("", ""),
+    ],
+)
+def test_a_text_is_cut_back_to_its_last_whole_sentence(text, whole):
+    assert whole_sentences(text) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "stopped", "on_cut", "judged"),
+    [
+        ("Go out. Drink", "length", "sentence", Judged("Go out.", "passed", is_cut=True)),
+        ("Go out and", "length", "sentence", Judged("", "cut", is_cut=True)),
+        ("Bring a gun. Drink", "length", "sentence", Judged("Bring a gun.", "unsafe", is_cut=True)),
+        ("Go out. Drink", "length", "retry", Judged("", "cut", is_cut=True)),
+        (" Go out. Drink ", "stop", "sentence", Judged("Go out. Drink", "passed")),
+        (" Go out. Drink ", "stop", "retry", Judged("Go out. Drink", "passed")),
+    ],
+)
+def test_of_an_answer_that_was_cut_only_whole_sentences_may_be_shown(text, stopped, on_cut, judged):
+    completion = Completion(text, 5, 3, stopped, 0.1)
+    settings = SETTINGS.model_copy(update={"on_cut": on_cut})
+    assert judge(completion, prompt_of(), settings) == judged
+
+
+@given(st.text(max_size=80))
+def test_what_is_cut_back_is_the_start_of_the_text_and_stays_as_it_is(text):
+    whole = whole_sentences(text)
+    assert text.startswith(whole)
+    assert whole_sentences(whole) == whole
 
 
 def test_without_a_list_nothing_is_unsafe_and_without_recent_tips_nothing_is_repeated():

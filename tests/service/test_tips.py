@@ -35,10 +35,12 @@ from serving_fixtures import (
     KEY,
     MORNING,
     NOON,
+    PROMPTS,
     QUICK,
     Hanging,
     ask,
     breaks,
+    cut,
     fails,
     react,
     report_shown,
@@ -50,6 +52,7 @@ from serving_fixtures import (
     users_on,
     version,
 )
+from template_fixtures import family_folder
 
 
 def test_without_a_challenger_the_champion_answers_everybody_and_the_row_is_complete(
@@ -86,6 +89,7 @@ def test_without_a_challenger_the_champion_answers_everybody_and_the_row_is_comp
         "reacted_at": None,
         "training_allowed": True,
         "guard": "passed",
+        "cut": False,
     }
 
 
@@ -331,6 +335,77 @@ def test_whatever_a_model_writes_is_shown_whole_and_stored_as_written_or_not_at_
     assert not PLACEHOLDER.search(tip.content)
 
 
+def test_of_an_answer_that_was_cut_the_whole_sentences_are_shown_and_the_row_says_so(
+    engine, service, server
+):
+    set_champion(engine)
+    server.answers[1] = cut("Drink water. Then go ou")
+    tip = ask(service, tip_id="0123456789abcdef")
+    assert (tip.content, tip.cut) == ("Drink water.", True)
+    [row] = rows_of(engine)
+    assert (row["tip_content"], row["cut"], row["guard"]) == ("Drink water.", True, "passed")
+    assert "logprob" not in json.loads(row["sampling_json"])  # it would be of the whole answer
+    again = ask(service, tip_id="0123456789abcdef")
+    assert (again.content, again.cut) == ("Drink water.", True)
+
+
+def test_half_a_sentence_is_never_shown(engine, service, server):
+    set_champion(engine)
+    drawn = iter([cut("Drink wat"), cut("Then go ou"), lambda *_: "Go out."])
+    server.answers[1] = lambda prompt, sampling: next(drawn)(prompt, sampling)
+    assert ask(service).content == "Go out."
+    [row] = rows_of(engine)
+    assert (row["cut"], row["guard"]) == (False, "cut,cut,passed")
+
+
+def test_a_challenger_that_is_cut_may_try_once_more(engine, chat, server):
+    settings = ServeConfig(on_cut="retry")
+    service = service_of(engine, chat, server, settings=settings)
+    set_champion(engine)
+    user = next(users_on("challenger", set_challenger(engine)))
+    drawn = iter([cut("Drink water. Then"), lambda *_: "Go out.", *[cut("Drink. Th")] * 2])
+    server.answers[2] = lambda prompt, sampling: next(drawn)(prompt, sampling)
+    assert ask(service, user).content == "Go out."
+    assert ask(service, user).content == "Champion's tip."
+    first, second = rows_of(engine)
+    assert (first["guard"], first["fallback"], first["cut"]) == ("cut,passed", None, False)
+    assert (second["guard"], second["fallback"]) == ("cut,cut,passed", "blocked")
+    close_service(service)
+
+
+def test_each_version_reads_the_prompt_of_its_own_template_and_day(engine, chat, server, tmp_path):
+    models = []
+    for number, (family, day) in enumerate(
+        [("llama-3.2", "2026-01-02"), ("smollm3", "2026-02-03")], 1
+    ):
+        folder = family_folder(tmp_path / family, family)
+        settings = PROMPTS.model_copy(update={"date": day})
+        prompts = tmp_path / f"{number}"
+        write_prompt_folder(load_chat(folder, settings), folder, prompts)
+        models.append(replace(version(number), prompt_folder=prompts))
+    service = service_of(engine, load_chat(models[0].prompt_folder, PROMPTS), server)
+    set_champion(engine, models[0])
+    user = next(users_on("challenger", set_challenger(engine, models[1])))
+    read = {}
+
+    def answer_of(number):
+        def answer(prompt, sampling):
+            read[number] = prompt
+            return "Take a walk <|im_end|>." if number == 2 else "Go out."
+
+        return answer
+
+    server.answers = {1: answer_of(1), 2: answer_of(2)}
+    assert ask(service, user).content == "Go out."
+    assert "Today Date: 02 Jan 2026" in read[1]
+    assert read[2].startswith("<|im_start|>system\n## Metadata")
+    assert "Today Date: 03 February 2026" in read[2]
+    assert read[2].endswith("<think>\n\n</think>\n")
+    [row] = rows_of(engine)
+    assert (row["model_version"], row["guard"]) == (1, "special token,passed")
+    close_service(service)
+
+
 def test_neither_user_ids_nor_personal_data_reach_the_database_or_the_logs(
     store_url, engine, service, server, opened, caplog
 ):
@@ -530,7 +605,7 @@ def test_llama_cpp_writes_both_models_tips_and_its_failures_are_in_the_row(
     sqlite_url, chat, files, monkeypatch
 ):
     monkeypatch.setattr(state, "RETRY_SECONDS", 0.0)
-    settings = ServeConfig(timeout_seconds=10, max_tokens=16, parallel=1, threads=1)
+    settings = ServeConfig(timeout_seconds=10, max_tokens=48, parallel=1, threads=1)
     engine, runtime = create_store(sqlite_url), connect(settings)
     service = service_of(engine, chat, runtime, settings=settings)
     set_champion(engine, replace(version(1), **files))
@@ -541,7 +616,7 @@ def test_llama_cpp_writes_both_models_tips_and_its_failures_are_in_the_row(
         tip = ask(service, user)
         row = {row["tip_id"]: row for row in rows_of(engine)}[tip.tip_id]
         assert len(row["tip_content"]) > 3
-        assert json.loads(row["sampling_json"])["logprob"] < 0
+        assert row["cut"] or json.loads(row["sampling_json"])["logprob"] < 0
         return row["arm"], row["model_version"], row["fallback"]
 
     with contextlib.closing(runtime):

@@ -19,6 +19,7 @@ from reactune.web.openai_chat import UNSUPPORTED, ChatBody, chat_answer, tip_req
 from serving_fixtures import (
     PROMPTS,
     ModelServer,
+    cut,
     fails,
     listening,
     rows_of,
@@ -82,6 +83,20 @@ def test_a_stream_holds_the_same_text_in_pieces(place):
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].usage.total_tokens > 0
     assert chunks[0].id in {row["tip_id"] for row in rows_of(engine)}
+
+
+def test_an_answer_that_was_cut_ends_by_its_length(place):
+    engine, model, client = place
+    whole = model.answers[1]
+    model.answers[1] = cut("Go out. Then dri")
+    try:
+        answer, chunks = ask(client), list(ask(client, stream=True))
+    finally:
+        model.answers[1] = whole
+    assert answer.choices[0].message.content == "Go out."
+    assert answer.choices[0].finish_reason == "length"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert {row["tip_id"]: row["cut"] for row in rows_of(engine)}[answer.id] is True
 
 
 def test_the_user_may_stand_in_the_body_and_the_kind_in_a_header(place):

@@ -111,10 +111,12 @@ def test_every_verdict_of_the_guard_is_counted(store, chat, server):
     metrics = Metrics(service)
     metrics.count_exposure(exposure_of(guard="empty,unsafe,unsafe,passed"))
     metrics.count_exposure(exposure_of(source="stored", model_version=None, fallback="blocked"))
+    metrics.count_exposure(exposure_of(cut=True))
     text = metrics.text().decode()
-    for verdict, count in (("empty", 1), ("unsafe", 2), ("passed", 2)):
+    for verdict, count in (("empty", 1), ("unsafe", 2), ("passed", 3)):
         assert f'reactune_guard_verdicts_total{{verdict="{verdict}"}} {count}.0' in text
     assert 'arm="champion",fallback="blocked",source="stored",version=""} 1.0' in text
+    assert 'reactune_cut_tips_total{arm="champion"} 1.0' in text
     close_service(service)
 
 

@@ -46,6 +46,7 @@ FIELDS = (
     "dwell_ms",
     "reacted_at",
     "training_allowed",
+    "cut",
 )
 TIMES = ("created_at", "shown_at", "reacted_at")
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -200,8 +201,9 @@ def _score_of(
         score["shown_at"] = score["created_at"]
     if "dwell_ms" in values:
         score["dwell_ms"] = _dwell(values["dwell_ms"])
-    if values.get("training_allowed") is not None:
-        score["training_allowed"] = _training_allowed(values["training_allowed"])
+    for name in ("training_allowed", "cut"):
+        if values.get(name) is not None:
+            score[name] = _true_or_false(name, values[name])
     return score
 
 
@@ -328,7 +330,7 @@ def _dwell(value: Any) -> int | None:
     return value
 
 
-def _training_allowed(value: Any) -> bool:
+def _true_or_false(name: str, value: Any) -> bool:
     if value in (True, False):
         return bool(value)
-    raise Refused("training_allowed is not true or false")
+    raise Refused(f"{name} is not true or false")

@@ -262,7 +262,8 @@ class Service:
 
     `draw(n)` returns n random bits, for tip ids and sampling seeds.
     `listeners` are called with every exposure that was recorded. `shadow_tasks` are the
-    challenger's answers under way in the shadow phase.
+    challenger's answers under way in the shadow phase, `chats` each version's own template and
+    tokenizer by its name.
     """
 
     engine: sa.Engine
@@ -277,6 +278,7 @@ class Service:
     recorder: Recorder
     listeners: list[Callable[[Exposure], None]] = field(default_factory=list)
     shadow_tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    chats: dict[str, Chat] = field(default_factory=dict)
 
 
 def open_service(

@@ -21,7 +21,7 @@ from anyio import move_on_after, to_thread
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.errors import AwayError, CanaryError, DataError, ReleaseError
 from reactune.model.context import Part
-from reactune.model.prompt import assemble
+from reactune.model.prompt import assemble, chat_of_version, rendered_for
 from reactune.pii.spans import refill
 from reactune.privacy.hashing import hashed_ids
 from reactune.records import (
@@ -37,7 +37,7 @@ from reactune.records import (
     canonical_json,
 )
 from reactune.service.events import ShadowAnswer, Status, TipCreated, TipReaction, TipShown
-from reactune.service.guard import GuardVerdict, judge_text
+from reactune.service.guard import GuardVerdict, judge, judge_text
 from reactune.service.state import LiveModels, Service
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
@@ -75,7 +75,8 @@ class TipRequest:
 class Tip:
     """What the app shows, and the id that its reports name.
 
-    A tip that is not `recorded`, because the database is away, counts in no comparison.
+    A tip that is not `recorded`, because the database is away, counts in no comparison. One that
+    is `cut` holds the whole sentences of an answer that `max_tokens` ended.
     """
 
     tip_id: str
@@ -83,6 +84,7 @@ class Tip:
     prompt_tokens: int = 0
     tokens: int = 0
     recorded: bool = True
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Answer:
     fallback: Fallback | None = None
     refused: tuple[GuardVerdict, ...] = ()
     tokens: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
         propensity=propensity(arm, live.share),
         created_at=now,
         answer_ms=round(1000 * (time.perf_counter() - started)),
+        cut=answer.cut,
     )
     try:
         recorded = await _record(service, TipCreated(exposure, user, bool(request.tip_id)))
@@ -166,7 +170,8 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
             return tip
         raise
     _start_shadow_answer(service, live, prompt)
-    return Tip(tip_id, answer.shown, len(prompt.token_ids), answer.tokens, recorded)
+    counts = (len(prompt.token_ids), answer.tokens)
+    return Tip(tip_id, answer.shown, *counts, recorded, answer.cut)
 
 
 def request_tip(service: Service, request: TipRequest) -> Tip:
@@ -196,22 +201,24 @@ async def _earlier_tip(service: Service, tip_id: str, user_key: str, prompt: Pro
         suppress(AwayError, sa.exc.SQLAlchemyError),
     ):
         row = await to_thread.run_sync(
-            partial(_owner_and_text, service, tip_id), abandon_on_cancel=True
+            partial(_stored_tip, service, tip_id), abandon_on_cancel=True
         )
     if row is None:
         return None
-    owner, text = row
+    owner, text, is_cut = row
     shown = refill(text, prompt.placeholders)
     if owner != user_key or shown is None:
         raise DataError("tip_id belongs to another request; draw a new one")
-    return Tip(tip_id, shown, len(prompt.token_ids))
+    return Tip(tip_id, shown, len(prompt.token_ids), cut=is_cut)
 
 
-def _owner_and_text(service: Service, tip_id: str) -> tuple[str, str] | None:
-    query = sa.select(tip_scores.c.user_key, tip_scores.c.tip_content)
+def _stored_tip(service: Service, tip_id: str) -> tuple[str, str, bool] | None:
+    """The owner of a tip, its text, and whether it was cut."""
+    row = tip_scores.c
+    query = sa.select(row.user_key, row.tip_content, row.cut)
     with reading(service.engine) as connection:
-        row = connection.execute(query.where(tip_scores.c.tip_id == tip_id)).one_or_none()
-    return None if row is None else (row[0], row[1])
+        found = connection.execute(query.where(row.tip_id == tip_id)).one_or_none()
+    return None if found is None else (found[0], found[1], found[2])
 
 
 async def live_models(service: Service) -> LiveModels:
@@ -247,11 +254,15 @@ async def _assigned_or_champion(
         return await _champion_or_stored(service, live, prompt, user_key=user_key)
     limit = service.settings.timeout_seconds
     first = await _write(service, live.challenger, prompt, limit_seconds=limit)
+    refused: tuple[GuardVerdict, ...] = first.refused
+    if refused == ("cut",) and service.settings.on_cut == "retry":
+        first = await _write(service, live.challenger, prompt, limit_seconds=limit)
+        refused = (*refused, *first.refused)
     if isinstance(first, Answer):
-        return first
+        return replace(first, refused=refused)
     log.warning("version %d: %s; the champion answers", live.challenger.version, first.reason)
     answer = await _champion_or_stored(service, live, prompt, user_key=user_key)
-    return replace(answer, fallback=first.reason, refused=(*first.refused, *answer.refused))
+    return replace(answer, fallback=first.reason, refused=(*refused, *answer.refused))
 
 
 async def _champion_or_stored(
@@ -290,15 +301,21 @@ async def _write(
     completion = await _complete(service, model, prompt, sampling, limit_seconds=limit_seconds)
     if not isinstance(completion, Completion):
         return NoAnswer(completion)
-    text = completion.text.strip()
-    verdict = judge_text(text, prompt, service.settings)
-    shown = refill(text, prompt.placeholders)
-    if verdict != "passed" or shown is None:
-        return NoAnswer("blocked", (verdict,))
+    judged = judge(completion, prompt, service.settings, marks=_marks(service, model))
+    shown = refill(judged.text, prompt.placeholders)
+    if judged.verdict != "passed" or shown is None:
+        return NoAnswer("blocked", (judged.verdict,))
     logged = asdict(sampling)
-    if completion.logprob is not None:
-        logged["logprob"] = completion.logprob
-    return Answer(model, text, shown, canonical_json(logged), tokens=completion.tokens)
+    if completion.logprob is not None and not judged.is_cut:
+        logged["logprob"] = completion.logprob  # of the whole answer
+    return Answer(
+        model,
+        judged.text,
+        shown,
+        canonical_json(logged),
+        tokens=completion.tokens,
+        cut=judged.is_cut,
+    )
 
 
 async def _complete(
@@ -311,7 +328,7 @@ async def _complete(
 ) -> Completion | Literal["error", "timeout"]:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    completion = asyncio.ensure_future(service.runtime.write(model, prompt.text, sampling))
+    completion = asyncio.ensure_future(_ask(service, model, prompt, sampling))
     try:
         await asyncio.wait({completion}, timeout=limit_seconds)
     finally:
@@ -329,6 +346,30 @@ async def _complete(
     return "error"
 
 
+async def _ask(
+    service: Service, model: ModelVersion, prompt: Prompt, sampling: Sampling
+) -> Completion:
+    own = await _prompt_for(service, model, prompt)
+    return await service.runtime.write(model, own.text, sampling)
+
+
+async def _prompt_for(service: Service, model: ModelVersion, prompt: Prompt) -> Prompt:
+    """The prompt as the version was trained to read it: by its own template, and on its day.
+
+    Raises:
+        ReleaseError: its prompt folder is broken.
+    """
+    chat = service.chats.get(model.name)
+    if chat is None:
+        chat = await to_thread.run_sync(partial(chat_of_version, service.chat, model))
+        service.chats[model.name] = chat
+    return prompt if chat.template == service.chat.template else rendered_for(chat, prompt)
+
+
+def _marks(service: Service, model: ModelVersion) -> tuple[str, ...]:
+    return service.chats.get(model.name, service.chat).marks
+
+
 def _sampling(service: Service) -> Sampling:
     settings = service.settings
     return Sampling(
@@ -341,17 +382,23 @@ def _stored_answer(service: Service, prompt: Prompt, user_key: str) -> Answer | 
     listed = service.settings.good_tips
     good = listed.get(prompt.kind) or listed.get("*", ())
     for texts in (_liked_tips(service, prompt.kind, user_key), good):
-        fit = [text for text in texts if judge_text(text, prompt, service.settings) == "passed"]
+        fit = [text for text in texts if _may_be_shown(service, text, prompt)]
         if fit:
             text = fit[service.draw(16) % len(fit)]
             return Answer(None, text, text, None, source="stored")
     return None
 
 
+def _may_be_shown(service: Service, text: str, prompt: Prompt) -> bool:
+    return judge_text(text, prompt, service.settings, marks=service.chat.marks) == "passed"
+
+
 def _liked_tips(service: Service, kind: str, user_key: str) -> Sequence[str]:
     row, liked = tip_scores.c, label_rule(service.labels).positive_condition()
     # Placeholders of another request cannot be filled in.
-    here = sa.and_(row.user_key == user_key, row.kind == kind, row.tip_content.not_like("%<%"))
+    here = sa.and_(
+        row.user_key == user_key, row.kind == kind, row.tip_content.not_like("%<%"), ~row.cut
+    )
     query = sa.select(row.tip_content).where(here, liked).order_by(row.reacted_at.desc())
     try:
         with reading(service.engine) as connection:
@@ -395,8 +442,10 @@ async def _answer_in_shadow(service: Service, live: LiveModels, prompt: Prompt) 
     )
     verdict: str
     if isinstance(completion, Completion):
-        verdict = judge_text(completion.text.strip(), prompt, service.settings)
+        marks = _marks(service, live.challenger)
+        verdict = judge(completion, prompt, service.settings, marks=marks).verdict
         tokens_read: int | None = completion.prompt_tokens
+        prompt = await _prompt_for(service, live.challenger, prompt)
     else:
         verdict, tokens_read = completion, None
     answer = ShadowAnswer(

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from reactune.errors import DataError
 
 MAX_DWELL_MS = 2**31 - 1  # what the column holds: 24 days
-SCHEMA = "0005_refusals"
+SCHEMA = "0006_cut"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -61,6 +61,7 @@ tip_scores = sa.Table(
     sa.Column("training_allowed", sa.Boolean, nullable=False, default=True),
     sa.Column("answer_ms", sa.Integer),
     sa.Column("guard", sa.Text),
+    sa.Column("cut", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.CheckConstraint("reaction IN ('done', 'dismiss', 'snooze')", name="known_reaction"),
     sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),

@@ -94,7 +94,7 @@ def chat_answer(body: ChatBody, tip: Tip) -> Response:
         events = _events(body, tip)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     message = {"role": "assistant", "content": tip.content, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(tip)}
     return JSONResponse(
         {**_head("chat.completion", tip), "choices": [choice], "usage": _usage(tip)},
         headers=headers,
@@ -107,7 +107,7 @@ def _events(body: ChatBody, tip: Tip) -> Iterator[str]:
     deltas = [{"role": "assistant", "content": ""}, *({"content": word} for word in words)]
     for delta in deltas:
         yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-    yield _event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    yield _event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": _reason(tip)}]})
     if (body.stream_options or {}).get("include_usage"):
         yield _event({**head, "choices": [], "usage": _usage(tip)})
     yield "data: [DONE]\n\n"
@@ -119,6 +119,10 @@ def _event(chunk: dict[str, Any]) -> str:
 
 def _head(kind: str, tip: Tip) -> dict[str, Any]:
     return {"id": tip.tip_id, "object": kind, "created": int(time.time()), "model": MODEL}
+
+
+def _reason(tip: Tip) -> Literal["stop", "length"]:
+    return "length" if tip.cut else "stop"
 
 
 def _usage(tip: Tip) -> dict[str, int]:

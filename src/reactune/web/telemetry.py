@@ -43,6 +43,10 @@ class Metrics:
             "reactune_tips", "Recorded tips by assigned arm, version that wrote, and fallback.",
             ("arm", "version", "source", "fallback"), registry=self.registry,
         )  # fmt: skip
+        self.cut = Counter(
+            "reactune_cut_tips", "Recorded tips that are part of an answer cut at max_tokens.",
+            ("arm",), registry=self.registry,
+        )  # fmt: skip
         self.guard = Counter(
             "reactune_guard_verdicts", "The guard's verdicts on texts.", ("verdict",),
             registry=self.registry,
@@ -61,6 +65,8 @@ class Metrics:
         """Count a recorded tip."""
         version, fallback = exposure.model_version or "", exposure.fallback or ""
         self.tips.labels(exposure.arm, str(version), exposure.source, fallback).inc()
+        if exposure.cut:
+            self.cut.labels(exposure.arm).inc()
         for verdict in exposure.guard.split(","):
             self.guard.labels(verdict).inc()
 

@@ -67,9 +67,10 @@ class DayCount:
 def label(scores: Scores, labels: LabelConfig) -> "Table":
     """The rows that are evidence, with `label`: true for a positive, false for a negative.
 
-    Left out are other sources, tips that were never shown (silent shadow answers), reactions
-    that are neither a positive nor a negative, rows with `training_allowed` false, and every row
-    of a user whose newest row says so, whether `[source] where` keeps that one or not.
+    Left out are other sources, tips that were never shown (silent shadow answers), parts of an
+    answer that was cut (they end where the model did not), reactions that are neither a positive
+    nor a negative, rows with `training_allowed` false, and every row of a user whose newest row
+    says so, whether `[source] where` keeps that one or not.
     """
     # Consent comes last, so that it is looked up for evidence only.
     rule = label_rule(labels)
@@ -261,6 +262,7 @@ def _evidence(scores: Scores, rule: LabelRule) -> dict[str, "BooleanValue"]:
     return {
         "from another source": table.source == rule.source,
         "never shown": table.shown_at.notnull(),
+        "cut at max_tokens": ~table.cut.fill_null(False),
         "no evidence": _includes(rule.positive, table) | _includes(rule.negative, table),
     }
 

@@ -35,11 +35,12 @@ COLUMNS: Mapping[str, str] = {
     "reaction": "string",
     "dwell_ms": "int64",
     "training_allowed": "boolean",
+    "cut": "boolean",
     "shown_at": "timestamp('UTC')",
     "reacted_at": "timestamp('UTC')",
     "created_at": "timestamp('UTC')",
 }
-OPTIONAL = ("training_allowed", "shown_at", "reacted_at")
+OPTIONAL = ("training_allowed", "cut", "shown_at", "reacted_at")
 READ_MEMORY = "512MB"  # of a file's blocks; DuckDB would keep as many as fit 80 % of the machine
 RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
 
@@ -168,8 +169,9 @@ def scores_of(table: "Table", source: SourceConfig, *, written_in: str, compiled
 def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
     """The table under our column names; `columns` maps ours to those of the table.
 
-    A table without `training_allowed` or `shown_at` counts as allowed and shown, one without
-    `reacted_at` as reacted to at once. `user_key` holds raw ids if `columns` names `user_id`.
+    A table without `training_allowed`, `cut` or `shown_at` counts as allowed, whole and shown, one
+    without `reacted_at` as reacted to at once. `user_key` holds raw ids if `columns` names
+    `user_id`.
 
     Raises:
         ConfigError: `columns` names a column that is not ours.
@@ -192,12 +194,13 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
             f"{', '.join(table.columns)}; map ours to them in [source] columns"
         )
     mapped = {ours: table[there] for ours, there in theirs.items() if ours not in absent}
-    for ours in mapped.keys() & {"tip_id", "user_key", "context_json", "training_allowed"}:
+    for ours in mapped.keys() & {"tip_id", "user_key", "context_json", "training_allowed", "cut"}:
         kind = mapped[ours].type()
         # A cast of a column that is NOT NULL or has a length would be none but for its name.
         is_right = kind.is_boolean() if COLUMNS[ours] == "boolean" else kind.is_string()
         mapped[ours] = mapped[ours] if is_right else mapped[ours].cast(COLUMNS[ours])
     mapped.setdefault("training_allowed", ibis.literal(value=True))
+    mapped.setdefault("cut", ibis.literal(value=False))
     mapped.setdefault("shown_at", mapped["created_at"])
     mapped.setdefault("reacted_at", mapped["created_at"])
     if all(ours in table.columns and mapped[ours].equals(table[ours]) for ours in mapped):
