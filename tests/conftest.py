@@ -16,7 +16,17 @@ settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+# What is made once for all parallel processes lies in a folder that the first process made.
+SHARED = "REACTUNE_TEST_SHARED"
+
 pytest_plugins = ("ollama_fixtures", "s3_fixtures", "serving_fixtures", "tiny_model")
+
+
+def pytest_configure(config):
+    """Make the folder that all test processes share; workers inherit its name."""
+    if SHARED not in os.environ:
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="reactune-test-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True))
 
 
 @pytest.fixture

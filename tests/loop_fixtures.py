@@ -4,13 +4,12 @@ Everything in it is real (SQLite, MLflow, trainer, llama.cpp); only the model is
 run takes seconds.
 """
 
-import atexit
+import fcntl
 import functools
 import json
 import os
 import random
 import shutil
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -69,18 +68,25 @@ SETTINGS = {
 }
 
 
+def made_once(name, make):
+    """A folder that one of the parallel test processes fills by `make(folder)` for all of them."""
+    folder = Path(os.environ["REACTUNE_TEST_SHARED"]) / name
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.parent / f"{name}.done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @functools.cache
 def tiny_base():
     """A model of random weights that reads bytes, and a cache folder for its conversion."""
-    folder = own_folder()
-    return write_tiny_gguf(folder / "tiny.gguf", context=1024), folder / "cache"
-
-
-def own_folder():
-    """A folder that lasts as long as this process."""
-    folder = Path(tempfile.mkdtemp(prefix="reactune-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = made_once("base", lambda made: write_tiny_gguf(made / "tiny.gguf", context=1024))
+    return folder / "tiny.gguf", folder / "cache"
 
 
 def write_settings(folder, **changes):
@@ -178,19 +184,28 @@ def trained():
 
     Copy the folder, never change it.
     """
-    folder = own_folder()
+    folder = made_once("trained", _train)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    read = {stage: set(sections) for stage, sections in report["read"].items()}
+    return folder / "installation", tuple(report["said"]), read
+
+
+def _train(made):
+    folder = made / "installation"
+    folder.mkdir()
     take_in(install(folder), reactions(200))
     config = Recording(**dict(load(folder / "reactune.toml")))
     said, read = [], {}
 
     def note(line):
         said.append(line)
-        read[line.split()[0]] = Recording.sections.copy()
+        read[line.split()[0]] = sorted(Recording.sections)
         Recording.sections.clear()
 
     with mock.patch.dict(os.environ, {config.privacy.key_env: SECRET}):
         pipeline.run(config, say=note)
-    return folder, tuple(said), read
+    report = json.dumps({"said": said, "read": read})
+    (made / "report.json").write_text(report, encoding="utf-8")
 
 
 def copy_of_trained(folder, **changes):
