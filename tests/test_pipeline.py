@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -203,6 +204,7 @@ def test_a_run_waits_while_a_challenger_is_on_trial(went_through):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_after_a_rollback_a_run_waits_for_new_examples_and_then_trains_on_all(tmp_path):
     # It learns nothing at this rate, so the gate must refuse what it trained.
     config = copy_of_trained(tmp_path, train={"learning_rate": 1e-12, "epochs": 1})
@@ -334,6 +336,23 @@ def finished(config, before):
     wait_until_nothing_runs(config.folder)
 
 
+def test_killed_at_the_registration_a_run_registers_one_version(tmp_path):
+    shutil.copytree(trained()[0] / "runs", tmp_path / "runs")
+    config = install(tmp_path)
+    take_in(config, reactions(200))
+    (folder,) = all_runs(config.run_root)
+    for stage in ("register", "deploy"):
+        shutil.rmtree(folder / stage)
+    before = written_manifests(folder)
+    assert set(before) == set(STAGES[:-2])
+    process = start(config)
+    assert kill_when(process, (folder / "register" / ".lock").exists)
+    wait_until_nothing_runs(tmp_path)
+    assert written_manifests(folder) == before
+    finished(config, before)
+
+
+@pytest.mark.slow
 def test_killed_in_two_stages_a_run_goes_on_and_leaves_what_one_run_leaves(tmp_path):
     config = install(tmp_path)
     take_in(config, reactions(200))

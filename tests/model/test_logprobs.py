@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,7 @@ def test_every_row_is_in_one_batch_and_batches_fit(rows, limit):
         assert len(batch) == 1 or len(batch) * longest <= limit
 
 
+@pytest.mark.slow
 def test_the_type_is_the_same_in_every_process_of_a_machine():
     ask = "from reactune.model.logprobs import best_dtype; print(best_dtype())"
     answers = [

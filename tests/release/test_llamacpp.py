@@ -44,9 +44,7 @@ DRAWN = Sampling(temperature=0.8, top_p=0.95, max_tokens=16, seed=11)
 QUESTIONS = [
     "Say hi.",
     "Give me one tip for a tidy desk.",
-    "How do I remember to drink water?",
     "What should I do first this morning?",
-    "Name a good reason to go for a walk.",
 ]
 
 

@@ -154,8 +154,15 @@ KILLS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
-def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("moment", "kills"),
+    [
+        ("after", ("create_run", "log_artifacts", "create_model_version")),
+        pytest.param("before", KILLS, marks=pytest.mark.slow),
+        pytest.param("after", KILLS, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, moment, kills):
     script = tmp_path / "killed.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -188,10 +195,10 @@ def test_killed_anywhere_and_repeated_it_makes_one_whole_version(uri, tmp_path, 
         """)
     )
     done = subprocess.run(
-        [sys.executable, script, *KILLS], capture_output=True, text=True, check=True
+        [sys.executable, script, *kills], capture_output=True, text=True, check=True
     )
     finds_it = moment == "after"  # after the last kill, the version is there
-    assert [int(line) for line in done.stdout.split()] == [-signal.SIGKILL] * len(KILLS)
+    assert [int(line) for line in done.stdout.split()] == [-signal.SIGKILL] * len(kills)
     assert numbers_of(SETTINGS, uri) == ({"run-1": 1} if finds_it else {})
     assert register(SETTINGS, uri, record_in(tmp_path), artifact_root=tmp_path / "kept") == 1
     with mlflow_client(uri) as client:

@@ -63,7 +63,10 @@ def test_steps_follow_epochs_until_the_token_budget_ends_them(tiny, rows):
     assert job_for("sft", tiny, rows, epochs=9.0, token_budget=int(5.5 * per_step)).steps == 5
 
 
-@pytest.mark.parametrize("method", ["sft", "kto", pytest.param("dpo", marks=pytest.mark.slow)])
+SLOW_METHODS = [pytest.param(method, marks=pytest.mark.slow) for method in ("sft", "dpo")]
+
+
+@pytest.mark.parametrize("method", ["kto", *SLOW_METHODS])
 def test_every_method_writes_an_adapter_that_moved_towards_the_liked_tips(
     tiny, rows, tmp_path, method
 ):

@@ -323,7 +323,9 @@ serve(load(Path(sys.argv[1])), lambda settings: Reporting({1: "A tip."}))
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_served_process_answers_and_ends_its_model_server_when_asked_to_end(
     tmp_path, model_folder, how
 ):
