@@ -1,20 +1,35 @@
-"""The same job with TRL, Unsloth and Axolotl on one GPU: tokens a second, memory and loss.
+"""One GPU in five minutes: the same job with TRL, Unsloth and Axolotl, then a served file.
 
 A Llama of about a billion random weights (or a model you name) learns rows of random tokens whose
-lengths are those of real prompts and tips. Without a GPU it says so and ends with code 1.
+lengths are those of real prompts and tips: tokens a second, memory and loss of each back-end. The
+first adapter is merged, converted and answers. Without a GPU it says so and ends with code 1.
+`--estimate` prints what docs/gpu.md expects of larger models, by arithmetic alone.
 """
 
 import argparse
 import random
 import sys
 import tempfile
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from reactune.config.sections import ModelConfig, TrainConfig
-from reactune.errors import TrainingError
-from reactune.model.files import base_model
+from reactune.config.sections import (
+    ExportConfig,
+    ModelConfig,
+    PromptConfig,
+    ServeConfig,
+    TrainConfig,
+)
+from reactune.errors import ReleaseError, TrainingError
+from reactune.model import files
+from reactune.model.files import Shape, base_model
 from reactune.model.logprobs import best_dtype
+from reactune.model.prompt import assemble, load_chat
+from reactune.records import Sampling
+from reactune.release.gguf import export_release
+from reactune.release.runtimes import connect
 from reactune.train.backends import BACKENDS, has_gpu, usable_methods
 from reactune.train.job import Job
 from reactune.train.trainer import Trained, plan_job, read_progress, train
@@ -30,6 +45,78 @@ BILLION = {
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PROMPT_TOKENS, COMPLETION_TOKENS = (200, 400), (20, 64)
 LAST = 10  # steps whose mean loss is compared
+TRAINING_SECONDS = 60  # of one back-end, so that all three and the rest take five minutes
+ANSWERS = 8
+# Layers, widths, vocabulary and tied embeddings, of the models' own config.json.
+MODELS = {
+    "Llama 3.2 1B": Shape(16, 2_048, 8_192, 2_048, 512, 128_256, True),
+    "Qwen 2.5 0.5B": Shape(24, 896, 4_864, 896, 128, 151_936, True),
+    "Qwen 2.5 1.5B": Shape(28, 1_536, 8_960, 1_536, 256, 151_936, True),
+    "Qwen 2.5 3B": Shape(36, 2_048, 11_008, 2_048, 256, 151_936, True),
+    "Qwen 2.5 7B": Shape(28, 3_584, 18_944, 3_584, 512, 152_064, False),
+}
+HALF, NF4 = 2.0, 4.127 / 8  # bytes a weight; NF4 with its scales quantised again (QLoRA, section 3)
+# Dense bfloat16 products in 10**12 operations a second, of NVIDIA's data sheets, and the share of
+# it that such a training reaches.
+PEAKS = {"L4": 121, "A100": 312, "H100": 989}
+REACHED = 0.3
+
+
+def expected_memory(shape: Shape, *, four_bit: bool, batch: int, tokens: int = 384) -> float:
+    """GiB at the peak of training in bfloat16: the terms of `files.memory_needed`.
+
+    Weights and what layers keep for the backward pass take two bytes, or weights of linear layers
+    those of NF4; the adapter's states and the logits take four.
+    """
+    settings = TrainConfig()
+    linear = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
+    weights = (shape.parameters - linear) * HALF + linear * (NF4 if four_bit else HALF)
+    adapter = shape.layers * sum(
+        settings.lora_rank * (inputs + outputs) for inputs, outputs in shape.linears
+    )
+    layer = files.HIDDEN_COPIES * shape.hidden + files.FEED_FORWARD_COPIES * shape.feed_forward
+    token = shape.layers * layer * HALF + files.VOCABULARY_COPIES * shape.vocabulary * files.FLOAT
+    states = files.STATES * adapter * files.FLOAT
+    return (files.LIBRARIES + weights + states + batch * tokens * token) / 2**30
+
+
+def expected_speed(shape: Shape, peak: float) -> float:
+    """Tokens a second: two operations a weight forward, two backward, none for frozen weights."""
+    return REACHED * peak * 1e12 / (4 * shape.parameters)
+
+
+def batch_for(shape: Shape, *, gib: float) -> int:
+    """The largest batch of a power of two, up to 16, that fits with the weights in bfloat16.
+
+    Two, where even that does not fit.
+    """
+    fitting = [b for b in (2, 4, 8, 16) if expected_memory(shape, four_bit=False, batch=b) <= gib]
+    return max(fitting, default=2)
+
+
+def estimates(*, gib: float = 24.0) -> list[str]:
+    """The table of docs/gpu.md, for a GPU of this size."""
+    lines = [
+        "| model | weights, million | `batch_size` | memory, GiB | with `load_in_4bit` | "
+        + " | ".join(f"tokens a second, {name}" for name in PEAKS)
+        + " | minutes for a million tokens, L4 | Q8_0 file, GB |",
+        "|---" * (7 + len(PEAKS)) + "|",
+    ]
+    for name, shape in MODELS.items():
+        batch = batch_for(shape, gib=gib)
+        memory = [expected_memory(shape, four_bit=bits, batch=batch) for bits in (False, True)]
+        speeds = [expected_speed(shape, peak) for peak in PEAKS.values()]
+        cells = [
+            name,
+            f"{shape.parameters / 1e6:,.0f}",
+            str(batch),
+            *(f"{size:.1f}" for size in memory),
+            *(f"{speed:,.0f}" for speed in speeds),
+            f"{1e6 / speeds[0] / 60:.0f}",
+            f"{shape.parameters * 34 / 32 / 1e9:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def make_model(folder: Path, shape: dict[str, int], *, seed: int) -> Path:
@@ -62,16 +149,22 @@ def random_rows(count: int, *, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def job_for(base: Path, rows: list[dict[str, Any]], *, backend: str, dtype: str) -> Job:
-    """The job that every back-end gets: all rows once."""
-    settings = settings_for(backend)
+def job_for(base: Path, rows: list[dict[str, Any]], *, settings: TrainConfig, dtype: str) -> Job:
+    """The job that every back-end gets: all rows once, as far as the time goes."""
     return plan_job(
-        "sft", rows, base_folder=base, settings=settings, dtype=dtype, max_seconds=3_600
+        "sft",
+        rows,
+        base_folder=base,
+        settings=settings,
+        dtype=dtype,
+        max_seconds=TRAINING_SECONDS,
     )
 
 
-def settings_for(backend: str, backend_folder: str = "") -> TrainConfig:
-    """Settings that let the rows, not a budget, end the training."""
+def settings_for(
+    backend: str, backend_folder: str = "", *, load_in_4bit: bool = False
+) -> TrainConfig:
+    """Settings that let the rows or the clock, not a budget, end the training."""
     return TrainConfig(
         backend=backend,
         backend_folder=backend_folder,
@@ -79,6 +172,7 @@ def settings_for(backend: str, backend_folder: str = "") -> TrainConfig:
         batch_size=16,
         token_budget=10**9,
         checkpoint_steps=10**6,
+        load_in_4bit=load_in_4bit,
     )
 
 
@@ -94,37 +188,81 @@ def figures_of(folder: Path, trained: Trained) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Train with every back-end that is installed, print the table, and keep the figures."""
+def released(base: Path, adapter: Path, folder: Path, *, serve: ServeConfig) -> dict[str, Any]:
+    """Merge the adapter, convert the model and ask the model server; seconds, size and speed."""
+    model, chat = base_model(ModelConfig(base=str(base))), load_chat(base, PromptConfig())
+    started = time.monotonic()
+    release = export_release(model, chat, adapter, folder, run_id="gpu", settings=ExportConfig())
+    exported = time.monotonic()
+    sampling = Sampling(serve.temperature, serve.top_p, serve.max_tokens, seed=1)
+    prompts = [assemble(chat, "tip", {"free_text": f"task {n}"}) for n in range(ANSWERS)]
+    with closing(connect(serve)) as runtime:
+        runtime.publish(release)
+        loaded = time.monotonic()
+        answers = [runtime.generate(release, prompt.text, sampling) for prompt in prompts]
+    written = sum(answer.tokens for answer in answers)
+    return {
+        "merge_and_convert_seconds": round(exported - started, 1),
+        "file_mb": round(release.gguf.stat().st_size / 1e6),
+        "load_seconds": round(loaded - exported, 1),
+        "served_tokens_per_second": round(written / (time.monotonic() - loaded), 1),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder instead of random weights")
     parser.add_argument("--rows", type=int, default=1_600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backend-folder", default="")
-    options = parser.parse_args()
+    parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA")
+    parser.add_argument("--estimate", action="store_true", help="print the table of docs/gpu.md")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Train with every back-end that is installed, release the first adapter; print and return."""
+    figures: dict[str, Any] = {}
+    rows = random_rows(options.rows, seed=options.seed)
+    base = options.model or make_model(place / "base", BILLION, seed=options.seed)
+    adapter = None
+    for backend in BACKENDS:
+        settings = settings_for(backend, options.backend_folder, load_in_4bit=options.load_in_4bit)
+        try:
+            usable_methods(settings)
+            job = job_for(base, rows, settings=settings, dtype=best_dtype())
+            trained = train(place / backend, job, rows, settings=settings)
+            adapter = adapter or trained.adapter
+            figures[backend] = figures_of(place / backend, trained)
+        except TrainingError as error:
+            figures[backend] = {"failed": str(error)}
+        print(f"{backend:8} " + ", ".join(f"{k} {v}" for k, v in figures[backend].items()))
+    if adapter is not None:
+        try:
+            figures["release"] = released(base, adapter, place / "release", serve=ServeConfig())
+        except ReleaseError as error:
+            figures["release"] = {"failed": str(error)}
+        print("release  " + ", ".join(f"{k} {v}" for k, v in figures["release"].items()))
+    return figures
+
+
+def main() -> None:
+    """Measure, and keep the figures."""
+    options = arguments()
+    if options.estimate:
+        print("\n".join(estimates()))
+        return
     if not has_gpu(Path(sys.executable)):
         sys.exit(f"no GPU: torch of {sys.executable} sees none, so nothing was measured")
     import torch
 
-    figures = {"gpu": torch.cuda.get_device_name(), "rows": options.rows, "seed": options.seed}
-    rows = random_rows(options.rows, seed=options.seed)
+    facts = {"gpu": torch.cuda.get_device_name(), "rows": options.rows, "seed": options.seed}
+    facts["load_in_4bit"] = options.load_in_4bit
     with tempfile.TemporaryDirectory() as place:
-        base = options.model or make_model(Path(place) / "base", BILLION, seed=options.seed)
-        for backend in BACKENDS:
-            settings, folder = settings_for(backend, options.backend_folder), Path(place) / backend
-            try:
-                usable_methods(settings)
-                job = job_for(base, rows, backend=backend, dtype=best_dtype())
-                trained = train(folder, job, rows, settings=settings)
-            except TrainingError as error:
-                print(f"{backend:8} {error}")
-                figures[backend] = {"failed": str(error)}
-                continue
-            figures[backend] = figures_of(folder, trained)
-            print(f"{backend:8} " + ", ".join(f"{k} {v}" for k, v in figures[backend].items()))
-    print(
-        f"kept in {record('gpu', figures, packages=('torch', 'transformers', 'trl', 'peft')).name}"
-    )
+        figures = facts | measure(options, Path(place))
+    kept = record("gpu", figures, packages=("torch", "transformers", "trl", "peft"))
+    print(f"kept in {kept.name}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from reactune.train.backends import (
     install,
     is_made,
     python_of,
+    require_4bit,
     require_mlflow,
     requirements_of,
     states,
@@ -253,6 +254,23 @@ def test_a_torch_that_cannot_be_imported_is_an_error_that_quotes_it(tmp_path):
     python.chmod(0o755)
     with pytest.raises(TrainingError, match="cannot import torch: ImportError: libtorch is broken"):
         has_gpu(python)
+
+
+def test_four_bits_are_refused_without_a_gpu_and_say_why():
+    if has_gpu(Path(sys.executable)):
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(TrainingError, match=r"sees no GPU: on a CPU 4 bits are unpacked for every"):
+        usable_methods(TrainConfig(load_in_4bit=True))
+
+
+def test_four_bits_need_bitsandbytes_in_the_trainers_environment(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *bitsandbytes) exit 1;; esac\n')
+    python.chmod(0o755)
+    with pytest.raises(TrainingError, match=rf"run `{python} -m pip install 'bitsandbytes"):
+        require_4bit(python)
+    python.write_text("#!/bin/sh\nexit 0\n")
+    require_4bit(python)
 
 
 def test_a_trainer_without_mlflow_cannot_log_to_it(tmp_path, monkeypatch):

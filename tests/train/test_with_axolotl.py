@@ -115,6 +115,13 @@ def test_steps_are_logged_to_mlflow_only_where_an_experiment_is_named(tiny, rows
     assert named["hf_mlflow_log_artifacts"] is False
 
 
+def test_a_base_in_four_bits_is_what_axolotl_calls_qlora(tiny, rows, tmp_path):
+    for four_bit, adapter in ((False, "lora"), (True, "qlora")):
+        job = job_for("sft", tiny, rows, load_in_4bit=four_bit)
+        written = axolotl_settings(tmp_path, job, rows["sft"], longest=99, layers=2)
+        assert (written["adapter"], written["load_in_4bit"]) == (adapter, four_bit)
+
+
 def test_several_processes_share_the_batch(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     written = axolotl_settings(

@@ -17,6 +17,7 @@ from reactune.train.trainer import plan_job
 from reactune.train.with_trl import (
     REFERENCE_FILE,
     arguments,
+    in_4bit,
     is_first,
     kto_weights,
     last_layers,
@@ -107,6 +108,19 @@ def test_weights_are_trained_in_float32_and_start_without_effect(tiny, rows):
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert all(not weight.any() for name, weight in trained.items() if "lora_B" in name)
     assert any(weight.any() for name, weight in trained.items() if "lora_A" in name)
+
+
+def test_four_bits_are_those_of_qlora_and_only_where_the_job_says_so(tiny, rows, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    options = in_4bit(torch.bfloat16)
+    kept = options["quantization_config"]
+    assert (kept.load_in_4bit, kept.bnb_4bit_quant_type) == (True, "nf4")
+    assert kept.bnb_4bit_use_double_quant
+    assert kept.bnb_4bit_compute_dtype == torch.bfloat16
+    expected = "cuda:3" if torch.cuda.is_available() else "cpu"
+    assert options["device_map"] == {"": expected}
+    assert job_for("sft", tiny, rows, load_in_4bit=True).load_in_4bit
+    assert not job_for("sft", tiny, rows).load_in_4bit
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))

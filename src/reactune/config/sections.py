@@ -217,6 +217,9 @@ class TrainConfig(Section):
     lora_layers: int = Field(0, ge=0)
     """Adapt only this many layers, the last ones, and save the backward pass through the others;
     0: all."""
+    load_in_4bit: bool = False
+    """Hold the base model in 4 bits (NF4) while it is trained, a quarter of its memory (QLoRA,
+    arXiv:2305.14314); on a GPU only. What is served is merged into the base model itself."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of SFT."""
     preference_learning_rate: float = Field(2e-4, gt=0)

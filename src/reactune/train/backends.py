@@ -72,6 +72,8 @@ def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
         )
     if settings.mlflow_experiment:
         require_mlflow(settings.mlflow_experiment, python)
+    if settings.load_in_4bit:
+        require_4bit(python)
     has_all = backend.without_gpu == METHODS or has_gpu(python)
     able: tuple[JobMethod, ...] = METHODS if has_all else backend.without_gpu
     if settings.kto_loss not in backend.kto_losses:
@@ -102,6 +104,25 @@ def require_mlflow(experiment: str, python: Path) -> None:
         raise TrainingError(
             f"[train] mlflow_experiment = {experiment!r}, but {python} has no MLflow; run "
             f"`{python} -m pip install mlflow-skinny`, or leave the setting empty"
+        )
+
+
+def require_4bit(python: Path) -> None:
+    """Check that a trainer can hold a model in 4 bits.
+
+    Raises:
+        TrainingError: there is no GPU, or the trainer's environment has no bitsandbytes.
+    """
+    if not has_gpu(python):
+        raise TrainingError(
+            f"[train] load_in_4bit = true, but {python} sees no GPU: on a CPU 4 bits are unpacked "
+            "for every product, so training is slower than in float32; set it to false, or take a "
+            "smaller [model] base"
+        )
+    if not has_module(python, "bitsandbytes"):
+        raise TrainingError(
+            f"[train] load_in_4bit = true, but {python} has no bitsandbytes; run "
+            f"`{python} -m pip install 'bitsandbytes>=0.48'`, or set it to false"
         )
 
 

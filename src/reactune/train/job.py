@@ -53,6 +53,7 @@ class Job:
     dtype: str
     backend: str = "trl"
     mlflow_experiment: str = ""
+    load_in_4bit: bool = False
 
 
 def write_job(folder: Path, job: Job, rows: Sequence[Row]) -> Path:

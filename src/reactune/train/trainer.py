@@ -199,6 +199,7 @@ def plan_job(
         dtype=dtype,
         backend=settings.backend,
         mlflow_experiment=settings.mlflow_experiment,
+        load_in_4bit=settings.load_in_4bit,
     )
 
 

@@ -70,7 +70,8 @@ def axolotl_settings(
     return {
         "base_model": job.base_folder,
         "tokenizer_type": "AutoTokenizer",
-        "adapter": "lora",
+        "adapter": "qlora" if job.load_in_4bit else "lora",
+        "load_in_4bit": job.load_in_4bit,
         "lora_r": job.lora_rank,
         "lora_alpha": job.lora_alpha,
         "lora_dropout": job.lora_dropout,

@@ -118,7 +118,10 @@ def load_model(job: Job) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype=getattr(torch, job.dtype))
+    dtype = getattr(torch, job.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.base_folder, dtype=dtype, **(in_4bit(dtype) if job.load_in_4bit else {})
+    )
     model.config.use_cache = False
     return get_peft_model(
         model,
@@ -131,6 +134,29 @@ def load_model(job: Job) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def in_4bit(dtype: Any) -> dict[str, Any]:
+    """Options that load linear layers in 4 bits, computing in `dtype` (QLoRA, arXiv:2305.14314).
+
+    Embeddings, head and norms stay in `dtype`.
+    """
+    from transformers import BitsAndBytesConfig
+
+    kept = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": kept, "device_map": {"": device()}}
+
+
+def device() -> str:
+    """Where this process trains: its own GPU among those of a launcher."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def last_layers(layers: int, wanted: int) -> list[int] | None:

@@ -38,7 +38,7 @@ def trainer_for(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
             job.base_folder,
             max_seq_length=max(map(tokens_of, rows)),
             dtype=getattr(torch, job.dtype),
-            load_in_4bit=False,
+            load_in_4bit=job.load_in_4bit,
         )
         return FastLanguageModel.get_peft_model(
             model,
