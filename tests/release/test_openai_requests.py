@@ -19,10 +19,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from openai_fixtures import vllm_like
-from reactune.config.sections import ServeConfig
+from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
+from reactune.model.files import base_model
 from reactune.model.logprobs import open_model, score
+from reactune.model.prompt import assemble, completion_ids, load_chat
 from reactune.records import Completion, Sampling
+from reactune.release import parity
 from reactune.release.openai import (
     KEY,
     OpenAICompatible,
@@ -181,6 +184,33 @@ def test_log_probabilities_of_a_given_text_are_those_of_the_trained_model(
             (expected,) = score(trained, [(prompt, completion)])
         told = runtime.token_logprobs(model, prompt, completion)
         np.testing.assert_allclose(told, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_parity_refuses_a_server_that_answers_without_the_adapter(
+    vllm, runtime, tiny, tuned, is_applied
+):
+    server, _ = vllm
+    chat = load_chat(tiny, PromptConfig())
+    contexts = [{"free_text": f"task {number}"} for number in range(2)]
+    runtime.publish(tuned)
+    if not is_applied:
+        server.models[tuned.name] = server.models[server.base]
+    report = parity.check(
+        base_model(ModelConfig(base=str(tiny))),
+        tuned,
+        chat=chat,
+        prompts=[assemble(chat, "tip", context) for context in contexts],
+        completions=[completion_ids(chat, tip) for tip in ("Take a walk.", "Go to bed.")],
+        runtime=runtime,
+        # Random weights write tokens that are read back as others.
+        settings=ExportConfig(min_greedy_agreement=0),
+        max_tokens=4,
+        threads=1,
+    )
+    assert any("of what was learned is in" in each for each in report.failures) != is_applied
+    assert report.learned_kept == pytest.approx(float(is_applied), abs=0.01)
+    assert (report.failures == ()) == is_applied
 
 
 def test_a_key_is_sent_with_every_request(tiny, base, monkeypatch):

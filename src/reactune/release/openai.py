@@ -82,15 +82,20 @@ class OpenAICompatible:
             ReleaseError: the server is away, cannot hold the version or read its adapter, or holds
                 another adapter under the name.
         """
-        with self._errors(f"publish {model.name}", within=LOAD_SECONDS):
+        try:
+            with self._errors(f"publish {model.name}", within=LOAD_SECONDS):
+                cards = self._cards()
+                name = model.name
+                if not self._lists(cards, model):
+                    if model.adapter is None:
+                        name = self._base_name(cards)
+                    else:
+                        self._load(model)
+        except ReleaseError:
             self.served.pop(model.name, None)
-            cards = self._cards()
-            if not self._lists(cards, model) and model.adapter is None:
-                self.served[model.name] = self._base_name(cards)
-                return
-            if not self._lists(cards, model):
-                self._load(model)
-            self.served[model.name] = model.name
+            raise
+        # Only now: until then it answers under the name that it had.
+        self.served[model.name] = name
 
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         """Continue the prompt as `Runtime.generate` promises.
