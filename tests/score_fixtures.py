@@ -47,6 +47,7 @@ def varied_rows(count=3_000, seed=7):
             created_at=START + timedelta(minutes=rng.randrange(20_000)),
             shown_at=rng.choice([START, START, START, None]),
             training_allowed=rng.random() > 0.03,
+            cut=number % 17 == 0,
         )
         for number in range(count)
     ]
@@ -60,6 +61,8 @@ def expected_labels(rows):
     labels = {}
     for each in rows:
         if not (each["source"] == "llm" and each["training_allowed"] and each["shown_at"]):
+            continue
+        if each["cut"]:
             continue
         if not newest[each["user_key"]] or each["dwell_ms"] is None:
             continue

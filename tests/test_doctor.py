@@ -16,9 +16,13 @@ from packaging.requirements import Requirement
 from places import REPOSITORY
 from reactune import doctor
 from reactune.config.settings import load
+from reactune.errors import ReleaseError
 from reactune.model import files
+from reactune.model.prompt import load_chat
 from reactune.store.database import create_store
 from reactune.store.schema import tip_scores
+from registry_fixtures import mlflow_client
+from template_fixtures import family_folder
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -63,7 +67,7 @@ def answering(pages):
 
 def model_folder(folder, **changes):
     """The configuration of Llama 3.1 8B, as its publisher states it, without any weights."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     shape = {
         "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
         "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -167,10 +171,105 @@ def test_a_server_of_openais_api_is_missing_where_nobody_listens(config):
     assert "hush" not in found.text
 
 
-def test_an_mlflow_server_is_asked_for_its_health(config):
-    with answering({"/health": "OK"}) as url:
-        assert findings(config(f"registry.tracking_uri={url}"))["MLflow"].state == "ok"
+@pytest.mark.parametrize(("stage", "state"), [("active", "ok"), ("deleted", "missing")])
+def test_an_mlflow_server_is_asked_for_the_experiment(config, stage, state):
+    experiment = {"experiment_id": "7", "name": "reactune", "lifecycle_stage": stage}
+    asked = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=reactune"
+    pages = {"/health": "OK", asked: json.dumps({"experiment": experiment})}
+    with answering(pages) as url:
+        found = findings(config(f"registry.tracking_uri={url}"))["MLflow"]
+    assert (found.state, stage == "active") == (
+        state,
+        "experiment reactune is active" in found.text,
+    )
     assert findings(config(f"registry.tracking_uri={url}"))["MLflow"].state == "missing"
+
+
+def test_a_deleted_experiment_and_a_name_that_mlflow_refuses_are_found(config, tmp_path):
+    from mlflow.utils.validation import _validate_model_name
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with mlflow_client(uri) as client:
+        client.search_experiments()
+        assert "is made by the first version" in findings(config())["MLflow"].text
+        number = client.create_experiment("reactune", artifact_location=tmp_path.as_uri())
+        assert "experiment reactune is active" in findings(config())["MLflow"].text
+        client.delete_experiment(number)
+    found = findings(config())["MLflow"]
+    assert (found.state, f"--experiment-id {number}" in found.text) == ("missing", True)
+    for name in ("team/tips", "tips:v2", "..", " ", "a'b"):
+        assert findings(config(f"registry.model_name={json.dumps(name)}"))["model name"].state == (
+            "missing"
+        )
+    _validate_model_name("tips v2")  # and what MLflow takes, unless Ollama does not, is no finding
+    assert "model name" not in findings(config('registry.model_name="tips v2"'))
+    ollama = ('registry.model_name="tips v2"', "serve.runtime=ollama")
+    assert "is no name for Ollama" in findings(config(*ollama))["model name"].text
+
+
+@pytest.fixture
+def family(tmp_path_factory):
+    """Makes the folder of a base model without weights, with the template of a family."""
+
+    def folder_of(name, template=None):
+        folder = family_folder(tmp_path_factory.mktemp("bases") / name, name)
+        model_folder(folder)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    return folder_of
+
+
+def test_a_chat_template_is_rendered_and_described(config, family):
+    found = findings(config(f"model.base={family('gemma-3')}"))["chat template"]
+    assert found.state == "ok"
+    assert "begins with <bos>, ends with <end_of_turn>, takes a system message" in found.text
+    base = family("gemma-2")
+    found = findings(config(f"model.base={base}"))["chat template"]
+    assert (found.state, "takes no system message" in found.text) == ("ok", True)
+    found = findings(config(f"model.base={base}", 'prompt.system="Be brief."'))["chat template"]
+    assert (found.state, "System role not supported" in found.text) == ("missing", True)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "<bos> twice"),
+        ("{{ raise_exception('not for tips') }}", "not for tips"),
+        ("{% if %}", "does not render"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_missing(config, family, template, reason):
+    found = findings(config(f"model.base={family('gemma-2', template)}"))["chat template"]
+    assert (found.state, reason in found.text) == ("missing", True)
+
+
+def test_a_base_without_a_template_is_missing_unless_the_settings_name_one(
+    config, family, tmp_path
+):
+    base = family("gemma-2")
+    (base / "chat_template.jinja").rename(tmp_path / "named.jinja")
+    found = findings(config(f"model.base={base}"))["chat template"]
+    assert (found.state, "[prompt] template" in found.text) == ("missing", True)
+    named = config(f"model.base={base}", f"prompt.template={tmp_path / 'named.jinja'}")
+    assert findings(named)["chat template"].state == "ok"
+
+
+def test_what_is_missing_is_one_error_before_anything_is_done(config, family):
+    folder = family("gemma-2")
+    settings = config(
+        f"model.base={folder}", 'prompt.system="Be brief."', "registry.model_name=a/b"
+    )
+    base = files.BaseModel(str(folder), folder, None, "", "")
+    chat = load_chat(folder, settings.prompt)
+    with pytest.raises(ReleaseError) as refused:
+        doctor.require_ready(settings, base, chat, trains=True)
+    message = str(refused.value)
+    assert message.startswith("nothing was started: chat template: ")
+    assert "System role not supported" in message
+    assert "'a/b' is no name for MLflow" in message
+    assert "\n" not in message
 
 
 def test_a_file_that_is_no_mlflow_store_is_missing(config, tmp_path):

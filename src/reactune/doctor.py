@@ -1,6 +1,11 @@
-"""What this machine lacks for the settings in force; nothing is changed or downloaded."""
+"""What this machine lacks for the settings in force; nothing is changed or downloaded.
+
+`examine` is the command `doctor`. `require_ready` is asked before the first export of the base and
+by the first stage of a run, so that nothing is trained that could not be served.
+"""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import closing
@@ -13,20 +18,25 @@ import sqlalchemy as sa
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from reactune.config.sections import ModelConfig
 from reactune.config.settings import Config
 from reactune.errors import ReactuneError, ReleaseError, hide_passwords
 from reactune.model.files import (
     WHEELS,
+    BaseModel,
     Shape,
     available_memory,
+    folder_at_hand,
     free_disk,
     locate,
     memory_needed,
     shape_of,
 )
+from reactune.model.prompt import Chat, assemble, load_chat
 from reactune.pii.detectors import open_detector
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids, load_hashing_keys
+from reactune.release import registry
 from reactune.release.runtimes import connect
 from reactune.store.database import opened_store, reading
 from reactune.store.schema import tip_scores
@@ -36,8 +46,11 @@ State = Literal["ok", "warning", "missing"]
 SMALLEST_PYTHON = (3, 11)
 GIB, MB = 2**30, 10**6
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
+MERGING = 1.3  # times the size of the weights: what merging and export take at most
+LIBRARIES = 500 * MB  # bytes that they take beside that
 FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
-WAIT_SECONDS = 5
+NO_MODEL_NAME = re.compile(r"""^\s*$|^\.+$|[/:'"]""")  # MLflow's rule, and ours of quotes
+OLLAMA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,28 @@ def _findings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     ]
     if training.state != "ok":
         return findings
-    base, shape = _base_model(config)
-    return [*findings, _registry(config), _trainer(config), base, *_room(config, shape)]
+    return [*findings, *_registry(config), _trainer(config), *_base_model(config)]
+
+
+def require_ready(config: Config, base: BaseModel, chat: Chat, *, trains: bool) -> None:
+    """Return if a model of this base could be exported, registered and served; seconds.
+
+    With `trains`, also if it could be trained here.
+
+    Raises:
+        ReleaseError: something is missing; a part of the message for each.
+    """
+    found = [
+        _rendered(chat),
+        *_convertible(config, base.folder),
+        *_registry(config),
+        _model_server(config),
+        *([_trainer(config)] if trains else []),
+        *_room(config, _shape_in(base.folder), base.folder, trains=trains),
+    ]
+    missing = [f"{each.name}: {each.text}" for each in found if each.state == "missing"]
+    if missing:
+        raise ReleaseError(f"nothing was started: {'; '.join(map(hide_passwords, missing))}")
 
 
 def _python() -> Finding:
@@ -191,38 +224,32 @@ def _model_server(config: Config) -> Finding:
         return Finding(name, "missing", str(error))
 
 
-def _registry(config: Config) -> Finding:
-    uri = config.tracking_uri
-    scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme in ("http", "https"):
-        return _registry_over_http(uri)
-    if scheme in ("sqlite", "postgresql", "mysql"):
-        return _registry_in_database(uri)
-    return Finding("MLflow", "warning", f"{uri} is not checked; see that MLflow 3 supports it")
+def _registry(config: Config) -> list[Finding]:
+    """Whether MLflow answers, and takes runs of our experiment and versions of our model."""
+    uri, name = config.tracking_uri, config.registry.model_name
+    findings = [_experiment(config, uri)]
+    if NO_MODEL_NAME.search(name):
+        text = f"{name!r} is no name for MLflow, which refuses / and :; change registry.model_name"
+        findings.append(Finding("model name", "missing", text))
+    elif config.serve.runtime == "ollama" and not OLLAMA_NAME.fullmatch(name):
+        text = (
+            f"{name!r} is no name for Ollama: up to 80 letters, digits, dots, - and _; change "
+            "registry.model_name"
+        )
+        findings.append(Finding("model name", "missing", text))
+    return findings
 
 
-def _registry_over_http(uri: str) -> Finding:
-    import httpx
-
-    try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=WAIT_SECONDS).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL):
-        text = f"no MLflow server at {uri}; start it, or set another registry.tracking_uri"
-        return Finding("MLflow", "missing", text)
-    return Finding("MLflow", "ok", uri)
-
-
-def _registry_in_database(uri: str) -> Finding:
+def _experiment(config: Config, uri: str) -> Finding:
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).is_file():
         return Finding("MLflow", "ok", f"{file} is made by the first run")
+    if not uri.startswith((*registry.DATABASES, *registry.SERVERS)):
+        return Finding("MLflow", "warning", f"{uri} is not checked; see that MLflow 3 supports it")
     try:
-        with sa.create_engine(uri).connect() as connection:
-            connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-    except (sa.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        return Finding("MLflow", "missing", f"{uri}: {reason}; check registry.tracking_uri")
-    return Finding("MLflow", "ok", uri)
+        return Finding("MLflow", "ok", f"{uri}, {registry.check(config.registry, uri)}")
+    except ReleaseError as error:
+        return Finding("MLflow", "missing", str(error))
 
 
 def _trainer(config: Config) -> Finding:
@@ -233,50 +260,111 @@ def _trainer(config: Config) -> Finding:
     return Finding("trainer", "ok", text)
 
 
-def _base_model(config: Config) -> tuple[Finding, Shape | None]:
-    base = config.model.base
+def _base_model(config: Config) -> list[Finding]:
+    """The base model, what it is asked, and whether it fits; as far as its files lie here."""
+    base, name = config.model.base, "base model"
     if base not in WHEELS and not Path(base).expanduser().exists():
         text = f"{base} is no path here; the first run downloads it from the Hugging Face hub"
-        return Finding("base model", "warning", text), None
+        return [Finding(name, "warning", text)]
     try:
-        found, shape = locate(base), shape_of(config.model)
+        found, folder = locate(base), folder_at_hand(config.model)
+        shape = shape_of(config.model) if folder is None else _shape_in(folder)
     except ReactuneError as error:
-        return Finding("base model", "missing", str(error)), None
+        return [Finding(name, "missing", str(error))]
     text = f"{base}, {shape.parameters / MB:,.0f} million weights, {found}"
-    return Finding("base model", "ok", text), shape
+    there = [Finding(name, "ok", text)]
+    if folder is None:
+        text = "is in the GGUF, and read when the first run has converted that"
+        there.append(Finding("chat template", "warning", text))
+    else:
+        there += [_chat_template(config, folder), *_convertible(config, folder)]
+    return [*there, *_room(config, shape, folder)]
 
 
-def _room(config: Config, shape: Shape | None) -> list[Finding]:
-    """Whether the base model fits: memory to train it, disk for its conversion and the runs."""
-    if shape is None:
-        return []
-    tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
-    cache = config.model.cache_folder
+def _shape_in(folder: Path) -> Shape:
+    """The dimensions that a folder's config.json states; a GGUF takes seconds to read."""
+    return shape_of(ModelConfig(base=str(folder)))
+
+
+def _chat_template(config: Config, folder: Path) -> Finding:
+    """What the base model's chat template makes of a prompt."""
+    try:
+        return _rendered(load_chat(folder, config.prompt, privacy=config.privacy))
+    except ReactuneError as error:
+        return Finding("chat template", "missing", str(error))
+
+
+def _rendered(chat: Chat) -> Finding:
+    """Whether the template renders, with the system prompt of the settings, and starts once."""
+    name = "chat template"
+    try:
+        ids = assemble(chat, "any", {}).token_ids
+    except ReleaseError as error:
+        return Finding(name, "missing", str(error))
+    start = chat.template.tokens.get("bos_token", "")
+    first = chat.tokenizer.token_to_id(start)
+    if first is not None and ids[:2] == (first, first):
+        text = f"writes the start token {start} twice; name a file without it in prompt.template"
+        return Finding(name, "missing", text)
+    begins = f"begins with {start}" if first is not None and ids[:1] == (first,) else "no start"
+    system = "takes a system message" if _takes_system(chat) else "takes no system message"
+    text = f"{len(ids)} tokens without context, {begins}, ends with {chat.stop}, {system}"
+    return Finding(name, "ok", text)
+
+
+def _takes_system(chat: Chat) -> bool:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    try:
+        return "Be brief." in chat.template.render(messages)
+    except ReleaseError:
+        return False
+
+
+def _convertible(config: Config, folder: Path) -> list[Finding]:
+    """Whether the base model can become a GGUF file."""
+    return []
+
+
+def _room(
+    config: Config, shape: Shape, folder: Path | None, *, trains: bool = True
+) -> list[Finding]:
+    """Memory to train, merge and export the base model; disk for that, and for a conversion."""
+    loaded = shape.parameters * 4
+    weights = (folder and _size_of_weights(folder)) or loaded
     served = shape.parameters * BYTES_PER_WEIGHT[config.export.quantisation]
-    return [
-        _memory(shape, memory_needed(shape, config.train, sequence_tokens=tokens)),
+    tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
+    peaks = {"merging and export": round(MERGING * weights) + LIBRARIES}
+    if trains:
+        peaks["training"] = memory_needed(shape, config.train, sequence_tokens=tokens)
+    runs, cache = config.run_root, config.model.cache_folder
+    room = [
+        _memory(loaded if trains else weights, peaks),
         _disk(
             "disk of runs",
-            2 * served + FREE_BESIDE,
-            free_disk(config.run_root),
-            advice=f"free {config.run_root} or name another run.root",
-        ),
-        _disk(
-            "disk of cache",
-            shape.parameters * 4,
-            free_disk(cache),
-            advice=f"free {cache} or name another model.cache_dir",
+            weights + 2 * served + FREE_BESIDE,
+            free_disk(runs),
+            advice=f"free {runs} or name another run.root",
         ),
     ]
+    if folder is None:
+        advice = f"free {cache} or name another model.cache_dir"
+        room.append(_disk("disk of cache", weights, free_disk(cache), advice=advice))
+    return room
 
 
-def _memory(shape: Shape, peak: int) -> Finding:
+def _size_of_weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _memory(least: int, peaks: Mapping[str, int]) -> Finding:
+    """Whether the step that takes the most memory finds it; with `least`, none can begin."""
     free = available_memory()
-    text = f"{free / GIB:.1f} GiB free, training takes up to {peak / GIB:.1f}"
+    step, peak = max(peaks.items(), key=lambda each: each[1])
+    text = f"{free / GIB:.1f} GiB free, {step} takes up to {peak / GIB:.1f}"
     if free >= peak:
         return Finding("memory", "ok", text)
     # Only a batch of the longest rows takes the peak; weights that cannot be loaded never fit.
-    state: State = "warning" if free > shape.parameters * 4 else "missing"
+    state: State = "warning" if free > least else "missing"
     return Finding("memory", state, f"{text}; take a smaller train.batch_size or base model")
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reactune import deployment
+from reactune import deployment, doctor
 from reactune.config.settings import Config, deciding
 from reactune.data.dataset import build
 from reactune.data.dataset.exports import pairs, read_examples
@@ -53,7 +53,8 @@ class Reads:
     """All that can change what a stage makes: files of earlier stages, sections of the settings.
 
     The sections `store` and `run` say where rows and runs are kept, `data` how fast rows are
-    de-identified: they change no result, and every stage may read them.
+    de-identified: they change no result, and every stage may read them. What is checked before
+    the first stage, by `doctor`, changes none either.
     """
 
     files: tuple[str, ...]
@@ -129,7 +130,9 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     if rollout is not None and rollout.phase in ("shadow", "canary", "ramp"):
         summary = f"waiting: version {rollout.challenger} is on trial; `reactune review` decides it"
         return StageResult(summary, outcome="waiting")
-    chat = _chat(config, run, base_model(config.model))
+    base = base_model(config.model)
+    chat = _chat(config, run, base)
+    doctor.require_ready(config, base, chat, trains=True)
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     left_out: Counter[str] = Counter()
     admits = admission(deployment.user_statuses(config, hashing_keys), config.source, left_out)

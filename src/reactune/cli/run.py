@@ -173,10 +173,24 @@ def deploy(session: Session, version: int | None, base: bool) -> None:
     if base and version is not None:
         raise click.UsageError("--base opens no rollout: name a version, or --base, not both")
     require_training()
+    config = session.config()
+    if deployment.champion(config) is None:
+        _require_base(config)
     if base:
-        click.echo(deployment.deploy_base(session.config()))
+        click.echo(deployment.deploy_base(config))
         return
-    click.echo(deployment.deploy(session.config(), version, now=datetime.now(UTC)))
+    click.echo(deployment.deploy(config, version, now=datetime.now(UTC)))
+
+
+def _require_base(config: "Config") -> None:
+    """See that the base can be exported, registered and served, before any of it is done."""
+    from reactune import doctor
+    from reactune.model.files import base_model
+    from reactune.model.prompt import load_chat
+
+    base = base_model(config.model)
+    chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
+    doctor.require_ready(config, base, chat, trains=False)
 
 
 @click.command("review")

@@ -56,7 +56,8 @@ def doctor(session: Session) -> None:
     """Report what is missing on this machine.
 
     Exit code 1 if something needed is. Checks versions, disk, memory, the key, the database,
-    MLflow, the model server, and whether the base model is there and fits.
+    MLflow, the model server, and whether the base model is there, fits, and can be asked by its
+    chat template. `deploy --base` and the first stage of `run` check what they need of it.
 
     \b
     $ reactune doctor

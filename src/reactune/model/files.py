@@ -115,6 +115,22 @@ def base_model(settings: ModelConfig) -> BaseModel:
     )
 
 
+def folder_at_hand(settings: ModelConfig) -> Path | None:
+    """The folder of `base_model`, if it lies here: nothing is downloaded or converted.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if settings.base not in WHEELS and not Path(settings.base).expanduser().exists():
+        return None
+    found = locate(settings.base)
+    if (found / "config.json").is_file():
+        return found
+    gguf = found if found.is_file() else next(iter(sorted(found.glob("*.gguf"))), None)
+    folder = gguf and _converted_folder(settings, gguf, sha256_of(gguf))
+    return folder if folder and folder.is_dir() else None
+
+
 def locate(base: str) -> Path:
     """Where the model lies: a GGUF file or a folder. A name from the hub is downloaded.
 
@@ -212,13 +228,17 @@ def _licence_of(folder: Path) -> str:
 
 def _converted(settings: ModelConfig, gguf: Path) -> BaseModel:
     digest = sha256_of(gguf)
-    folder = settings.cache_folder / "models" / f"{gguf.stem}-{digest[:16]}-c{CONVERTER}"
+    folder = _converted_folder(settings, gguf, digest)
     if not folder.is_dir():
         _convert_into(gguf, digest, folder)
     source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     return BaseModel(
         name=settings.base, folder=folder, gguf=gguf, digest=digest, licence=source["licence"]
     )
+
+
+def _converted_folder(settings: ModelConfig, gguf: Path, digest: str) -> Path:
+    return settings.cache_folder / "models" / f"{gguf.stem}-{digest[:16]}-c{CONVERTER}"
 
 
 def _convert_into(gguf: Path, digest: str, folder: Path) -> None:

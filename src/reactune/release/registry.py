@@ -79,6 +79,43 @@ def register(settings: RegistryConfig, uri: str, record: Record, *, artifact_roo
         return int(version.version)
 
 
+def check(settings: RegistryConfig, uri: str) -> str:
+    """A few words on the experiment, if runs can be logged in it; nothing is made or changed.
+
+    Raises:
+        ReleaseError: MLflow is away, or the experiment was deleted there.
+    """
+    name = settings.experiment
+    found = _in_database(name, uri) if uri.startswith(DATABASES) else _on_server(name, uri)
+    if found is None:
+        return f"experiment {name} is made by the first version"
+    number, stage = found
+    if stage != "active":
+        raise ReleaseError(
+            f"the experiment {name} was deleted in MLflow at {uri}; restore it (`mlflow "
+            f"experiments restore --experiment-id {number}`), or name another registry.experiment"
+        )
+    return f"experiment {name} is active"
+
+
+def _in_database(name: str, uri: str) -> tuple[str, str] | None:
+    """Number and stage of an experiment, read without MLflow, which would make the tables."""
+    query = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name"
+    engine = sa.create_engine(uri, poolclass=sa.NullPool)
+    try:
+        with engine.connect() as connection:
+            row = connection.execute(sa.text(query), {"name": name}).first()
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        raise _refusal(uri, error) from error
+    return None if row is None else (str(row[0]), str(row[1]))
+
+
+def _on_server(name: str, uri: str) -> tuple[str, str] | None:
+    with _client(uri) as client:
+        found = client.get_experiment_by_name(name)
+    return None if found is None else (str(found.experiment_id), str(found.lifecycle_stage))
+
+
 def set_aliases(
     settings: RegistryConfig, uri: str, *, champion: int, challenger: int | None
 ) -> list[str]:

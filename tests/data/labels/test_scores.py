@@ -109,7 +109,7 @@ def test_who_refuses_last_is_left_out_whole_and_who_returns_keeps_the_refused_ro
 
 
 def test_parts_of_answers_that_were_cut_are_left_out_and_counted(store_url):
-    fill(store_url, [row("whole"), row("part", user="bob", cut=True)])
+    fill(store_url, [row("whole", cut=False), row("part", user="bob", cut=True)])
     with scores_at(store_url) as table:
         assert set(labels_in(read(table))) == {"whole"}
         assert label_counts(table, LABELS).refused["cut at max_tokens"] == 1
