@@ -12,17 +12,20 @@ import pytest
 
 from reactune.config.sections import PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
+from reactune.model.prompt import load_chat, render, write_prompt_folder
 from reactune.records import Sampling, sha256_of
 from reactune.release.ollama import Ollama
 from reactune.release.runtimes import connect
 from release_fixtures import (
     GREEDY,
+    adding_a_start_token,
     chatml,
     knowing_longer_texts,
     smollm_version,
     tiny_version,
     token_count,
 )
+from template_fixtures import family_folder
 
 pytestmark = pytest.mark.ollama
 DRAWN = Sampling(temperature=0.8, top_p=0.95, max_tokens=12, seed=11)
@@ -123,6 +126,53 @@ def test_all_tokens_of_a_prompt_are_counted_however_many_were_kept(server, smoll
 def test_the_servers_template_makes_the_prompt_that_ours_makes(server, smollm):
     for question in ("Say hi.", "Give me one tip for a tidy desk."):
         assert server.chat_prompt_tokens(smollm, question) == token_count(chatml(question))
+
+
+def test_a_start_token_is_read_once_where_the_file_asks_for_one(settings, tmp_path, monkeypatch):
+    adding_a_start_token(monkeypatch)
+    model = tiny_version(tmp_path, version=31)
+    asked = {"model": model.name, "prompt": chatml("Hi?"), "raw": True, "stream": False}
+    with closing(Ollama(settings)) as runtime:
+        runtime.publish(model)
+        naive = httpx.post(f"{settings.ollama_url}/api/generate", json=asked, timeout=60).json()
+        once = naive["prompt_eval_count"] - 1
+        assert runtime.generate(model, chatml("Hi?"), GREEDY).prompt_tokens == once
+        assert runtime.chat_prompt_tokens(model, "Hi?") == once
+        assert shown(settings, model.name)["template"].startswith("system\n{{ .System }}")
+        runtime.publish(model)
+        assert runtime.chat_prompt_tokens(model, "Hi?") == once
+    with closing(Ollama(settings)) as another:
+        another.publish(model)
+        assert another.generate(model, chatml("Hi?"), GREEDY).prompt_tokens == once
+        another.retire(model)
+
+
+def test_a_start_token_that_the_template_lacks_is_refused(settings, tmp_path, monkeypatch):
+    adding_a_start_token(monkeypatch)
+    model = tiny_version(tmp_path, version=32)
+    (model.prompt_folder / "ollama_template.txt").write_text("{{ .Prompt }}{{ .Response }}")
+    with closing(Ollama(settings)) as runtime:
+        with pytest.raises(ReleaseError, match="its chat template has none"):
+            runtime.publish(model)
+        runtime.retire(model)
+
+
+@pytest.mark.parametrize("family", ["gemma-2", "gemma-3", "llama-3.2", "mistral-nemo", "phi-3"])
+def test_templates_of_other_families_make_the_prompts_that_ours_make(
+    settings, tmp_path, monkeypatch, family
+):
+    knowing_longer_texts(monkeypatch)
+    folder = family_folder(tmp_path / family, family)
+    chat = load_chat(folder, PromptConfig())
+    model = tiny_version(tmp_path, version=33)
+    write_prompt_folder(chat, folder, model.prompt_folder)
+    with closing(Ollama(settings)) as runtime:
+        runtime.publish(model)
+        for question in ("Hi?", "Call {{ .X }} & <b>?"):
+            # The tiny model reads single bytes, and knows no token of the family.
+            length = len(render(chat, question).encode())
+            assert runtime.chat_prompt_tokens(model, question) == length
+        runtime.retire(model)
 
 
 def test_a_system_prompt_of_our_own_is_what_the_server_puts_in(settings, tmp_path):

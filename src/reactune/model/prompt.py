@@ -465,6 +465,16 @@ def stop_text(model: ModelVersion) -> str:
     return read_prompt_file(model, "stop.txt")
 
 
+@lru_cache
+def start_text(model: ModelVersion) -> str:
+    """The text of the token that begins a text; empty where the model has none.
+
+    Raises:
+        ReleaseError: the version's prompt folder is missing or broken.
+    """
+    return named_tokens(_named_in(model.prompt_folder)).get("bos_token", "")
+
+
 def read_prompt_file(model: ModelVersion, name: str) -> str:
     """A text of the version's prompt folder.
 

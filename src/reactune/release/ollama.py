@@ -18,7 +18,7 @@ import ollama
 
 from reactune.config.sections import ServeConfig
 from reactune.errors import ReleaseError
-from reactune.model.prompt import context_tokens, read_prompt_file, stop_text
+from reactune.model.prompt import context_tokens, read_prompt_file, start_text, stop_text
 from reactune.records import Completion, ModelVersion, Sampling
 
 CHECK_SECONDS = 5.0
@@ -35,6 +35,8 @@ class Ollama:
     client: ollama.Client = field(init=False)
     loader: ollama.Client = field(init=False)
     connections: "AsyncConnections" = field(init=False)
+    added: dict[str, str] = field(default_factory=dict)
+    """Names of models, each with the start token that the server puts before every prompt."""
 
     def __post_init__(self) -> None:
         url = self.settings.ollama_url
@@ -61,32 +63,33 @@ class Ollama:
     def publish(self, model: ModelVersion) -> None:
         """Upload the GGUF, create the model with template, system prompt and stop, and load it.
 
-        A name that is there with these very weights and texts stays as it is.
+        A name that is there with these very weights and texts stays as it is. Where the file makes
+        the server put a start token before every prompt, template and prompts leave theirs out.
 
         Raises:
-            ReleaseError: the server is away or refuses, the name holds another model, or the GGUF
-                is not the one that was registered.
+            ReleaseError: the server is away or refuses, the name holds another model, the GGUF
+                is not the one that was registered, or prompts would get a start token too many.
         """
-        template = read_prompt_file(model, "ollama_template.txt")
-        system, stop = read_prompt_file(model, "system.txt"), stop_text(model)
-        room = context_tokens(model, self.settings)
+        template, start = read_prompt_file(model, "ollama_template.txt"), start_text(model)
+        rest = template.removeprefix(start)
         with self._errors(f"publish {model.name}", within=UPLOAD_SECONDS):
             if model.name in self._digests():
-                self._require_same(model, template, system, stop)
+                shown = self._require_same(model, (template, rest))
             else:
                 self._upload(model)
-                self.loader.create(
-                    model=model.name,
-                    files={"model.gguf": f"sha256:{model.sha256}"},
-                    template=template,
-                    system=system,
-                    parameters={"num_ctx": room, "stop": [stop]},
-                    license=f"gguf sha256 {model.sha256}",
-                    stream=False,
+                shown = self._create(model, template)
+            if not self._adds_start(model):
+                return
+            if rest == template:
+                raise ReleaseError(
+                    f"Ollama at {self.settings.ollama_url} puts a start token before every prompt "
+                    f"of {model.name}, and its chat template has none; export it again, with "
+                    "tokenizer.ggml.add_bos_token false in the GGUF"
                 )
-            self.loader.generate(
-                model=model.name, options=self._options(room), keep_alive=KEEP_LOADED
-            )
+            self.added[model.name] = start
+            if shown != rest:
+                self._create(model, rest)
+                self._adds_start(model)
 
     def generate(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         """Continue the prompt as `Runtime.generate` promises, without a log-probability.
@@ -237,20 +240,54 @@ class Ollama:
             if answer.is_error:
                 raise ollama.ResponseError(answer.text, answer.status_code)
 
-    def _require_same(self, model: ModelVersion, template: str, system: str, stop: str) -> None:
+    def _create(self, model: ModelVersion, template: str) -> str:
+        """Create the model of an uploaded file; its template."""
+        self.loader.create(
+            model=model.name,
+            files={"model.gguf": f"sha256:{model.sha256}"},
+            template=template,
+            system=read_prompt_file(model, "system.txt"),
+            parameters={
+                "num_ctx": context_tokens(model, self.settings),
+                "stop": [stop_text(model)],
+            },
+            license=f"gguf sha256 {model.sha256}",
+            stream=False,
+        )
+        return template
+
+    def _adds_start(self, model: ModelVersion) -> bool:
+        """Load the model, and see whether the server reads two tokens where one is sent."""
+        room = context_tokens(model, self.settings)
+        answer = self.loader.generate(
+            model=model.name,
+            prompt=stop_text(model),
+            raw=True,
+            options=self._options(room) | {"num_predict": 1},
+            keep_alive=KEEP_LOADED,
+        )
+        return prompt_tokens_of(answer, room=room) == 2
+
+    def _require_same(self, model: ModelVersion, templates: tuple[str, ...]) -> str:
+        """The template of a model that is there.
+
+        Raises:
+            ReleaseError: it is another model, or has none of these templates.
+        """
         shown = self.client.show(model.name)
         modelfile, parameters = shown.modelfile or "", shown.parameters or ""
         is_same = (
             model.sha256 in modelfile
-            and shown.template == template
-            and system in modelfile
-            and stop in parameters
+            and shown.template in templates
+            and read_prompt_file(model, "system.txt") in modelfile
+            and stop_text(model) in parameters
         )
         if not is_same:
             raise ReleaseError(
                 f"Ollama at {self.settings.ollama_url} holds another model as {model.name}; names "
                 "of versions never change: delete it there, or set another [registry] model_name"
             )
+        return shown.template or ""
 
     def _request_of(self, model: ModelVersion, prompt: str, sampling: Sampling) -> dict[str, Any]:
         options = self._options(context_tokens(model, self.settings)) | {
@@ -264,7 +301,7 @@ class Ollama:
         }
         return {
             "model": model.name,
-            "prompt": prompt,
+            "prompt": prompt.removeprefix(self.added.get(model.name, "")),
             "raw": True,
             "stream": False,
             "keep_alive": KEEP_LOADED,
