@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from reactune.config.sections import (
 )
 from reactune.errors import ReleaseError, TrainingError
 from reactune.model import files
-from reactune.model.files import Shape, base_model
+from reactune.model.files import BaseModel, Shape, base_model
 from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import Sampling
@@ -188,11 +189,19 @@ def figures_of(folder: Path, trained: Trained) -> dict[str, Any]:
     }
 
 
-def released(base: Path, adapter: Path, folder: Path, *, serve: ServeConfig) -> dict[str, Any]:
+def base_of(options: argparse.Namespace, place: Path) -> BaseModel:
+    """The model that is named, or one of random weights, whose tokenizer is that of a GGUF."""
+    if options.model:
+        return base_model(ModelConfig(base=str(options.model)))
+    made = base_model(ModelConfig(base=str(make_model(place, BILLION, seed=options.seed))))
+    return replace(made, gguf=base_model(ModelConfig()).gguf)
+
+
+def released(base: BaseModel, adapter: Path, folder: Path, *, serve: ServeConfig) -> dict[str, Any]:
     """Merge the adapter, convert the model and ask the model server; seconds, size and speed."""
-    model, chat = base_model(ModelConfig(base=str(base))), load_chat(base, PromptConfig())
+    chat = load_chat(base.folder, PromptConfig())
     started = time.monotonic()
-    release = export_release(model, chat, adapter, folder, run_id="gpu", settings=ExportConfig())
+    release = export_release(base, chat, adapter, folder, run_id="gpu", settings=ExportConfig())
     exported = time.monotonic()
     sampling = Sampling(serve.temperature, serve.top_p, serve.max_tokens, seed=1)
     prompts = [assemble(chat, "tip", {"free_text": f"task {n}"}) for n in range(ANSWERS)]
@@ -225,13 +234,13 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """Train with every back-end that is installed, release the first adapter; print and return."""
     figures: dict[str, Any] = {}
     rows = random_rows(options.rows, seed=options.seed)
-    base = options.model or make_model(place / "base", BILLION, seed=options.seed)
+    base = base_of(options, place / "base")
     adapter = None
     for backend in BACKENDS:
         settings = settings_for(backend, options.backend_folder, load_in_4bit=options.load_in_4bit)
         try:
             usable_methods(settings)
-            job = job_for(base, rows, settings=settings, dtype=best_dtype())
+            job = job_for(base.folder, rows, settings=settings, dtype=best_dtype())
             trained = train(place / backend, job, rows, settings=settings)
             adapter = adapter or trained.adapter
             figures[backend] = figures_of(place / backend, trained)
