@@ -1,10 +1,12 @@
 """Commands of the loop before there is a model: what they wait for, and what they refuse."""
 
+import shutil
 import sys
 
 import pytest
 
 from cli_fixtures import row, stored, write_rows
+from template_fixtures import PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["review", "promote", "rollback"])
@@ -40,6 +42,32 @@ def test_a_scheduler_names_the_run_and_skips_what_comes_after_its_end(call, here
     code, out, _ = call("stage", "train", *name)
     assert code == 99
     assert "train     not done: the run ended at dataset: waiting: 3 of 500" in out
+
+
+@pytest.fixture
+def refusing_base(tiny, tmp_path_factory):
+    """A small base model whose template takes no system message."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    shutil.copytree(tiny, folder)
+    template = (PUBLISHED / "gemma-2.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("command", [("deploy", "--base"), ("run",)])
+def test_what_could_not_be_served_is_refused_before_anything_is_made(
+    call, here, refusing_base, command
+):
+    call("init")
+    wrong = ("--set", "prompt.system=Be brief.", "--set", "registry.model_name=team/tips")
+    code, _, err = call("--set", f"model.base={refusing_base}", *wrong, *command)
+    assert code == 1
+    assert "nothing was started: chat template: " in err
+    assert "System role not supported" in err
+    assert "'team/tips' is no name for MLflow" in err
+    made = [path for path in here.rglob("*") if path.suffix in (".gguf", ".parquet")]
+    assert made == []
+    assert not (here / "mlflow.db").exists()
 
 
 def test_status_reports_what_is_missing_for_a_run(call, here):

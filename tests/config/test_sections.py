@@ -148,3 +148,14 @@ def test_no_line_of_the_written_file_is_of_another_section(tmp_path):
     }
     heads = [line.split("]")[0] + "]" for line in text.splitlines() if line.startswith("[")]
     assert heads == [f"[{name}]" for name in sections()]
+
+
+@pytest.mark.parametrize("written", ["2026-02-03", '"2026-02-03"'])
+def test_a_day_may_be_written_as_toml_has_it_or_as_a_text(written):
+    assert load(None, (f"prompt.date={written}",)).prompt.date == "2026-02-03"
+
+
+@pytest.mark.parametrize("written", ["2026-02-30", '"today"', "7"])
+def test_what_is_no_day_is_refused_with_its_value(written):
+    with pytest.raises(ConfigError, match=r"prompt\.date = "):
+        load(None, (f"prompt.date={written}",))

@@ -1,21 +1,26 @@
+import json
 import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
+from reactune.config.sections import PromptConfig
+from reactune.config.settings import load
 from reactune.errors import DataError
 from reactune.runs.folders import (
     StageResult,
     find_run,
     new_run,
+    prompt_of_run,
     run_id_at,
     run_stage,
     unfinished_run,
 )
 from reactune.runs.manifest import ending, manifests
+from reactune.tracking import start_run
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -33,6 +38,25 @@ def stage(run, name="extract", *, text="x", calls=None, settings=None, inputs=No
         return StageResult("done", outputs=("out.txt",), **result)
 
     return run_stage(run, name, work, inputs=inputs or {}, settings=settings or {})
+
+
+def test_templates_are_told_the_day_on_which_a_run_began(tmp_path, run):
+    asked = PromptConfig()
+    assert prompt_of_run(run, asked).date == "2026-01-02"  # a run of release 0.1 recorded none
+    recorded = {"prompt": {"date": "2026-01-01"}}
+    other = new_run(tmp_path, recorded, run_id=run_id_at(NOW.replace(hour=4)))
+    assert prompt_of_run(other, asked).date == "2026-01-01"
+    named = PromptConfig(date="2025-12-24")
+    assert prompt_of_run(other, named) == named
+
+
+def test_a_new_run_records_the_day(tmp_path):
+    config = load(None).model_copy(update={"folder": tmp_path})
+    before = datetime.now(UTC).date()
+    run = start_run(config)
+    day = json.loads((run / "config.json").read_text())["prompt"]["date"]
+    assert before <= date.fromisoformat(day) <= datetime.now(UTC).date()
+    assert prompt_of_run(run, config.prompt).date == day
 
 
 def test_a_finished_stage_is_not_done_again(run):
