@@ -163,6 +163,17 @@ def test_a_server_of_openais_api_is_named_with_its_base_model(config):
     assert "lists meta/llama; name the one" in other["model server"].text
 
 
+def test_nothing_is_trained_for_a_server_that_holds_one_version_only(config, family):
+    folder = family("gemma-2")
+    base = files.BaseModel(str(folder), folder, None, "", "")
+    with answering({"/v1/models": '{"data": [{"id": "gemma"}]}'}) as url:
+        settings = config(f"model.base={folder}", "serve.runtime=openai", f"serve.openai_url={url}")
+        chat = load_chat(folder, settings.prompt)
+        with pytest.raises(ReleaseError, match=r"model server: gemma at .* 2 are needed; start vL"):
+            doctor.require_ready(settings, base, chat, trains=True)
+        assert doctor._model_server(settings).state == "ok"
+
+
 def test_a_server_of_openais_api_is_missing_where_nobody_listens(config):
     settings = ("serve.runtime=openai", "serve.openai_url=http://me:hush@127.0.0.1:1")
     found = findings(config(*settings))["model server"]

@@ -105,7 +105,8 @@ def require_ready(config: Config, base: BaseModel, chat: Chat, *, trains: bool) 
         _rendered(chat),
         *_convertible(config, base.folder),
         *_registry(config),
-        _model_server(config),
+        # What is trained answers beside the champion.
+        _model_server(config, versions=2 if trains else 1),
         *([_trainer(config)] if trains else []),
         *_room(config, _shape_in(base.folder), base.folder, trains=trains),
     ]
@@ -213,11 +214,11 @@ def _tips_and_keys(config: Config) -> tuple[int, set[str]]:
         return tips.scalar_one(), set(key_ids(connection))
 
 
-def _model_server(config: Config) -> Finding:
+def _model_server(config: Config, *, versions: int = 1) -> Finding:
     name = "model server"
     try:
         with closing(connect(config.serve)) as runtime:
-            return Finding(name, "ok", runtime.check())
+            return Finding(name, "ok", runtime.check(versions=versions))
     except TimeoutError as error:
         return Finding(name, "warning", str(error))
     except ReleaseError as error:

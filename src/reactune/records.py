@@ -105,11 +105,12 @@ class Runtime(Protocol):
     This is all that the package calls on one, and each server implements all of it.
     """
 
-    def check(self) -> str:
+    def check(self, *, versions: int = 1) -> str:
         """One line about the server, if it can be used from here; nothing is started.
 
         Raises:
-            ReleaseError: it is away or not installed, with what to do.
+            ReleaseError: it is away or not installed, or cannot hold so many versions at once,
+                with what to do.
             TimeoutError: that is not known in time.
         """
 

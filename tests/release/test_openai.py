@@ -76,6 +76,11 @@ def test_the_settings_name_the_server_and_the_environment_its_key(place, monkeyp
     assert "SmolLM2-135M-Instruct" in said
 
 
+def test_a_server_of_one_model_is_refused_before_a_second_version_is_trained(server):
+    with pytest.raises(ReleaseError, match=r"answers for one version, and 2 are needed; start vLL"):
+        server.check(versions=2)
+
+
 def test_an_answer_ends_at_the_stop_token_without_showing_it(server, smollm):
     question = chatml("Answer with one word: what is the capital of France?")
     answer = server.generate(smollm, question, replace(GREEDY, max_tokens=60))

@@ -96,6 +96,7 @@ def names_on(url):
 def test_one_server_holds_the_base_and_both_arms(vllm, runtime, base, tuned):
     server, url = vllm
     assert runtime.check() == f"org/base at {url}, which loads an adapter for each version"
+    assert runtime.check(versions=2) == runtime.check()
     for model in (base, tuned, tuned):
         runtime.publish(model)
     assert names_on(url) == ["org/base", tuned.name]

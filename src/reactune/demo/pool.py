@@ -81,9 +81,9 @@ class PooledRuntime:
     def __post_init__(self) -> None:
         self.by_digest = {tip.digest: tip for tip in self.pool.tips}
 
-    def check(self) -> str:
+    def check(self, *, versions: int = 1) -> str:
         """As `Runtime.check`."""
-        return self.runtime.check()
+        return self.runtime.check(versions=versions)
 
     def publish(self, model: ModelVersion) -> None:
         """As `Runtime.publish`."""

@@ -35,6 +35,10 @@ ABSENT = (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED)
 BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
 DENIED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+NEED = (
+    "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or take another "
+    "[serve] runtime"
+)
 Card = Mapping[str, Any]
 
 
@@ -54,11 +58,12 @@ class OpenAICompatible:
     def __post_init__(self) -> None:
         self.client = httpx.Client(**self._connection())
 
-    def check(self) -> str:
+    def check(self, *, versions: int = 1) -> str:
         """The server's address and base model, and whether it can hold several versions.
 
         Raises:
-            ReleaseError: no such server answers, it wants another key, or lacks the base model.
+            ReleaseError: no such server answers, it wants another key, lacks the base model, or
+                cannot hold so many versions.
         """
         with self._errors("list its models", within=CHECK_SECONDS):
             cards = self._cards(timeout=CHECK_SECONDS)
@@ -66,12 +71,14 @@ class OpenAICompatible:
             probe = self.client.post(LOAD, json={}, timeout=CHECK_SECONDS)
             if probe.status_code not in (*ABSENT, *REFUSED):
                 probe.raise_for_status()
-        holds = (
-            "answers for one version: it loads no adapters"
-            if probe.status_code in ABSENT
-            else "loads an adapter for each version"
-        )
-        return f"{self._base_name(cards)} at {self.settings.openai_url}, which {holds}"
+        server = f"{self._base_name(cards)} at {self.settings.openai_url}"
+        if probe.status_code not in ABSENT:
+            return f"{server}, which loads an adapter for each version"
+        if versions > 1:
+            raise ReleaseError(
+                f"{server} answers for one version, and {versions} are needed; {NEED}"
+            )
+        return f"{server}, which answers for one version: it loads no adapters"
 
     def publish(self, model: ModelVersion) -> None:
         """Load the version's adapter under its name, unless the server lists that name already.
@@ -249,9 +256,8 @@ class OpenAICompatible:
         if status in ABSENT and model.name not in reason and path not in reason:
             raise ReleaseError(
                 f"the server at {url} cannot hold {model.name} beside its own model, for it loads "
-                f"no adapters (status {status}); start vLLM with --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or a server of "
-                f"{model.gguf} under that name, or take another [serve] runtime"
+                f"no adapters (status {status}); {NEED}, or start a server of {model.gguf} under "
+                "that name"
             )
         if status in (*DENIED, *BUSY):
             answer.raise_for_status()
