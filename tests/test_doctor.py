@@ -249,6 +249,10 @@ def test_a_chat_template_is_rendered_and_described(config, family):
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "<bos> twice"),
         ("{{ raise_exception('not for tips') }}", "not for tips"),
         ("{% if %}", "does not render"),
+        (
+            "{% for part in messages[0].content if part.text %}{{ part.text }}{% endfor %}",
+            "0 times",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_used_is_missing(config, family, template, reason):

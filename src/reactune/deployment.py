@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from reactune import __version__
 from reactune.canary import rollout as rollouts
 from reactune.config.settings import Config, deciding
-from reactune.errors import CanaryError
+from reactune.errors import CanaryError, ReleaseError
 from reactune.model.files import BaseModel, base_model
 from reactune.model.prompt import load_chat
 from reactune.privacy import consent
 from reactune.privacy.hashing import HashingKeys
 from reactune.records import ModelVersion, Rollout
-from reactune.release import registry, runtimes
+from reactune.release import parity, registry, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
 from reactune.release.registry import Record
 from reactune.runs.folders import StageResult, run_stage
@@ -108,13 +108,15 @@ def ensure_champion(config: Config) -> ModelVersion:
     """The champion; where there is none yet, the base model becomes it, exported and registered.
 
     Raises:
-        ReleaseError: the base cannot be exported or registered.
+        ReleaseError: the base cannot be exported or registered, or the model server is away or
+            reads prompts otherwise than we do.
     """
     found = champion(config)
     if found is not None:
         return found
     base = base_model(config.model)
     release = export_base_model(config, base)
+    _require_same_prompts(config, release)
     model = register(config, release, Record(run_id=BASE_RUN, tags={"base_digest": base.digest}))
     with database(config) as engine:
         rollouts.bootstrap_champion(
@@ -122,6 +124,17 @@ def ensure_champion(config: Config) -> ModelVersion:
         )
     repair_projections(config)
     return model
+
+
+def _require_same_prompts(config: Config, release: ModelVersion) -> None:
+    chat = load_chat(release.prompt_folder, config.prompt, privacy=config.privacy)
+    with closing(runtimes.connect(config.serve)) as runtime:
+        faults = parity.prompt_faults(release, chat=chat, runtime=runtime)
+    if faults:
+        raise ReleaseError(
+            f"the base model {release.base} cannot be served as it was trained: "
+            f"{'; '.join(faults)}; take another [model] base or [prompt] template"
+        )
 
 
 def export_base_model(config: Config, base: BaseModel) -> ModelVersion:

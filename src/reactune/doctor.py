@@ -32,7 +32,7 @@ from reactune.model.files import (
     memory_needed,
     shape_of,
 )
-from reactune.model.prompt import Chat, assemble, load_chat
+from reactune.model.prompt import Chat, assemble, load_chat, render
 from reactune.pii.detectors import open_detector
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids, load_hashing_keys
@@ -297,11 +297,17 @@ def _chat_template(config: Config, folder: Path) -> Finding:
 
 def _rendered(chat: Chat) -> Finding:
     """Whether the template renders, with the system prompt of the settings, and starts once."""
-    name = "chat template"
+    name, mark = "chat template", "USER-MARK"
     try:
-        ids = assemble(chat, "any", {}).token_ids
+        ids, text = assemble(chat, "any", {}).token_ids, render(chat, mark)
     except ReleaseError as error:
         return Finding(name, "missing", str(error))
+    if text.count(mark) != 1:
+        text = f"writes the user's text {text.count(mark)} times; name another in prompt.template"
+        return Finding(name, "missing", text)
+    if chat.tokenizer.token_to_id(chat.stop) is None:
+        text = f"{chat.stop} ends an answer, and is no token; see eos_token of the tokenizer"
+        return Finding(name, "missing", text)
     start = chat.template.tokens.get("bos_token", "")
     first = chat.tokenizer.token_to_id(start)
     if first is not None and ids[:2] == (first, first):

@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from reactune.config.sections import PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model.prompt import load_chat, render, write_prompt_folder
 from reactune.records import Sampling, sha256_of
 from reactune.release.ollama import Ollama
+from reactune.release.parity import prompt_faults
 from reactune.release.runtimes import connect
 from release_fixtures import (
     GREEDY,
@@ -155,6 +157,27 @@ def test_a_start_token_that_the_template_lacks_is_refused(settings, tmp_path, mo
         with pytest.raises(ReleaseError, match="its chat template has none"):
             runtime.publish(model)
         runtime.retire(model)
+
+
+def test_a_base_that_ollama_reads_otherwise_is_known_before_it_is_live(settings, tmp_path):
+    model = tiny_version(tmp_path, version=34)
+    chat = tiny_chat(load_chat(model.prompt_folder, PromptConfig()))
+    with closing(Ollama(settings)) as runtime:
+        assert prompt_faults(model, chat=chat, runtime=runtime) == []
+        template = model.prompt_folder / "ollama_template.txt"
+        template.write_text("<|im_start|>" + template.read_text())
+        (fault,) = prompt_faults(model, chat=chat, runtime=runtime)
+        assert "chat endpoint reads" in fault
+        assert model.name not in runtime.names()
+
+
+def tiny_chat(chat):
+    """The chat with the tokenizer of tiny models: single bytes and specials."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return replace(chat, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("family", ["gemma-2", "gemma-3", "llama-3.2", "mistral-nemo", "phi-3"])

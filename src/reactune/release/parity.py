@@ -14,7 +14,7 @@ from reactune.config.sections import ExportConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, open_model, score
-from reactune.model.prompt import Chat, user_text
+from reactune.model.prompt import Chat, assemble, user_text
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
 from reactune.release.gguf import load_gguf
 
@@ -130,6 +130,23 @@ def check(
         max_tokens=max_tokens,
         seconds=time.monotonic() - started,
     )
+
+
+def prompt_faults(model: ModelVersion, *, chat: Chat, runtime: Runtime) -> list[str]:
+    """How the server reads a prompt otherwise than we do, such as with a second start token.
+
+    For a base model, which has no held-out prompts yet. It is published meanwhile.
+
+    Raises:
+        ReleaseError: the server does not take the version, or does not answer.
+    """
+    prompt = assemble(chat, "any", {})
+    try:
+        (answer,) = _answer_greedily(runtime, model, [prompt], max_tokens=1)
+        chat_tokens = runtime.chat_prompt_tokens(model, user_text(chat, prompt))
+    finally:
+        runtime.retire(model)
+    return _faults(Served(prompt, answer, (), (), chat_tokens), (), max_tokens=1)
 
 
 def _answer_greedily(
