@@ -224,7 +224,7 @@ def test_the_label_rules_dwell_times_apply_if_their_column_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "columns", "message"),
     [
-        ({"arm": "a"}, Columns(), "line 1: no column 'reaction'; `reactune compare --help`"),
+        ({"arm": "a"}, Columns(), "no column 'reaction'; `reactune compare --help`"),
         ({"arm": "", "reaction": "done"}, Columns(), "line 1: arm: no arm; remove such rows"),
         ({"arm": "a", "n": -1, "reaction": "done"}, Columns(count="n"), "n = -1 is not a count"),
         ({"arm": "a", "n": "x", "reaction": "done"}, Columns(count="n"), "n = 'x' is not a number"),
@@ -341,6 +341,58 @@ def test_a_long_list_of_arms_is_cut(tmp_path):
     rows = [{"arm": f"arm{n}", "reaction": "done"} for n in range(9)]
     with pytest.raises(DataError, match="there are arm0, arm1, arm2, arm3, arm4 and 4 more"):
         compared(tmp_path, rows, Columns(), champion="none")
+
+
+@pytest.mark.parametrize(
+    ("positive", "reactions"),
+    [
+        ("true", [True, False]),
+        ("1", [1.0, 0]),
+        ("done", ["Done", " done", "dismiss"]),
+        ("Done", ["done", None]),
+        ("1.0", ["1", "0"]),
+        ("true", ["t", "f"]),
+    ],
+)
+def test_reactions_are_compared_by_what_they_mean(tmp_path, positive, reactions):
+    rows = [{"arm": arm, "reaction": each} for arm in "ab" for each in reactions * 40]
+    ((found,),) = [
+        trial.contrasts
+        for trial in compared(tmp_path, rows, Columns(), positive=frozenset({positive}))
+    ]
+    wanted = sum(each in (True, 1.0, "Done", " done", "done", "1", "t") for each in reactions)
+    assert found.arm.positives == found.champion.positives == 40 * wanted
+
+
+def test_an_arm_is_found_by_what_its_name_means(tmp_path):
+    arms = [0, 0.0, "0", True, "true", "True "]
+    rows = [{"arm": arm, "reaction": "done"} for arm in arms * 20]
+    ((found,),) = [
+        trial.contrasts
+        for trial in compared(tmp_path, rows, Columns(), champion="0.0", shares={"TRUE": 1, "0": 1})
+    ]
+    assert (found.champion.name, found.champion.tips) == ("0", 60)
+    assert (found.arm.name, found.arm.tips) == ("true", 60)
+
+
+def test_a_positive_in_no_row_is_wrong_usage_and_shows_what_there_is(tmp_path, capsys):
+    rows = [{"arm": arm, "reaction": each} for arm in "ab" for each in ("liked", "Meh", None)]
+    file = lines_in(tmp_path, rows)
+    for positive in ((), ("--positive", "liked", "--positive", "like")):
+        code, out, err = call(capsys, "compare", file, *positive)
+        assert (code, out) == (2, [])
+        assert "so nothing would be positive; found: Meh, liked; name what counts with" in err
+    assert call(capsys, "compare", file, "--positive", "LIKED")[0] == 0
+
+
+def test_a_missing_key_is_a_null_and_a_column_without_any_value_an_error(tmp_path, capsys):
+    rows = [{"reaction": "done", "arm": arm} for arm in "ab"] + [{"arm": "a"}, {"arm": "b"}]
+    ((found,),) = [each.contrasts for each in compared(tmp_path, rows, Columns())]
+    assert (found.arm.tips, found.arm.positives) == (2, 1)
+    code, _, err = call(capsys, "compare", lines_in(tmp_path, rows), "--arm", "group")
+    assert code == 1
+    assert "no column 'group'; " in err
+    assert "the file has arm, reaction" in err
 
 
 def call(capsys, *arguments):

@@ -223,14 +223,36 @@ def test_chances_are_counted_in_the_policys_own_rows_and_rewards_predicted_from_
 def test_missing_columns_and_policies_are_named(tmp_path):
     file = lines_in(tmp_path, [{"reward": 1, "propensity": 0.5, "new": "x", "who": "old"}])
     of = Rewards("reward", "propensity")
-    with pytest.raises(DataError, match="line 1: no column 'newer'; `reactune ope --help`"):
+    with pytest.raises(DataError, match="no column 'newer'; `reactune ope --help`"):
         read_targets(file, ["newer"], of)
-    with pytest.raises(DataError, match="column 'new' has a value that is not a number"):
+    with pytest.raises(DataError, match="line 1: new = 'x' is not a number; correct"):
         read_targets(file, ["new"], of)
     with pytest.raises(DataError, match="no rows of policy 'ours'; there are old"):
         read_policies(file, Policies("who", "old", "ours", "new"), of)
     with pytest.raises(DataError, match="no rows to evaluate"):
         read_targets(lines_in(tmp_path, []), ["new"], of)
+
+
+def test_policies_and_choices_are_compared_by_what_they_mean(tmp_path):
+    rows = [
+        {"reward": True, "propensity": 0.5, "item": 1, "who": 0},
+        {"reward": "false", "propensity": 0.5, "item": 1.0, "who": 0.0},
+        {"reward": 1, "item": "1", "who": "New "},
+        {"who": "other"},
+    ]
+    log, earned = read_policies(
+        lines_in(tmp_path, rows),
+        Policies("who", "0", "new", "item"),
+        Rewards("reward", "propensity"),
+    )
+    assert log.reward.tolist() == [1, 0]
+    assert log.new_chance.tolist() == [1, 1]
+    assert earned.tolist() == [1]
+    with pytest.raises(DataError, match="line 3: propensity = None is not a number; correct"):
+        read_policies(
+            lines_in(tmp_path, rows), Policies("who", "new", "0", "item"),
+            Rewards("reward", "propensity"),
+        )  # fmt: skip
 
 
 def call(capsys, *arguments):

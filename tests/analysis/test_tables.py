@@ -78,7 +78,7 @@ def test_several_columns_make_one_arm(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"model": "x", "prompt": 2}\n{"model": "x", "prompt": null}\n')
     columns = Columns(arm=("model", "prompt"), reaction="model")
-    assert [row.arm for row in rows_in(file, columns)] == ["x | 2", "x | "]
+    assert [row.arm for row in rows_in(file, columns, positive=("x",))] == ["x | 2", "x | "]
 
 
 def test_without_a_column_for_the_arm_each_row_is_one(tmp_path):
@@ -134,7 +134,6 @@ def test_objects_and_their_json_text_are_read_alike(value):
         ('{"arm": "a", "reaction": "done", "n": null}', "n = None is not a number; correct or"),
         ('{"arm": "a", "reaction": "done", "n": NaN}', "line 1:"),
         ('{"arm": null, "reaction": "done", "n": 1}', "line 1: arm: no arm; remove such rows"),
-        ('{"arm": "a", "n": 1}', "no column 'reaction'; `reactune compare --help` lists"),
         ("{broken", "line 1:"),
     ],
 )
@@ -151,7 +150,7 @@ def test_a_missing_column_names_the_command_that_was_called(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("a,b\n1,2\n")
     assert [line.values for line in read_columns(file, ["a", "b"], command="ope")]
-    with pytest.raises(DataError, match="line 2: no column 'c'; `reactune ope --help`"):
+    with pytest.raises(DataError, match=r"no column 'c'; `reactune ope --help`.*the file has a, b"):
         list(read_columns(file, ["a", "c.key"], command="ope"))
 
 

@@ -216,7 +216,7 @@ def test_a_malformed_row_is_listed_without_its_text_and_the_rest_is_kept(on_sqli
         ({"dwell_ms": "20000"}, "dwell_ms is not a whole number"),
         ({"dwell_ms": [1]}, "dwell_ms is not a whole number"),
         ({"reaction": ["done"]}, "unknown reaction"),
-        ({"reaction": "Done"}, "unknown reaction"),
+        ({"reaction": "liked"}, "unknown reaction"),
         ({"reaction": ""}, "unknown reaction"),
         ({"tip_id": True}, "tip_id is not text"),
         ({"tip_id": 1.0}, "tip_id is not text"),
@@ -235,8 +235,8 @@ def test_a_malformed_row_is_listed_without_its_text_and_the_rest_is_kept(on_sqli
         ({"context_json": "{" * 19_000}, "not valid JSON"),
         ({"context_json": "[" * 19_000}, "not valid JSON"),
         ({"context_json": 5}, "context_json is not a JSON object"),
-        ({"training_allowed": "false"}, "training_allowed is not true or false"),
-        ({"cut": "no"}, "cut is not true or false"),
+        ({"training_allowed": "maybe"}, "training_allowed is not true or false"),
+        ({"cut": 2}, "cut is not true or false"),
     ],
 )
 def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reason):
@@ -252,7 +252,10 @@ def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reas
         ({"dwell_ms": 2000.0}, "dwell_ms", 2000),
         ({"dwell_ms": 2**31 - 1}, "dwell_ms", 2**31 - 1),
         ({"reaction": "snooze"}, "reaction", "snooze"),
+        ({"reaction": " Done"}, "reaction", "done"),
         ({"training_allowed": False}, "training_allowed", False),
+        ({"training_allowed": "f"}, "training_allowed", False),
+        ({"cut": "yes"}, "cut", True),
         ({"training_allowed": 0}, "training_allowed", False),
         ({"training_allowed": None}, "training_allowed", True),
         ({"source": "rule"}, "source", "rule"),
@@ -469,7 +472,8 @@ def test_csv_from_a_spreadsheet_begins_with_a_byte_order_mark(engine, write):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "meaning"), [("true", True), ("TRUE", True), ("1", True), ("False", False)]
+    ("spelling", "meaning"),
+    [("true", True), ("TRUE", True), ("1", True), ("1.0", True), ("t", True), ("False", False)],
 )
 def test_csv_spells_truth_in_several_ways(on_sqlite, write, spelling, meaning):
     take(on_sqlite, _as_csv(write, [row(1, training_allowed=spelling)]))

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
@@ -18,9 +19,11 @@ from reactune.data.readers import (
     csv_header,
     ending_of,
     kind_of,
+    meaning_of,
     parquet_batches,
     parquet_schema,
     parse_json,
+    plain_text,
     read,
     read_rows,
 )
@@ -150,6 +153,18 @@ def test_cells_of_csv_get_the_type_of_our_column(write):
         {"tip_id": "3", "dwell_ms": None, "training_allowed": None},
         {"tip_id": "4", "dwell_ms": "2e3", "training_allowed": "maybe"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "meaning"),
+    [
+        (None, "", ""), (float("nan"), "", ""), (True, "true", "true"), ("T", "T", "true"),
+        (1.0, "1", "1"), ("1.00", "1.00", "1"), (Decimal("2.00"), "2", "2"), (2.5, "2.5", "2.5"),
+        (" Done\n", "Done", "done"), ("a  B", "a  B", "a b"), ("007.5", "007.5", "007.5"),
+    ],
+)  # fmt: skip
+def test_values_that_mean_the_same_have_one_meaning(value, text, meaning):
+    assert (plain_text(value), meaning_of(value)) == (text, meaning)
 
 
 def test_values_of_jsonl_and_parquet_stay_as_they_are(write, tmp_path):

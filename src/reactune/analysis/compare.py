@@ -6,7 +6,7 @@ A comparison whose data cannot be trusted is refused with the reason, never repo
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, inf, sqrt
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,13 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student
 
-from reactune.analysis.tables import Columns, read_rows
+from reactune.analysis.tables import (
+    Columns,
+    UnknownValueError,
+    find_name,
+    listed,
+    read_rows,
+)
 from reactune.canary.sequential import SRM_PRIOR, Floats, kappa, multiplier, ratio_log_e_value
 from reactune.config.sections import LabelConfig
 from reactune.errors import CanaryError, DataError
@@ -25,7 +31,6 @@ Finding = Literal["better", "worse", "undecided"]
 
 # As in the canary: beyond both of these, arms were not assigned by unit.
 MIXED_SHARE, MIXED_UNITS = 0.01, 10
-NAMES_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ def compare_file(
     """Every comparison of the file, in the order of their names.
 
     Raises:
-        DataError: the file cannot be read, a column is missing, a value is not valid, or no
-            comparison has the champion's arm.
+        DataError: the file cannot be read, a column is missing, or a value is not valid.
+        UnknownValueError: no comparison has the champion's arm, or no row a positive reaction.
         CanaryError: shares were given for other arms.
     """
     groups: dict[str, _Group] = {}
@@ -132,8 +137,7 @@ def compare_file(
     if not groups:
         raise DataError(f"{file}: no rows to compare; check the file")
     known = {arm for group in groups.values() for arm in group.totals}
-    if options.champion and options.champion not in known:
-        raise DataError(f"{file}: no arm {options.champion!r}; there are {_listed(known)}")
+    options = _as_in_file(file, options, known)
     return [_trial(name, groups[name], columns, options) for name in sorted(groups)]
 
 
@@ -273,12 +277,23 @@ def _add(sums: dict[str, list[int]], arm: str, tips: int, positives: int) -> Non
     total[0], total[1] = total[0] + tips, total[1] + positives
 
 
+def _as_in_file(file: Path, options: Options, known: Collection[str]) -> Options:
+    """The options with the names that the arms have in the file."""
+    champion = options.champion and find_name(options.champion, known)
+    if champion is None:
+        raise UnknownValueError(
+            f"{file}: no arm {options.champion!r}; there are {listed(known)}; name one of them"
+        )
+    shares = {find_name(arm, known) or arm: share for arm, share in options.shares.items()}
+    return replace(options, champion=champion, shares=shares)
+
+
 def _trial(name: str, group: _Group, columns: Columns, options: Options) -> Trial:
     names = sorted(group.totals) if columns.arm else list(group.totals)
     if len(names) < 2:
         return Trial(name, (), f"refused: only the arm {names[0]}; a comparison needs two")
     if options.champion and options.champion not in names:
-        return Trial(name, (), f"refused: no arm {options.champion}; there are {_listed(names)}")
+        return Trial(name, (), f"refused: no arm {options.champion}; there are {listed(names)}")
     arms, mixed = _arms(group, columns, names)
     ratio = _ratio(arms, group, columns, options)
     notes = _notes(columns, mixed)
@@ -302,7 +317,7 @@ def _arms(group: _Group, columns: Columns, names: Sequence[str]) -> tuple[dict[s
 
 def _contrasts(arms: Mapping[str, Arm], options: Options) -> tuple[Contrast, ...]:
     """Every arm against the champion; together they err with chance alpha (Bonferroni)."""
-    champion = arms[options.champion or ("champion" if "champion" in arms else next(iter(arms)))]
+    champion = arms[options.champion or find_name("champion", arms) or next(iter(arms))]
     others = [arm for arm in arms.values() if arm is not champion]
     return tuple(
         contrast(
@@ -395,9 +410,3 @@ def _line_of(contrast: Contrast) -> str:
         f"{arm.tips:,}: {100 * contrast.estimate:+.2f} points ({100 * contrast.low:+.2f} to "
         f"{100 * contrast.high:+.2f}): {findings[contrast.finding]}"
     )
-
-
-def _listed(names: Collection[str]) -> str:
-    few = sorted(names)[:NAMES_LISTED]
-    rest = f" and {len(names) - len(few):,} more" if len(names) > len(few) else ""
-    return ", ".join(few) + rest

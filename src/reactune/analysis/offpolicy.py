@@ -13,12 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from reactune.analysis.tables import read_columns, value_of
+from reactune.analysis.tables import (
+    UnknownValueError,
+    listed,
+    number_of,
+    read_columns,
+    value_of,
+)
 from reactune.canary.sequential import Floats
+from reactune.data.readers import meaning_of, plain_text
 from reactune.errors import CanaryError, DataError
 
 Conclusion = Literal["veto", "allowed", "unknown"]
 Indices = NDArray[np.intp]
+Booleans = NDArray[np.bool_]
+PlacedRow = tuple[str, Mapping[str, Any]]  # file and line, and the values by column name
 
 # Below either of these the weights rest on too few answers for a conclusion.
 MIN_EFFECTIVE, MIN_EFFECTIVE_SHARE = 100.0, 0.01
@@ -115,8 +124,8 @@ def read_targets(file: Path, targets: Sequence[str], of: Rewards) -> dict[str, L
         DataError: the file cannot be read, a column is missing, or a value is not a number.
     """
     names = [of.reward, of.propensity, *targets]
-    table = _table(file, names)
-    columns = {name: _numbers(file, table, name) for name in names}
+    rows = _rows(file, names)
+    columns = {name: _numbers(rows, name) for name in names}
     return {
         target: Logged(
             reward=columns[of.reward] / of.largest,
@@ -135,34 +144,30 @@ def read_policies(file: Path, policies: Policies, of: Rewards) -> tuple[Logged, 
     logged answers only, so that the doubly robust estimate stays unbiased.
 
     Raises:
-        DataError: the file cannot be read, a column or a policy is missing, or a value is not a
-            number.
+        DataError: the file cannot be read, a column is missing, or a value is not a number.
+        UnknownValueError: a policy has no row.
     """
     names = [policies.column, policies.action, *policies.given, of.reward, of.propensity]
-    table = _table(file, names)
-    policy = np.array([str(row[policies.column]) for row in table])
-    for wanted in (policies.logged, policies.new):
-        if wanted not in policy:
-            raise DataError(
-                f"{file}: no rows of policy {wanted!r}; there are {', '.join(np.unique(policy))}"
-            )
-    rewards = _numbers(file, table, of.reward) / of.largest
-    choice, context = _indexed(table, policies)
-    is_logged, is_new = policy == policies.logged, policy == policies.new
-    chances = _counted(choice[is_new], context[is_new], choice.max(), context.max())
+    table = _rows(file, names)
+    is_logged, is_new = _policies(file, table, policies)
     rows = np.flatnonzero(is_logged)
-    predicted, expected = _predict(rewards[rows], choice[rows], context[rows], chances)
-    logged_chance = _numbers(file, table, of.propensity)[rows]
+    choice, context = _indexed(table, policies)
+    chances = _counted(choice[is_new], context[is_new], choice.max(), context.max())
+    logged_rows = [table[row] for row in rows]
+    rewards = _numbers(logged_rows, of.reward) / of.largest
+    predicted, expected = _predict(rewards, choice[rows], context[rows], chances)
+    logged_chance = _numbers(logged_rows, of.propensity)
     cells = context[rows] * chances.shape[1] + choice[rows]
     logged = Logged(
-        reward=rewards[rows],
+        reward=rewards,
         logged_chance=logged_chance,
         new_chance=chances[context[rows], choice[rows]],
         max_weight=min(of.max_weight, _max_weight(cells, logged_chance, chances)),
         predicted=predicted,
         expected=expected,
     )
-    return logged, rewards[is_new]
+    earned = [table[row] for row in np.flatnonzero(is_new)]
+    return logged, _numbers(earned, of.reward) / of.largest
 
 
 def evaluate(log: Logged, *, alpha: float = 0.05, clip: float = np.inf) -> Evaluation:
@@ -359,16 +364,34 @@ def _predict(
     return predicted, expected
 
 
-def _indexed(table: Sequence[Mapping[str, Any]], policies: Policies) -> tuple[Indices, Indices]:
-    actions = [str(row[policies.action]) for row in table]
-    givens = ["\0".join(str(row[name]) for name in policies.given) for row in table]
+def _policies(
+    file: Path, table: Sequence[PlacedRow], policies: Policies
+) -> tuple[Booleans, Booleans]:
+    """Which rows are of the logged policy, and which of the new one."""
+    found = {meaning_of(values[policies.column]): values[policies.column] for _, values in table}
+    for wanted in (policies.logged, policies.new):
+        if meaning_of(wanted) not in found:
+            raise UnknownValueError(
+                f"{file}: no rows of policy {wanted!r}; there are "
+                f"{listed([plain_text(value) for value in found.values()])}; name one of them"
+            )
+    policy = np.array([meaning_of(values[policies.column]) for _, values in table])
+    return policy == meaning_of(policies.logged), policy == meaning_of(policies.new)
+
+
+def _indexed(table: Sequence[PlacedRow], policies: Policies) -> tuple[Indices, Indices]:
+    actions = [plain_text(values[policies.action]) for _, values in table]
+    givens = ["\0".join(plain_text(values[name]) for name in policies.given) for _, values in table]
     choice, context = (np.unique(each, return_inverse=True)[1] for each in (actions, givens))
     return choice, context
 
 
-def _table(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(file: Path, names: Sequence[str]) -> list[PlacedRow]:
     rows = [
-        {name: value_of(line.values, name) for name in names}
+        (
+            f"{file}, line {line.number}",
+            {name: value_of(line.values, name) for name in names},
+        )
         for line in read_columns(file, names, command="ope")
     ]
     if not rows:
@@ -376,10 +399,5 @@ def _table(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _numbers(file: Path, table: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    try:
-        return np.array([float(row[name]) for row in table])
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{file}: column {name!r} has a value that is not a number: {error}"
-        ) from error
+def _numbers(rows: Sequence[PlacedRow], name: str) -> Floats:
+    return np.array([number_of(place, name, values[name]) for place, values in rows])

@@ -75,15 +75,17 @@ def compare(
     """Compare the arms of any file of reactions.
 
     JSONL (also .gz), CSV or Parquet, one row a tip or one row a count; `a.b` names the key b in
-    column a. Exit code 0: compared, whatever the result; 3: a comparison was refused, because
-    units and shares do not match, units met several arms, or an arm is missing.
+    column a. Values are compared by what they mean: `Done` is `done`, `1` is 1.0, `t` is true; a
+    missing key is a null. Exit code 0: compared, whatever the result; 2: a positive or the champion
+    is in no row; 3: a comparison was refused, because units and shares do not match, units met
+    several arms, or an arm is missing.
 
     \b
     $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
     $ reactune compare tests.parquet --by test --rows-are-arms --tips shown --positives clicks
     """
     from reactune.analysis import compare as comparing
-    from reactune.analysis.tables import Columns
+    from reactune.analysis.tables import Columns, UnknownValueError
     from reactune.pages import plots
 
     if bool(columns["tips"]) != bool(columns["positives"]):
@@ -103,7 +105,10 @@ def compare(
         planned_units=planned,
     )
     named = Columns(arm=() if rows_are_arms else arm or ("arm",), **columns)
-    trials = comparing.compare_file(file, named, options, settings.labels)
+    try:
+        trials = comparing.compare_file(file, named, options, settings.labels)
+    except UnknownValueError as error:
+        raise click.UsageError(str(error)) from error
     for line in comparing.report(trials):
         click.echo(line)
     if picture is not None:
@@ -201,6 +206,7 @@ def ope(
     $ reactune ope log.parquet --policy policy --from random --to ours --action item --given place
     """
     from reactune.analysis import offpolicy
+    from reactune.analysis.tables import UnknownValueError
 
     if bool(policy) == bool(targets) or (policy and not (logged and new and action)):
         raise click.UsageError(
@@ -210,7 +216,10 @@ def ope(
     columns = offpolicy.Rewards(reward, propensity, largest, most_weight)
     if policy:
         chosen = offpolicy.Policies(policy, logged, new, action, given)
-        log, earned = offpolicy.read_policies(file, chosen, columns)
+        try:
+            log, earned = offpolicy.read_policies(file, chosen, columns)
+        except UnknownValueError as error:
+            raise click.UsageError(str(error)) from error
         logs = {new: log}
         known = f"{new} earned {earned.mean():.5f} of {len(earned):,} answers in this file"
     else:

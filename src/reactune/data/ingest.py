@@ -22,8 +22,10 @@ from reactune.data.readers import (
     Line,
     Refused,
     check_readable,
+    meaning_of,
     parse_json,
     read,
+    truth_of,
 )
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit
@@ -312,8 +314,10 @@ def _time(name: str, value: Any) -> datetime | None:
 
 
 def _reaction(value: Any) -> str | None:
-    if value is None or value in REACTIONS:
-        return value if value is None else str(value)
+    if value is None:
+        return None
+    if (reaction := meaning_of(value)) in REACTIONS:
+        return reaction
     raise Refused("unknown reaction")
 
 
@@ -331,6 +335,6 @@ def _dwell(value: Any) -> int | None:
 
 
 def _true_or_false(name: str, value: Any) -> bool:
-    if value in (True, False):
-        return bool(value)
+    if (truth := truth_of(value)) is not None:
+        return truth
     raise Refused(f"{name} is not true or false")

@@ -14,10 +14,12 @@ import zlib
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 from reactune.errors import DataError
+from reactune.records import folded_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +37,11 @@ MAX_LINE_BYTES = 16 * 2**20
 PARQUET_ROWS = 1_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+TRUTH = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0"), False),
+}
+BOOLEANS = ("training_allowed", "cut")
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 
 
@@ -194,6 +200,55 @@ def parquet_schema(path: Path) -> "pa.Schema":
         raise DataError(f"{path}: broken Parquet: {error}; write it again") from error
 
 
+def plain_text(value: Any) -> str:
+    """A value as text: `1` for 1.0, `true` for a boolean, nothing for null and NaN.
+
+    Without white space around it.
+    """
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value).strip()
+
+
+def meaning_of(value: Any) -> str:
+    """What values of one meaning have in common: `Done` and ` done`, `1` and 1.0, `t` and true.
+
+    Case and white space make no difference; nothing for null and NaN.
+    """
+    text = folded_text(plain_text(value))
+    if WHOLE_NUMBER.fullmatch(text):
+        return str(int(text.partition(".")[0]))
+    return {"t": "true", "f": "false"}.get(text, text)
+
+
+def truth_of(value: Any) -> bool | None:
+    """A boolean, or how files write one (`true`, `t`, `yes`, `1`, 1.0); None for anything else."""
+    return TRUTH.get(meaning_of(value))
+
+
+def columns_of(path: Path, wanted: Collection[str]) -> set[str]:
+    """The columns of a file; of JSONL the keys of its first rows, until all that are wanted came.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken.
+    """
+    match kind_of(path):
+        case "parquet":
+            return set(parquet_schema(path).names)
+        case "csv":
+            return set(csv_header(path))
+    there: set[str] = set()
+    for row in read_rows(path):
+        there.update(row.values)
+        if there.issuperset(wanted):
+            break
+    return there
+
+
 def parse_json(text: str, decoder: json.JSONDecoder | None = None) -> Any:
     """The value of one JSON text; unless another decoder is given, finite numbers only.
 
@@ -296,8 +351,9 @@ def _typed(name: str, cell: str) -> Any:
         return None
     if name == "dwell_ms" and WHOLE_NUMBER.fullmatch(cell):
         return int(cell.partition(".")[0])
-    if name == "training_allowed":
-        return TRUTH.get(cell.lower(), cell)
+    if name in BOOLEANS:
+        truth = truth_of(cell)
+        return cell if truth is None else truth
     return cell
 
 
