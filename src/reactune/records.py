@@ -5,6 +5,7 @@ Frozen dataclasses without logic of one package; importing them costs nothing.
 
 import hashlib
 import json
+import math
 import os
 import re
 import unicodedata
@@ -12,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Reaction = Literal["done", "dismiss", "snooze"]
 REACTIONS: tuple[Reaction, ...] = ("done", "dismiss", "snooze")
+MAX_DWELL_MS = 2**31 - 1  # what a column of whole numbers holds: 24 days
+MAX_TIP_ID_CHARS = 200
 Arm = Literal["champion", "challenger"]
 Phase = Literal["idle", "shadow", "canary", "ramp", "holdback", "closed"]
 Unit = Literal["tip", "user_day", "user"]
@@ -256,6 +260,20 @@ class Counts:
         parts = [f"{count:,} {reason}" for reason, count in self.refused.items() if count]
         refused = f"; refused: {', '.join(parts)}" if parts else ""
         return f"{self.came_in:,} in, {self.went_out:,} out{refused}"
+
+
+def is_tip_id(text: str) -> bool:
+    """Whether the service may have given a tip this id."""
+    return 0 < len(text) <= MAX_TIP_ID_CHARS and text.isprintable()
+
+
+def whole_dwell_ms(dwell_ms: float) -> int | None:
+    """A dwell time in whole milliseconds (browsers count fractions), or None if it is none."""
+    if isinstance(dwell_ms, bool) or not isinstance(dwell_ms, Real):
+        return None
+    if not math.isfinite(dwell_ms) or not -0.5 <= dwell_ms <= MAX_DWELL_MS:
+        return None
+    return round(dwell_ms)
 
 
 def sha256_of(path: Path) -> str:

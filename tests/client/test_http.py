@@ -17,6 +17,7 @@ from reactune import AsyncClient, Client
 from reactune.client import http
 from reactune.client.http import (
     MAX_WAIT_SECONDS,
+    NOT_SENT,
     RETRIED,
     TRIES,
     WAITS_IN_OUTBOX,
@@ -25,12 +26,14 @@ from reactune.client.http import (
     Post,
     Report,
     ServiceError,
+    UnsendableError,
     flush_steps,
     report_steps,
     request_steps,
     retry_waits,
     tip_steps,
 )
+from reactune.errors import DataError
 from reactune.service.api_keys import make_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store
@@ -209,14 +212,89 @@ def test_one_process_sends_at_a_time(tmp_path):
 def test_what_the_service_refuses_is_settled_and_a_wrong_key_only_waits(app, tmp_path):
     with listening(app) as address:
         with Client(address, outbox=tmp_path / "out.db") as client:
-            client.react("t" * 16, "liked", 1)
-            assert list(client._outbox.refused().values()) == [422]
+            client._outbox.add(Report("r1", "/v1/reactions", {"tip_id": "t1", "reaction": "liked"}))
+            assert (client.flush(), client._outbox.refused()) == (1, {"r1": 422})
             token = make_key(app.engine, "app", ["app"], now=NOON)
             time.sleep(1.3)
             client.react("t" * 16, "done", 1)
             assert len(client._outbox.waiting()) == 1
         with Client(address, api_key=token, outbox=tmp_path / "out.db") as client:
             assert client.flush() == 1
+
+
+BAD_REPORTS = {
+    "r1": ("/v1/reactions", {"tip_id": "t1", "reaction": "done", "dwell_ms": float("nan")}),
+    "r2": ("/v1/reactions", {"tip_id": "t1", "reaction": "done", "dwell_ms": float("inf")}),
+    "r3": ("/v1/reactions", {"tip_id": "half \ud83d", "reaction": "done", "dwell_ms": 1}),
+    "r4": ("/v1/reactions", {"tip_id": "nul \0", "reaction": "done", "dwell_ms": 1}),
+    "r5": ("/v1/tips/nul \0/shown", {}),
+    "r6": ("/v1/reactions", {"tip_id": "t1", "reaction": "liked", "dwell_ms": 1}),
+}
+
+
+def test_reports_that_no_service_takes_are_set_aside_and_the_later_ones_arrive(
+    app, tmp_path, caplog
+):
+    file = tmp_path / "out.db"
+    for report_id, (path, body) in BAD_REPORTS.items():
+        Outbox(file).add(Report(report_id, path, body))
+    with listening(app) as address, Client(address) as direct:
+        tip = direct.tip("u-1", "focus", CONTEXT)
+        with Client(address, outbox=file) as client:
+            client.shown(tip.tip_id)
+            client.react(tip.tip_id, "done", 20_999.6)
+        assert Outbox(file).waiting() == []
+        Outbox(file).add(Report("r8", *BAD_REPORTS["r1"]))
+
+        async def later():
+            async with AsyncClient(address, outbox=file) as client:
+                await client.react(tip.tip_id, "snooze", 21_000.0)
+
+        asyncio.run(later())
+    refused = Outbox(file).refused()
+    assert refused.keys() == {*BAD_REPORTS, "r8"}
+    assert [refused[f"r{n}"] for n in (1, 2, 3, 8)] == [NOT_SENT] * 4
+    assert {refused[f"r{n}"] for n in (4, 5, 6)} <= {NOT_SENT, 404, 422}
+    (row,) = rows_of(app.engine)
+    assert (row["reaction"], row["dwell_ms"], row["shown_at"]) == ("snooze", 21_000, NOON)
+    assert sum("is set aside: " in record.message for record in caplog.records) == 7
+
+
+@pytest.mark.parametrize(
+    ("tip_id", "reaction", "dwell_ms", "message"),
+    [
+        ("t1", "done", float("nan"), "dwell_ms = nan: give milliseconds, 0 to"),
+        ("t1", "done", float("inf"), "dwell_ms = inf"),
+        ("t1", "done", -1, "dwell_ms = -1"),
+        ("t1", "done", 2**31, "dwell_ms = 2147483648"),
+        ("t1", "done", True, "dwell_ms = True"),
+        ("t1", "done", "20", "dwell_ms = '20'"),
+        ("t1", "Liked", 1, "reaction 'Liked': give one of done, dismiss, snooze"),
+        ("nul \0", "done", 1, r"tip_id 'nul \\x00': no tip has such an id"),
+        ("half \ud83d", "done", 1, "no tip has such an id"),
+        ("", "done", 1, "no tip has such an id"),
+    ],
+)
+def test_what_can_be_known_is_refused_at_the_call(tmp_path, tip_id, reaction, dwell_ms, message):
+    with Client("http://127.0.0.1:1", outbox=tmp_path / "out.db") as client:
+        with pytest.raises(DataError, match=message):
+            client.react(tip_id, reaction, dwell_ms)
+        if "id" in message:
+            with pytest.raises(DataError, match=message):
+                client.shown(tip_id)
+        with pytest.raises(UnsendableError, match="give JSON of finite numbers"):
+            client.tip("u-1", "focus", {"score": float("nan")})
+        assert client._outbox.waiting() == []
+
+
+def test_a_redirect_to_another_address_settles_no_report(tmp_path):
+    outbox = Outbox(tmp_path / "out.db")
+    outbox.add(Report("r1", "/v1/reactions", {}))
+    moved = answer(307, location="https://elsewhere")
+    assert run(flush_steps(outbox), [moved])[0] == 0
+    assert [report.report_id for report in outbox.waiting()] == ["r1"]
+    with pytest.raises(ServiceError, match="status 307"):
+        run(request_steps("/v1/reactions", {}), [moved])
 
 
 def answer(status, body=None, **headers):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reactune.errors import AwayError
+from reactune.errors import AwayError, DataError
 from reactune.records import Exposure
 from reactune.service import events
 from reactune.service.events import (
@@ -190,6 +190,23 @@ def test_an_event_that_violates_a_constraint_fails_alone(store):
         futures[1].result(20)
     recorder.close()
     assert {row["tip_id"] for row in rows_of(store)} == {"t1", "t2", "t3", "t4"}
+
+
+def test_an_event_that_no_column_can_hold_fails_alone(store):
+    recorder = Recorder(store)
+    with closing(sqlite3.connect(store.url.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        recorder.submit(created("t1"))
+        wait_until(lambda: recorder.waiting == 0)
+        events = [created("t2"), created("t3", tip_content="half \ud83d"), created("t4")]
+        futures = [recorder.submit(event) for event in events]
+        other.execute("ROLLBACK")
+    with pytest.raises(DataError, match="cannot hold one of the values"):
+        futures[1].result(20)
+    assert futures[0].result(20) == futures[2].result(20) == "recorded"
+    assert recorder.submit(created("t5")).result(20) == "recorded"
+    recorder.close()
+    assert {row["tip_id"] for row in rows_of(store)} == {"t1", "t2", "t4", "t5"}
 
 
 def test_a_failed_transaction_fails_every_event_of_it_and_the_next_one_succeeds(store, caplog):

@@ -63,6 +63,28 @@ def test_a_dwell_time_fits_the_column(dwell_ms, is_valid):
 
 
 @pytest.mark.parametrize(
+    ("text", "dwell_ms"),
+    [
+        ("20999.6", 21_000),
+        ("21000.0", 21_000),
+        ("0.4", 0),
+        ("1e3", 1_000),
+        ("2147483647.0", 2**31 - 1),
+    ],
+)
+def test_a_dwell_time_may_be_a_fraction_as_browsers_count_it(text, dwell_ms):
+    body = f'{{"tip_id": "t", "reaction": "done", "dwell_ms": {text}}}'
+    assert ReactionBody.model_validate_json(body).dwell_ms == dwell_ms
+    assert ReactionBody(tip_id="t", reaction="done", dwell_ms=float(text)).dwell_ms == dwell_ms
+
+
+@pytest.mark.parametrize("value", [True, "20999.6", float("nan"), float("inf"), -1.0, 1e300, None])
+def test_what_is_no_dwell_time_is_refused(value):
+    with pytest.raises(ValidationError):
+        ReactionBody(tip_id="t", reaction="done", dwell_ms=value)
+
+
+@pytest.mark.parametrize(
     ("body", "fields"),
     [
         (TipBody, {"user": "u", "kind": "k"}),

@@ -387,11 +387,8 @@ def _indexed(table: Sequence[PlacedRow], policies: Policies) -> tuple[Indices, I
 
 
 def _rows(file: Path, names: Sequence[str]) -> list[PlacedRow]:
-    rows = [
-        (
-            f"{file}, line {line.number}",
-            {name: value_of(line.values, name) for name in names},
-        )
+    rows: list[PlacedRow] = [
+        (f"{file}, line {line.number}", {name: value_of(line.values, name) for name in names})
         for line in read_columns(file, names, command="ope")
     ]
     if not rows:

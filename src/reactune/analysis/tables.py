@@ -110,7 +110,7 @@ def read_columns(file: Path, names: Sequence[str], *, command: str) -> Iterator[
     for line in read(file, {root: root for root in roots}):
         if line.refusal:
             raise DataError(f"{file}, line {line.number}: {line.refusal}; repair or remove it")
-        yield replace(line, values=absent | line.values)
+        yield replace(line, values={**absent, **line.values})
 
 
 def find_name(wanted: str, names: Collection[str]) -> str | None:

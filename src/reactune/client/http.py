@@ -7,6 +7,7 @@ generators: each yields the next `Step` and receives its result.
 import asyncio
 import fcntl
 import json
+import logging
 import random
 import sqlite3
 import time
@@ -17,19 +18,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 
 from reactune.errors import DataError
-from reactune.records import Reaction
+from reactune.records import MAX_DWELL_MS, REACTIONS, Reaction, is_tip_id, whole_dwell_ms
 
 TRIES = 4
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.2, 10.0
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 WAITS_IN_OUTBOX = RETRIED | {401, 403}  # a report waits for a new key instead of being lost
+MAX_REASON_CHARS = 300
+NOT_SENT = 0  # instead of a status: what no request can hold
 REMEMBERED_REPORTS = 10_000  # ids of sent reports that are kept, so that none is accepted twice
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
 class ServiceError(DataError):
@@ -38,6 +44,10 @@ class ServiceError(DataError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class UnsendableError(DataError):
+    """No request can hold the values: a NaN, an infinity, half a surrogate pair, no JSON."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +119,12 @@ class Outbox:
             )
 
     def refused(self) -> dict[str, int]:
-        """The ids of reports that the service refused, with its status."""
+        """The ids of reports that were set aside, with the service's status.
+
+        `NOT_SENT` (0) where no request can hold the report.
+        """
         with self._open() as store:
-            query = "SELECT report_id, answer FROM reports WHERE answer >= 400"
+            query = "SELECT report_id, answer FROM reports WHERE answer NOT BETWEEN 200 AND 299"
             return dict(store.execute(query).fetchall())
 
     @contextmanager
@@ -149,7 +162,7 @@ class Post:
 Step = Post | float | Callable[[], Any]
 """A request, seconds to wait, or a function of the outbox, which writes to disk."""
 Steps = Generator[Step, Any, Result]
-Answer = httpx.Response | httpx.TransportError
+Answer = httpx.Response | httpx.RequestError | UnsendableError
 
 
 def tip_steps(
@@ -186,7 +199,8 @@ def request_steps(path: str, body: Mapping[str, Any]) -> Steps[httpx.Response]:
 def flush_steps(outbox: Outbox | None) -> Steps[int]:
     """Send what waits in the outbox; how many reports were settled.
 
-    Ends at the first report that the service cannot accept now, so that the order is kept.
+    Ends at the first report that the service cannot accept now, so that the order is kept. A
+    report that it never accepts is set aside, logged, and listed by `Outbox.refused`.
     """
     settled = 0
     if outbox is None:
@@ -195,14 +209,31 @@ def flush_steps(outbox: Outbox | None) -> Steps[int]:
         while may_send and (waiting := (yield outbox.waiting)):
             for report in waiting:
                 answer: Answer = yield Post(report.path, report.body)
-                if isinstance(answer, httpx.TransportError):
+                if _is_to_wait(answer):
                     return settled
-                status = answer.status_code
-                if status in WAITS_IN_OUTBOX:
-                    return settled
+                status, reason = _refusal_of(answer)
+                if reason:
+                    log.warning("report %s is set aside: %s", report.report_id, reason)
                 yield partial(outbox.settle, report, status)
                 settled += 1
     return settled
+
+
+def _is_to_wait(answer: Answer) -> bool:
+    """Whether the service, or what stands before it, may accept the same report later."""
+    if isinstance(answer, httpx.Response):
+        # A redirect comes from another address than the service's: the URL is to be corrected.
+        return answer.status_code in WAITS_IN_OUTBOX or answer.is_redirect
+    return isinstance(answer, httpx.RequestError)
+
+
+def _refusal_of(answer: Answer) -> tuple[int, str]:
+    """The status to keep, and why the report was refused, or nothing."""
+    if not isinstance(answer, httpx.Response):
+        return NOT_SENT, str(answer)
+    if answer.is_success:
+        return answer.status_code, ""
+    return answer.status_code, f"status {answer.status_code}: {answer.text[:MAX_REASON_CHARS]}"
 
 
 def retry_waits(
@@ -225,24 +256,65 @@ def retry_waits(
 
 
 def _is_retried(answer: Answer) -> bool:
-    return isinstance(answer, httpx.TransportError) or answer.status_code in RETRIED
+    if isinstance(answer, httpx.Response):
+        return answer.status_code in RETRIED
+    return isinstance(answer, httpx.RequestError)
 
 
 def _retry_after(answer: Answer) -> str:
-    return "" if isinstance(answer, httpx.TransportError) else answer.headers.get("retry-after", "")
+    if isinstance(answer, httpx.Response):
+        after: str = answer.headers.get("retry-after", "")
+        return after
+    return ""
 
 
 def _response(answer: Answer) -> httpx.Response:
-    if isinstance(answer, httpx.TransportError):
+    if isinstance(answer, UnsendableError):
+        raise answer
+    if isinstance(answer, httpx.RequestError):
         reason = f"the service does not answer ({type(answer).__name__}); is it running?"
         raise ServiceError(reason, 0) from answer
-    if answer.is_error:
-        raise ServiceError(f"status {answer.status_code}: {answer.text[:300]}", answer.status_code)
+    if not answer.is_success:
+        _, reason = _refusal_of(answer)
+        raise ServiceError(reason, answer.status_code)
     return answer
 
 
-def _reaction_body(tip_id: str, reaction: Reaction, dwell_ms: int) -> dict[str, Any]:
-    return {"tip_id": tip_id, "reaction": reaction, "dwell_ms": dwell_ms}
+def _shown_path(tip_id: str) -> str:
+    _check_tip_id(tip_id)
+    return f"/v1/tips/{quote(tip_id, safe='')}/shown"
+
+
+def _reaction_body(tip_id: str, reaction: Reaction, dwell_ms: float) -> dict[str, Any]:
+    """The report, refused here where the service would refuse it."""
+    _check_tip_id(tip_id)
+    if reaction not in REACTIONS:
+        raise DataError(f"reaction {reaction!r}: give one of {', '.join(REACTIONS)}")
+    whole = whole_dwell_ms(dwell_ms)
+    if whole is None:
+        raise DataError(f"dwell_ms = {dwell_ms!r}: give milliseconds, 0 to {MAX_DWELL_MS}")
+    return {"tip_id": tip_id, "reaction": reaction, "dwell_ms": whole}
+
+
+def _check_tip_id(tip_id: str) -> None:
+    if not is_tip_id(tip_id):
+        raise DataError(f"tip_id {tip_id!a}: no tip has such an id; give the id of the tip")
+
+
+def _request_of(step: Post) -> dict[str, Any]:
+    """The arguments of the request."""
+    try:
+        text = json.dumps(dict(step.body), ensure_ascii=False, allow_nan=False)
+        content = text.encode() if step.body else b""
+        url = httpx.URL(step.path)
+    except (ValueError, TypeError, RecursionError, httpx.InvalidURL) as error:
+        # Its message may quote the values.
+        raise UnsendableError(
+            f"no request can hold the values ({type(error).__name__}); give JSON of finite numbers "
+            "and texts of whole characters"
+        ) from None
+    headers = {"content-type": "application/json"} if content else {}
+    return {"url": url, "content": content, "headers": headers}
 
 
 def _connection(url: str, api_key: str, timeout_seconds: float) -> dict[str, Any]:
@@ -276,6 +348,7 @@ class Client:
 
         Raises:
             ServiceError: the service refuses, or answered none of the tries.
+            UnsendableError: the context holds what JSON cannot express, such as NaN.
         """
         return self._run(tip_steps(user, kind, context, names))
 
@@ -283,14 +356,17 @@ class Client:
         """The user sees the tip now.
 
         Raises:
+            DataError: an id that no tip can have; nothing is sent or kept.
             ServiceError: without an outbox, as `tip`.
         """
-        self._run(report_steps(self._outbox, f"/v1/tips/{tip_id}/shown", {}))
+        self._run(report_steps(self._outbox, _shown_path(tip_id), {}))
 
-    def react(self, tip_id: str, reaction: Reaction, dwell_ms: int) -> None:
+    def react(self, tip_id: str, reaction: Reaction, dwell_ms: float) -> None:
         """The user's reaction, and for how many milliseconds the tip was visible before it.
 
         Raises:
+            DataError: another reaction, no dwell time, or an id that no tip can have; nothing
+                is sent or kept.
             ServiceError: without an outbox, as `tip`.
         """
         body = _reaction_body(tip_id, reaction, dwell_ms)
@@ -330,8 +406,8 @@ class Client:
         if not isinstance(step, Post):
             return step()
         try:
-            return self._http.post(step.path, json=dict(step.body) or None)
-        except httpx.TransportError as error:
+            return self._http.post(**_request_of(step))
+        except (httpx.RequestError, UnsendableError) as error:
             return error
 
 
@@ -357,9 +433,9 @@ class AsyncClient:
 
     async def shown(self, tip_id: str) -> None:
         """As `Client.shown`."""
-        await self._run(report_steps(self._outbox, f"/v1/tips/{tip_id}/shown", {}))
+        await self._run(report_steps(self._outbox, _shown_path(tip_id), {}))
 
-    async def react(self, tip_id: str, reaction: Reaction, dwell_ms: int) -> None:
+    async def react(self, tip_id: str, reaction: Reaction, dwell_ms: float) -> None:
         """As `Client.react`."""
         body = _reaction_body(tip_id, reaction, dwell_ms)
         await self._run(report_steps(self._outbox, "/v1/reactions", body))
@@ -395,6 +471,6 @@ class AsyncClient:
         if not isinstance(step, Post):
             return await asyncio.to_thread(step)
         try:
-            return await self._http.post(step.path, json=dict(step.body) or None)
-        except httpx.TransportError as error:
+            return await self._http.post(**_request_of(step))
+        except (httpx.RequestError, UnsendableError) as error:
             return error

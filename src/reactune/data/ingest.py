@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from reactune.config.sections import IngestConfig
 from reactune.data.readers import (
     NUL_BYTE,
+    NUMBER,
     SURROGATE,
     Line,
     Refused,
@@ -30,10 +32,9 @@ from reactune.data.readers import (
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
-from reactune.records import REACTIONS, Counts
+from reactune.records import REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
-from reactune.store.schema import MAX_DWELL_MS
 
 FIELDS = (
     "tip_id",
@@ -322,16 +323,17 @@ def _reaction(value: Any) -> str | None:
 
 
 def _dwell(value: Any) -> int | None:
-    if value is None:
+    """Whole milliseconds; browsers count fractions of one, and tools write a number as text."""
+    if value is None or value != value:
         return None
-    # Tools without an integer that may be missing write 2000.0.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise Refused("dwell_ms is not a whole number")
-    if not 0 <= value <= MAX_DWELL_MS:
+    if isinstance(value, Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused("dwell_ms is not a number")
+    dwell_ms = whole_dwell_ms(value)
+    if dwell_ms is None:
         raise Refused("negative dwell_ms" if value < 0 else "out-of-range dwell_ms")
-    return value
+    return dwell_ms
 
 
 def _true_or_false(name: str, value: Any) -> bool:

@@ -37,6 +37,7 @@ MAX_LINE_BYTES = 16 * 2**20
 PARQUET_ROWS = 1_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),

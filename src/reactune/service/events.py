@@ -28,6 +28,9 @@ EARLY_REACTION_LIFETIME = timedelta(days=30)
 MAX_BATCH = 500
 MAX_WAITING = 20_000  # events; beyond, the database does not keep up and no more are accepted
 
+# Half a surrogate pair, a NUL on PostgreSQL, a number beyond its column.
+UNSTORABLE = (sa.exc.DataError, ValueError, OverflowError)
+
 Status = Literal["recorded", "kept", "erased"]
 """`kept`: the tip is not known yet, so the event waits for it."""
 
@@ -137,6 +140,7 @@ class Recorder:
             AwayError: the database does not answer; the event is not written. After
                 `timeout_seconds`, it may still be written later.
             BusyError: too many events wait already.
+            DataError: the database cannot hold one of the event's values.
             sqlalchemy.exc.IntegrityError: a tip with this id exists.
         """
         future = asyncio.wrap_future(self.submit(event))
@@ -155,6 +159,11 @@ class Recorder:
         while batch := self._next_batch():
             try:
                 self._commit(batch)
+            except BaseException:
+                # This thread ends here; the next event starts another.
+                with self._lock:
+                    self._is_writing = False
+                raise
             finally:
                 for _, future in batch:
                     if not future.done():
@@ -171,13 +180,16 @@ class Recorder:
             with writing(self._engine) as connection:
                 events = [event for event, _ in batch]
                 statuses = write_events(connection, events, keys=self._keys)
-        except sa.exc.IntegrityError as error:
-            # One event violates a constraint: written one by one, the others succeed.
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
+        except (sa.exc.IntegrityError, *UNSTORABLE) as error:
+            # One event violates a constraint, or holds a value that no column can: written one by
+            # one, the others succeed.
+            if len(batch) > 1:
                 for each in batch:
                     self._commit([each])
+            elif isinstance(error, sa.exc.IntegrityError):
+                _fail(batch, error)
+            else:
+                _fail(batch, _unstorable(error))
             return
         except (DataError, sa.exc.SQLAlchemyError) as error:
             _fail(batch, error)
@@ -186,6 +198,12 @@ class Recorder:
         for (_, future), status in zip(batch, statuses, strict=True):
             if future.set_running_or_notify_cancel():
                 future.set_result(status)
+
+
+def _unstorable(error: Exception) -> DataError:
+    refusal = DataError("the database cannot hold one of the values; send whole characters")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _fail(

@@ -25,6 +25,7 @@ from reactune.model.prompt import assemble, chat_of_version, rendered_for
 from reactune.pii.spans import refill
 from reactune.privacy.hashing import hashed_ids
 from reactune.records import (
+    MAX_DWELL_MS,
     REACTIONS,
     Arm,
     Completion,
@@ -35,13 +36,14 @@ from reactune.records import (
     Reaction,
     Sampling,
     canonical_json,
+    is_tip_id,
 )
 from reactune.service.events import ShadowAnswer, Status, TipCreated, TipReaction, TipShown
 from reactune.service.guard import GuardVerdict, judge, judge_text
 from reactune.service.state import LiveModels, Service
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
-from reactune.store.schema import MAX_DWELL_MS, tip_scores
+from reactune.store.schema import tip_scores
 
 CHAMPION_TRIES = 3  # after the champion there are only stored tips
 MAX_LIKED_TIPS = 20
@@ -500,7 +502,7 @@ async def record_reaction(
 
 
 def _check_tip_id(tip_id: str) -> None:
-    if not tip_id or len(tip_id) > 200 or not tip_id.isprintable():
+    if not is_tip_id(tip_id):
         raise UnknownTipError("no tip has such an id; use the id of the answer")
 
 

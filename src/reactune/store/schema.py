@@ -6,7 +6,6 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-MAX_DWELL_MS = 2**31 - 1  # what the column holds: 24 days
 SCHEMA = "0006_cut"
 SCHEMA_TABLE = "reactune_schema"
 

@@ -1,12 +1,19 @@
 """Bodies of requests and answers; a request with an unknown field is refused."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+)
 
-from reactune.records import Arm, Reaction, Unit
+from reactune.records import MAX_DWELL_MS, MAX_TIP_ID_CHARS, Arm, Reaction, Unit, whole_dwell_ms
 from reactune.service.tips import KIND, TIP_ID
-from reactune.store.schema import MAX_DWELL_MS
 
 MAX_USER_CHARS = 512
 
@@ -21,6 +28,15 @@ Part = (
 )
 Context = Annotated[dict[Name, Part | None], Field(max_length=50)]
 UserId = Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)]
+
+
+def _rounded(dwell_ms: Any) -> Any:
+    """A browser's fraction of a millisecond rounded; what is no time stays, and is refused."""
+    whole = whole_dwell_ms(dwell_ms) if isinstance(dwell_ms, float) else None
+    return dwell_ms if whole is None else whole
+
+
+DwellMs = Annotated[StrictInt, BeforeValidator(_rounded), Field(ge=0, le=MAX_DWELL_MS)]
 
 
 class Body(BaseModel):
@@ -56,10 +72,10 @@ class TipAnswer(BaseModel):
 class ReactionBody(Body):
     """The user's reaction to a tip."""
 
-    tip_id: Annotated[str, Field(min_length=1, max_length=200)]
+    tip_id: Annotated[str, Field(min_length=1, max_length=MAX_TIP_ID_CHARS)]
     reaction: Reaction
-    dwell_ms: Annotated[StrictInt, Field(ge=0, le=MAX_DWELL_MS)]
-    """Milliseconds that the tip was visible."""
+    dwell_ms: DwellMs
+    """Milliseconds that the tip was visible; a fraction, such as 20999.6, is rounded."""
 
 
 class TrainingBody(Body):
