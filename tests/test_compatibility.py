@@ -18,6 +18,8 @@ from places import TESTS
 from reactune import deployment
 from reactune.cli import main
 from reactune.config.settings import REMOVED, load, resolved, without_passwords
+from reactune.data.dataset.exports import read_examples
+from reactune.model.prompt import load_chat, rebuild
 from reactune.privacy.consent import user_statuses
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES
@@ -103,6 +105,17 @@ def test_the_settings_that_a_run_was_done_with_can_be_read_back(installation):
     values = without_passwords(load(None, tuple(overrides)))
     left = {name: value for name, value in plain.items() if ".".join(name) not in REMOVED}
     assert {(section, key): values[section][key] for section, key in left} == left
+
+
+def test_a_version_of_then_is_asked_as_it_was_trained(installation):
+    config = load(installation / "reactune.toml")
+    run = installation / "runs" / RUN
+    chat = load_chat(run / "export" / "prompt", config.prompt, privacy=config.privacy)
+    parts = read_examples(run / "dataset").values()
+    examples = [example for part in parts for example in part]
+    assert len(examples) > 20
+    for example in examples:
+        assert rebuild(chat, example.kind, example.context_json).text == example.prompt
 
 
 def test_status_reports_what_it_reported_then(installation):

@@ -260,6 +260,13 @@ def test_a_template_that_cannot_be_used_is_missing(config, family, template, rea
     assert (found.state, reason in found.text) == ("missing", True)
 
 
+def test_a_template_that_drops_the_system_prompt_is_missing_where_there_is_one(config, family):
+    base = family("gemma-2", "{{ messages[-1].content }}<end_of_turn>")
+    assert findings(config(f"model.base={base}"))["chat template"].state == "ok"
+    found = findings(config(f"model.base={base}", 'prompt.system="Be brief."'))["chat template"]
+    assert (found.state, "leaves prompt.system out" in found.text) == ("missing", True)
+
+
 def test_a_base_without_a_template_is_missing_unless_the_settings_name_one(
     config, family, tmp_path
 ):

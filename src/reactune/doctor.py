@@ -305,6 +305,9 @@ def _rendered(chat: Chat) -> Finding:
     if text.count(mark) != 1:
         text = f"writes the user's text {text.count(mark)} times; name another in prompt.template"
         return Finding(name, "missing", text)
+    if chat.settings.system.strip() not in text:
+        text = "leaves prompt.system out; make that empty, and say it in prompt.instruction"
+        return Finding(name, "missing", text)
     if chat.tokenizer.token_to_id(chat.stop) is None:
         text = f"{chat.stop} ends an answer, and is no token; see eos_token of the tokenizer"
         return Finding(name, "missing", text)
