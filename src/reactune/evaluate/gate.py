@@ -17,7 +17,7 @@ from reactune.config.sections import GateConfig
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model, score
 from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
-from reactune.records import Example
+from reactune.records import Estimate, Example
 
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
@@ -33,18 +33,6 @@ class HeldOut:
     user: str
     group: str
     liked: bool
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,6 @@
+"""What people like, learned from their reactions: a tip in its context becomes a reward.
+
+`features` turns a tip into numbers, `cache` keeps those of a run, `comparisons` makes of reactions
+what a fit needs, `fit` learns and validates on other users, `model` is what was learned, as files,
+and `quality` says how much it is worth.
+"""

@@ -1,0 +1,177 @@
+"""A tip in its prompt as numbers: what training, `reactune score` and serving compute alike.
+
+The features of a tip are hidden states of the base model after one of its middle layers: each
+token's divided by its root mean square (a final norm whose weights are ones), then the mean over
+the tip's tokens. The tokens of the tip see the prompt before them and no other tip.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reactune.model.logprobs import Progress, Row, best_dtype, common_prefix_length
+
+Floats = npt.NDArray[np.float32]
+DEPTHS = (0.4, 0.5, 0.6)  # of the layers that are compared; deeper ones are no better
+EPSILON = 1e-6  # below a mean square; llama.cpp reads it from the GGUF
+TIPS_PER_PACK = 16  # of one prompt, in one pass
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """Tips of one prompt: the tokens after what all prompts share, each tip one segment."""
+
+    places: tuple[int, ...]
+    ids: tuple[int, ...] = field(repr=False)
+    segments: tuple[int, ...] = field(repr=False)
+    """0 for the prompt, 1 for its first tip, and so on."""
+    positions: tuple[int, ...] = field(repr=False)
+
+
+def candidate_layers(count: int) -> tuple[int, ...]:
+    """The layers of a model of `count` layers that are worth a comparison: 12, 15, 18 of 30."""
+    return tuple(sorted({max(1, round(depth * count)) for depth in DEPTHS}))
+
+
+def layers_of(base_folder: Path) -> int:
+    """How many layers a model has."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(base_folder).num_hidden_layers)
+
+
+@contextmanager
+def open_layers(base_folder: Path, layers: int, *, dtype: str = "") -> Iterator[Any]:
+    """The first layers of the base model, without its final norm; its memory is freed at the end.
+
+    `dtype` is the faster one of this machine unless it is given.
+    """
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        # transformers 5 warns of its own attribute.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        model = AutoModel.from_pretrained(base_folder, dtype=getattr(torch, dtype or best_dtype()))
+    model.layers = model.layers[:layers]
+    model.norm = torch.nn.Identity()
+    model.config.num_hidden_layers = layers
+    model.eval()
+    yield model
+    del model
+
+
+def tip_features(
+    model: Any,
+    rows: Sequence[Row],
+    layers: Sequence[int],
+    *,
+    batch_tokens: int = 2_048,
+    progress: Progress | None = None,
+) -> Floats:
+    """The features of each row (token ids of a prompt, and of the tip) after each of `layers`.
+
+    Shape (rows, layers, hidden width). `model` is that of `open_layers`, and the last of `layers`
+    its last. What all prompts share is computed once, a prompt once for all its tips. `progress`
+    is called with the number of rows that were done since.
+    """
+    import torch
+
+    found = np.zeros((len(rows), len(layers), model.config.hidden_size), np.float32)
+    if not rows:
+        return found
+    shared = common_prefix_length([prompt for prompt, _ in rows])
+    with torch.inference_mode():
+        prefix = torch.tensor([list(rows[0][0][:shared])])
+        cache = model(prefix, use_cache=True).past_key_values if shared else None
+        for batch in _batches(_packs(rows, shared), batch_tokens):
+            states = _hidden_states(model, batch, shared, cache, layers)
+            for number, pack in enumerate(batch):
+                segments = np.array(pack.segments)
+                for segment, place in enumerate(pack.places, 1):
+                    tokens = np.flatnonzero(segments == segment)
+                    found[place] = states[:, number, tokens].mean(1).numpy()
+            if progress:
+                progress(sum(len(pack.places) for pack in batch))
+    return found
+
+
+def _hidden_states(
+    model: Any, batch: Sequence[_Pack], shared: int, cache: Any, layers: Sequence[int]
+) -> Any:
+    """Hidden states of a batch over their root mean square: (layers, packs, tokens, width)."""
+    import torch
+
+    past = None
+    if cache is not None:
+        past = copy.deepcopy(cache)
+        past.batch_repeat_interleave(len(batch))
+    states = model(
+        input_ids=torch.tensor(_padded([pack.ids for pack in batch], 0)),
+        attention_mask=torch.from_numpy(_mask(batch, shared)),
+        position_ids=torch.tensor(_padded([pack.positions for pack in batch], 0)),
+        past_key_values=past,
+        use_cache=past is not None,
+        output_hidden_states=True,
+    ).hidden_states
+    chosen = torch.stack([states[layer] for layer in layers]).float()
+    return chosen * torch.rsqrt(chosen.square().mean(-1, keepdim=True) + EPSILON)
+
+
+def _mask(batch: Sequence[_Pack], shared: int) -> npt.NDArray[np.bool_]:
+    """What each token may see: the shared tokens, its prompt, and its own tip up to itself."""
+    segments = np.array(_padded([pack.segments for pack in batch], -1))
+    asking, asked = segments[:, :, None], segments[:, None, :]
+    width = segments.shape[1]
+    seen = np.tril(np.ones((width, width), bool)) & ((asked == 0) | (asked == asking))
+    return np.concatenate([np.ones((len(batch), width, shared), bool), seen], axis=2)[:, None]
+
+
+def _packs(rows: Sequence[Row], shared: int) -> Iterator[_Pack]:
+    """The rows by prompt, at most `TIPS_PER_PACK` of one together."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for place, (prompt, _) in enumerate(rows):
+        by_prompt.setdefault(tuple(prompt), []).append(place)
+    for prompt, places in by_prompt.items():
+        rest = iter(places)
+        while some := tuple(islice(rest, TIPS_PER_PACK)):
+            yield _pack(some, prompt, [rows[place][1] for place in some], shared)
+
+
+def _pack(
+    places: tuple[int, ...], prompt: tuple[int, ...], tips: Sequence[Sequence[int]], shared: int
+) -> _Pack:
+    ids, segments = list(prompt[shared:]), [0] * (len(prompt) - shared)
+    positions = list(range(shared, len(prompt)))
+    for segment, tip in enumerate(tips, 1):
+        ids += tip
+        segments += [segment] * len(tip)
+        positions += range(len(prompt), len(prompt) + len(tip))
+    return _Pack(places, tuple(ids), tuple(segments), tuple(positions))
+
+
+def _batches(packs: Iterable[_Pack], batch_tokens: int) -> Iterator[list[_Pack]]:
+    """Packs of like length, as many as fit into the token count with padding."""
+    batch: list[_Pack] = []
+    for pack in sorted(packs, key=lambda each: -len(each.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(pack)
+    if batch:
+        yield batch
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> list[list[int]]:
+    width = max(map(len, rows))
+    return [[*row, *[filler] * (width - len(row))] for row in rows]

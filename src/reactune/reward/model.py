@@ -1,0 +1,114 @@
+"""What was learned, as two files: rewards of tips from their features, and a lower bound.
+
+A reward is a log-odds: of two tips in one context the difference of their rewards is the log-odds
+that the first is preferred; 0 is the average tip that was learned from.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reactune.errors import DataError
+from reactune.records import canonical_json, replacing, write_atomically
+from reactune.reward.comparisons import Floats
+from reactune.reward.fit import Validated
+
+WEIGHTS, FACTS = "reward.safetensors", "reward.json"
+FILES = (WEIGHTS, FACTS)
+SCHEMA = 1
+DEVIATIONS = 1.0  # standard errors between a reward and its lower bound
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """Several linear models of the features after one layer, each fitted on other users."""
+
+    weights: npt.NDArray[np.float32] = field(repr=False)
+    """Shape (members, width of the features)."""
+    biases: npt.NDArray[np.float32] = field(repr=False)
+    layer: int
+    base_digest: str
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Where it is from and how good it is, as plain JSON values."""
+
+
+def assemble_model(
+    validated: Validated,
+    mean: Floats,
+    deviation: Floats,
+    *,
+    layer: int,
+    base_digest: str,
+    facts: Mapping[str, Any],
+) -> RewardModel:
+    """The members that validation left, for features that are not standardised."""
+    members = np.array([each.weights for each in validated.members])
+    weights = validated.scale * members / deviation
+    return RewardModel(
+        weights=weights.astype(np.float32),
+        biases=-(weights @ mean).astype(np.float32),
+        layer=layer,
+        base_digest=base_digest,
+        facts=facts,
+    )
+
+
+def rewards(model: RewardModel, features: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Reward and lower bound of each row of features, shape (rows, width).
+
+    The bound is below the members' mean by its standard error by the jackknife that leaves out
+    one fold of users at a time (Efron and Stein, Annals of Statistics 9, 1981).
+    """
+    each = (features @ model.weights.T + model.biases).astype(np.float64)
+    mean = each.mean(1)
+    count = each.shape[1]
+    error = np.sqrt((count - 1) / count * np.square(each - mean[:, None]).sum(1))
+    return mean, mean - DEVIATIONS * error
+
+
+def save(model: RewardModel, folder: Path) -> tuple[str, ...]:
+    """Write the two files, each whole or not at all; their names."""
+    from safetensors.numpy import save as as_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as partial:
+        partial.write_bytes(as_bytes({"weights": model.weights, "biases": model.biases}))
+    known = {"schema": SCHEMA, "layer": model.layer, "base_digest": model.base_digest}
+    write_atomically(folder / FACTS, canonical_json({**known, "facts": model.facts}))
+    return FILES
+
+
+def load(folder: Path) -> RewardModel:
+    """The model that `save` wrote.
+
+    Raises:
+        DataError: the folder holds none, or one that this release cannot read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts["schema"] != SCHEMA:
+            raise DataError(
+                f"{folder / FACTS} has schema {facts['schema']!r}, this release reads {SCHEMA}; "
+                "install the release that wrote it"
+            )
+        arrays = load_file(folder / WEIGHTS)
+        return RewardModel(
+            weights=arrays["weights"],
+            biases=arrays["biases"],
+            layer=int(facts["layer"]),
+            base_digest=facts["base_digest"],
+            facts=facts["facts"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder} holds no readable reward model ({type(error).__name__}); "
+            "`reactune stage reward` writes one"
+        ) from error

@@ -1,0 +1,63 @@
+"""Features of tips: those of a plain pass of the model, however rows are put together."""
+
+import numpy as np
+import pytest
+
+from reactune.reward.features import candidate_layers, layers_of, open_layers, tip_features
+
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def some_rows(tiny):
+    draw = np.random.default_rng(3)
+    prompts = [tuple(draw.integers(5, 900, size).tolist()) for size in (3, 9, 5)]
+    prompts = [(11, 12, 13, *prompt) for prompt in prompts]
+    tips = [tuple(draw.integers(5, 900, 2 + n % 7).tolist()) for n in range(40)]
+    return [(prompts[n % 3 if n < 30 else 0], tip) for n, tip in enumerate(tips)]
+
+
+def direct(folder, prompt, tip):
+    """The mean over a tip's tokens of hidden states over their root mean square, by itself."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = model(torch.tensor([[*prompt, *tip]]), output_hidden_states=True).hidden_states
+    hidden = states[LAYER][0, len(prompt) :].double().numpy()
+    return (hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)).mean(0)
+
+
+def test_features_are_those_of_each_tip_alone_in_its_prompt(tiny, some_rows):
+    with open_layers(tiny, LAYER, dtype="float32") as model:
+        found = tip_features(model, some_rows, [LAYER], batch_tokens=100)
+    assert found.shape == (40, 1, 32)
+    for place in (0, 1, 17, 39):
+        assert found[place, 0] == pytest.approx(direct(tiny, *some_rows[place]), abs=2e-5)
+
+
+def test_neither_the_order_nor_the_batch_changes_the_features(tiny, some_rows):
+    with open_layers(tiny, LAYER, dtype="float32") as model:
+        once = tip_features(model, some_rows, [LAYER])
+        backwards = tip_features(model, some_rows[::-1], [LAYER], batch_tokens=40)
+        (alone,) = tip_features(model, some_rows[7:8], [LAYER])
+    assert backwards[::-1] == pytest.approx(once, abs=2e-5)
+    assert alone == pytest.approx(once[7], abs=2e-5)
+
+
+def test_a_tip_sees_its_prompt(tiny, some_rows):
+    prompt, tip = some_rows[0]
+    with open_layers(tiny, LAYER, dtype="float32") as model:
+        one, other = tip_features(model, [(prompt, tip), ((*prompt, 700), tip)], [LAYER])
+    assert not np.allclose(one, other, atol=1e-3)
+
+
+def test_no_rows_have_no_features(tiny):
+    with open_layers(tiny, LAYER) as model:
+        assert tip_features(model, [], [LAYER]).shape == (0, 1, 32)
+
+
+def test_the_layers_in_the_middle_are_compared(tiny):
+    assert candidate_layers(30) == (12, 15, 18)
+    assert candidate_layers(layers_of(tiny)) == (1,)
