@@ -31,6 +31,12 @@ with DAG(
         doc="Makes examples of them, split by user, without duplicates. Skipped where there are"
         " too few, or too few new ones; `dataset/README.md` in the run folder has the details.",
     )
+    reward = stage(
+        "reward",
+        minutes=120,
+        doc="Learns from the examples what people like, as a linear reward on the base model's"
+        " hidden states. Where that is no better than chance, it says so and the run goes on.",
+    )
     train = stage(
         "train",
         minutes=720,
@@ -63,4 +69,4 @@ with DAG(
         doc="Makes the version challenger: it writes the first few per cent of the tips that are"
         " shown. Updates the asset `tip-generator`, which starts a review.",
     )
-    extract >> dataset >> train >> evaluate >> export >> register >> shadow_deploy
+    extract >> dataset >> reward >> train >> evaluate >> export >> register >> shadow_deploy

@@ -12,11 +12,13 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from loop_fixtures import read_rows, write_toml
 from reactune.config.settings import load
 from reactune.data.dataset import build
+from reactune.data.dataset.exports import read_examples
 from reactune.data.labelled import (
     LABELLED,
     REFUSED,
@@ -29,6 +31,7 @@ from reactune.data.labelled import (
 )
 from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, user_key
 from reactune.records import STAGES
+from reactune.reward.cache import FEATURES, write_features
 from reactune.runs.folders import StageResult, new_run, run_stage
 from reactune.runs.remote import pull, push, run_root
 from reactune.service.events import TipCreated, write_events
@@ -139,8 +142,11 @@ def write_run(config, rows, *, run_id=RUN, until="deploy", key=KEY):
         work = {"extract": lambda folder: _extract(folder, labelled), "train": _train}.get(stage)
         if stage == "dataset":
             work = lambda folder: _dataset(config, run, folder)  # noqa: E731
+        if stage == "reward":
+            work = lambda folder: _reward(run, folder)  # noqa: E731
         inputs = {
             "dataset": {"extract/labelled.parquet": run / "extract/labelled.parquet"},
+            "reward": {"dataset/examples.parquet": run / "dataset/examples.parquet"},
             "train": {"dataset/examples.parquet": run / "dataset/examples.parquet"},
         }.get(stage, {})
         reads = [name.partition("/")[0] for name in inputs]
@@ -185,6 +191,15 @@ def _dataset(config, run, folder):
     result = build.build(batches, config.dataset, folder=folder)
     assert result.waiting is None, result.waiting
     return StageResult("built", result.files, counts={"fingerprint": result.fingerprint})
+
+
+def _reward(run, folder):
+    """What the stage leaves that has rows of users: features, and chunks only if it was killed."""
+    examples = read_examples(run / "dataset")["train"]
+    digests = [each.tip_id for each in examples]
+    values = np.ones((len(examples), 4), np.float16)
+    write_features(folder / FEATURES, examples, digests, values)
+    return StageResult("read", (FEATURES,))
 
 
 def _train(folder):

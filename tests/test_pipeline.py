@@ -34,7 +34,7 @@ UNDECIDING = {"store", "run", "data"}
 # The check before the first stage reads them; they decide whether it is done, not what it makes.
 CHECKED = {"extract": {"train", "export", "registry", "serve"}}
 # Where runs are kept at a URL, the model server decides which of their files are fetched.
-FETCHED = {stage: {"serve"} for stage in ("dataset", "train", "evaluate")}
+FETCHED = {stage: {"serve"} for stage in ("dataset", "reward", "train", "evaluate")}
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +82,7 @@ def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
     expected = {
         "extract": (),
         "dataset": ("extract/labelled.parquet",),
+        "reward": ("dataset/examples.parquet",),
         "train": ("dataset/examples.parquet",),
         "evaluate": ("dataset/examples.parquet", *weights),
         "export": ("dataset/examples.parquet", *weights),
@@ -114,10 +115,10 @@ def test_a_changed_gate_makes_the_choice_of_the_method_again_without_training_ag
     (folder,) = all_runs(config.run_root)
     before, log = written_manifests(folder), (folder / "train" / "sft" / "trainer.log").read_bytes()
     said = []
-    for stage in STAGES[:4]:
+    for stage in STAGES[:5]:
         pipeline.run_one_stage(config, stage, folder.name, say=said.append)
     done_before = [line.endswith("(done before)") for line in said]
-    assert done_before == [True, True, False, False]
+    assert done_before == [True, True, True, False, False]
     after = written_manifests(folder)
     assert after["extract"] == before["extract"]
     assert after["train"] != before["train"]
@@ -371,7 +372,7 @@ def test_killed_in_two_stages_a_run_goes_on_and_leaves_what_one_run_leaves(tmp_p
         assert {stage: now[stage] for stage in before} == before
         assert sign.partition("/")[0] not in now
         before = now
-    assert set(before) == {"extract", "dataset", "train", "evaluate", "export"}
+    assert set(before) == {"extract", "dataset", "reward", "train", "evaluate", "export"}
     finished(config, before)
 
 

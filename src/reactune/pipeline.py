@@ -1,6 +1,6 @@
 """The loop: from reactions to a model that reactions keep or remove.
 
-Seven stages make a run. This is the only place where one package's output becomes the next
+Eight stages make a run. This is the only place where one package's output becomes the next
 package's input. Each stage keeps its files in the run folder, writes its manifest last, and is
 not done again while all that it `READS` is unchanged. `review.py` decides about the new model.
 """
@@ -8,11 +8,14 @@ not done again while all that it `READS` is unchanged. `review.py` decides about
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
 
 from reactune import deployment, doctor
 from reactune.config.settings import Config, deciding
@@ -23,28 +26,47 @@ from reactune.data.labelled import LABELLED, read_batches
 from reactune.data.labels.scores import admission, after_consent, label_counts, read_scores
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
-from reactune.evaluate.gate import best_method, gate_report, sample, validation_reports
+from reactune.evaluate.gate import (
+    best_method,
+    gate_report,
+    rows_of,
+    sample,
+    score_rows,
+    validation_reports,
+)
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
+from reactune.pages.reward import write_reward_report
 from reactune.privacy.hashing import load_hashing_keys
-from reactune.records import STAGES, Counts, write_atomically
+from reactune.records import STAGES, Counts, Example, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
+from reactune.reward.cache import cached_features, keep_features
+from reactune.reward.comparisons import Reactions
+from reactune.reward.features import Floats as Features
+from reactune.reward.features import candidate_layers, layers_of
+from reactune.reward.learn import Learned, Read, learn
+from reactune.reward.model import rewards
+from reactune.reward.quality import Accuracy, accuracy_of_folds
 from reactune.runs.folders import StageResult, find_run, prompt_of_run, run_stage, unfinished_run
-from reactune.runs.manifest import Manifest, ending
+from reactune.runs.manifest import Manifest, ending, recorded_manifests
 from reactune.runs.remote import fetch_adapter, pull, run_root
 from reactune.tracking import (
+    dataset_fingerprint,
     earlier_counts,
     gate_picture,
     last_trained,
     record_of,
+    reward_before,
     start_run,
+    write_reward,
     write_training,
 )
 from reactune.train.trainer import keep_adapter, progress_bars, rows_by_method, train_methods
 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+HELD_OUT_TIPS = 120  # on which the reward stands beside the generator's own ranking
 TRAINED = tuple(f"train/{name}" for name in ADAPTER)
 
 
@@ -68,6 +90,7 @@ class Reads:
 READS = {
     "extract": Reads((), ("source", "labels", "privacy", "prompt", "model")),
     "dataset": Reads(("extract/labelled.parquet",), ("dataset",)),
+    "reward": Reads(("dataset/examples.parquet",), ("prompt", "privacy", "model")),
     "train": Reads(("dataset/examples.parquet",), ("train", "gate", "prompt", "privacy", "model")),
     "evaluate": Reads(
         ("dataset/examples.parquet", *TRAINED), ("gate", "prompt", "privacy", "model")
@@ -176,6 +199,70 @@ def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
         counts=asdict(result),
         outcome="waiting" if result.waiting else "done",
     )
+
+
+def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
+    """Examples -> a reward model of what people like, or why there is none; the run goes on."""
+    base = base_model(config.model)
+    chat = _chat(config, run, base)
+    examples = read_examples(run / "dataset")
+    earlier, layer = reward_before(config, run)
+    layers = (layer,) if layer else candidate_layers(layers_of(base.folder))
+    with ExitStack() as stack:
+
+        def read(some: Sequence[Example], chosen: Sequence[int]) -> Features:
+            return cached_features(
+                base, chat, some, chosen, folder=folder, earlier=earlier, progress=bar
+            )
+
+        def bar(total: int) -> Callable[[int], object]:
+            shown = tqdm(total=total, desc="features", unit="tip", leave=False)
+            return stack.enter_context(shown).update
+
+        mark = dataset_fingerprint(run)
+        train = examples["train"]
+        learned = learn(train, read, layers, base_digest=base.digest, fingerprint=mark)
+        held_out = sample(examples["validation"], limit=HELD_OUT_TIPS)
+        beside = beside_generator(config, base, chat, held_out, learned, read)
+    keep_features(base, chat, learned, folder=folder)
+    outputs = write_reward(folder, learned, beside)
+    write_reward_report(folder / "report.html", learned, beside)
+    return StageResult(
+        summary=learned.line(),
+        outputs=(*outputs, "report.html"),
+        counts={
+            "learned": learned.model is not None,
+            "reactions": learned.quality.reactions,
+            "of": learned.quality.available,
+        },
+    )
+
+
+def beside_generator(
+    config: Config,
+    base: BaseModel,
+    chat: Chat,
+    examples: Sequence[Example],
+    learned: Learned,
+    read: Read,
+) -> dict[str, Accuracy]:
+    """The live generator's own ranking of held-out tips, and the reward's of the same ones."""
+    champion = deployment.champion(config)
+    adapter = champion.adapter if champion else None
+    if champion and adapter:
+        fetch_adapter(run_root(config), champion)
+    kinds = [each.kind for each in examples]
+    (tokens,) = score_rows(base, adapter, [rows_of(chat, examples)], name="generator", kinds=kinds)
+    scores = {"generator": np.array([each.mean() for each in tokens])}
+    if learned.model:
+        features = read(examples, (learned.model.layer,))[:, 0]
+        scores["reward"] = rewards(learned.model, features)[0]
+    reactions, together = Reactions(examples), np.zeros(len(examples), np.int64)
+    found = {
+        name: accuracy_of_folds(reactions, each, together, is_fitted=False)
+        for name, each in scores.items()
+    }
+    return {name: each for name, each in found.items() if each}
 
 
 def train(config: Config, run: Path, folder: Path) -> StageResult:
@@ -294,6 +381,7 @@ def deploy(config: Config, run: Path, folder: Path) -> StageResult:
 WORK: dict[str, Callable[[Config, Path, Path], StageResult]] = {
     "extract": extract,
     "dataset": build_dataset,
+    "reward": learn_reward,
     "train": train,
     "evaluate": evaluate,
     "export": export,
@@ -316,6 +404,10 @@ def _chat(config: Config, run: Path, base: BaseModel) -> Chat:
 
 def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
     """The stage's manifest; its work is done unless it was done before. Reports one line."""
+    if stage == "reward" and _is_from_before_rewards(run):
+        summary = "none: the run was trained without this stage, by an earlier version"
+        say(f"{stage:9} {summary}")
+        return Manifest(stage, "done", summary, {}, {}, {}, {}, {}, 0.0, "")
     reads = READS[stage]
     manifest, is_new = run_stage(
         run,
@@ -330,3 +422,9 @@ def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
         f"{stage:9} {manifest.summary} ({f'{manifest.seconds:.0f} s' if is_new else 'done before'})"
     )
     return manifest
+
+
+def _is_from_before_rewards(run: Path) -> bool:
+    """Whether a version without this stage did the stage after it."""
+    done = recorded_manifests(run)
+    return "train" in done and "reward" not in done

@@ -10,15 +10,20 @@ from reactune import deployment
 from reactune.config.settings import Config, without_passwords
 from reactune.data.dataset.exports import EXAMPLES
 from reactune.errors import hide_passwords
-from reactune.evaluate.gate import Estimate, GateReport
+from reactune.evaluate.gate import GateReport
 from reactune.pages import plots
-from reactune.records import Counts, write_atomically
+from reactune.records import Counts, Estimate, write_atomically
 from reactune.release.registry import Record
+from reactune.reward import model as reward_model
+from reactune.reward.cache import FEATURES
+from reactune.reward.learn import Learned, Quality
+from reactune.reward.quality import Accuracy
 from reactune.runs.folders import all_runs, new_run, run_id_at
 from reactune.runs.manifest import manifests, recorded_manifests
 from reactune.runs.remote import fetch, push, run_root
 from reactune.train.trainer import Trained, read_log
 
+QUALITY = "quality.json"
 Curve = Sequence[tuple[int, float]]
 LOGGED = ("labels", "dataset", "prompt", "model", "train", "gate", "export")  # sections
 TEXTS = {
@@ -29,6 +34,7 @@ TEXTS = {
     "parity.json": "export/parity.json",
     "dataset.md": "dataset/README.md",
 }
+REWARD_TEXTS = {"reward.svg": "reward/reward.svg", "reward-quality.json": f"reward/{QUALITY}"}
 
 
 def write_training(
@@ -46,6 +52,49 @@ def write_training(
     write_atomically(folder / "loss.svg", plots.loss_curves(curves))
     logs = (f"== {each.method}\n{read_log(folder / each.method)}" for each in trained)
     write_atomically(folder / "trainer.log", hide_passwords("\n".join(logs)))
+
+
+def write_reward(folder: Path, learned: Learned, beside: Mapping[str, Accuracy]) -> tuple[str, ...]:
+    """Write the reward model, if there is one, and what it is worth; the names of the files.
+
+    `beside` are accuracies on held-out tips that the live generator ranked too.
+    """
+    record = {
+        "reason": learned.reason,
+        "quality": asdict(learned.quality),
+        "held_out": {name: asdict(each) for name, each in beside.items()},
+    }
+    write_atomically(folder / QUALITY, json.dumps(record, indent=2))
+    write_atomically(folder / "reward.svg", reward_picture(learned.quality))
+    saved = reward_model.save(learned.model, folder) if learned.model else ()
+    return (*saved, FEATURES, QUALITY, "reward.svg")
+
+
+def reward_picture(quality: Quality) -> str:
+    """Preference accuracy of the rankings, with intervals."""
+    rows = [
+        (name, each.estimate.value, each.estimate.low, each.estimate.high)
+        for name, each in quality.accuracies.items()
+    ]
+    return plots.intervals("preference accuracy on other users", rows, reference=0.5)
+
+
+def reward_before(config: Config, run: Path) -> tuple[list[Path], int]:
+    """The features of the last run before this one, and the layer of its reward model (0: none)."""
+    for other in reversed(all_runs(config.run_root)):
+        done = manifests(other) if other.name < run.name else {}
+        if "reward" in done:
+            fetch(run_root(config), other.name, "reward")
+            folder = other / "reward"
+            layer = json.loads((folder / QUALITY).read_text(encoding="utf-8"))["quality"]["layer"]
+            is_learned = reward_model.FACTS in done["reward"].outputs
+            return [folder / FEATURES], layer if is_learned else 0
+    return [], 0
+
+
+def dataset_fingerprint(run: Path) -> str:
+    """The fingerprint of the dataset of a run."""
+    return str(manifests(run)["dataset"].counts["fingerprint"])
 
 
 def gate_picture(report: GateReport) -> str:
@@ -89,15 +138,31 @@ def record_of(run: Path) -> Record:
     for row in gate["rows"]:
         metrics[f"gate/{row['model']}/loss"] = row["loss"]["value"]
         metrics[f"gate/{row['model']}/preference_accuracy"] = row["accuracy"]["value"]
-    texts = {name: run / place for name, place in TEXTS.items()}
+    reward = done.get("reward")
+    metrics |= reward_metrics(run) if reward else {}
+    places = {**TEXTS, **(REWARD_TEXTS if reward else {})}
+    texts = {name: run / place for name, place in places.items()}
+    models = [name for name in reward_model.FILES if reward and name in reward.outputs]
     return Record(
         run_id=run.name,
         params={**params, "method": training["method"]},
         metrics=metrics,
         curves={f"loss/{method}": curve for method, curve in training["curves"].items()},
         texts={name: path.read_text(encoding="utf-8") for name, path in texts.items()},
+        artifacts={run / "reward" / name: "reward" for name in models},
         tags={"dataset": str(counts.get("fingerprint", "")), "method": training["method"]},
     )
+
+
+def reward_metrics(run: Path) -> dict[str, float]:
+    """The figures of a run's reward model for MLflow; those of its rankings by their names."""
+    record = json.loads((run / "reward" / QUALITY).read_text(encoding="utf-8"))
+    quality = record["quality"]
+    found = {f"reward/{name}": float(quality[name]) for name in ("reactions", "users", "layer")}
+    for name, each in quality["accuracies"].items():
+        place = f"reward/{name.replace(' ', '_')}_accuracy"
+        found |= {f"{place}": each["estimate"]["value"], f"{place}_low": each["estimate"]["low"]}
+    return found
 
 
 def start_run(config: Config, run_id: str | None = None) -> Path:

@@ -173,7 +173,9 @@ def test_erased_rows_do_not_come_back_by_a_later_ingest(config):
 
 
 def test_a_run_loses_the_rows_and_says_so(config, run):
-    before = {stage: read_manifest(run / stage) for stage in ("extract", "dataset", "train")}
+    before = {
+        stage: read_manifest(run / stage) for stage in ("extract", "dataset", "reward", "train")
+    }
     card = (run / "dataset" / "README.md").read_text()
     lines = erase(config, ANNA)
     assert "6 rows removed, erased from 1 runs" in lines[0]
@@ -182,6 +184,8 @@ def test_a_run_loses_the_rows_and_says_so(config, run):
     assert labelled.num_rows == 6 * len(OTHERS)
     refused = pq.read_table(run / "extract" / "refused.parquet").column("user_key").to_pylist()
     assert len(refused) == len(OTHERS)
+    features = pq.read_table(run / "reward" / "features.parquet").column("tip_id").to_pylist()
+    assert sorted(features) == [each.tip_id for each in read_examples(run / "dataset")["train"]]
     texts = (run / "dataset" / "kto.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in texts]
     train = read_examples(run / "dataset")["train"]

@@ -16,6 +16,7 @@ from reactune import deployment
 from reactune.erasure import requests
 from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.verify import verify
+from reactune.reward.cache import CHUNKS
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import read_manifest, recorded_manifests
 from reactune.store.database import reading
@@ -78,7 +79,10 @@ class Installation:
         self.config = install(self.folder, run={"root": root.format(folder=self.folder)})
         populate(self.config, runs=UNTIL)
         # Left by a stage that was killed long ago; no manifest names it.
-        (all_runs(self.config.run_root)[0] / "dataset" / "kto.jsonl.part").write_text(ANNA)
+        run = all_runs(self.config.run_root)[0]
+        (run / "dataset" / "kto.jsonl.part").write_text(ANNA)
+        (run / "reward" / CHUNKS).mkdir(parents=True)
+        (run / "reward" / CHUNKS / "00001.parquet").write_text(ANNA)
         shutil.copytree(self.folder, self.saved)
         self.changes = in_a_child(lambda: erase(self.config), kill_at=None)
 
@@ -106,12 +110,12 @@ def check_all_is_clean(config):
     for run in (whole, ended):
         assert not list((root / run.name).rglob(".erasing*"))
     stated = recorded_manifests(whole)
-    assert list(stated) == ["extract", "dataset", "train", *list(stated)[3:]]
+    assert list(stated) == ["extract", "dataset", "reward", "train", *list(stated)[4:]]
     for stage, manifest in stated.items():
         assert read_manifest(whole / stage) == manifest, f"{stage} is not as it says"
     digest = stated["extract"].outputs["labelled.parquet"]
     assert stated["dataset"].inputs == {"extract/labelled.parquet": digest}
-    for manifest in (stated["extract"], stated["dataset"], stated["train"]):
+    for manifest in (stated[stage] for stage in ("extract", "dataset", "reward", "train")):
         assert [each["rows"] for each in manifest.erased] == [7]
     assert {name: each.outcome for name, each in recorded_manifests(ended).items()} == {
         "extract": "refused"

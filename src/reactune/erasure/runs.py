@@ -29,6 +29,7 @@ from reactune.errors import DataError
 from reactune.privacy.hashing import HashingKeys
 from reactune.records import STAGES, sha256_of, write_atomically
 from reactune.release import registry
+from reactune.reward.cache import FEATURES
 from reactune.runs.folders import all_runs, versions
 from reactune.runs.locks import hold_stages
 from reactune.runs.manifest import (
@@ -56,12 +57,13 @@ from reactune.store.database import reading, writing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DATA_STAGES = ("extract", "dataset")
+DATA_STAGES = ("extract", "dataset", "reward")
 """Stages whose outputs hold rows of users."""
 EXTRACTED = (f"extract/{LABELLED}", f"extract/{REFUSED}")
 CHOSEN = (f"dataset/{EXAMPLES}", f"dataset/{REFUSED}")
-TABLES = (*EXTRACTED, *CHOSEN)
-"""Files of a run with a user in each row; a stage has each row in one of its two."""
+READ = (f"reward/{FEATURES}",)
+TABLES = (*EXTRACTED, *CHOSEN, *READ)
+"""Files of a run with a user in each row; of the first two stages each row is in one of two."""
 SCRATCH = ".erasing"
 MEMORY_GB = DataConfig().memory_gb
 
@@ -158,7 +160,7 @@ def erase_rows(run: Path, targets: Targets, *, note: str) -> None:
     Raises:
         DataError: a file cannot be read.
     """
-    for stage, tables in (("extract", EXTRACTED), ("dataset", CHOSEN)):
+    for stage, tables in (("extract", EXTRACTED), ("dataset", CHOSEN), ("reward", READ)):
         if not (run / stage).is_dir():
             continue
         with _replacing_files(run / stage) as scratch:
