@@ -75,7 +75,7 @@ def main() -> None:
     peer = peer_accuracy(learned, [(pair.chosen, pair.rejected) for pair in held_out])
     results = [evaluate_pairs(config, options.pairs, name) for name in ("base", options.run)]
     for result in results:
-        print(result.line)
+        print(*result.lines, sep="\n")
     print(f"classifier on {len(learned):,} pairs of the same training part: {peer:.3f}")
     print(f"the longer text: {longer_accuracy(held_out):.3f}")
     figures = {

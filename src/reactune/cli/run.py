@@ -1,9 +1,9 @@
-"""Commands of the loop, from run, stage and status to review, promote and rollback."""
+"""Commands of the loop: run, stage, status, evaluate, score, review, promote and rollback."""
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,11 @@ from reactune.cli.session import Session, require_training
 from reactune.records import REVIEW_STEPS, STAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from reactune.config.settings import Config
 
+SOME_REFUSED, NOTHING_LEARNED = 2, 3  # exit codes of `score`
 
 WAITING_OPTION = click.option(
     "--waiting-exit-code",
@@ -92,22 +95,77 @@ def status(session: Session) -> None:
 )
 @click.option(
     "--model",
-    required=True,
+    default="champion",
+    show_default=True,
     metavar="base|champion|challenger|RUN_ID",
-    help="Model whose preference is measured.",
+    help="Version whose preference is measured.",
 )
 @click.pass_obj
 def evaluate(session: Session, pairs: Path, model: str) -> None:
-    """Measure how often a model prefers the better of two texts.
+    """Measure how often a version prefers the better of two texts.
 
-    With a 95 % interval. Pairs whose texts the model was trained on are refused.
+    Four lines with 95 % intervals: its generator by mean log-probability and by the gain over the
+    base, its reward model, and what the service goes by. Pairs whose texts it was trained on are
+    refused.
 
     \b
+    $ reactune evaluate --pairs pairs.jsonl
     $ reactune evaluate --pairs pairs.jsonl --model challenger
     """
     from reactune.evaluate.pairs import evaluate_pairs
 
-    click.echo(evaluate_pairs(session.config(), pairs, model).line)
+    for line in evaluate_pairs(session.config(), pairs, model).lines:
+        click.echo(line)
+
+
+@click.command
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSONL (also .gz), CSV or Parquet to write.  [default: JSONL on standard output]",
+)
+@click.option(
+    "--run", "run_id", help="Run whose reward model is used.  [default: the champion's, the newest]"
+)
+@click.pass_obj
+def score(session: Session, file: Path, out: Path | None, run_id: str | None) -> None:
+    """Predict how much people will like the texts of a file.
+
+    FILE is JSONL (also .gz), CSV or Parquet of {kind, context, text}. Each row is written with its
+    `reward` (a log-odds: of two texts in one context the difference is that of being preferred) and
+    its `lower_bound`. Exit code 0: all rows were scored; 2: some could not be, and are listed
+    with their line; 3: no run has learned a reward yet.
+
+    \b
+    $ reactune score tips.jsonl --out scored.jsonl
+    """
+    require_training()
+    from reactune.evaluate import rewards
+
+    config = session.config()
+    run_id = run_id or rewards.live_or_newest(config)
+    model = rewards.reward_of_run(config, run_id) if run_id else None
+    if run_id is None or model is None:
+        click.echo("no reward is learned yet: `reactune run` learns one from reactions", err=True)
+        sys.exit(NOTHING_LEARNED)
+    refused = 0
+
+    def scored() -> "Iterator[Mapping[str, Any]]":
+        nonlocal refused
+        for row in rewards.score_file(config, model, file, run_id=run_id):
+            if row.refusal:
+                refused += 1
+                click.echo(f"{file}, line {row.number}: {row.refusal}", err=True)
+            else:
+                yield row.values
+
+    if out is not None:
+        rewards.write_scored(scored(), out)
+    else:
+        for values in scored():
+            click.echo(rewards.json_line(values))
+    sys.exit(SOME_REFUSED if refused else 0)
 
 
 @click.group
@@ -282,4 +340,4 @@ def _stop(config: "Config") -> str:
     return f"stopped: version {after.champion} answers everybody"
 
 
-COMMANDS = (run, stage, status, evaluate, deploy, judge, promote, rollback, backend)
+COMMANDS = (run, stage, status, evaluate, score, deploy, judge, promote, rollback, backend)

@@ -4,15 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from reactune.cli.session import Session
-from reactune.errors import DataError
-from reactune.records import NOT_UTF8
 
 if TYPE_CHECKING:
     from reactune.config.settings import Config
@@ -110,18 +107,8 @@ def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
 def _ids(users: Sequence[str]) -> list[str]:
     named = [user for user in users if user not in ("", "-")]
     if "-" in users:
-        named += [line for line in _standard_input().splitlines() if line]
+        named += [line for line in sys.stdin.read().splitlines() if line]
     return named
-
-
-def _standard_input() -> str:
-    """The text of standard input in UTF-8: read by the locale, an id could be another user's."""
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: {NOT_UTF8}; give the ids in UTF-8") from error
 
 
 def _check(

@@ -13,17 +13,18 @@ from reactune import deployment
 from reactune.config.settings import Config
 from reactune.data.dataset.exports import EXAMPLES, read_examples
 from reactune.errors import DataError
-from reactune.evaluate.gate import Estimate, cluster_weights, estimate, score_rows
+from reactune.evaluate.gate import score_rows
+from reactune.evaluate.rewards import open_scorer, reward_of_run, score_texts
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
-from reactune.records import folded_text, read_utf8
+from reactune.records import Estimate, folded_text
+from reactune.reward.quality import share_won
 from reactune.runs.folders import find_run, prompt_of_run
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
 Floats = npt.NDArray[np.float64]
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,46 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairsResult:
-    """Preference accuracy: by mean log-probability, and by the gain over the base if tuned."""
+    """Preference accuracy of a version's generator, of its reward model, and of what is served."""
 
     model: str
     pairs: int
     refused: int
     accuracy: Estimate
+    """Of the generator by mean log-probability."""
     gain_accuracy: Estimate | None
+    """Of the generator by the gain over the base; None: it is the base."""
+    reward_accuracy: Estimate | None
+    """None: there is no reward model."""
+    served_accuracy: Estimate
+    """By the reward's lower bound where there is a reward model, else by mean log-probability."""
 
     @property
-    def line(self) -> str:
-        """One line for the person at the terminal."""
+    def lines(self) -> tuple[str, ...]:
+        """Four lines for the person at the terminal."""
         refused = f", {self.refused:,} refused (in the training data)" if self.refused else ""
-        gain = f"; by gain over the base {self.gain_accuracy}" if self.gain_accuracy else ""
-        return (
-            f"{self.model}: preference accuracy {self.accuracy} by mean log-probability{gain}; "
-            f"{self.pairs:,} pairs{refused}"
-        )
+        served = "mean log-probability" if self.reward_accuracy is None else "reward's lower bound"
+        rows = {
+            "generator by mean log-probability": f"{self.accuracy}",
+            "generator by gain over the base": f"{self.gain_accuracy or 'none: it is the base'}",
+            "reward model": f"{self.reward_accuracy or 'none learned yet'}",
+            f"system as served, by {served}": f"{self.served_accuracy}",
+        }
+        ending = f"; {self.pairs:,} pairs{refused}"
+        return tuple(f"{self.model}: {name}: {value}{ending}" for name, value in rows.items())
 
 
 def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     """Preference accuracy of `base`, `champion`, `challenger` or a run's model on the pairs.
 
-    Pairs with a text that the model was trained on are refused and counted. The interval (95 %)
-    resamples contexts.
+    Pairs with a text that the model was trained on are refused and counted. Pairs of one context
+    depend on each other; the intervals (95 %) say so.
 
     Raises:
         DataError: the file is no JSONL of pairs, all pairs are refused, or there is no such model.
     """
     adapter, run_id = _find_model(config, name)
+    reward = reward_of_run(config, run_id)
     seen = _trained_texts(config, run_id)
     pairs = read_pairs(file)
     fresh = [
@@ -84,23 +96,30 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     is_base = run_id == deployment.BASE_RUN
     settings = config.prompt if is_base else prompt_of_run(_run(config, run_id), config.prompt)
     chat = load_chat(base.folder, settings, privacy=config.privacy)
-    rows = [pair_rows(chat, pair) for pair in fresh]
-    flat = [row for pair in rows for row in pair]
+    flat = [row for pair in fresh for row in pair_rows(chat, pair)]
     kinds = [pair.kind for pair in fresh for _ in range(2)]
+    clusters = [pair.cluster for pair in fresh]
     (scores,) = score_rows(base, adapter, [flat], name=name, kinds=kinds)
-    weights = cluster_weights([pair.cluster for pair in fresh])
-    means = np.array([s.mean() for s in scores])
-    gain = None
+    by_mean = share_won(_wins(np.array([s.mean() for s in scores])), clusters)
+    gain = by_reward = None
     if adapter is not None:
         (plain,) = score_rows(base, None, [flat], name="base", kinds=kinds)
         gained = np.array([s.sum() - p.sum() for s, p in zip(scores, plain, strict=True)])
-        gain = _accuracy(gained, weights)
+        gain = share_won(_wins(gained), clusters)
+    served = by_mean
+    if reward is not None:
+        tips = [(prompt, completion[:-1]) for prompt, completion in flat]
+        with open_scorer(reward, base) as layers:
+            rewards, bounds = score_texts(reward, layers, tips)
+        by_reward, served = (share_won(_wins(each), clusters) for each in (rewards, bounds))
     return PairsResult(
         model=name,
         pairs=len(fresh),
         refused=len(pairs) - len(fresh),
-        accuracy=_accuracy(means, weights),
+        accuracy=by_mean,
         gain_accuracy=gain,
+        reward_accuracy=by_reward,
+        served_accuracy=served,
     )
 
 
@@ -112,9 +131,9 @@ def read_pairs(file: Path) -> list[Pair]:
     """
     try:
         # Not splitlines: a text may hold U+2028 and the like, which end no line of JSONL.
-        lines = read_utf8(file).split("\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; check the name") from error
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     pairs = [_pair(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not pairs:
         raise DataError(f"{file} holds no pairs")
@@ -136,12 +155,11 @@ def _wins(values: Floats) -> Floats:
     return np.where(difference == 0, 0.5, (difference > 0).astype(np.float64))
 
 
-def _accuracy(values: Floats, weights: Floats) -> Estimate:
-    return estimate(weights @ _wins(values) / weights.sum(1), ALPHA)
-
-
 def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
-    """The adapter of a named model (None: the base as it is) and the run it is from."""
+    """The adapter of a named model (None: the base as it is) and the run it is from.
+
+    A run that has learned a reward and no adapter yet has the base as its generator.
+    """
     if name == "base":
         return None, deployment.BASE_RUN
     if name in ("champion", "challenger"):
@@ -153,9 +171,12 @@ def _find_model(config: Config, name: str) -> tuple[Path | None, str]:
         model = deployment.version(config, number)
         fetch_adapter(run_root(config), model)
         return model.adapter, model.run_id
-    run = _run(config, name)
-    if "train" not in manifests(run):
+    done = manifests(_run(config, name))
+    if "train" not in done:
+        if "reward" in done:
+            return None, name
         raise DataError(f"run {name} has no trained adapter; it did not get that far")
+    run = config.run_root / name
     fetch(run_root(config), name, "train", under="adapter/")
     return run / "train" / "adapter", name
 
