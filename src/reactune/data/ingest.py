@@ -8,12 +8,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TextIO
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -24,13 +23,10 @@ from reactune.data.readers import (
     SURROGATE,
     Line,
     Refused,
-    check_columns,
     check_readable,
     meaning_of,
     parse_json,
-    plain_text,
     read,
-    time_of,
     truth_of,
 )
 from reactune.errors import ConfigError, DataError
@@ -57,11 +53,8 @@ FIELDS = (
 )
 TIMES = ("created_at", "shown_at", "reacted_at")
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
-AHEAD = timedelta(days=1)  # what a clock that is set wrong, or to another zone, may be ahead
-NAME_COLUMNS = 'name them in [ingest] columns, such as columns = { tip_id = "id" }'
 MAX_ID_CHARS = 500
 MAX_DEPTH = 20
-MAX_WHOLE_FLOAT = 2**53
 BATCH_ROWS = 1_000  # written in one transaction
 # JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
 LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
@@ -83,27 +76,22 @@ def ingest(
     old_keys: Sequence[HashingKey] = (),
     progress: Callable[[int], object] | None = None,
     batch_rows: int = BATCH_ROWS,
-    now: datetime | None = None,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later wins.
 
     Rows of a user who was erased since are left out, and only counted. A field that a row does not
     name stays as it is stored. Each batch is one transaction. `rejects` is overwritten: JSON
     lines with file, line and reason, nothing of the row. The counts are of rows; `progress` gets
-    how many more bytes of the files have been read. A time more than a day after `now` (without
-    it, the clock's) refuses its row.
+    how many more bytes of the files have been read.
 
     Raises:
         ConfigError: `[ingest] columns` names a column that is not ours.
-        DataError: a file is missing, of unknown kind or broken, or has none of our columns, or the
-            database went away; what was written before stays.
+        DataError: a file is missing, of unknown kind or broken, or the database went away; what
+            was written before stays.
     """
     names = _names_in_files(settings)
     for path in files:
         check_readable(path)
-    for path in files:
-        check_columns(path, names.values(), advice=NAME_COLUMNS)
-    latest = (now or datetime.now(UTC)) + AHEAD
     hashing_keys = HashingKeys(key, tuple(old_keys))
     line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
     came_in = went_out = 0
@@ -113,7 +101,7 @@ def ingest(
             position = 0
             for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
                 scores, refused_lines = _scores_of(
-                    lines, settings=settings, hashing_keys=hashing_keys, latest=latest
+                    lines, settings=settings, hashing_keys=hashing_keys
                 )
                 _log_refused(refused_lines, path, log)
                 kept = _write(scores, engine)
@@ -173,11 +161,7 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 
 def _scores_of(
-    lines: Iterable[Line],
-    *,
-    settings: IngestConfig,
-    hashing_keys: HashingKeys,
-    latest: datetime,
+    lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
 ) -> tuple[list[UserScore], dict[int, str]]:
     """One score per tip_id with the hashed ids of its user, and the reason per refused line."""
     scores: dict[str, UserScore] = {}
@@ -188,7 +172,7 @@ def _scores_of(
             continue
         try:
             ids = hashed_ids(hashing_keys, _text(line.values, "user_id", MAX_ID_CHARS))
-            score = _score_of(line.values, settings=settings, user=ids[0], latest=latest)
+            score = _score_of(line.values, settings=settings, user=ids[0])
         except Refused as refusal:
             refused[line.number] = str(refusal)
         else:
@@ -199,7 +183,7 @@ def _scores_of(
 
 
 def _score_of(
-    values: Mapping[str, Any], *, settings: IngestConfig, user: HashedId, latest: datetime
+    values: Mapping[str, Any], *, settings: IngestConfig, user: HashedId
 ) -> dict[str, Any]:
     """The row of `tip_scores` that one row of a file asks for; unnamed fields stay unnamed."""
     score: dict[str, Any] = {
@@ -209,7 +193,7 @@ def _score_of(
         "kind": _text(values, "kind", MAX_ID_CHARS),
         "context_json": _context(values, settings.max_text_chars),
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
-        **_times(values, latest),
+        **_times(values),
     }
     if values.get("source") is not None:
         score["source"] = _text(values, "source", MAX_ID_CHARS)
@@ -248,9 +232,9 @@ def _write(scores: Sequence[UserScore], engine: sa.Engine) -> list[dict[str, Any
 
 def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     value = values.get(name)
-    if name.endswith("_id") and _is_id(value):
-        value = plain_text(value)
-    if value is None or value == "" or value != value:
+    if name.endswith("_id") and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or value == "":
         raise Refused(f"missing field {name}")
     if not isinstance(value, str):
         raise Refused(f"{name} is not text")
@@ -260,18 +244,6 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     if value.isspace():
         raise Refused(f"missing field {name}")
     return value
-
-
-def _is_id(value: Any) -> bool:
-    """Whether it is an id that is no text: a whole number of any type, or a UUID."""
-    if isinstance(value, bool):
-        return False
-    if isinstance(value, float):
-        # It holds larger numbers too, but not each of them.
-        return abs(value) <= MAX_WHOLE_FLOAT and value.is_integer()
-    if isinstance(value, Decimal):
-        return value == value.to_integral_value()
-    return isinstance(value, int | UUID)
 
 
 def _check_characters(text: str) -> None:
@@ -296,20 +268,9 @@ def _json(value: Any) -> str | None:
     if value is None:
         return None
     try:
-        return json.dumps(
-            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_in_json
-        )
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise Refused("context_json holds what JSON cannot express") from error
-
-
-def _in_json(value: Any) -> Any:
-    """What Parquet has beside the types of JSON, in one of them."""
-    if isinstance(value, Decimal):
-        return int(value) if value == int(value) else float(value)
-    if isinstance(value, date | UUID):
-        return str(value) if isinstance(value, UUID) else value.isoformat()
-    raise TypeError(type(value).__name__)
 
 
 def _check_values(value: Any, depth: int) -> None:
@@ -327,28 +288,29 @@ def _check_values(value: Any, depth: int) -> None:
             _check_values(each, depth - 1)
 
 
-def _times(values: Mapping[str, Any], latest: datetime) -> dict[str, datetime | None]:
-    times = {name: _time(name, values[name], latest) for name in TIMES if name in values}
+def _times(values: Mapping[str, Any]) -> dict[str, datetime | None]:
+    times = {name: _time(name, values[name]) for name in TIMES if name in values}
     created_at = times.get("created_at") or times.get("shown_at")
     if created_at is None:
         raise Refused("missing field created_at")
-    times["created_at"] = created_at
-    reacted_at = times.get("reacted_at")
-    for name in ("created_at", "shown_at"):
-        earlier = times.get(name)
-        if reacted_at is not None and earlier is not None and reacted_at < earlier:
-            raise Refused(f"reacted_at before {name}")
-    return times
+    return {**times, "created_at": created_at}
 
 
-def _time(name: str, value: Any, latest: datetime) -> datetime | None:
-    if value is None or value != value:
+def _time(name: str, value: Any) -> datetime | None:
+    if value is None:
         return None
-    time = time_of(name, value)
+    try:
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"unparsable {name}") from error
+    if time.utcoffset() is None:
+        raise Refused(f"naive {name}")
+    try:
+        time = time.astimezone(UTC)
+    except OverflowError as error:
+        raise Refused(f"out-of-range {name}") from error
     if not EARLIEST <= time < LATEST:
         raise Refused(f"out-of-range {name}")
-    if time > latest:
-        raise Refused(f"{name} more than a day ahead")
     return time
 
 
