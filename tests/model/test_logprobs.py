@@ -11,6 +11,31 @@ from reactune.model.logprobs import batches, best_dtype, common_prefix_length, o
 from tiny_model import tiny_rows
 
 
+@pytest.mark.parametrize(
+    ("kind", "special"),
+    [
+        ("Granite", {"logits_scaling": 3.0}),
+        ("Gemma2", {"final_logit_softcapping": 2.0, "head_dim": 16}),
+        ("Cohere", {"logit_scale": 0.3}),
+    ],
+)
+def test_what_a_family_does_after_its_head_is_in_the_scores(kind, special):
+    import transformers
+
+    torch.manual_seed(4)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, **special, pad_token_id=0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    rows = [((1, 2, 3, 4), (5, 6)), ((1, 2, 9), (7, 8, 10)), ((1, 2, 3, 4, 5, 6), (11,))]
+    scores = score(model, rows)
+    for (prompt, completion), ours in zip(rows, scores, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        theirs = logits.log_softmax(-1)[range(len(completion)), list(completion)]
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
 def test_scores_are_what_the_whole_row_gives_without_batches_or_caches(tiny):
     rows = [(row["prompt_ids"], row["completion_ids"]) for row in tiny_rows(tiny, count=6)["kto"]]
     with open_model(tiny, threads=1) as model:

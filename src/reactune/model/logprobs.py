@@ -101,17 +101,35 @@ def _score_batch(
     if cache is not None:
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(rows))
-    hidden = model.base_model(
-        input_ids=inputs, attention_mask=mask, past_key_values=past, use_cache=past is not None
-    ).last_hidden_state
-    results = []
-    for row, (prompt, completion), states in zip(ids, rows, hidden, strict=True):
-        start = len(prompt) - shared
-        logits = model.get_output_embeddings()(states[start - 1 : len(row) - 1]).float()
-        targets = torch.tensor(list(completion))[:, None]
-        values = torch.log_softmax(logits, dim=-1).gather(1, targets)[:, 0]
-        results.append(values.double().numpy())
-    return results
+    places = torch.zeros_like(inputs, dtype=torch.bool)
+    for index, (row, (_, completion)) in enumerate(zip(ids, rows, strict=True)):
+        places[index, len(row) - len(completion) - 1 : len(row) - 1] = True
+    logits = logits_at(
+        model,
+        places,
+        input_ids=inputs,
+        attention_mask=mask,
+        past_key_values=past,
+        use_cache=past is not None,
+    ).float()
+    targets = torch.tensor([token for _, completion in rows for token in completion])
+    values = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    lengths = [len(completion) for _, completion in rows]
+    return [part.double().numpy() for part in values.split(lengths)]
+
+
+def logits_at(model: Any, places: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's logits at some places of a batch, a mask over rows and tokens; one row a place.
+
+    Only there is the product with its head computed. What follows the head (Granite's scale, Gemma
+    2's soft cap) is done by the model's own `forward`.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0][places],))
+    try:
+        return type(model).forward(model, *args, **kwargs).logits
+    finally:
+        hook.remove()
 
 
 @cache

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reactune.errors import TrainingError
-from reactune.model.logprobs import Row, score
+from reactune.model.logprobs import Row, logits_at, score
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
 from reactune.train.job import (
@@ -366,6 +366,8 @@ def _scored_row(row: dict[str, Any], answer: str) -> Row:
 
 def score_only_labelled_positions(model: Any) -> None:
     """Replace the forward that TRL gave the causal language model; same values, fewer products."""
+    import torch
+
     original = model.forward
 
     def forward(
@@ -378,14 +380,19 @@ def score_only_labelled_positions(model: Any) -> None:
     ) -> Any:
         if not fused_lm_head:
             return original(*args, labels=labels, **kwargs)
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        return fused_output(hidden, labels[:, 1:], self.get_output_embeddings(), num_items_in_batch)
+        targets = labels[:, 1:]
+        places = torch.nn.functional.pad(targets != -100, (0, 1))
+        logits = logits_at(self, places, *args, **kwargs).float()
+        return fused_output(logits, targets, num_items_in_batch)
 
     model.forward = types.MethodType(forward, model)
 
 
-def fused_output(hidden: Any, targets: Any, head: Any, num_items_in_batch: Any) -> Any:
-    """Log-probabilities of the targets that are not -100, zero elsewhere, in TRL's form."""
+def fused_output(logits: Any, targets: Any, num_items_in_batch: Any) -> Any:
+    """Log-probabilities of the targets that are not -100, zero elsewhere, in TRL's form.
+
+    `logits` has one row for each of these targets.
+    """
     import torch
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -394,7 +401,6 @@ def fused_output(hidden: Any, targets: Any, head: Any, num_items_in_batch: Any) 
     def spread(values: Any) -> Any:
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
-    logits = head(hidden[mask]).float()
     log_probs = torch.log_softmax(logits, dim=-1)
     chosen = log_probs.gather(1, targets[mask][:, None])[:, 0]
     with torch.no_grad():
