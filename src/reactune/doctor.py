@@ -37,6 +37,8 @@ from reactune.pii.detectors import open_detector
 from reactune.privacy.consent import key_ids
 from reactune.privacy.hashing import given_key_ids, load_hashing_keys
 from reactune.release import registry
+from reactune.release.converter import fetched_folder
+from reactune.release.gguf import bits_of, possible_types, require_exportable
 from reactune.release.runtimes import connect
 from reactune.store.database import opened_store, reading
 from reactune.store.schema import tip_scores
@@ -45,7 +47,6 @@ from reactune.train.backends import usable_methods
 State = Literal["ok", "warning", "missing"]
 SMALLEST_PYTHON = (3, 11)
 GIB, MB = 2**30, 10**6
-BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2.0}
 MERGING = 1.3  # times the size of the weights: what merging and export take at most
 LIBRARIES = 500 * MB  # bytes that they take beside that
 FREE_BESIDE = GIB // 2  # bytes of databases, datasets and checkpoints beside the models
@@ -103,7 +104,7 @@ def require_ready(config: Config, base: BaseModel, chat: Chat, *, trains: bool) 
     """
     found = [
         _rendered(chat),
-        *_convertible(config, base.folder),
+        *([_convertible(config, base.folder, base.gguf)] if trains else []),
         *_registry(config),
         # What is trained answers beside the champion.
         _model_server(config, versions=2 if trains else 1),
@@ -278,8 +279,18 @@ def _base_model(config: Config) -> list[Finding]:
         text = "is in the GGUF, and read when the first run has converted that"
         there.append(Finding("chat template", "warning", text))
     else:
-        there += [_chat_template(config, folder), *_convertible(config, folder)]
+        there += [_chat_template(config, folder), _converter(config, folder, found)]
     return [*there, *_room(config, shape, folder)]
+
+
+def _converter(config: Config, folder: Path, found: Path) -> Finding:
+    """As `_convertible`, without fetching the converter for it."""
+    if config.export.converter or fetched_folder().is_dir():
+        return _convertible(config, folder, found if found.is_file() else None)
+    text = (
+        "llama.cpp's converter is fetched by the first run; `python -m reactune.release.converter`"
+    )
+    return Finding("export", "warning", f"{text} fetches it now")
 
 
 def _shape_in(folder: Path) -> Shape:
@@ -330,9 +341,17 @@ def _takes_system(chat: Chat) -> bool:
         return False
 
 
-def _convertible(config: Config, folder: Path) -> list[Finding]:
-    """Whether the base model can become a GGUF file."""
-    return []
+def _convertible(config: Config, folder: Path, gguf: Path | None) -> Finding:
+    """Whether the base model can become a GGUF file of the type of the settings, and which others.
+
+    `gguf` is the file that the folder was converted from, if it was.
+    """
+    try:
+        require_exportable(folder, gguf, config.export)
+    except ReleaseError as error:
+        return Finding("export", "missing", str(error))
+    types = ", ".join(possible_types(config.export))
+    return Finding("export", "ok", f"as {config.export.quantisation}; possible are {types}")
 
 
 def _room(
@@ -341,7 +360,7 @@ def _room(
     """Memory to train, merge and export the base model; disk for that, and for a conversion."""
     loaded = shape.parameters * 4
     weights = (folder and _size_of_weights(folder)) or loaded
-    served = shape.parameters * BYTES_PER_WEIGHT[config.export.quantisation]
+    served = shape.parameters * bits_of(config.export.quantisation) / 8
     tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
     peaks = {"merging and export": round(MERGING * weights) + LIBRARIES}
     if trains:

@@ -1,7 +1,5 @@
-import json
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +7,6 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gguf_fixtures import HEAD, read_with_transformers, save_adapter, write_tiny_gguf
 from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig
@@ -18,22 +14,20 @@ from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.records import sha256_of
+from reactune.release import gguf as exports
 from reactune.release.gguf import (
-    REFUSED,
-    _in_halves,
-    _interleave,
-    export_base,
-    export_merged,
+    disk_needed,
+    export_gguf,
     export_release,
-    load_gguf,
-    read_lora,
+    possible_types,
     read_release,
+    require_exportable,
+    unquantise,
     write_release,
 )
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-ARCHITECTURES = list(HEAD)
 Kind = gguf.GGMLQuantizationType
 
 
@@ -65,11 +59,6 @@ def adapter(llama, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiny_chat(llama):
-    return load_chat(llama.folder, PromptConfig())
-
-
 def open_folder(base):
     import torch
     from transformers import AutoModelForCausalLM
@@ -85,366 +74,162 @@ def tensors_of(path):
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_file_read_back_is_what_transformers_own_import_reads(tiny, architecture, tmp_path):
-    base = tiny(architecture)
-    exported = export_base(base, tmp_path / "base.gguf", quantisation="q8_0")
-    ours = weights_of(load_gguf(exported.gguf, base.folder))
-    theirs = weights_of(read_with_transformers(exported.gguf))
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("quantisation", "steps"), [("f16", 2**11), ("q8_0", 2 * 127)])
-def test_merging_gives_the_weights_that_peft_merges(
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in HEAD],
+)
+@pytest.mark.parametrize(
+    ("quantisation", "steps"),
+    [("q8_0", 2 * 127), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        ("f16", 2**11), ("bf16", 2**8)
+    ))],
+)  # fmt: skip
+def test_a_file_holds_the_weights_that_peft_merges_into_the_whole_model(
     tiny, architecture, quantisation, steps, tmp_path
 ):
     base = tiny(architecture)
     merged = weights_of(save_adapter(open_folder(base), tmp_path / "adapter"))
-    exported = export_merged(
-        base, tmp_path / "adapter", out=tmp_path / "m.gguf", quantisation=quantisation
-    )
-    read = weights_of(read_with_transformers(exported.gguf))
-    assert exported.merged == 2 * 7
+    settings = ExportConfig(quantisation=quantisation)
+    out = tmp_path / "export" / "m.gguf"
+    assert export_gguf(base, tmp_path / "adapter", out, settings=settings) == 2 * 7
+    read = weights_of(read_with_transformers(out))
     for name, weight in merged.items():
         # Half a step of the type's grid, whose width follows the largest weight nearby; and
         # Q8_0 keeps the width itself as a 16-bit float.
         allowed = np.abs(weight).max() / steps * 1.2
         assert np.abs(read[name] - weight).max() <= allowed, name
+    assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"use_rslora": True},
-        {"lora_alpha": 3, "r": 6},
-        {
-            "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 3},
-            "alpha_pattern": {"v_proj": 1},
-        },
-        {"rank_pattern": {"^model.layers.0.self_attn.k_proj": 1}, "use_rslora": True},
-        {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [1]},
-        {"init_lora_weights": "orthogonal"},
-    ],
-    ids=str,
+    "architecture",
+    [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in HEAD],
 )
-def test_scales_and_ranks_by_module_follow_peft(llama, settings, tmp_path):
-    base_weights = weights_of(open_folder(llama))
-    merged = weights_of(save_adapter(open_folder(llama), tmp_path, std=0.3, **settings))
-    changes = read_lora(tmp_path)
-    for name, weight in merged.items():
-        change = changes.get(name.removesuffix(".weight"))
-        ours = 0 if change is None else change.scale * (change.up @ change.down)
-        np.testing.assert_allclose(base_weights[name] + ours, weight, atol=1e-5, err_msg=name)
-    assert len(changes) == sum(not np.array_equal(merged[n], base_weights[n]) for n in merged)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_adapters_kept_in_half_precision_are_read(llama, dtype, tmp_path):
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    save_adapter(open_folder(llama), tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    halved = {name: value.to(getattr(torch, dtype)) for name, value in load_file(file).items()}
-    save_file(halved, file)
-    name = "model.layers.0.self_attn.q_proj"
-    expected = halved[f"base_model.model.{name}.lora_A.weight"].float().numpy()
-    assert np.array_equal(read_lora(tmp_path)[name].down, expected)
-
-
-@pytest.mark.parametrize("quantisation", ["q8_0", "f16"])
-@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q8_0, Kind.F16, Kind.F32, Kind.BF16])
-def test_an_adapter_of_zeros_exports_the_base_byte_for_byte(kind, quantisation, tmp_path):
-    file = write_tiny_gguf(tmp_path / "base.gguf", kind=kind)
-    base = base_model(ModelConfig(base=str(file), cache_dir=str(tmp_path)))
-    save_adapter(open_folder(base), tmp_path / "adapter", std=0)
-    plain = export_base(base, tmp_path / "plain.gguf", quantisation=quantisation)
-    merged = export_merged(
-        base, tmp_path / "adapter", out=tmp_path / "merged.gguf", quantisation=quantisation
-    )
-    assert merged.gguf.read_bytes() == plain.gguf.read_bytes()
-    assert (merged.sha256, merged.merged) == (plain.sha256, 0)
-
-
-def test_base_and_merged_files_hold_the_same_types_and_only_matrices_are_requantised(
-    llama, adapter, tmp_path
+def test_a_base_given_as_q8_comes_out_as_it_was_with_its_own_tokenizer(
+    tiny, architecture, tmp_path
 ):
-    for quantisation, kind in (("q8_0", Kind.Q8_0), ("f16", Kind.F16)):
-        plain = export_base(llama, tmp_path / "plain.gguf", quantisation=quantisation)
-        merged = export_merged(
-            llama, adapter, out=tmp_path / "merged.gguf", quantisation=quantisation
-        )
-        types = {name: tensor.tensor_type for name, tensor in tensors_of(plain.gguf).items()}
-        assert types == {n: t.tensor_type for n, t in tensors_of(merged.gguf).items()}
-        assert {n for n, t in types.items() if t == Kind.F32} == {n for n in types if "norm" in n}
-        assert set(types.values()) == {Kind.F32, kind}
-        assert plain.size == plain.gguf.stat().st_size
-
-
-def test_metadata_and_tokenizer_are_the_bases_own(llama, adapter, tmp_path):
-    merged = export_merged(llama, adapter, out=tmp_path / "merged.gguf", quantisation="f16")
-    before, after = (gguf.GGUFReader(path).fields for path in (llama.gguf, merged.gguf))
+    base = tiny(architecture)
+    export_gguf(base, None, tmp_path / "m.gguf", settings=ExportConfig())
+    before, after = tensors_of(base.gguf), tensors_of(tmp_path / "m.gguf")
     assert before.keys() == after.keys()
-    changed = {name for name in before if before[name].contents() != after[name].contents()}
-    assert changed == {"general.file_type"}
-    assert after["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
+    assert all(np.array_equal(before[name].data, after[name].data) for name in before)
+    ours, theirs = (gguf.GGUFReader(file).fields for file in (tmp_path / "m.gguf", base.gguf))
+    names = [name for name in theirs if name.startswith("tokenizer.")]
+    assert "tokenizer.chat_template" in names
+    assert {n: ours[n].contents() for n in names} == {n: theirs[n].contents() for n in names}
 
 
-def test_matrices_that_q8_cannot_cut_into_blocks_become_f16(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
-    writer.add_block_count(1)
-    values = np.linspace(-1, 1, 4 * 40, dtype=np.float32).reshape(4, 40)
-    writer.add_tensor("blk.0.ffn_up.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    base = stand_in(tmp_path / "odd.gguf")
-    exported = export_base(base, tmp_path / "out.gguf", quantisation="q8_0")
-    tensor = tensors_of(exported.gguf)["blk.0.ffn_up.weight"]
-    assert tensor.tensor_type == Kind.F16
-    assert np.array_equal(tensor.data, values.astype(np.float16))
+@pytest.mark.slow
+def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(llama, adapter, tmp_path):
+    for name in ("one", "two"):
+        export_gguf(llama, adapter, tmp_path / name / "m.gguf", settings=ExportConfig())
+    one, two = ((tmp_path / name / "m.gguf").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
-def stand_in(file):
-    from reactune.model.files import BaseModel
-
-    return BaseModel(name="odd", folder=file.parent, gguf=file, digest="", licence="")
-
-
-def test_progress_counts_every_tensor(llama, tmp_path):
-    seen = []
-    export_base(
-        llama, tmp_path / "m.gguf", quantisation="q8_0", progress=lambda *step: seen.append(step)
-    )
-    count = len(tensors_of(llama.gguf))
-    assert seen == [(done, count) for done in range(1, count + 1)]
-
-
-def test_a_killed_export_leaves_the_old_file_and_no_half_of_a_new_one(llama, tmp_path):
+def test_a_killed_export_leaves_the_old_file_and_the_next_one_sweeps(llama, tmp_path):
     out = tmp_path / "m.gguf"
     out.write_text("the old one")
     script = f"""
 import os, signal
 from pathlib import Path
+from reactune.config.sections import ExportConfig
 from reactune.model.files import BaseModel
-from reactune.release.gguf import export_base
+from reactune.release import gguf
+gguf.convert = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 base = BaseModel("tiny", Path({str(llama.folder)!r}), Path({str(llama.gguf)!r}), "", "")
-def die(done, total):
-    if done == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-export_base(base, Path({str(out)!r}), quantisation="q8_0", progress=die)
+gguf.export_gguf(base, None, Path({str(out)!r}), settings=ExportConfig())
 """
     ended = subprocess.run([sys.executable, "-c", script], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert out.read_text() == "the old one"
-    export_base(llama, out, quantisation="q8_0")
+    assert len(list(tmp_path.iterdir())) == 2
+    export_gguf(llama, None, out, settings=ExportConfig())
     assert len(tensors_of(out)) == len(tensors_of(llama.gguf))
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_exporting_needs_no_torch(llama, adapter, tmp_path):
-    script = f"""
-import sys
-from pathlib import Path
-from reactune.model.files import BaseModel
-from reactune.release.gguf import export_merged
-base = BaseModel("tiny", Path({str(llama.folder)!r}), Path({str(llama.gguf)!r}), "", "")
-adapter, out = Path({str(adapter)!r}), Path({str(tmp_path / "m.gguf")!r})
-export_merged(base, adapter, out=out, quantisation="q8_0")
-sys.exit(sorted({{"torch", "transformers", "peft"}} & sys.modules.keys()) or 0)
-"""
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+def test_unquantised_weights_are_the_numbers_that_quantised_ones_stand_for(tmp_path):
+    for kind in (Kind.Q8_0, Kind.Q4_1, Kind.BF16, Kind.F16):
+        source = write_tiny_gguf(tmp_path / f"{kind.name}.gguf", kind=kind)
+        out = tmp_path / f"{kind.name}-16.gguf"
+        unquantise(source, out)
+        ours, theirs = (weights_of(read_with_transformers(file)) for file in (out, source))
+        for name, weight in theirs.items():
+            np.testing.assert_allclose(ours[name], weight, rtol=2**-11, atol=2**-24)
+        types = {tensor.tensor_type for tensor in tensors_of(out).values()}
+        assert types == {Kind.F32, Kind.F16}
+        before, after = (gguf.GGUFReader(file).fields for file in (source, out))
+        assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-@pytest.mark.filterwarnings("ignore:.*tie:UserWarning")
-def test_what_is_more_than_plain_lora_is_refused_by_name(llama, settings, named, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(
-        open_folder(llama), LoraConfig(**({"target_modules": ["q_proj"]} | settings))
-    )
-    model.save_pretrained(tmp_path, save_embedding_layers=False)
-    with pytest.raises(ReleaseError, match=named):
-        export_merged(llama, tmp_path, out=tmp_path / "m.gguf", quantisation="q8_0")
-    assert not list(tmp_path.glob("*.gguf"))
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_settings_beyond_plain_lora_are_refused_wherever_peft_keeps_them(adapter, name, tmp_path):
-    folder = shutil.copytree(adapter, tmp_path / "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    assert name in config  # or PEFT has renamed it
-    (folder / "adapter_config.json").write_text(json.dumps(config | {name: True}))
-    with pytest.raises(ReleaseError, match=name):
-        read_lora(folder)
-
-
-def break_pair(tensors):
-    tensors.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight")
-
-
-def break_rank(tensors):
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
-    tensors[name] = tensors[name][:, :2].copy()
-
-
-def break_number(tensors):
-    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"][0, 0] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (break_pair, "lora_B"),
-        (break_rank, "rank 4"),
-        (break_number, "NaN"),
-        (dict.clear, "no LoRA"),
-    ],
-)
-def test_a_damaged_adapter_is_refused(llama, adapter, damage, said, tmp_path):
-    from safetensors.numpy import load_file, save_file
-
-    folder = shutil.copytree(adapter, tmp_path / "adapter")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    damage(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    with pytest.raises(ReleaseError, match=said):
-        export_merged(llama, folder, out=tmp_path / "m.gguf", quantisation="q8_0")
-
-
-def test_an_adapter_with_missing_or_cut_files_is_refused(adapter, tmp_path):
-    folder = shutil.copytree(adapter, tmp_path / "adapter")
-    weights = folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ReleaseError, match="broken"):
-        read_lora(folder)
-    weights.unlink()
-    with pytest.raises(ReleaseError, match=r"adapter_model\.safetensors missing"):
-        read_lora(folder)
-    (folder / "adapter_config.json").write_text("{")
-    weights.touch()
-    with pytest.raises(ReleaseError, match="not JSON"):
-        read_lora(folder)
-
-
-def test_an_adapter_of_another_model_is_refused(tiny, adapter, tmp_path):
-    with pytest.raises(ReleaseError, match="trained on another model"):
-        export_merged(tiny("qwen3"), adapter, out=tmp_path / "m.gguf", quantisation="q8_0")
-
-
-def test_an_adapter_on_a_weight_the_base_lacks_is_refused(llama, tmp_path):
-    settings = {"target_modules": ["lm_head"]}  # tied to the embeddings in this model
-    from peft import LoraConfig, get_peft_model
-
-    with pytest.warns(UserWarning, match="tie"):
-        get_peft_model(open_folder(llama), LoraConfig(**settings)).save_pretrained(
-            tmp_path, save_embedding_layers=False
-        )
-    with pytest.raises(ReleaseError, match="absent"):
-        export_merged(llama, tmp_path, out=tmp_path / "m.gguf", quantisation="q8_0")
-
-
-def test_a_base_without_gguf_is_refused_with_advice(llama, tmp_path):
-    with pytest.raises(ReleaseError, match="put the model's GGUF"):
-        export_base(replace(llama, gguf=None), tmp_path / "m.gguf", quantisation="q8_0")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "no readable GGUF"),
-        (b"no GGUF at all, but long enough to hold a header", "no readable GGUF"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "architecture ''"),
-    ],
-)
-def test_a_file_that_is_no_gguf_is_refused(content, said, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"no GGUF at all, but long enough to hold a header"])
+def test_what_is_no_gguf_cannot_be_read(content, tmp_path):
     file = tmp_path / "m.gguf"
     file.write_bytes(content)
-    with pytest.raises(ReleaseError, match=said):
-        export_base(stand_in(file), tmp_path / "out.gguf", quantisation="q8_0")
-
-
-def test_a_cut_gguf_is_refused(llama, tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(llama.gguf.read_bytes()[:-5_000])
     with pytest.raises(ReleaseError, match="no readable GGUF"):
-        export_base(stand_in(file), tmp_path / "out.gguf", quantisation="q8_0")
+        unquantise(file, tmp_path / "out.gguf")
 
 
-def test_another_architecture_is_refused_by_name(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ReleaseError, match="'mamba'"):
-        export_base(stand_in(tmp_path / "m.gguf"), tmp_path / "out.gguf", quantisation="q8_0")
+def test_a_type_of_llama_quantize_goes_through_that_program(llama, tmp_path):
+    program = tmp_path / "llama-quantize"
+    program.write_text('#!/bin/sh\necho "$3" > "$(dirname "$0")/asked"\ncp "$1" "$2"\n')
+    program.chmod(0o755)
+    settings = ExportConfig(quantisation="q4_k_m", quantiser=str(program))
+    export_gguf(llama, None, tmp_path / "out" / "m.gguf", settings=settings)
+    assert (tmp_path / "asked").read_text() == "Q4_K_M\n"
+    types = {tensor.tensor_type for tensor in tensors_of(tmp_path / "out" / "m.gguf").values()}
+    assert types == {Kind.F32, Kind.F16}  # what the program was given to quantise
+    program.write_text("#!/bin/sh\necho no such type >&2\nexit 1\n")
+    with pytest.raises(ReleaseError, match="does not write q4_k_m \\(no such type\\)"):
+        export_gguf(llama, None, tmp_path / "out" / "n.gguf", settings=settings)
+    assert "q4_k_m" in possible_types(settings)
 
 
-def test_a_merge_that_overflows_is_refused(llama, tmp_path):
-    save_adapter(open_folder(llama), tmp_path / "adapter", std=300.0)
-    with pytest.raises(ReleaseError, match="beyond"):
-        export_merged(llama, tmp_path / "adapter", out=tmp_path / "m.gguf", quantisation="f16")
-    assert not list(tmp_path.glob("*m.gguf*"))
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("llama-quantize"), reason="no llama-quantize on the path")
+def test_a_real_llama_quantize_writes_a_k_type(tmp_path):
+    base = base_model(ModelConfig())
+    settings = ExportConfig(quantisation="q6_k")
+    export_gguf(base, None, tmp_path / "m.gguf", settings=settings)
+    types = {tensor.tensor_type for tensor in tensors_of(tmp_path / "m.gguf").values()}
+    assert Kind.Q6_K in types or Kind.Q8_0 in types
 
 
-def test_loading_refuses_a_file_of_another_model(tiny, llama, tmp_path):
-    with pytest.raises(ReleaseError, match="does not fit the base model"):
-        load_gguf(tiny("gemma3").gguf, llama.folder)
-    folder = shutil.copytree(llama.folder, tmp_path / "folder")
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 500_000.0
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ReleaseError, match="rope"):
-        load_gguf(llama.gguf, folder)
+def test_a_type_without_its_program_is_known_before_anything_is_trained(llama, tmp_path):
+    settings = ExportConfig(quantisation="q4_k_m", quantiser=str(tmp_path / "none"))
+    assert possible_types(settings) == ("q8_0", "f16", "bf16")
+    with pytest.raises(ReleaseError, match="'q4_k_m' needs"):
+        require_exportable(llama.folder, llama.gguf, settings)
+    with pytest.raises(ReleaseError, match=r"needs .* program llama-quantize"):
+        export_gguf(llama, None, tmp_path / "m.gguf", settings=settings)
+    require_exportable(llama.folder, llama.gguf, ExportConfig())
 
 
-def test_loading_refuses_a_file_that_lacks_or_adds_weights(llama, tmp_path):
-    folder = shutil.copytree(llama.folder, tmp_path / "folder")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
-    with pytest.raises(ReleaseError, match=r"8 weights are missing.*q_proj\.bias"):
-        load_gguf(llama.gguf, folder)
+def test_a_full_disk_is_known_before_an_export_begins(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "free_disk", lambda folder: 10**3)
+    with pytest.raises(ReleaseError, match="of disk"):
+        export_gguf(llama, None, tmp_path / "m.gguf", settings=ExportConfig())
 
 
-@given(st.sampled_from([(1, 2), (2, 4), (4, 6)]), st.integers(1, 3))
-def test_rotary_rows_come_back_from_pairs_to_halves(shape, columns):
-    heads, size = shape
-    rows = np.arange(heads * size * columns, dtype=np.float32).reshape(heads * size, columns)
-    paired = _interleave(rows, heads)
-    np.testing.assert_array_equal(_in_halves(paired, heads), rows)
-    # llama.cpp: the first rows of a head are the first rows of its two halves.
-    assert paired[0].tolist() == rows[0].tolist()
-    assert paired[1].tolist() == rows[size // 2].tolist()
-    np.testing.assert_array_equal(_interleave(rows, 0), rows)
-    np.testing.assert_array_equal(_in_halves(rows, 0), rows)
+def test_the_disk_that_is_asked_for_holds_all_that_an_export_writes(llama):
+    weights = sum(int(tensor.n_elements) for tensor in tensors_of(llama.gguf).values())
+    assert disk_needed(llama, ExportConfig(quantisation="f16")) == weights * (4 + 2)
+    assert disk_needed(llama, ExportConfig(quantisation="q4_0")) == round(weights * (4 + 2 + 5 / 8))
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-def test_a_release_is_read_back_from_wherever_its_run_lies_now(
-    llama, adapter, tmp_path, tuned, tiny_chat
-):
+def test_a_release_is_read_back_from_wherever_its_run_lies_now(llama, adapter, tmp_path, tuned):
     run = tmp_path / "run"
     folder, trained = run / "export", run / "train" / "adapter"
     shutil.copytree(adapter, trained)
     release = export_release(
-        llama, tiny_chat, trained if tuned else None, folder, run_id="r1", settings=ExportConfig()
+        llama,
+        load_chat(llama.folder, PromptConfig()),
+        trained if tuned else None,
+        folder,
+        run_id="r1",
+        settings=ExportConfig(),
     )
     assert release.name == f"reactune-trial:{release.sha256[:12]}"
     assert (release.version, release.run_id, release.quantisation) == (0, "r1", "q8_0")
@@ -461,3 +246,45 @@ def test_a_release_is_read_back_from_wherever_its_run_lies_now(
         prompt_folder=there / "prompt",
         adapter=tmp_path / "moved" / "train" / "adapter" if tuned else None,
     )
+
+
+PEAK = """
+import sys, resource
+from pathlib import Path
+from reactune.config.sections import ExportConfig
+from reactune.model.files import BaseModel
+from reactune.release.gguf import export_gguf
+base, adapter, out = map(Path, sys.argv[1:])
+export_gguf(BaseModel("m", base, None, "", ""), adapter, out, settings=ExportConfig())
+for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+    print(resource.getrusage(who).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_no_step_takes_more_memory_than_the_base_and_a_third_of_it(tmp_path):
+    pytest.importorskip("sentencepiece")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path / "base"
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    save_adapter(model, tmp_path / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(base_model(ModelConfig()).folder / name, folder / name)
+    size = (folder / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", PEAK, folder, tmp_path / "adapter", tmp_path / "m.gguf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    merging, converting = (int(each) * 1024 for each in done.stdout.split()[-2:])
+    assert size > 600 * 10**6
+    assert max(merging, converting) < 1.3 * size + 500 * 10**6, (merging, converting, size)

@@ -12,7 +12,7 @@ from reactune.model.files import base_model
 from reactune.model.logprobs import open_model, score
 from reactune.model.prompt import assemble, completion_ids, load_chat, render, write_prompt_folder
 from reactune.records import Completion, ModelVersion, Prompt, Sampling
-from reactune.release.gguf import export_base, export_merged, load_gguf
+from reactune.release.gguf import export_gguf
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.parity import (
     Served,
@@ -86,10 +86,8 @@ def adapter(smollm2, chat, prompts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(smollm2, adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export_base(smollm2, folder / "base.gguf", quantisation="q8_0")
-    for quantisation in ("q8_0", "f16"):
-        out = folder / f"{quantisation}.gguf"
-        export_merged(smollm2, adapter, out=out, quantisation=quantisation)
+    export_gguf(smollm2, None, folder / "base.gguf", settings=ExportConfig())
+    export_gguf(smollm2, adapter, folder / "q8_0.gguf", settings=ExportConfig())
     return folder
 
 
@@ -128,17 +126,15 @@ def checked(smollm2, chat, prompts, completions, server):
     return lambda model, **changes: check(smollm2, model, **standard | changes)
 
 
-@pytest.mark.parametrize(
-    ("name", "gap"), [("q8_0", 0.1), pytest.param("f16", 0.01, marks=pytest.mark.slow)]
-)
 def test_what_was_learned_is_in_the_file_and_is_served(
-    version, server, prompts, completions, checked, name, gap
+    version, server, prompts, completions, checked
 ):
+    name = "q8_0"
     report = checked(version(name), max_tokens=24)
     assert report.failures == ()
     assert report.prompts == len(CONTEXTS)
     assert report.tokens == sum(map(len, completions))
-    assert 0 < report.logprob_gap < gap
+    assert 0 < report.logprob_gap < 0.1
     assert report.learned_kept == pytest.approx(1, abs=0.02)
     assert report.greedy_agreement == report.same_tips == 1
     greedily = Sampling(temperature=0.0, top_p=1.0, max_tokens=24, seed=0)
@@ -195,23 +191,6 @@ def test_a_chat_template_of_the_server_must_make_the_prompts_that_were_trained(
         f"the server's chat endpoint reads {expected + 1} prompt tokens where the template gives "
         f"{expected}"
     ]
-
-
-@pytest.mark.slow
-def test_the_exported_file_gives_the_logits_of_the_merged_model(
-    smollm2, adapter, exported, prompts
-):
-    import torch
-
-    ids = torch.tensor([prompts[2].token_ids])
-    with torch.inference_mode():
-        with open_model(smollm2.folder, adapter, threads=1) as trained:
-            expected = trained(ids).logits.log_softmax(-1)
-        for name, allowed in (("f16", 1e-4), ("q8_0", 0.03)):
-            logits = load_gguf(exported / f"{name}.gguf", smollm2.folder)(ids).logits
-            gap = expected - logits.log_softmax(-1)
-            divergence = (expected.exp() * gap).sum(-1)  # Kullback-Leibler, in nats
-            assert 0 <= divergence.mean() < allowed
 
 
 def test_greedy_choices_are_what_the_model_writes_by_itself(smollm2, prompts):
@@ -275,7 +254,9 @@ def test_agreement_counts_each_token_at_its_place_and_same_tips_whole_answers():
     assert report.same_tips == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("share", "failing"), [(1.0, False), (0.8, True), (0.0, True)])
+@pytest.mark.parametrize(
+    ("share", "failing"), [(1.0, False), (0.8, True), (0.0, True), (1.5, True)]
+)
 def test_what_is_kept_is_the_slope_of_the_files_gains(share, failing):
     from scipy.optimize import curve_fit
 

