@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from cli_fixtures import stored
+from cli_fixtures import KEY, row, stored, write_rows
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids
 
 USER = "anna.schmidt"
 
@@ -38,10 +39,15 @@ def test_the_message_about_a_reason_does_not_repeat_the_id(call):
 
 def test_ids_may_come_from_standard_input_and_an_empty_one_is_nobody(call, here, monkeypatch):
     call("init")
-    monkeypatch.setattr("sys.stdin", io.StringIO("user-1\n\nuser-2\n"))
-    code, out, _ = call("consent", "refuse", "--user", "-", "--user", "user-3", "--user", "")
-    assert (code, out) == (0, "refuse training: 3 users\n")
-    assert stored(here, "SELECT count(*) FROM consents WHERE training_allowed = 0") == [(3,)]
+    lines = io.BytesIO("\ufeffuser-1\r\n\n user-2 \nzoe\u0308\n".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
+    others = ("--user", "user-3", "--user", "", "--user", "zo\u00eb", "--allow-unknown")
+    code, out, _ = call("consent", "refuse", "--user", "-", *others)
+    assert (code, out.splitlines()[0]) == (0, "refuse training: 4 users")
+    ids = ("user-1", "user-2", "user-3", "zo\u00eb")
+    marks = {hashed_ids(HashingKeys(HashingKey(KEY.encode())), each)[0].mark for each in ids}
+    known = {mark for (mark,) in stored(here, "SELECT mark FROM consents")}
+    assert marks <= known
 
 
 def test_consent_needs_a_user(call):
@@ -55,8 +61,29 @@ def test_the_last_decision_of_a_user_stands(call, here):
     call("consent", "refuse", "--user", "user-1")
     assert stored(here, decisions) == [(0,)]
     code, out, _ = call("consent", "allow", "--user", "user-1")
-    assert (code, out) == (0, "allow training: 1 users\n")
+    assert (code, out.splitlines()[0]) == (3, "allow training: 1 users")
     assert stored(here, decisions) == [(1,)]
+
+
+@pytest.mark.parametrize("command", [("consent", "refuse"), ("erase", "--reason", "asked by mail")])
+def test_who_has_no_row_is_recorded_and_the_exit_code_says_so(call, here, command):
+    call("init")
+    call("ingest", write_rows(here / "rows.jsonl", [row(1)]))
+    code, out, _ = call(*command, "--user", "user-2")
+    assert (code, out.splitlines()[-1]) == (
+        3, "no row of this id is known; it is recorded and holds for rows to come",
+    )  # fmt: skip
+    assert "user-2" not in out
+    assert call(*command, "--user", "user-2", "--allow-unknown")[0] == 0
+    code, out, _ = call(*command, "--user", "user-1 ", "--user", "user-2")
+    assert (code, out.splitlines()[-1].partition(";")[0]) == (
+        3, "no row of this id is known: number 2 of 2",
+    )  # fmt: skip
+    if command[0] == "consent":
+        assert call(*command, "--user", "user-1")[0] == 0
+    call("ingest", write_rows(here / "rows.jsonl", [row(2)]))
+    rows = stored(here, "SELECT training_allowed FROM tip_scores WHERE tip_id = 'tip-2'")
+    assert rows == ([(0,)] if command[0] == "consent" else [])
 
 
 def test_no_id_of_a_consent_is_stored(call, here):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
@@ -797,3 +798,37 @@ def _as_parquet(write, rows):
     ]
     parquet.write_table(pa.Table.from_pylist(as_text), file)
     return file
+
+
+UUID_OF_ANNA = "0189d3ab-77e2-7c41-9d3a-5f00c0ffee01"
+
+
+@pytest.mark.parametrize(
+    ("column", "user_id"),
+    [
+        (pa.array([7.0], pa.float64()), "7"),
+        (pa.array([7], pa.int16()), "7"),
+        (pa.array(["7.00"], pa.string()).cast(pa.decimal128(5, 2)), "7"),
+        (pa.array([b"u-7"], pa.binary()), "u-7"),
+        (pa.array([b"u-7\0\0"], pa.binary(5)), "u-7"),
+        (pa.array([UUID(UUID_OF_ANNA).bytes], pa.binary(16)), UUID_OF_ANNA),
+        (pa.array([UUID(UUID_OF_ANNA).bytes], pa.uuid()), UUID_OF_ANNA),
+        (pa.array([UUID_OF_ANNA.upper()]), UUID_OF_ANNA),
+        (pa.array(["u-7   "], pa.large_string()), "u-7"),
+        (pa.array(["zoe\u0308"]), "zo\u00eb"),
+        (pa.array(["7.0"]), "7.0"),
+    ],
+    ids=str,
+)
+def test_an_id_of_any_type_of_parquet_is_the_same_person(on_sqlite, tmp_path, column, user_id):
+    columns = {name: [value] for name, value in without("user_id").items()}
+    parquet.write_table(pa.table({**columns, "user_id": column}), tmp_path / "rows.parquet")
+    assert take(on_sqlite, tmp_path / "rows.parquet").went_out == 1
+    expected = hmac.new(KEY.secret, user_id.encode(), hashlib.sha256).hexdigest()
+    assert stored(on_sqlite)["t1"]["user_key"] == expected
+
+
+@pytest.mark.parametrize("value", [True, [7], {"id": 7}, 1e300])
+def test_a_value_that_is_no_id_costs_its_row(on_sqlite, write, value):
+    file = write(row(1, user_id=value), row(2))
+    assert take(on_sqlite, file).refused == {"user_id is not text": 1}

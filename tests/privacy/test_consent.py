@@ -1,5 +1,6 @@
 """Consent, tombstones and changes of keys, on SQLite and PostgreSQL."""
 
+import hmac
 import threading
 from datetime import timedelta
 
@@ -16,10 +17,10 @@ from reactune.privacy.consent import (
     refuse_training,
     user_statuses,
 )
-from reactune.privacy.hashing import HashingKeys, hashed_ids, user_key
+from reactune.privacy.hashing import HashingKeys, hashed_ids, mark_of, user_key
 from reactune.service.events import TipCreated, TipReaction, TipShown, write_events
 from reactune.store.database import create_store, reading, writing
-from reactune.store.schema import early_reactions, tip_scores
+from reactune.store.schema import consents, early_reactions, tip_scores
 from serving_fixtures import exposure_of
 
 BOTH, BEFORE = HashingKeys(KEY, (OLD_KEY,)), HashingKeys(OLD_KEY)
@@ -38,6 +39,22 @@ def row(tip_id, *, user=ANNA, ring=RING, created_at=START, **values):
         "created_at": created_at,
         **values,
     }
+
+
+def write_as_before(engine, tip_id, form):
+    """A row of an earlier version, which hashed an id as it came."""
+    hashed = hmac.new(KEY.secret, form.encode(), "sha256").hexdigest()
+    values = row(tip_id) | {"user_key": hashed}
+    with writing(engine) as connection:
+        connection.execute(tip_scores.insert(), values)
+
+
+def refuse_as_before(engine, form):
+    hashed = hmac.new(KEY.secret, form.encode(), "sha256").hexdigest()
+    mark = mark_of(KEY, hashed)
+    values = {"mark": mark, "key_id": KEY.key_id, "training_allowed": False, "decided_at": NOW}
+    with writing(engine) as connection:
+        connection.execute(consents.insert(), values)
 
 
 def write(engine, tip_id, *, user=ANNA, ring=RING, **values):
@@ -144,6 +161,46 @@ def test_a_person_seen_under_the_new_key_takes_their_old_rows_along(engine):
     assert keys["t2"] == (user_key(OLD_KEY, "ben"), OLD_KEY.key_id)
     with reading(engine) as connection:
         assert key_ids(connection) == {KEY.key_id: 2, OLD_KEY.key_id: 1}
+
+
+def test_somebody_hashed_under_an_earlier_spelling_is_found_and_carried_over(engine):
+    # What the releases before hashed: the header read as Latin-1, and the id as it was typed.
+    header, typed = "zo\u00c3\u00ab-7", "zoe\u0308-7"
+    for tip_id, form in (("t1", header), ("t2", typed)):
+        write_as_before(engine, tip_id, form)
+    refuse_as_before(engine, typed)
+    assert not status(engine, "zo\u00eb-7").training_allowed
+    write(engine, "t3", user="zo\u00eb-7")
+    keys = {tip_id: found["user_key"] for tip_id, found in stored(engine).items()}
+    assert set(keys.values()) == {user_key(KEY, "zo\u00eb-7")}
+    assert not stored(engine)["t3"]["training_allowed"]
+    with reading(engine) as connection:
+        of_today = user_statuses(connection, RING).of_user_key(user_key(KEY, "zo\u00eb-7"))
+    assert not of_today.training_allowed
+
+
+@pytest.mark.parametrize("form", ["u-7   ", "u-7\r", "\ufeffu-7", "\\x752d37"])
+def test_an_erasure_finds_the_padding_that_an_earlier_version_hashed(engine, form):
+    write_as_before(engine, "t1", form)
+    write(engine, "t2", user="ben")
+    assert erase(engine, "u-7").numbers["unknown"] == []
+    assert list(stored(engine)) == ["t2"]
+
+
+def test_a_decision_takes_rows_under_an_earlier_spelling_along(engine):
+    write_as_before(engine, "t1", "u-7   ")
+    assert refuse_training(engine, RING, "u-7", now=NOW)
+    assert stored(engine)["t1"]["user_key"] == user_key(KEY, "u-7")
+
+
+def test_who_has_no_row_is_erased_and_refused_all_the_same_and_counted(engine):
+    write(engine, "t1")
+    assert not refuse_training(engine, RING, "carl", now=NOW)
+    assert erase(engine, ANNA, "dora", "eve", now=NOW).numbers["unknown"] == [2, 3]
+    assert erase(engine, ANNA, now=NOW).numbers["unknown"] == []  # the one before is not finished
+    assert write(engine, "t2", user="dora") == "erased"
+    write(engine, "t3", user="carl")
+    assert not stored(engine)["t3"]["training_allowed"]
 
 
 def test_erasure_hashes_the_id_with_every_key(engine):

@@ -61,7 +61,7 @@ def test_keys_are_not_in_the_text_of_the_object():
 
 
 def test_user_keys_are_equal_for_equal_ids_only_and_depend_on_the_key():
-    assert len({user_key(KEY, "u1"), user_key(KEY, "u2"), user_key(KEY, "u1 ")}) == 3
+    assert len({user_key(KEY, "u1"), user_key(KEY, "u2"), user_key(KEY, "U1")}) == 3
     assert user_key(KEY, "u1") != user_key(HashingKey(b"j" * 32), "u1")
     # RFC 4231, test case 2, through the same construction.
     assert user_key(HashingKey(b"Jefe"), "what do ya want for nothing?") == (
@@ -80,8 +80,29 @@ def test_a_key_id_is_the_beginning_of_a_keyed_hash():
     assert KEY.key_id == expected[:8]
 
 
-def test_an_id_with_half_of_a_surrogate_pair_is_hashed_too():
-    assert len(user_key(KEY, "a\ud800")) == 64
+@pytest.mark.parametrize("value", [" " * 40, f"short{' ' * 40}"])
+def test_white_space_is_no_key(value):
+    with pytest.raises(PrivacyError, match=r"32 are needed .* white space at its ends not counted"):
+        load_hashing_key(PrivacyConfig(), {"REACTUNE_KEY": value})
+    assert given_key_ids(PrivacyConfig(), {"REACTUNE_KEY": value}) == frozenset()
+
+
+def test_a_key_is_trimmed_and_rows_hashed_with_what_stood_there_are_still_found():
+    environ = {"REACTUNE_KEY": f"{NEW}\n"}
+    ring = load_hashing_keys(PrivacyConfig(), environ)
+    untrimmed = HashingKey(f"{NEW}\n".encode())
+    assert ring == HashingKeys(HashingKey(NEW.encode()), (untrimmed,))
+    assert ring.key_ids == given_key_ids(PrivacyConfig(), environ)
+    assert load_hashing_key(PrivacyConfig(), environ) == ring.current
+
+
+def test_every_spelling_of_an_id_has_one_hash_and_the_first_is_that_of_today():
+    ring = HashingKeys(HashingKey(NEW.encode()), (HashingKey(OLD.encode()),))
+    spellings = ("zo\u00eb", "zoe\u0308", " zo\u00eb\n", "zo\u00eb".encode())
+    assert len({user_key(KEY, each) for each in spellings}) == 1
+    assert len({hashed_ids(ring, each)[0] for each in spellings}) == 1
+    header = hmac.new(OLD.encode(), b"zo\xc3\x83\xc2\xab", hashlib.sha256).hexdigest()
+    assert header in {each.user_key for each in hashed_ids(ring, "zo\u00eb")}
 
 
 def test_a_short_key_is_the_beginning_of_the_hashed_id():

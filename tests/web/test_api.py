@@ -374,9 +374,30 @@ def test_an_erased_user_is_erased_from_the_database_at_once(engine, client, user
     with reading(engine) as connection:
         (erasure,) = open_erasures(connection)
     assert answer.json() == {"erasure": erasure.erasure_id}
-    assert (erasure.actor, list(erasure.marks)) == ("service", [user_key(KEY, user)])
+    assert (erasure.actor, next(iter(erasure.marks))) == ("service", user_key(KEY, user))
     [row] = rows_of(engine)
     assert row["user_key"] == user_key(KEY, "another")
+
+
+@pytest.mark.parametrize("spelling", ["zoe\u0308-7", "zo\u00eb-7 ", "\ufeffzo\u00eb-7"])
+def test_another_spelling_of_an_id_is_the_same_person_at_every_door(engine, client, spelling):
+    set_champion(engine)
+    assert client.post("/v1/tips", json=tip_body(user="zo\u00eb-7")).status_code == 200
+    path = f"/v1/users/{quote(spelling, safe='')}"
+    assert client.put(f"{path}/training", json={"allowed": False}).status_code == 204
+    assert client.post("/v1/tips", json=tip_body(user=spelling)).status_code == 200
+    units = {client.get("/v1/route", params={"user": user}).json()["unit_key"]
+             for user in (spelling, "zo\u00eb-7")}  # fmt: skip
+    rows = rows_of(engine)
+    assert len(units) == len({row["user_key"] for row in rows}) == 1
+    assert sorted(row["training_allowed"] for row in rows) == [False, True]
+    assert client.delete(path).status_code == 202
+    assert rows_of(engine) == []
+
+
+@pytest.mark.parametrize("path", ["zo%EB", "%20", "%EF%BB%BF"])
+def test_a_path_without_a_readable_id_is_refused(client, path):
+    assert client.delete(f"/v1/users/{path}").status_code == 422
 
 
 def test_a_reaction_to_a_tip_that_was_erased_is_that_of_an_unknown_tip(engine, client):

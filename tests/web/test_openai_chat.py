@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,12 +12,14 @@ from reactune.config.sections import ModelConfig
 from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
+from reactune.privacy.hashing import user_key
 from reactune.service.state import close_service
 from reactune.service.tips import Tip
 from reactune.store.database import create_store
 from reactune.web.api import create_app
 from reactune.web.openai_chat import UNSUPPORTED, ChatBody, chat_answer, tip_request
 from serving_fixtures import (
+    KEY,
     PROMPTS,
     ModelServer,
     cut,
@@ -121,6 +124,37 @@ def test_what_would_not_be_a_tip_is_refused_in_openais_form(place, more):
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         ask(place[2], **more)
     assert refused.value.body["type"] == "reactune_error"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "zo\u00eb-7".encode(),
+        "zoe\u0308-7".encode(),
+        b"UTF-8''zo%C3%AB-7",
+        b"utf-8'de'%20zo%C3%AB-7",
+    ],
+)
+def test_a_user_in_a_header_is_the_same_person_as_in_a_body(place, header):
+    engine, _, client = place
+    address = str(client.base_url)
+    message = {"model": "reactune", "messages": [ASKED[1]]}
+    answer = httpx.post(
+        f"{address}chat/completions", headers={b"x-reactune-user": header}, json=message
+    )
+    row = {row["tip_id"]: row for row in rows_of(engine)}[answer.json()["id"]]
+    assert row["user_key"] == user_key(KEY, "zo\u00eb-7")
+
+
+def test_a_user_in_a_header_that_is_not_utf_8_is_refused(place):
+    message = {"model": "reactune", "messages": [ASKED[1]]}
+    answer = httpx.post(
+        f"{place[2].base_url}chat/completions",
+        headers={b"x-reactune-user": b"zo\xeb"},
+        json=message,
+    )
+    assert answer.status_code == 422
+    assert "not UTF-8" in answer.json()["error"]["message"]
 
 
 def test_a_request_without_a_user_is_refused(place):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 TRACES_FOUND, NOT_ALL_SEARCHED = 3, 4
+NOBODY_KNOWN = 3
 
 USER_OPTION = click.option(
     "--user",
@@ -27,9 +28,16 @@ USER_OPTION = click.option(
     " line, so that no list of processes shows them.",
 )
 
+ALLOW_UNKNOWN_OPTION = click.option(
+    "--allow-unknown",
+    is_flag=True,
+    help="Exit code 0 also where no row of an id is known; it is recorded either way.",
+)
+
 
 @click.command
 @USER_OPTION
+@ALLOW_UNKNOWN_OPTION
 @click.option("--reason", help="Reason, kept in the journal; it must not name a user.")
 @click.option("--expired", is_flag=True, help="Erase tips older than [privacy] retention_days.")
 @click.option("--verify", is_flag=True, help="Only search for what is left of the users.")
@@ -43,6 +51,7 @@ USER_OPTION = click.option(
 def erase(
     session: Session,
     users: tuple[str, ...],
+    allow_unknown: bool,
     reason: str | None,
     expired: bool,
     verify: bool,
@@ -54,6 +63,10 @@ def erase(
     them are tagged in MLflow, and `reactune status` reports by when to replace them. Without an
     option, erasures that the service recorded or that were interrupted are finished; after a
     kill, call it again.
+
+    \b
+    An erasure of somebody without a row is recorded, holds for rows that come later, and ends with
+    exit code 3, as an id may be misspelt.
 
     \b
     With --verify nothing is changed. Exit code 0: nothing was found; 3: traces were found, listed
@@ -72,18 +85,21 @@ def erase(
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     if verify:
         sys.exit(_verify(config, hashing_keys, ids, also))
-    _erase(config, hashing_keys, ids, reason or "", expired=expired)
+    unknown = _erase(config, hashing_keys, ids, reason or "", expired=expired)
+    _end(unknown, len(ids), allow_unknown=allow_unknown)
 
 
 @click.command
 @click.argument("decision", type=click.Choice(["allow", "refuse"]))
 @USER_OPTION
+@ALLOW_UNKNOWN_OPTION
 @click.pass_obj
-def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
+def consent(session: Session, decision: str, users: tuple[str, ...], allow_unknown: bool) -> None:
     """Record whether later models may learn from users.
 
     All rows of users who refuse are left out of the next dataset; earlier datasets stay as they
-    are. Rows come back when a user allows it again, except those of the time in between.
+    are. Rows come back when a user allows it again, except those of the time in between. The
+    decision of somebody without a row is recorded, and ends with exit code 3.
 
     \b
     $ reactune consent refuse --user u-7
@@ -99,16 +115,30 @@ def consent(session: Session, decision: str, users: tuple[str, ...]) -> None:
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     decide = allow_training if decision == "allow" else refuse_training
     with opened_store(config.store_url) as engine:
-        for user_id in ids:
-            decide(engine, hashing_keys, user_id, now=datetime.now(UTC))
+        has_rows = [decide(engine, hashing_keys, user_id, now=datetime.now(UTC)) for user_id in ids]
     click.echo(f"{decision} training: {len(ids):,} users")
+    unknown = [] if config.source.url else [n for n, has in enumerate(has_rows, start=1) if not has]
+    _end(unknown, len(ids), allow_unknown=allow_unknown)
 
 
 def _ids(users: Sequence[str]) -> list[str]:
+    """Every user that is named, once, here and on standard input."""
+    from reactune.privacy.user_ids import canonical_id, ids_in_lines
+
     named = [user for user in users if user not in ("", "-")]
     if "-" in users:
-        named += [line for line in sys.stdin.read().splitlines() if line]
-    return named
+        named += ids_in_lines(sys.stdin.buffer.read())
+    return list({canonical_id(each): each for each in named}.values())
+
+
+def _end(unknown: Sequence[int], count: int, *, allow_unknown: bool) -> None:
+    """Say which ids, counted from 1, have no row; exit code 3 then, unless that is allowed."""
+    if not unknown:
+        return
+    which = f": number {', '.join(map(str, unknown))} of {count:,}" if count > 1 else ""
+    click.echo(f"no row of this id is known{which}; it is recorded and holds for rows to come")
+    if not allow_unknown:
+        sys.exit(NOBODY_KNOWN)
 
 
 def _check(
@@ -128,19 +158,27 @@ def _check(
 
 def _erase(
     config: "Config", hashing_keys: "HashingKeys", ids: Sequence[str], reason: str, *, expired: bool
-) -> None:
+) -> list[int]:
+    """Erase, and say which of the ids, counted from 1, had no row.
+
+    A table at `[source] url` may have rows of anybody.
+    """
     from reactune.cli.session import require_training
 
     require_training()
     from reactune.erasure import erase as erasures
 
-    now = datetime.now(UTC)
+    now, unknown = datetime.now(UTC), []
     if ids:
-        erasures.request_erasure(config, hashing_keys, ids, reason=reason, now=now, say=click.echo)
+        erasure = erasures.request_erasure(
+            config, hashing_keys, ids, reason=reason, now=now, say=click.echo
+        )
+        unknown = [] if config.source.url else list(erasure.numbers["unknown"])
     if expired:
         erasures.request_expiry(config, now=now)
     if not erasures.finish(config, hashing_keys, now=now, say=click.echo):
         click.echo("nothing is waiting to be erased")
+    return unknown
 
 
 def _verify(

@@ -32,6 +32,7 @@ from reactune.data.readers import (
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
+from reactune.privacy.user_ids import IdError
 from reactune.records import REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
@@ -171,7 +172,7 @@ def _scores_of(
             refused[line.number] = line.refusal
             continue
         try:
-            ids = hashed_ids(hashing_keys, _text(line.values, "user_id", MAX_ID_CHARS))
+            ids = _user(hashing_keys, line.values.get("user_id"))
             score = _score_of(line.values, settings=settings, user=ids[0])
         except Refused as refusal:
             refused[line.number] = str(refusal)
@@ -180,6 +181,13 @@ def _scores_of(
             _, earlier = scores.get(score["tip_id"], ((), {}))
             scores[score["tip_id"]] = ids, earlier | score
     return list(scores.values()), refused
+
+
+def _user(hashing_keys: HashingKeys, value: object) -> HashedIds:
+    try:
+        return hashed_ids(hashing_keys, value)
+    except IdError as error:
+        raise Refused(error.reason) from error
 
 
 def _score_of(

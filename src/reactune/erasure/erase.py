@@ -36,7 +36,7 @@ def request_erasure(
     reason: str,
     now: datetime,
     say: Say,
-) -> None:
+) -> Erasure:
     """Erase users from the database, and record that they are to be erased elsewhere."""
     with deployment.database(config) as engine:
         erasure = requests.request_erasure(
@@ -44,6 +44,7 @@ def request_erasure(
         )
     for key_id in erasure.numbers["keys_not_given"]:
         say(f"unchecked rows hashed with key {key_id}, which is not given; some may be theirs")
+    return erasure
 
 
 def request_expiry(config: Config, *, now: datetime) -> None:

@@ -20,9 +20,10 @@ from reactune.privacy.consent import (
     key_ids,
     lock_for_erasing,
     record_consent,
+    with_rows,
 )
 from reactune.privacy.fingerprints import fingerprint_of, fingerprints_of
-from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids
+from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, rare_hashed_ids
 from reactune.store.database import insert_new, reading, writing
 from reactune.store.queries import current_rollout
 from reactune.store.schema import erased_prints, erasures, metadata, tip_scores
@@ -86,20 +87,34 @@ def request_erasure(
     """Erase these users from the database, and record that they are to be erased everywhere.
 
     Their tombstones keep rows up to `now` from coming back, and later rows are not learned from
-    until they allow it again. Safe to repeat.
+    until they allow it again. Somebody without a row is recorded as well; the numbers say which
+    ids, counted from 1, these are. Safe to repeat.
+
+    Raises:
+        IdError: one of the ids is none.
     """
-    users = [hashed_ids(hashing_keys, user_id) for user_id in dict.fromkeys(user_ids)]
-    marks = {each.user_key: ids[0].mark for ids in users for each in ids}
-    all_ids = [each for ids in users for each in ids]
+    spellings = list(dict.fromkeys(user_ids))
+    users = [hashed_ids(hashing_keys, user_id) for user_id in spellings]
+    rare = [rare_hashed_ids(hashing_keys, user_id) for user_id in spellings]
+    marks = {
+        each.user_key: ids[0].mark
+        for ids, more in zip(users, rare, strict=True)
+        for each in (*ids, *more)
+    }
+    all_ids = list(dict.fromkeys(each for ids in users for each in ids))
     with writing(engine) as connection:
         lock_for_erasing(connection)
+        known = {marks[each] for each in _known(connection, marks)}
         texts = _texts_of(connection, marks)
         add_fingerprints(connection, hashing_keys.current, texts)
         add_tombstones(connection, all_ids, now=now)
         record_consent(connection, all_ids, allowed=False, now=now)
         tips = {tip_id for each in texts.values() for tip_id in each.tip_ids}
         numbers = {
-            "people": len(users),
+            "people": len({ids[0] for ids in users}),
+            "unknown": [
+                number for number, ids in enumerate(users, start=1) if ids[0].mark not in known
+            ],
             **_erase_rows(connection, "user_key", marks),
             "keys_not_given": sorted(key_ids(connection).keys() - hashing_keys.key_ids),
         }
@@ -218,6 +233,12 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _strings(each)
+
+
+def _known(connection: sa.Connection, marks: Mapping[str, str]) -> set[str]:
+    """The hashed ids with a row, or with one that an unfinished erasure has removed."""
+    waiting = {user_key for each in open_erasures(connection) for user_key in each.marks}
+    return with_rows(connection, marks) | (waiting & marks.keys())
 
 
 def _texts_of(connection: sa.Connection, marks: Mapping[str, str]) -> dict[str, ErasedTexts]:

@@ -26,7 +26,14 @@ from reactune.erasure import requests
 from reactune.errors import hide_passwords
 from reactune.privacy.consent import chunks, key_ids
 from reactune.privacy.fingerprints import find_fingerprints, fingerprint_of
-from reactune.privacy.hashing import HashingKey, HashingKeys, hashed_ids, short_key
+from reactune.privacy.hashing import (
+    HashingKey,
+    HashingKeys,
+    hashed_ids,
+    rare_hashed_ids,
+    short_key,
+)
+from reactune.privacy.user_ids import canonical_id, earlier_forms
 from reactune.release import registry
 from reactune.runs.remote import RunRoot, remote_files, run_root
 from reactune.store.database import reading
@@ -223,7 +230,15 @@ def search_file(search: Search, file: Path) -> tuple[Trace, Trace]:
 
 
 def _search_for(engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence[str]) -> Search:
-    ids = [each for user_id in user_ids for each in hashed_ids(hashing_keys, user_id)]
+    ids = [
+        each
+        for user_id in user_ids
+        for each in (
+            *hashed_ids(hashing_keys, user_id),
+            *rare_hashed_ids(hashing_keys, user_id),
+        )
+    ]
+    spellings = [form for each in user_ids for form in (canonical_id(each), *earlier_forms(each))]
     fingerprints: set[str] = set()
     table = erased_prints.c
     with reading(engine) as connection:
@@ -231,7 +246,7 @@ def _search_for(engine: sa.Engine, hashing_keys: HashingKeys, user_ids: Sequence
             query = sa.select(table.print).where(table.mark.in_(some))
             fingerprints.update(connection.execute(query).scalars())
     return Search(
-        user_ids=tuple(user_ids),
+        user_ids=tuple(dict.fromkeys(spellings)),
         user_keys=frozenset(each.user_key for each in ids),
         fingerprints=frozenset(fingerprints),
         keys=hashing_keys.all,

@@ -13,12 +13,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from reactune.privacy.fingerprints import fingerprint_of
-from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids, marks_of
+from reactune.privacy.hashing import (
+    HashedId,
+    HashingKey,
+    HashingKeys,
+    hashed_ids,
+    marks_of,
+    rare_hashed_ids,
+)
 from reactune.store.database import PEOPLE_LOCK, lock, share_lock, upsert, writing
 from reactune.store.schema import UtcTime, consents, erased_prints, tip_scores, tombstones
 
 HashedIds = tuple[HashedId, ...]
-"""One user's hashed id under each key, the current key first."""
+"""One user's hashed ids, under each key and as earlier versions hashed it; today's one first."""
 PER_QUERY = 500  # values in one IN list
 EARLIEST = datetime.min.replace(tzinfo=UTC)
 
@@ -43,8 +50,12 @@ class UserStatuses:
     hashing_keys: HashingKeys
     by_mark: Mapping[str, UserStatus]
 
-    def of_id(self, user_id: str) -> UserStatus:
-        """The status of a raw id, recorded under any of the keys."""
+    def of_id(self, user_id: object) -> UserStatus:
+        """The status of a raw id, recorded under any of the keys.
+
+        Raises:
+            IdError: there is no id in the value.
+        """
         marks = (each.mark for each in hashed_ids(self.hashing_keys, user_id))
         return latest_status(map(self.by_mark.get, marks))
 
@@ -55,16 +66,22 @@ class UserStatuses:
 
 def allow_training(
     engine: sa.Engine, hashing_keys: HashingKeys, user_id: str, *, now: datetime
-) -> None:
-    """Later datasets may hold the user's rows, but for those refused or erased before."""
-    _decide(engine, hashed_ids(hashing_keys, user_id), allowed=True, now=now)
+) -> bool:
+    """Later datasets may hold the user's rows, but for those refused or erased before.
+
+    Recorded as well for somebody without a row, then False is returned.
+    """
+    return _decide(engine, hashing_keys, user_id, allowed=True, now=now)
 
 
 def refuse_training(
     engine: sa.Engine, hashing_keys: HashingKeys, user_id: str, *, now: datetime
-) -> None:
-    """No later dataset holds a row of the user."""
-    _decide(engine, hashed_ids(hashing_keys, user_id), allowed=False, now=now)
+) -> bool:
+    """No later dataset holds a row of the user.
+
+    Recorded as well for somebody without a row, then False is returned.
+    """
+    return _decide(engine, hashing_keys, user_id, allowed=False, now=now)
 
 
 def record_consent(
@@ -96,14 +113,15 @@ def admit(
     """The rows that may be stored, as they are to be stored; each is given with its user's ids.
 
     A row that was erased is left out. A row of a user who refuses training is stored as not
-    allowed. Rows that stand under an older key of a user are moved to the current one, so that
-    caps, splits and consent see one user.
+    allowed. Rows that stand under an older key of a user, or under what an earlier version hashed,
+    are moved to the hash of today, so that caps, splits and consent see one user.
     """
     lock_for_writing(connection)
     users = list(dict.fromkeys(ids for ids, _ in rows))
     known = _read_statuses(connection, [each.mark for ids in users for each in ids])
     status = {ids: latest_status(known.get(each.mark) for each in ids) for ids in users}
-    _move_to_current_key(connection, status, known)
+    carry_over(connection, users)
+    _carry_decisions_over(connection, status, known)
     admitted = []
     for ids, row in rows:
         if status[ids].refuses(row["created_at"]):
@@ -111,6 +129,27 @@ def admit(
         allowed = status[ids].training_allowed
         admitted.append(row if allowed else {**row, "training_allowed": False})
     return admitted
+
+
+def carry_over(connection: sa.Connection, users: Iterable[HashedIds]) -> None:
+    """Move these users' rows from older keys, and from what was hashed earlier, to `ids[0]`."""
+    current = {old.user_key: ids[0] for ids in users for old in ids[1:]}
+    column = tip_scores.c.user_key
+    for old in sorted(with_rows(connection, current)):
+        new = {"user_key": current[old].user_key, "key_id": current[old].key_id}
+        connection.execute(tip_scores.update().where(column == old).values(new))
+
+
+def with_rows(connection: sa.Connection, user_keys: Iterable[str]) -> set[str]:
+    """Those under which `tip_scores` has a row."""
+    column = tip_scores.c.user_key
+    return {
+        each
+        for some in chunks(user_keys)
+        for each in connection.execute(
+            sa.select(column).where(column.in_(some)).distinct()
+        ).scalars()
+    }
 
 
 def erased_tips(
@@ -156,10 +195,15 @@ def chunks(values: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _decide(engine: sa.Engine, ids: HashedIds, *, allowed: bool, now: datetime) -> None:
+def _decide(
+    engine: sa.Engine, hashing_keys: HashingKeys, user_id: str, *, allowed: bool, now: datetime
+) -> bool:
+    ids, rare = hashed_ids(hashing_keys, user_id), rare_hashed_ids(hashing_keys, user_id)
     with writing(engine) as connection:
         lock_for_writing(connection)
+        carry_over(connection, [ids + rare])
         record_consent(connection, ids, allowed=allowed, now=now)
+        return bool(with_rows(connection, [ids[0].user_key]))
 
 
 def _read_statuses(connection: sa.Connection, marks: Collection[str]) -> dict[str, UserStatus]:
@@ -204,21 +248,14 @@ _ERASED = sa.select(erased_prints.c.print).where(
 )
 
 
-def _move_to_current_key(
+def _carry_decisions_over(
     connection: sa.Connection,
     status: Mapping[HashedIds, UserStatus],
     known: Mapping[str, UserStatus],
 ) -> None:
-    """Move rows, decisions and tombstones of these users from older keys to the current one."""
-    current = {old.user_key: ids[0] for ids in status for old in ids[1:]}
-    column = tip_scores.c.user_key
-    for some in chunks(current):
-        query = sa.select(column).where(column.in_(some)).distinct()
-        for old in sorted(connection.execute(query).scalars()):
-            new = {"user_key": current[old].user_key, "key_id": current[old].key_id}
-            connection.execute(tip_scores.update().where(column == old).values(new))
+    """Record these users' decisions and erasures under their hash of today."""
     for ids, found in status.items():
-        if found == UserStatus() or ids[0].mark in known:
+        if found == known.get(ids[0].mark, UserStatus()):
             continue
         if found.decided_at:
             allowed = found.training_allowed

@@ -23,6 +23,7 @@ from reactune.errors import AwayError, CanaryError, DataError, ReleaseError
 from reactune.model.context import Part
 from reactune.model.prompt import assemble, chat_of_version, rendered_for
 from reactune.pii.spans import refill
+from reactune.privacy.consent import HashedIds
 from reactune.privacy.hashing import hashed_ids
 from reactune.records import (
     MAX_DWELL_MS,
@@ -136,7 +137,7 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
     user = hashed_ids(service.hashing_keys, request.user_id)
     user_key = user[0].user_key
     prompt = assemble(service.chat, request.kind, request.context, names=request.names)
-    if request.tip_id and (tip := await _earlier_tip(service, tip_id, user_key, prompt)):
+    if request.tip_id and (tip := await _earlier_tip(service, tip_id, user, prompt)):
         return tip
 
     live = await live_models(service)
@@ -168,7 +169,7 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
         recorded = await _record(service, TipCreated(exposure, user, bool(request.tip_id)))
     except sa.exc.IntegrityError:
         # The same request arrived twice at once, and the other one was recorded first.
-        if request.tip_id and (tip := await _earlier_tip(service, tip_id, user_key, prompt)):
+        if request.tip_id and (tip := await _earlier_tip(service, tip_id, user, prompt)):
             return tip
         raise
     _start_shadow_answer(service, live, prompt)
@@ -189,13 +190,15 @@ def request_tip(service: Service, request: TipRequest) -> Tip:
 
 
 def _check(request: TipRequest) -> None:
-    if not request.user_id or not request.kind or not request.kind.isprintable():
-        raise DataError("a tip needs a user id and a printable kind; give both")
+    if not request.kind or not request.kind.isprintable():
+        raise DataError("a tip needs a printable kind; give one")
     if request.tip_id and not TIP_ID.fullmatch(request.tip_id):
         raise DataError("tip_id: give 16 to 64 letters, digits, - or _, drawn at random")
 
 
-async def _earlier_tip(service: Service, tip_id: str, user_key: str, prompt: Prompt) -> Tip | None:
+async def _earlier_tip(
+    service: Service, tip_id: str, user: HashedIds, prompt: Prompt
+) -> Tip | None:
     """The tip that an earlier request with this id got; None while the database is away."""
     row = None
     with (
@@ -209,7 +212,7 @@ async def _earlier_tip(service: Service, tip_id: str, user_key: str, prompt: Pro
         return None
     owner, text, is_cut = row
     shown = refill(text, prompt.placeholders)
-    if owner != user_key or shown is None:
+    if owner not in {each.user_key for each in user} or shown is None:
         raise DataError("tip_id belongs to another request; draw a new one")
     return Tip(tip_id, shown, len(prompt.token_ids), cut=is_cut)
 

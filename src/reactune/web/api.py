@@ -20,6 +20,7 @@ from reactune.erasure.requests import request_erasure
 from reactune.errors import DataError, ReactuneError
 from reactune.privacy.consent import allow_training, refuse_training
 from reactune.privacy.hashing import user_key
+from reactune.privacy.user_ids import MAX_ID_CHARS, id_in_header, id_in_url
 from reactune.records import Reason, Rollout
 from reactune.service.state import Service, background_work, check_ready, read_live
 from reactune.service.tips import (
@@ -40,7 +41,6 @@ from reactune.web.access import (
 )
 from reactune.web.openai_chat import KIND_HEADER, USER_HEADER, ChatBody, chat_answer, tip_request
 from reactune.web.schemas import (
-    MAX_USER_CHARS,
     ErasureAnswer,
     ReactionBody,
     RouteAnswer,
@@ -50,7 +50,8 @@ from reactune.web.schemas import (
 )
 from reactune.web.telemetry import Metrics, Telemetry
 
-UserPath = Annotated[str, Path(min_length=1, max_length=MAX_USER_CHARS)]
+UserPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
+MAX_HEADER_CHARS = 12 * MAX_ID_CHARS + 20  # of a character's UTF-8, each byte as %XX
 
 # FastAPI's own spans and logs hold paths and bodies with ids and texts; ours do not.
 NO_TELEMETRY: TelemetryConfig = {
@@ -113,12 +114,12 @@ def _add_tips(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(
         body: ChatBody,
-        user: str = Header("", alias=USER_HEADER, max_length=MAX_USER_CHARS),
+        user: str = Header("", alias=USER_HEADER, max_length=MAX_HEADER_CHARS),
         kind: str = Header("chat", alias=KIND_HEADER),
     ) -> Response:
         """A tip for a conversation, in OpenAI's form; the answer's id is the tip's."""
         async with slots:
-            tip = await create_tip(service, tip_request(body, user=user, kind=kind))
+            tip = await create_tip(service, tip_request(body, user=id_in_header(user), kind=kind))
         return chat_answer(body, tip)
 
     @app.post("/v1/tips/{tip_id}/shown", status_code=204)
@@ -146,7 +147,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
         erasure = request_erasure(
             engine,
             hashing_keys,
-            [user],
+            [id_in_url(user)],
             actor="service",
             reason="asked of the service",
             now=service.clock(),
@@ -157,19 +158,19 @@ def _add_users(app: FastAPI, service: Service) -> None:
     def training(user: UserPath, body: TrainingBody) -> None:
         """Decide whether later models may learn from this user."""
         decide = allow_training if body.allowed else refuse_training
-        decide(engine, hashing_keys, user, now=service.clock())
+        decide(engine, hashing_keys, id_in_url(user), now=service.clock())
 
 
 def _add_rollouts(app: FastAPI, service: Service) -> None:
     @app.get("/v1/route")
     async def arm_of(
-        user: Annotated[str, Query(min_length=1, max_length=MAX_USER_CHARS)], tip_id: str = ""
+        user: Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS)], tip_id: str = ""
     ) -> RouteAnswer:
         """The arm that answers a user now; nothing is recorded."""
         live = await live_models(service)
         if live.rollout.unit == "tip" and not tip_id:
             raise DataError("each tip is routed by itself ([canary] unit); give a tip_id")
-        hashed = user_key(service.hashing_keys.current, user)
+        hashed = user_key(service.hashing_keys.current, id_in_url(user))
         unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=hashed, at=service.clock())
         arm = route(unit, salt=live.rollout.salt, share=live.share)
         model = live.challenger if arm == "challenger" else live.champion

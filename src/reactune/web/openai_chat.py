@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reactune.errors import DataError
+from reactune.privacy.user_ids import MAX_ID_CHARS
 from reactune.service.tips import KIND, Tip, TipRequest
-from reactune.web.schemas import MAX_USER_CHARS, Text
+from reactune.web.schemas import Text
 
 MODEL = "reactune"
 USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
@@ -56,7 +57,7 @@ class ChatBody(BaseModel):
 
     model: Annotated[str, Field(max_length=200)] = MODEL
     messages: Annotated[list[Message], Field(min_length=1, max_length=100)]
-    user: Annotated[str, Field(max_length=MAX_USER_CHARS)] = ""
+    user: Annotated[str, Field(max_length=MAX_ID_CHARS)] = ""
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     n: Annotated[int, Field(ge=1, le=1)] = 1

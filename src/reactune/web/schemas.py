@@ -12,10 +12,9 @@ from pydantic import (
     StrictInt,
 )
 
+from reactune.privacy.user_ids import MAX_ID_CHARS
 from reactune.records import MAX_DWELL_MS, MAX_TIP_ID_CHARS, Arm, Reaction, Unit, whole_dwell_ms
 from reactune.service.tips import KIND, TIP_ID
-
-MAX_USER_CHARS = 512
 
 Text = Annotated[str, Field(max_length=20_000)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -27,7 +26,7 @@ Part = (
     | Annotated[dict[Name, Value], Field(max_length=200)]
 )
 Context = Annotated[dict[Name, Part | None], Field(max_length=50)]
-UserId = Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)]
+UserId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 def _rounded(dwell_ms: Any) -> Any:

@@ -1,8 +1,11 @@
 """`[source]`: where reactions may lie, which of them count, and the query that looks for them."""
 
 import re
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import duckdb
 import pyarrow as pa
@@ -17,6 +20,7 @@ from reactune.config.sections import LabelConfig, SourceConfig
 from reactune.data.labels.scores import after_consent, label_counts, label_sql, read_scores
 from reactune.data.labels.sources import backends, condition, dialect_of, open_scores
 from reactune.errors import ConfigError, DataError
+from reactune.privacy.hashing import user_key
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
 from score_fixtures import KEY, expected_labels, fill, labels_in, row, varied_rows
@@ -264,3 +268,106 @@ def test_explain_colours_what_a_terminal_shows(tmp_path):
     refused = CliRunner().invoke(commands, ["explain", "--dialect", "sequel"], obj=session)
     assert isinstance(refused.exception, ConfigError)
     assert "clickhouse" in str(refused.exception)
+
+
+UUID_OF_ANNA = "0189d3ab-77e2-7c41-9d3a-5f00c0ffee01"
+IDS = {
+    "double": (pa.array([7.0], pa.float64()), "7"),
+    "decimal": (pa.array(["7.00"]).cast(pa.decimal128(5, 2)), "7"),
+    "text": (pa.array(["7.0"]), "7.0"),
+    "blob": (pa.array([b"u-7"], pa.binary()), "u-7"),
+    "fixed": (pa.array([b"u-7\0\0"], pa.binary(5)), "u-7"),
+    "uuid": (pa.array([UUID(UUID_OF_ANNA).bytes], pa.binary(16)), UUID_OF_ANNA),
+    "padded": (pa.array(["zoe\u0308   "]), "zo\u00eb"),
+}
+
+
+def raw_rows(ids, **columns):
+    count = len(ids)
+    rows = [row(f"t{number}") for number in range(count)]
+    table = pa.Table.from_pylist(rows).drop_columns(["user_key", *columns])
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    return table.append_column("user_id", ids)
+
+
+def keys_in(source, folder):
+    with open_scores(source, store_url="", folder=folder) as scores:
+        batches = read_scores(scores, LABELS, source=source, key=KEY)
+        return {row["tip_id"]: row["user_key"] for each in batches for row in each.to_pylist()}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_a_raw_id_of_any_type_is_the_same_person(tmp_path, kind):
+    column, user_id = IDS[kind]
+    pq.write_table(raw_rows(column), tmp_path / "scores.parquet")
+    source = SourceConfig(url="parquet://scores.parquet", columns={"user_id": "user_id"})
+    assert keys_in(source, tmp_path) == {"t0": user_key(KEY, user_id)}
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "user_id"),
+    [
+        ("DOUBLE", 7.0, "7"),
+        ("DECIMAL(5, 2)", 7, "7"),
+        ("BLOB", b"u-7", "u-7"),
+        ("TEXT", "7.0", "7.0"),
+    ],
+)
+def test_a_raw_id_of_sqlite_is_read_by_its_type(tmp_path, declared, value, user_id):
+    first = row("t0")
+    names = [name for name in first if name != "user_key"]
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
+        columns = ", ".join(f"{name} TEXT" for name in names if name != "dwell_ms")
+        connection.execute(f"CREATE TABLE tip_scores ({columns}, dwell_ms INTEGER, who {declared})")
+        values = {name: str(first[name]) for name in names} | {"training_allowed": 1}
+        slots = ", ".join("?" for _ in range(len(names) + 1))
+        connection.execute(
+            f"INSERT INTO tip_scores ({', '.join(names)}, who) VALUES ({slots})",
+            [*(values[name] for name in names), value],
+        )
+        connection.commit()
+    source = SourceConfig(url="sqlite:///app.db", columns={"user_id": "who"})
+    assert keys_in(source, tmp_path) == {"t0": user_key(KEY, user_id)}
+
+
+@pytest.mark.parametrize("ids", [pa.array([[7]]), pa.array([True]), pa.array([{"id": 7}])], ids=str)
+def test_a_column_of_a_type_without_ids_is_refused(tmp_path, ids):
+    pq.write_table(raw_rows(ids), tmp_path / "scores.parquet")
+    source = SourceConfig(url="parquet://scores.parquet", columns={"user_id": "user_id"})
+    with pytest.raises(DataError, match=r"column user_id is of type .*no user ids"):
+        keys_in(source, tmp_path)
+
+
+def test_who_opts_out_under_one_spelling_has_opted_out_under_all(tmp_path):
+    ids = pa.array(["zo\u00eb", "zoe\u0308 ", "ben"])
+    table = raw_rows(ids, training_allowed=[True, False, True])
+    pq.write_table(table, tmp_path / "scores.parquet")
+    source = SourceConfig(url="parquet://scores.parquet", columns={"user_id": "user_id"})
+    assert keys_in(source, tmp_path) == {"t2": user_key(KEY, "ben")}
+
+
+def test_types_of_postgresql_that_hold_ids_are_read_by_type(fresh_postgres_url):
+    import sqlalchemy as sa
+
+    url = fresh_postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    engine = sa.create_engine(url)
+    of_type = {
+        "7.0::double precision": "7", "7.00::numeric(5, 2)": "7", "'u-7'::char(10)": "u-7",
+        "'u-7'::bytea": "u-7", f"'{UUID_OF_ANNA.upper()}'::uuid": UUID_OF_ANNA, "7::bigint": "7",
+    }  # fmt: skip
+    for number, (value, user_id) in enumerate(of_type.items()):
+        with engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    f"CREATE TABLE scores_{number} AS SELECT 't0' AS tip_id, {value} AS user_id, "
+                    "'focus' AS kind, 'llm' AS source, '{}' AS context_json, 'Walk.' AS "
+                    "tip_content, 'done' AS reaction, 20000 AS dwell_ms, "
+                    "TIMESTAMP '2026-03-01 10:00:00' AS created_at"
+                )
+            )
+        source = SourceConfig(
+            url=fresh_postgres_url, table=f"scores_{number}", columns={"user_id": "user_id"}
+        )
+        assert keys_in(source, Path()) == {"t0": user_key(KEY, user_id)}, value
+    engine.dispose()

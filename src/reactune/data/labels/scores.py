@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import pairwise
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reactune.config.sections import LabelConfig, SourceConfig
 from reactune.data.labels.sources import (
@@ -27,6 +28,7 @@ from reactune.data.labels.sources import (
 from reactune.errors import ConfigError, PrivacyError
 from reactune.privacy.consent import UserStatuses
 from reactune.privacy.hashing import HashingKey, user_key
+from reactune.privacy.user_ids import IdError
 from reactune.records import Counts
 from reactune.store.labels import Evidence, LabelRule, label_rule
 
@@ -49,7 +51,7 @@ LABELLED_COLUMNS = (
 )
 TIMES = ("created_at", "reacted_at")
 HASHED = "^[0-9a-f]{64}$"
-Admits = Callable[[Sequence[str | None], Sequence[datetime | None]], list[bool]]
+Admits = Callable[[Sequence[Any], Sequence[datetime | None]], list[bool]]
 """Of ids as the source has them, with the times of their rows: which may be learned from."""
 OPTED_OUT, ERASED = "opted out", "erased"
 MAX_CACHED = 100_000
@@ -98,17 +100,26 @@ def read_scores(
     """
     import pyarrow as pa
 
-    hash_id = lru_cache(MAX_CACHED)(partial(user_key, key))
+    hash_id = lru_cache(MAX_CACHED)(partial(_hash_of, key))
+    is_raw = RAW_ID in source.columns
+    opted_out = _opted_out_under_a_spelling(opened, hash_id) if is_raw else frozenset()
     chosen = label(opened.scores, labels).select(LABELLED_COLUMNS)
     for batch in opened.answers.batches(chosen, batch_rows=batch_rows):
         columns = {name: batch.column(name) for name in LABELLED_COLUMNS}
         ids = batch.column("user_key")
-        columns["user_key"] = _user_keys(ids, source, hash_id)
+        users = _ids_in(ids, opened.scores)
+        if is_raw:
+            columns["user_key"] = pa.array([hash_id(each) for each in users], pa.string())
+        else:
+            columns["user_key"] = _user_keys(ids, source)
         columns |= {name: in_utc(batch.column(name)) for name in TIMES}
         rows = pa.RecordBatch.from_pydict(columns)
         if admits is not None:
-            admitted = admits(ids.to_pylist(), columns["created_at"].to_pylist())
+            admitted = admits(users, columns["created_at"].to_pylist())
             rows = rows.filter(pa.array(admitted, pa.bool_()))
+        if opted_out:
+            theirs = rows.column("user_key").to_pylist()
+            rows = rows.filter(pa.array([each not in opted_out for each in theirs], pa.bool_()))
         yield rows
 
 
@@ -165,13 +176,18 @@ def admission(
     if not statuses.by_mark:
         return None
     is_raw = RAW_ID in source.columns
-    status_of = lru_cache(MAX_CACHED)(statuses.of_id if is_raw else statuses.of_user_key)
+    status_of = lru_cache(MAX_CACHED)(
+        statuses.of_id if is_raw else lambda user: statuses.of_user_key(user or "")
+    )
 
     def admits(ids: Sequence[str | None], times: Sequence[datetime | None]) -> list[bool]:
         return [_admits(each, at) for each, at in zip(ids, times, strict=True)]
 
-    def _admits(user: str | None, created_at: datetime | None) -> bool:
-        status = status_of(user or "")
+    def _admits(user: Any, created_at: datetime | None) -> bool:
+        try:
+            status = status_of(user)
+        except IdError:
+            return True  # a row without an id is refused and counted as such later
         if status.refuses(created_at):
             left_out[ERASED] += 1
             return False
@@ -270,6 +286,14 @@ def _evidence(scores: Scores, rule: LabelRule) -> dict[str, "BooleanValue"]:
 def _is_allowed(scores: Scores) -> "BooleanValue":
     """Whether a row may be learned from, and its user did not opt out."""
     table, everything = scores.chosen, scores.table
+    # NOT IN a list that holds NULL is never true.
+    opted_out = _opted_out(everything)
+    named = opted_out.filter(opted_out.user_key.notnull()).user_key
+    return table.training_allowed & table.user_key.notin(named)
+
+
+def _opted_out(everything: "Table") -> "Table":
+    """The ids of users whose newest row refuses."""
     # Users who refused once are few: only their rows are grouped.
     refusing = everything.filter(~everything.training_allowed).user_key
     theirs = everything.filter(everything.user_key.isin(refusing))
@@ -277,21 +301,38 @@ def _is_allowed(scores: Scores) -> "BooleanValue":
         newest=theirs.created_at.max(),
         newest_refusal=theirs.created_at.max(where=~theirs.training_allowed),
     )
-    # NOT IN a list that holds NULL is never true.
-    has_opted_out = per_user.newest_refusal >= per_user.newest
-    opted_out = per_user.filter(has_opted_out, per_user.user_key.notnull()).user_key
-    return table.training_allowed & table.user_key.notin(opted_out)
+    return per_user.filter(per_user.newest_refusal >= per_user.newest).select("user_key")
 
 
-def _user_keys(
-    values: "pa.Array", source: SourceConfig, hash_id: Callable[[str], str]
-) -> "pa.Array":
+def _opted_out_under_a_spelling(
+    opened: OpenScores, hash_id: Callable[[Any], str | None]
+) -> frozenset[str | None]:
+    """Hashed ids of who opted out; their query knows one spelling of an id, and there are more."""
+    batches = opened.answers.batches(_opted_out(opened.scores.table), batch_rows=10_000)
+    ids = (each for batch in batches for each in _ids_in(batch.column(0), opened.scores))
+    return frozenset(map(hash_id, ids)) - {None}
+
+
+def _ids_in(values: "pa.Array", scores: Scores) -> list[Any]:
+    """The ids of a column by its type; some engines give decimals as text."""
+    ids: list[Any] = values.to_pylist()
+    if not scores.table.user_key.type().is_decimal():
+        return ids
+    return [None if each is None else Decimal(str(each)) for each in ids]
+
+
+def _hash_of(key: HashingKey, raw_id: Any) -> str | None:
+    """The hash of a raw id, None where there is none; such rows are refused later."""
+    try:
+        return user_key(key, raw_id)
+    except IdError:
+        return None
+
+
+def _user_keys(values: "pa.Array", source: SourceConfig) -> "pa.Array":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if RAW_ID in source.columns:
-        ids = values.to_pylist()
-        return pa.array([value and hash_id(value) for value in ids], pa.string())
     if source.url and not pc.all(pc.match_substring_regex(values, HASHED)).as_py():
         raise PrivacyError(
             f"user_key of {source.table} holds ids that are no keyed hashes; name that column "

@@ -20,7 +20,7 @@ from reactune.runs.remote import remote_errors
 if TYPE_CHECKING:
     import pyarrow as pa
     from ibis import BaseBackend
-    from ibis.expr.types import Table
+    from ibis.expr.types import Table, Value
     from sqlglot.expressions import Column, Condition
 
 HOW = "write what follows WHERE, such as app = 'coach' AND language IN ('en', 'de')"
@@ -194,7 +194,12 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
             f"{', '.join(table.columns)}; map ours to them in [source] columns"
         )
     mapped = {ours: table[there] for ours, there in theirs.items() if ours not in absent}
-    for ours in mapped.keys() & {"tip_id", "user_key", "context_json", "training_allowed", "cut"}:
+    typed = {"tip_id", "context_json", "training_allowed", "cut"}
+    if RAW_ID in columns:
+        mapped["user_key"] = _raw_id(mapped["user_key"])
+    else:
+        typed.add("user_key")
+    for ours in mapped.keys() & typed:
         kind = mapped[ours].type()
         # A cast of a column that is NOT NULL or has a length would be none but for its name.
         is_right = kind.is_boolean() if COLUMNS[ours] == "boolean" else kind.is_string()
@@ -207,6 +212,22 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
         # A projection that changes nothing would make SQLite copy the table.
         return table
     return table.select(**mapped)
+
+
+def _raw_id(column: "Value") -> "Value":
+    """A column of raw ids whose values `canonical_id` can read by their type.
+
+    Raises:
+        DataError: its type has no id in it.
+    """
+    kind = column.type()
+    if kind.is_boolean() or kind.is_nested() or kind.is_temporal():
+        raise DataError(
+            f"column {column.get_name()} is of type {kind}, in which there are no user ids; name "
+            f"another one {RAW_ID} in [source] columns"
+        )
+    as_it_is = kind.is_string() or kind.is_floating() or kind.is_decimal() or kind.is_binary()
+    return column if as_it_is else column.cast("string")
 
 
 def unbound_scores(source: SourceConfig, *, written_in: str, compiled_to: str) -> Scores:
@@ -358,6 +379,10 @@ def _sqlite_array(values: tuple[Any, ...], kind: object) -> "pa.Array":
             return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
         case dt.Integer():
             return pa.array(values, pa.int64())
+        case dt.Floating() if all(v is None or isinstance(v, int | float) for v in values):
+            return pa.array(values, pa.float64())
+        case dt.Binary() if all(v is None or isinstance(v, bytes) for v in values):
+            return pa.array(values, pa.binary())
     try:
         return pa.array(values, pa.string())
     except (pa.ArrowTypeError, pa.ArrowInvalid):
