@@ -171,8 +171,15 @@ def test_the_registry_holds_curve_pictures_and_files_of_the_run(went_through):
     assert [(point.step, point.value) for point in curve] == written
     assert written[-1][1] < written[0][1]
     assert client.get_run(logged).data.params["train.learning_rate"] == "0.02"
+    metrics = client.get_run(logged).data.metrics
+    assert metrics["reward/reward_accuracy"] == 1.0
+    assert 0.5 < metrics["reward/reward_accuracy_low"] < 1.0
+    assert metrics["reward/reactions"] == 118
     files = {file.path for file in client.list_artifacts(logged)}
     assert {
+        "reward",
+        "reward.svg",
+        "reward-quality.json",
         "loss.svg",
         "trainer.log",
         "gate.svg",

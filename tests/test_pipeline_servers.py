@@ -182,7 +182,7 @@ def test_a_run_ends_at_an_mlflow_server_and_in_postgresql_and_says_when_the_serv
             shutil.rmtree(folder / stage)
         said = []
         assert pipeline.run(config, say=said.append).stage == "deploy"
-        assert [line.endswith("(done before)") for line in said[1:]] == [True] * 5 + [False] * 2
+        assert [line.endswith("(done before)") for line in said[1:]] == [True] * 6 + [False] * 2
         assert_it_is_what_one_run_leaves(config)
         after = written_manifests(folder)
         assert {stage: after[stage] for stage in LEARNING} == {s: before[s] for s in LEARNING}
