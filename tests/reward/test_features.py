@@ -53,6 +53,36 @@ def test_a_tip_sees_its_prompt(tiny, some_rows):
     assert not np.allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen2"])
+def test_other_families_are_cut_and_read_alike(family, tmp_path):
+    """Their lists of layers have other names; the reading by itself is that of all layers."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(1)
+    sizes = {
+        "vocab_size": 99,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    more = {} if family == "gpt2" else {
+        "intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **sizes, **more)
+    model = AutoModel.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path)
+    rows = [((1, 2, 3, 4), (5, 6, 7)), ((1, 2, 3, 4), (8, 9)), ((1, 2, 9), (5, 6, 7, 8))]
+    with open_layers(tmp_path, 2, dtype="float32") as cut:
+        found = tip_features(cut, rows, [1, 2])
+    for features, (prompt, tip) in zip(found, rows, strict=True):
+        with torch.no_grad():
+            states = model(torch.tensor([[*prompt, *tip]]), output_hidden_states=True).hidden_states
+        hidden = torch.stack([states[1], states[2]])[:, 0, len(prompt) :].double().numpy()
+        expected = (hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)).mean(1)
+        assert features == pytest.approx(expected, abs=2e-5)
+
+
 def test_no_rows_have_no_features(tiny):
     with open_layers(tiny, LAYER) as model:
         assert tip_features(model, [], [LAYER]).shape == (0, 1, 32)

@@ -45,12 +45,12 @@ def layers_of(base_folder: Path) -> int:
     """How many layers a model has."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(base_folder).num_hidden_layers)
+    return int(AutoConfig.from_pretrained(base_folder).get_text_config().num_hidden_layers)
 
 
 @contextmanager
 def open_layers(base_folder: Path, layers: int, *, dtype: str = "") -> Iterator[Any]:
-    """The first layers of the base model, without its final norm; its memory is freed at the end.
+    """The base model cut off after its first layers; its memory is freed at the end.
 
     `dtype` is the faster one of this machine unless it is given.
     """
@@ -63,12 +63,20 @@ def open_layers(base_folder: Path, layers: int, *, dtype: str = "") -> Iterator[
         # transformers 5 warns of its own attribute.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         model = AutoModel.from_pretrained(base_folder, dtype=getattr(torch, dtype or best_dtype()))
-    model.layers = model.layers[:layers]
-    model.norm = torch.nn.Identity()
-    model.config.num_hidden_layers = layers
+    del layers_in(model)[layers:]
+    model.config.get_text_config().num_hidden_layers = layers
     model.eval()
     yield model
     del model
+
+
+def layers_in(model: Any) -> Any:
+    """The list of a model's layers, whatever its family calls it."""
+    import torch
+
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
+    return next(each for each in lists if len(each) == count)
 
 
 def tip_features(
@@ -76,7 +84,7 @@ def tip_features(
     rows: Sequence[Row],
     layers: Sequence[int],
     *,
-    batch_tokens: int = 2_048,
+    batch_tokens: int = 1_024,
     progress: Progress | None = None,
 ) -> Floats:
     """The features of each row (token ids of a prompt, and of the tip) after each of `layers`.
@@ -87,7 +95,8 @@ def tip_features(
     """
     import torch
 
-    found = np.zeros((len(rows), len(layers), model.config.hidden_size), np.float32)
+    width = model.config.get_text_config().hidden_size
+    found = np.zeros((len(rows), len(layers), width), np.float32)
     if not rows:
         return found
     shared = common_prefix_length([prompt for prompt, _ in rows])
@@ -109,21 +118,38 @@ def tip_features(
 def _hidden_states(
     model: Any, batch: Sequence[_Pack], shared: int, cache: Any, layers: Sequence[int]
 ) -> Any:
-    """Hidden states of a batch over their root mean square: (layers, packs, tokens, width)."""
+    """Hidden states of a batch over their root mean square: (layers, packs, tokens, width).
+
+    Read from the layers themselves, as the model would pass the last ones through its final norm.
+    """
     import torch
 
     past = None
     if cache is not None:
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(batch))
-    states = model(
+    # Added to the scores of attention: not every family's attention takes a mask of booleans.
+    seen = torch.from_numpy(_mask(batch, shared))
+    mask = torch.zeros(seen.shape, dtype=model.dtype)
+    mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
+    states: dict[int, Any] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return layers_in(model)[layer - 1].register_forward_hook(hook)
+
+    hooks = [keep(layer) for layer in layers]
+    model(
         input_ids=torch.tensor(_padded([pack.ids for pack in batch], 0)),
-        attention_mask=torch.from_numpy(_mask(batch, shared)),
+        attention_mask=mask,
         position_ids=torch.tensor(_padded([pack.positions for pack in batch], 0)),
         past_key_values=past,
         use_cache=past is not None,
-        output_hidden_states=True,
-    ).hidden_states
+    )
+    for each in hooks:
+        each.remove()
     chosen = torch.stack([states[layer] for layer in layers]).float()
     return chosen * torch.rsqrt(chosen.square().mean(-1, keepdim=True) + EPSILON)
 
