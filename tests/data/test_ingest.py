@@ -832,3 +832,43 @@ def test_an_id_of_any_type_of_parquet_is_the_same_person(on_sqlite, tmp_path, co
 def test_a_value_that_is_no_id_costs_its_row(on_sqlite, write, value):
     file = write(row(1, user_id=value), row(2))
     assert take(on_sqlite, file).refused == {"user_id is not text": 1}
+
+
+def test_a_tip_that_comes_again_with_another_user_is_refused_and_stays_the_first_ones(
+    on_sqlite, write
+):
+    first = write(
+        row(1), row(2, user_id="ben"), row(1, user_id=" anna\n", dwell_ms=9), name="a.jsonl"
+    )
+    again = [row(1, user_id="ben", tip_content="Mine"), row(3), row(3, user_id="carl"), row(2)]
+    second = write(*again, name="b.jsonl")
+    counts = take(on_sqlite, first, second, batch_rows=2)
+    assert counts.refused == {"tip_id of another user": 3, SUPERSEDED: 1}
+    expected = [(1, "line 1 of a.jsonl"), (3, "line 2 of b.jsonl"), (4, "line 2 of a.jsonl")]
+    assert [(each["line"], each["reason"]) for each in listed(second)] == [
+        (number, f"tip_id of another user: {place}") for number, place in expected
+    ]
+    rows = stored(on_sqlite)
+    assert (rows["t1"]["tip_content"], rows["t1"]["dwell_ms"]) == ("Take a walk", 9)
+    before = rows
+    assert take(on_sqlite, second).refused == {"tip_id of another user": 3}
+    assert {each["reason"] for each in listed(second)} == {"tip_id of another user: already stored"}
+    assert stored(on_sqlite) == before
+
+
+def test_no_user_is_named_where_a_tip_is_anothers(on_sqlite, write):
+    file = write(row(1, user_id=SECRET), row(1, user_id="another-secret"))
+    take(on_sqlite, file)
+    listing = (file.parent / "rejects.jsonl").read_text()
+    assert SECRET not in listing
+    assert "another-secret" not in listing
+
+
+def test_a_tip_under_a_key_that_is_not_given_may_be_anybodys(on_sqlite, write):
+    file, new = write(row(1)), HashingKey(b"another key of 32 characters or more")
+    take(on_sqlite, file)
+    counts = ingest(
+        on_sqlite, [file], settings=IngestConfig(), key=new, rejects=file.with_name("rejects")
+    )
+    assert counts.refused == {}
+    assert stored(on_sqlite)["t1"]["key_id"] == new.key_id

@@ -8,6 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import groupby, islice
@@ -30,12 +31,13 @@ from reactune.data.readers import (
     truth_of,
 )
 from reactune.errors import ConfigError, DataError
-from reactune.privacy.consent import HashedIds, admit
+from reactune.privacy.consent import HashedIds, admit, chunks
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
 from reactune.privacy.user_ids import IdError
 from reactune.records import REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import writing
 from reactune.store.queries import upsert_scores
+from reactune.store.schema import tip_scores
 
 FIELDS = (
     "tip_id",
@@ -64,7 +66,26 @@ ERASED = "erased at the user's wish"
 FAULTLESS = (SUPERSEDED, ERASED)
 """Among what `ingest` counts as refused, the reasons that are no fault of the row."""
 
+FOREIGN_TIP = "tip_id of another user"
+ALREADY_STORED = "already stored"
+
 UserScore = tuple[HashedIds, dict[str, Any]]  # the hashed ids of a user, and a score of theirs
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a line was refused; `detail` is for the list of refused lines and not counted by."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a tip belongs to, and where that was said."""
+
+    user_key: str = field(repr=False)
+    place: str
 
 
 def ingest(
@@ -80,10 +101,11 @@ def ingest(
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later wins.
 
-    Rows of a user who was erased since are left out, and only counted. A field that a row does not
-    name stays as it is stored. Each batch is one transaction. `rejects` is overwritten: JSON
-    lines with file, line and reason, nothing of the row. The counts are of rows; `progress` gets
-    how many more bytes of the files have been read.
+    A tip of another user is refused, and stays as it is. Rows of a user who was erased since are
+    left out, and only counted. A field that a row does not name stays as it is stored. Each batch
+    is one transaction. `rejects` is overwritten: JSON lines with file, line and reason, nothing of
+    the row. The counts are of rows; `progress` gets how many more bytes of the files have been
+    read.
 
     Raises:
         ConfigError: `[ingest] columns` names a column that is not ours.
@@ -101,17 +123,18 @@ def ingest(
         for path in files:
             position = 0
             for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
-                scores, refused_lines = _scores_of(
-                    lines, settings=settings, hashing_keys=hashing_keys
-                )
-                _log_refused(refused_lines, path, log)
-                kept = _write(scores, engine)
-                new = _count_new(kept, seen)
-                erased = len(scores) - len(kept)
+                scores, faults = _scores_of(lines, settings=settings, hashing_keys=hashing_keys)
+                with writing(engine) as connection:
+                    owners = _owners(connection, seen, scores, hashing_keys)
+                    own = _of_their_owners(scores, owners, path, faults)
+                    kept = _write(list(own.values()), connection)
+                _log_refused(faults, path, log)
+                new = _count_new(kept, owners, seen)
+                erased = len(own) - len(kept)
                 came_in, went_out = came_in + len(lines), went_out + new
-                refused.update(refused_lines.values())
+                refused.update(fault.reason for fault in faults.values())
                 refused[ERASED] += erased
-                refused[SUPERSEDED] += len(lines) - len(refused_lines) - erased - new
+                refused[SUPERSEDED] += len(lines) - len(faults) - erased - new
                 if progress:
                     progress(lines[-1].position - position)
                 position = lines[-1].position
@@ -143,17 +166,61 @@ def _seen_ids() -> sqlite3.Connection:
     """The tip_ids of one call, in an unnamed file so that memory does not grow with them."""
     seen = sqlite3.connect("", isolation_level=None)
     seen.execute("PRAGMA journal_mode = OFF")
-    seen.execute("CREATE TABLE written (tip_id TEXT PRIMARY KEY) WITHOUT ROWID")
+    seen.execute(
+        "CREATE TABLE written (tip_id TEXT PRIMARY KEY, user_key TEXT, place TEXT) WITHOUT ROWID"
+    )
     return seen
 
 
-def _count_new(scores: Sequence[Mapping[str, Any]], seen: sqlite3.Connection) -> int:
+def _count_new(
+    scores: Sequence[Mapping[str, Any]], owners: Mapping[str, Owner], seen: sqlite3.Connection
+) -> int:
     before = seen.total_changes
-    tip_ids = [(score["tip_id"],) for score in scores]
+    rows = [(score["tip_id"], score["user_key"], owners[score["tip_id"]].place) for score in scores]
     seen.execute("BEGIN")
-    seen.executemany("INSERT OR IGNORE INTO written VALUES (?)", tip_ids)
+    seen.executemany("INSERT OR IGNORE INTO written VALUES (?, ?, ?)", rows)
     seen.execute("COMMIT")
     return seen.total_changes - before
+
+
+def _owners(
+    connection: sa.Connection,
+    seen: sqlite3.Connection,
+    scores: Mapping[int, UserScore],
+    hashing_keys: HashingKeys,
+) -> dict[str, Owner]:
+    """Who the tips of these lines belong to, as stored and as read before in this call.
+
+    Stored rows under a key that is not given may be anybody's, and are left out.
+    """
+    row, tip_ids = tip_scores.c, {score["tip_id"] for _, score in scores.values()}
+    owners: dict[str, Owner] = {}
+    for some in chunks(tip_ids):
+        query = sa.select(row.tip_id, row.user_key).where(row.tip_id.in_(some))
+        known = query.where(row.key_id.in_(hashing_keys.key_ids))
+        stored = connection.execute(known)
+        owners |= {tip_id: Owner(user_key, ALREADY_STORED) for tip_id, user_key in stored}
+        slots = ", ".join("?" * len(some))
+        read_before = seen.execute(f"SELECT * FROM written WHERE tip_id IN ({slots})", some)
+        owners |= {tip_id: Owner(user_key, place) for tip_id, user_key, place in read_before}
+    return owners
+
+
+def _of_their_owners(
+    scores: Mapping[int, UserScore], owners: dict[str, Owner], path: Path, faults: dict[int, Fault]
+) -> dict[str, UserScore]:
+    """One score per tip_id; lines on a tip of another user join `faults`, new tips `owners`."""
+    own: dict[str, UserScore] = {}
+    for number, (ids, score) in scores.items():
+        tip_id = score["tip_id"]
+        owner = owners.setdefault(tip_id, Owner(ids[0].user_key, f"line {number} of {path.name}"))
+        if owner.user_key not in {each.user_key for each in ids}:
+            faults[number] = Fault(FOREIGN_TIP, owner.place)
+            continue
+        # As the database does it when the two rows come in different batches.
+        _, earlier = own.get(tip_id, ((), {}))
+        own[tip_id] = ids, earlier | score
+    return own
 
 
 def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
@@ -163,24 +230,20 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 def _scores_of(
     lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
-) -> tuple[list[UserScore], dict[int, str]]:
-    """One score per tip_id with the hashed ids of its user, and the reason per refused line."""
-    scores: dict[str, UserScore] = {}
-    refused: dict[int, str] = {}
+) -> tuple[dict[int, UserScore], dict[int, Fault]]:
+    """The score of each line with the hashed ids of its user, or why it was refused."""
+    scores: dict[int, UserScore] = {}
+    faults: dict[int, Fault] = {}
     for line in lines:
         if line.refusal:
-            refused[line.number] = line.refusal
+            faults[line.number] = Fault(line.refusal)
             continue
         try:
             ids = _user(hashing_keys, line.values.get("user_id"))
-            score = _score_of(line.values, settings=settings, user=ids[0])
+            scores[line.number] = ids, _score_of(line.values, settings=settings, user=ids[0])
         except Refused as refusal:
-            refused[line.number] = str(refusal)
-        else:
-            # As the database does it when the two rows come in different batches.
-            _, earlier = scores.get(score["tip_id"], ((), {}))
-            scores[score["tip_id"]] = ids, earlier | score
-    return list(scores.values()), refused
+            faults[line.number] = Fault(str(refusal))
+    return scores, faults
 
 
 def _user(hashing_keys: HashingKeys, value: object) -> HashedIds:
@@ -218,23 +281,23 @@ def _score_of(
     return score
 
 
-def _log_refused(refused_lines: Mapping[int, str], path: Path, log: TextIO) -> None:
-    for number, reason in refused_lines.items():
+def _log_refused(faults: Mapping[int, Fault], path: Path, log: TextIO) -> None:
+    for number, fault in sorted(faults.items()):
+        reason = f"{fault.reason}: {fault.detail}" if fault.detail else fault.reason
         log.write(json.dumps({"file": str(path), "line": number, "reason": reason}) + "\n")
 
 
-def _write(scores: Sequence[UserScore], engine: sa.Engine) -> list[dict[str, Any]]:
+def _write(scores: Sequence[UserScore], connection: sa.Connection) -> list[dict[str, Any]]:
     """Store the scores of users who may be stored, and return these."""
 
     def columns(score: dict[str, Any]) -> tuple[str, ...]:
         return tuple(sorted(score))
 
-    with writing(engine) as connection:
-        admitted = admit(connection, scores)
-        # One order for all, so that two at once wait for each other instead of deadlocking.
-        ordered = sorted(admitted, key=lambda score: (columns(score), score["tip_id"]))
-        for _, alike in groupby(ordered, key=columns):
-            upsert_scores(connection, list(alike))
+    admitted = admit(connection, scores)
+    # One order for all, so that two at once wait for each other instead of deadlocking.
+    ordered = sorted(admitted, key=lambda score: (columns(score), score["tip_id"]))
+    for _, alike in groupby(ordered, key=columns):
+        upsert_scores(connection, list(alike))
     return admitted
 
 
