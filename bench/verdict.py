@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta
 
+import verdict_arms
 import verdict_peers as peers
 from reactune.canary.guardrails import PARTS
 from reactune.canary.power import needed_drift
@@ -282,7 +283,15 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=1_000, help="of each sort")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scene", type=int, choices=range(len(SCENES)), help="only this one")
+    parser.add_argument(
+        "--arms", action="store_true", help="instead: arms of all sizes, see verdict_arms.py"
+    )
     options = parser.parse_args()
+    if options.arms:
+        figures = verdict_arms.run(options.worlds, options.seed)
+        named = {"worlds": options.worlds, "seed": options.seed, **figures}
+        print(f"kept in {record('verdict-arms', named, packages=('numpy', 'scipy')).name}")
+        return
     kept = {"worlds": options.worlds, "seed": options.seed, "alpha": SETTINGS.alpha}
     for number, scene in enumerate(SCENES):
         if options.scene not in (None, number):

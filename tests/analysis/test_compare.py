@@ -9,7 +9,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chisquare, ttest_ind
+from scipy.stats import binomtest, chisquare, fisher_exact, ttest_ind
 
 from places import SHARED
 from reactune.analysis.compare import (
@@ -22,6 +22,8 @@ from reactune.analysis.compare import (
     independent,
     intervals_of,
     parse_shares,
+    rate_bounds,
+    rate_bounds_at_any_time,
     report,
 )
 from reactune.analysis.tables import Columns, read_rows
@@ -103,6 +105,99 @@ def test_bounds_for_many_readings_are_wider_than_for_one():
     )
     assert once.finding == "better"
     assert (many.high - many.low) / (once.high - once.low) == pytest.approx(1.55, abs=0.01)
+
+
+@pytest.mark.parametrize("looks", ["once", "many"])
+@pytest.mark.parametrize(
+    ("champion", "arm"),
+    [((20, 0), (20, 4)), ((400, 8), (20, 0)), ((1, 0), (1, 1)), ((5, 5), (5, 0)), ((0, 0), (9, 9))],
+)
+def test_small_and_extreme_arms_stay_undecided(looks, champion, arm):
+    for first, second in ((champion, arm), (arm, champion)):
+        found = contrast(
+            independent("a", *first), independent("b", *second),
+            alpha=0.05, looks=looks, planned_units=5_000,
+        )  # fmt: skip
+        assert found.finding == "undecided" or set(arm) == {5, 0}
+        assert found.low < found.estimate < found.high or found.low == -1 or found.high == 1
+
+
+@pytest.mark.parametrize("looks", ["once", "many"])
+def test_an_arm_without_a_positive_is_worse_where_that_is_certain(looks):
+    arms = independent("a", 1_000, 300), independent("b", 1_000, 0)
+    found = contrast(*arms, alpha=0.05, looks=looks, planned_units=5_000)
+    assert (found.finding, found.arm.variance) == ("worse", 0.0)
+
+
+@pytest.mark.parametrize(("positives", "tips"), [(0, 20), (4, 20), (20, 20), (3, 400), (0, 1)])
+def test_the_exact_bounds_of_a_rate_are_those_of_clopper_and_pearson(positives, tips):
+    expected = binomtest(positives, tips).proportion_ci(0.95, method="exact")
+    found = rate_bounds(positives, tips, alpha=0.05)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-9)
+    least, most = rate_bounds_at_any_time(positives, tips, alpha=0.05)
+    assert least <= found[0] <= found[1] <= most
+
+
+def test_the_bounds_at_any_time_miss_a_rate_as_rarely_as_they_say():
+    # Every path of 14 tips: with what chance is the rate ever outside?
+    for rate in (0.1, 0.5, 0.8):
+        inside = {
+            (positives, tips)
+            for tips in range(15)
+            for positives in range(tips + 1)
+            for low, high in [rate_bounds_at_any_time(positives, tips, alpha=0.2)]
+            if low <= rate <= high
+        }
+        alive = {0: 1.0}
+        for tips in range(1, 15):
+            after = {}
+            for positives, chance in alive.items():
+                for gain, part in ((1, rate), (0, 1 - rate)):
+                    after[positives + gain] = after.get(positives + gain, 0) + chance * part
+            alive = {n: chance for n, chance in after.items() if (n, tips) in inside}
+        assert 1 - sum(alive.values()) <= 0.2
+
+
+@pytest.mark.parametrize(("tips", "positives"), [((60, 60), (12, 24)), ((40, 400), (12, 200))])
+def test_where_fishers_exact_test_is_undecided_so_are_the_bounds(tips, positives):
+    arms = [independent("x", *each) for each in zip(tips, positives, strict=True)]
+    table = [[arm.positives, arm.tips - arm.positives] for arm in arms]
+    p_values = [fisher_exact(table, alternative=side).pvalue for side in ("less", "greater")]
+    found = contrast(*arms, alpha=2.1 * min(p_values), looks="once", planned_units=1)
+    assert found.finding == "better"
+    found = contrast(*arms, alpha=1.9 * min(p_values), looks="once", planned_units=1)
+    assert found.finding == "undecided"
+
+
+@pytest.mark.parametrize("looks", ["once", "many"])
+def test_few_units_of_several_tips_stay_undecided_and_say_what_is_missing(tmp_path, looks):
+    rows = [
+        {"arm": arm, "unit": f"{arm}{unit}", "reaction": "done" if arm == "a" else "dismiss"}
+        for arm in "ab"
+        for unit in range(29)
+        for _ in range(9)
+    ]
+    trials = compared(tmp_path, rows, Columns(unit="unit"), looks=looks)
+    assert [each.finding for each in trials[0].contrasts] == ["undecided"]
+    assert report(trials)[0].endswith("undecided, a has 29 units of equal size, 30 are needed")
+    rows = [
+        {"arm": arm, "unit": f"{arm}{unit}", "reaction": "done" if unit < 9 else "dismiss"}
+        for arm in "ab"
+        for unit in range(90)
+        for _ in range(9)
+    ]
+    trials = compared(tmp_path, rows, Columns(unit="unit"), looks=looks)
+    assert report(trials)[0].endswith("9 units with a positive in the smaller arm, 10 are needed")
+
+
+@pytest.mark.parametrize("looks", ["once", "many"])
+def test_a_clustered_arm_without_any_positive_is_worse(looks):
+    tips = np.full(400, 5.0)
+    positives = np.tile([0.0, 3.0], 200)
+    arms = clustered("a", tips, positives), clustered("b", tips, np.zeros(400))
+    found = contrast(*arms, alpha=0.05, looks=looks, planned_units=800)
+    assert (found.finding, found.flaw) == ("worse", "")
+    assert found.error == pytest.approx((2 * arms[0].variance) ** 0.5)
 
 
 def test_arms_without_tips_stay_undecided():

@@ -24,7 +24,7 @@ def bench():
         import verdict_worlds
 
         yield verdict_worlds, verdict_peers, verdict
-        for name in ("verdict", "verdict_peers", "verdict_worlds", "record"):
+        for name in ("verdict", "verdict_arms", "verdict_peers", "verdict_worlds", "record"):
             sys.modules.pop(name, None)
 
 
@@ -107,3 +107,22 @@ def test_the_measured_rule_is_the_one_of_the_package(bench):
         for name, reached in ends.items():
             here = getattr(seen, name)[world]
             assert here == verdict.first(reached[looks][None, :])[0]
+
+
+def test_a_cell_with_too_many_false_verdicts_is_found(bench):
+    arms = sys.modules["verdict_arms"]
+    cell = arms.Cell("rule", 20, 0.5, 0.1, 1)
+    results = [arms.Result(cell, verdicts, 4_000, 0.05) for verdicts in (0, 200, 240, 250)]
+    assert [each.fails for each in results] == [False, False, False, True]
+
+
+def test_equal_arms_are_rarely_told_apart_and_unequal_ones_usually(bench, monkeypatch):
+    arms = sys.modules["verdict_arms"]
+    monkeypatch.setattr(arms, "TIPS", (20, 500))
+    monkeypatch.setattr(arms, "SHARES", (0.1,))
+    monkeypatch.setattr(arms, "RATES", (0.02, 0.3))
+    monkeypatch.setattr(arms, "PER_UNIT", (1,))
+    rng = np.random.default_rng(4)
+    assert not any(each.fails for each in arms.compare_cells(200, rng))
+    assert not any(each.fails for each in arms.review_cells(20, rng))
+    assert arms.power(400, rng)["once"] > 0.8

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import exp, inf, sqrt
+from functools import partial
+from math import ceil, exp, inf, isfinite, log, sqrt
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.optimize import brentq
+from scipy.special import betaln, xlog1py, xlogy
+from scipy.stats import beta, chi2, hypergeom
 from scipy.stats import t as student
 
 from reactune.analysis.tables import (
@@ -29,6 +32,10 @@ from reactune.errors import CanaryError, DataError
 Looks = Literal["once", "many"]
 Finding = Literal["better", "worse", "undecided"]
 
+# What a standard error needs in each arm: so many units with a positive and with none of them
+# positive; and with several tips a unit, so many units (as if they were of one size).
+MIN_EACH, MIN_UNITS = 10, 30
+MANY_UNITS = 400  # with a positive, and with none, in either arm: skewed units do no harm
 # As in the canary: beyond both of these, arms were not assigned by unit.
 MIXED_SHARE, MIXED_UNITS = 0.01, 10
 
@@ -51,23 +58,45 @@ class Options:
 
 @dataclass(frozen=True)
 class Arm:
-    """The counts of one arm. `variance` is that of `rate`, over randomised units."""
+    """The counts of one arm. `variance` is that of `rate`, over randomised units.
+
+    `alike` is Kish's number of units of one size that would say as much. `with_positive` and
+    `with_negative` count the units that have at least one. `each` are the tips and positives of
+    units, a row a unit, where they are known.
+    """
 
     name: str
     units: int
     tips: int
     positives: int
     variance: float
+    alike: float
+    with_positive: int
+    with_negative: int
+    each: Floats | None = field(default=None, compare=False, repr=False)
 
     @property
     def rate(self) -> float:
         """Positives per tip; 0 without tips."""
         return self.positives / self.tips if self.tips else 0.0
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether it has enough units of either sort for its rate to be near to normal."""
+        return min(self.with_positive, self.with_negative) >= MIN_EACH
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether a unit has several tips, so that its tips are no independent draws."""
+        return self.units != self.tips
+
 
 @dataclass(frozen=True)
 class Contrast:
-    """One arm against the champion: the difference in positives per tip, and its bounds."""
+    """One arm against the champion: the difference in positives per tip, and its bounds.
+
+    `flaw` says what the data lack, where there are no bounds.
+    """
 
     champion: Arm
     arm: Arm
@@ -75,6 +104,7 @@ class Contrast:
     error: float
     low: float
     high: float
+    flaw: str = ""
 
     @property
     def finding(self) -> Finding:
@@ -199,19 +229,30 @@ def clustered(name: str, tips: Floats, positives: Floats) -> Arm:
 
     Deng, Knoblich and Lu, arXiv:1803.06336; a regression with clustered errors agrees.
     """
-    units, shown = len(tips), float(tips.sum())
+    shown = float(tips.sum())
     if not shown:
-        return Arm(name, units, 0, 0, 0.0)
+        return Arm(name, len(tips), 0, 0, 0.0, 0.0, 0, 0)
     residual = positives - tips * (positives.sum() / shown)
-    correction = units / (units - 1) if units > 1 else 1.0
-    variance = float((residual**2).sum()) / shown**2 * correction
-    return Arm(name, units, int(shown), int(positives.sum()), variance)
+    alike = shown**2 / float((tips**2).sum())
+    correction = alike / (alike - 1) if alike > 1 else 1.0
+    return Arm(
+        name,
+        units=len(tips),
+        tips=int(shown),
+        positives=int(positives.sum()),
+        variance=float((residual**2).sum()) / shown**2 * correction,
+        alike=alike,
+        with_positive=int((positives > 0).sum()),
+        with_negative=int((positives < tips).sum()),
+        each=np.stack([tips, positives], axis=1),
+    )
 
 
 def independent(name: str, tips: int, positives: int) -> Arm:
     """An arm of which only the totals are known: every tip counts as a unit of its own."""
     rate = positives / tips if tips else 0.0
-    return Arm(name, tips, tips, positives, rate * (1 - rate) / max(tips - 1, 1))
+    variance = rate * (1 - rate) / max(tips - 1, 1)
+    return Arm(name, tips, tips, positives, variance, tips, positives, tips - positives)
 
 
 def contrast(
@@ -220,20 +261,55 @@ def contrast(
     """The difference with bounds that fail with chance alpha, at one reading or at all together.
 
     `once`: Welch's t interval, for a file that is read once. `many`: a confidence sequence
-    (Waudby-Smith et al., arXiv:2103.06476), tightest at `planned_units` of both arms.
+    (Waudby-Smith et al., arXiv:2103.06476), tightest at `planned_units` of both arms. At one
+    reading bounds leave 0 out only where an exact test does, too (`_exact_p`). Where an arm
+    is too small or too extreme for a standard error, the difference between the exact bounds of
+    both rates; where it has too few units of several tips, no bounds but those of any difference.
     """
-    estimate, error = arm.rate - champion.rate, sqrt(arm.variance + champion.variance)
-    if not error:
-        return Contrast(champion, arm, estimate, error, -1.0, 1.0)
-    if looks == "once":
-        parts = [(each.variance, max(each.units - 1, 1)) for each in (arm, champion)]
-        freedom = error**4 / sum(variance**2 / units for variance, units in parts)
-        width = float(student.ppf(1 - alpha / 2, freedom))
-    else:
-        information = (arm.units + champion.units) / planned_units
-        width = float(multiplier(kappa(alpha) * information, alpha))
-    low, high = estimate - width * error, estimate + width * error
-    return Contrast(champion, arm, estimate, error, low, high)
+    arms = champion, arm
+    is_clustered = champion.is_clustered or arm.is_clustered
+    variances = _variance(champion, arm), _variance(arm, champion)
+    estimate, error = arm.rate - champion.rate, sqrt(sum(variances))
+    found = partial(Contrast, champion, arm, estimate, error)
+    if is_clustered and (flaw := _flaw(champion, arm)):
+        return found(-1.0, 1.0, flaw)
+    if is_clustered or (arm.has_enough and champion.has_enough):
+        width = error * _standard_errors(arms, variances, alpha, looks, planned_units)
+        low, high = estimate - width, estimate + width
+        is_stated = looks == "once" and not low <= 0 <= high
+        if is_stated and _exact_p(champion, arm, alpha=alpha / 2) > alpha / 2:
+            low, high = min(low, 0.0), max(high, 0.0)
+        return found(low, high)
+    bounds = rate_bounds if looks == "once" else rate_bounds_at_any_time
+    (low, high), (least, most) = (
+        bounds(each.positives, each.tips, alpha=alpha / 2) for each in (arm, champion)
+    )
+    return found(low - most, high - least)
+
+
+def rate_bounds(positives: int, tips: int, *, alpha: float) -> tuple[float, float]:
+    """Exact bounds of a rate: Clopper and Pearson (1934), each failing with chance alpha / 2."""
+    low = beta.ppf(alpha / 2, positives, tips - positives + 1) if positives else 0.0
+    high = beta.ppf(1 - alpha / 2, positives + 1, tips - positives) if positives < tips else 1.0
+    return float(low), float(high)
+
+
+def rate_bounds_at_any_time(positives: int, tips: int, *, alpha: float) -> tuple[float, float]:
+    """Bounds of a rate that fail with chance alpha at all readings together, exactly.
+
+    A bet against each rate: the likelihood averaged over a uniform prior, over that of the rate,
+    is a martingale from 1 (Robbins, 1970), so rates at which it reaches 1 / alpha are out.
+    """
+    most = betaln(positives + 1, tips - positives + 1) + log(alpha)
+
+    def excess(rate: float) -> float:
+        likelihood = xlogy(positives, rate) + xlog1py(tips - positives, -rate)
+        return float(max(most - likelihood, -1.0)) if isfinite(likelihood) else inf
+
+    best = positives / tips if tips else 0.5
+    low = brentq(excess, 0.0, best) if positives else 0.0
+    high = brentq(excess, best, 1.0) if positives < tips else 1.0
+    return float(low), float(high)
 
 
 def check_ratio(
@@ -270,6 +346,78 @@ def check_sequence(arms: Sequence[str], shares: Mapping[str, float], *, alpha: f
     p_value = _sequential(counts.astype(np.float64), np.array(list(parts.values())))
     last = dict(zip(names, counts[-1].tolist(), strict=True))
     return RatioCheck(last, parts, p_value, p_value >= alpha)
+
+
+def _variance(arm: Arm, other: Arm) -> float:
+    """The variance of the arm's rate; of units of several tips at least the other arm's, where the
+    arm has too few positives or non-positives to show its own."""
+    if arm.has_enough or not arm.is_clustered or not arm.alike:
+        return arm.variance
+    return max(arm.variance, other.variance * other.alike / arm.alike)
+
+
+def _standard_errors(
+    arms: tuple[Arm, Arm],
+    variances: tuple[float, float],
+    alpha: float,
+    looks: Looks,
+    planned_units: int,
+) -> float:
+    """Half the width of the bounds, in standard errors."""
+    if looks == "many":
+        information = sum(arm.units for arm in arms) / planned_units
+        return float(multiplier(kappa(alpha) * information, alpha))
+    parts = zip(variances, (max(arm.alike - 1, 1.0) for arm in arms), strict=True)
+    spread = sum(variance**2 / units for variance, units in parts)
+    freedom = sum(variances) ** 2 / spread if spread else 1.0
+    return float(student.ppf(1 - alpha / 2, freedom))
+
+
+def _exact_p(champion: Arm, arm: Arm, *, alpha: float) -> float:
+    """One-sided p-value of an exact test that the arms are alike, on the side of the difference.
+
+    Fisher's test of independent tips; of units, the part of random assignments of the same units
+    with as large a difference: exact however skewed the units are. It draws at least 50 / alpha
+    assignments, from a fixed seed; arms in which hundreds of units have a positive need no test.
+    """
+    total, positives = champion.tips + arm.tips, champion.positives + arm.positives
+    is_more = arm.rate > champion.rate
+    if champion.each is None or arm.each is None:
+        tail = hypergeom.sf if is_more else hypergeom.cdf
+        return float(tail(arm.positives - is_more, total, positives, arm.tips))
+    if min(min(each.with_positive, each.with_negative) for each in (champion, arm)) >= MANY_UNITS:
+        return 0.0
+    pooled = np.concatenate([champion.each, arm.each]).astype(np.int64)
+    sorts, counts = np.unique(pooled, axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(
+        counts, len(arm.each), size=ceil(50 / alpha), method="marginals"
+    )
+    tips, good = (drawn @ sorts).T
+    gains = good / tips - (positives - good) / (total - tips)
+    gain = arm.rate - champion.rate
+    as_large = gains >= gain - 1e-12 if is_more else gains <= gain + 1e-12
+    return (1 + int(as_large.sum())) / (1 + len(gains))
+
+
+def _flaw(champion: Arm, arm: Arm) -> str:
+    """What units of several tips lack for a standard error.
+
+    An arm with too few positives counts with the other's share of units that have one, as in the
+    canary, so that an arm without any is decided on as well.
+    """
+    smaller = min(champion, arm, key=lambda each: each.alike)
+    if smaller.alike < MIN_UNITS:
+        return (
+            f"{smaller.name} has {int(smaller.alike)} units of equal size, {MIN_UNITS} are needed"
+        )
+    units = min(champion.units, arm.units)
+    for sort, counts in (
+        ("a positive", [each.with_positive / each.units for each in (champion, arm)]),
+        ("a non-positive", [each.with_negative / each.units for each in (champion, arm)]),
+    ):
+        if (expected := units * max(counts)) < MIN_EACH:
+            return f"{int(expected)} units with {sort} in the smaller arm, {MIN_EACH} are needed"
+    return ""
 
 
 def _add(sums: dict[str, list[int]], arm: str, tips: int, positives: int) -> None:
@@ -409,4 +557,5 @@ def _line_of(contrast: Contrast) -> str:
         f"{champion.name} {champion.rate:.2%} of {champion.tips:,}, {arm.name} {arm.rate:.2%} of "
         f"{arm.tips:,}: {100 * contrast.estimate:+.2f} points ({100 * contrast.low:+.2f} to "
         f"{100 * contrast.high:+.2f}): {findings[contrast.finding]}"
+        f"{f', {contrast.flaw}' if contrast.flaw else ''}"
     )
