@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 import reactune
 from places import TESTS
-from reactune.config.sections import ModelConfig
+from reactune.config.sections import ModelConfig, ServeConfig
 from reactune.erasure.requests import open_erasures
 from reactune.model.files import base_model
 from reactune.privacy.hashing import user_key
@@ -176,7 +176,6 @@ def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(client)
         {"reaction": None},
         {"dwell_ms": -1},
         {"dwell_ms": "20"},
-        {"dwell_ms": 1.5},
         {"dwell_ms": True},
         {"dwell_ms": 2**31},
         {"tip_id": ""},
@@ -186,6 +185,32 @@ def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(client)
 def test_reactions_that_make_no_sense_are_refused(client, opened, changes):
     body = {"tip_id": "t", "reaction": "done", "dwell_ms": 1, **changes}
     assert client.post("/v1/reactions", json=body).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "text/plain", ""])
+def test_reports_of_a_closing_page_are_read_whatever_they_are_called(engine, client, opened, kind):
+    tip_id = client.post("/v1/tips", json=tip_body()).json()["tip_id"]
+    sent = {"content": f'{{"tip_id": "{tip_id}", "reaction": "done", "dwell_ms": 20999.6}}'}
+    answer = client.post("/v1/reactions", **sent, headers={"content-type": kind})
+    assert answer.status_code == 204
+    shown = client.post(f"/v1/tips/{tip_id}/shown", content="", headers={"content-type": kind})
+    assert shown.status_code == 204
+    (row,) = rows_of(engine)
+    assert (row["reaction"], row["dwell_ms"]) == ("done", 21_000)
+    assert client.post("/v1/tips", content="{}", headers={"content-type": kind}).status_code == 422
+
+
+def test_pages_of_other_origins_are_let_in_only_by_the_setting(engine, chat, server):
+    asked = {"origin": "https://app.example.com", "access-control-request-method": "POST",
+             "access-control-request-headers": "authorization, content-type"}  # fmt: skip
+    for origins, allowed in ((), None), (("https://app.example.com",), "https://app.example.com"):
+        service = service_of(engine, chat, server, settings=ServeConfig(cors_origins=origins))
+        with TestClient(create_app(service)) as client:
+            answer = client.options("/v1/reactions", headers=asked)
+            assert answer.headers.get("access-control-allow-origin") == allowed
+            other = client.get("/healthz", headers={"origin": "https://evil.example.com"})
+            assert "access-control-allow-origin" not in other.headers
+        close_service(service)
 
 
 def test_what_cannot_be_a_tip_is_not_found_and_what_could_is_kept(client, opened):

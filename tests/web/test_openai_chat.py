@@ -118,12 +118,59 @@ def test_the_user_may_stand_in_the_body_and_the_kind_in_a_header(place):
         {"messages": []},
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}},
+        {"modalities": ["text", "audio"]},
+        {"logprobs": True},
+        {"top_logprobs": 2},
+        {"messages": [{"role": "assistant", "content": None}]},
     ],
 )
 def test_what_would_not_be_a_tip_is_refused_in_openais_form(place, more):
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         ask(place[2], **more)
     assert refused.value.body["type"] == "reactune_error"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"n": 1, "tool_choice": "none", "tools": [], "response_format": {"type": "text"}},
+        {"extra_body": dict.fromkeys(
+            ["n", "user", "stream", "stop", "tools", "response_format", "logprobs", "audio"]
+        )},
+        {"logprobs": False, "modalities": ["text"]},
+    ],
+)  # fmt: skip
+def test_fields_that_ask_for_nothing_more_than_a_text_are_taken(place, more):
+    assert ask(place[2], **more).choices[0].message.content
+
+
+def test_turns_of_tools_stay_in_the_history_and_those_without_text_are_left_out(place):
+    engine, _, client = place
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Mail anna@example.com?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    answer = ask(client, messages=messages)
+    row = {row["tip_id"]: row for row in rows_of(engine)}[answer.id]
+    assert "tool: rain user: Mail <EMAIL_1>?" in row["context_json"]
+
+
+def test_the_list_of_models_has_the_one_name(place):
+    assert [model.id for model in place[2].models.list()] == ["reactune"]
+
+
+def test_a_kind_in_a_header_may_be_utf_8(place):
+    answer = httpx.post(
+        f"{place[2].base_url}chat/completions",
+        headers={"x-reactune-user": "u-9", b"x-reactune-kind": "\u00fcbung".encode()},
+        json={"messages": [ASKED[1]]},
+    )
+    row = {row["tip_id"]: row for row in rows_of(place[0])}[answer.json()["id"]]
+    assert row["kind"] == "\u00fcbung"
 
 
 @pytest.mark.parametrize(

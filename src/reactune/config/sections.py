@@ -345,6 +345,9 @@ class ServeConfig(Section):
     auth: Literal["auto", "required", "off"] = "auto"
     """Whether requests need a key of `reactune keys`; `auto`: once one was made, and whenever the
     service listens beyond this machine."""
+    cors_origins: tuple[str, ...] = ()
+    """Pages that may call the service from a browser, such as `https://app.example.com`; none by
+    default. A key in such a page can be read by everybody who opens it."""
     requests_per_second: float = Field(1_000, gt=0)
     """Rate limit of one key; requests above it get 429."""
     max_tips_waiting: int = Field(256, ge=1)

@@ -38,6 +38,7 @@ SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
     ("POST", "/v1/rollouts/current/stop"): frozenset({"operator"}),
     ("GET", "/v1/rollouts/current"): ANY_SCOPE,
     ("GET", "/v1/route"): frozenset({"app", "read"}),
+    ("GET", "/v1/models"): ANY_SCOPE,
     ("GET", "/metrics"): frozenset({"read", "operator"}),
 }
 BURST_SECONDS = 2.0
@@ -172,6 +173,27 @@ class BodyLimit:
             return body.pop() if body else await receive()
 
         await self.app(scope, replay, send)
+
+
+class BeaconBodies:
+    """Reads reports as JSON that a closing page can only send as text (`navigator.sendBeacon`)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
+        """Pass on a report under the content type that its body has."""
+        if scope["type"] == "http" and _is_report(scope["path"]):
+            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            sent = dict(scope["headers"]).get(b"content-type", b"").lower()
+            if not sent or sent.startswith(b"text/plain"):
+                # In place: what routing adds to the scope is for the layers outside, too.
+                scope["headers"] = [*kept, (b"content-type", b"application/json")]
+        await self.app(scope, receive, send)
+
+
+def _is_report(path: str) -> bool:
+    return path == "/v1/reactions" or (path.startswith("/v1/tips/") and path.endswith("/shown"))
 
 
 class TipSlots:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from anyio import to_thread
@@ -11,6 +11,7 @@ from fastapi import FastAPI, Header, Path, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import reactune
@@ -32,6 +33,7 @@ from reactune.service.tips import (
 )
 from reactune.web.access import (
     Access,
+    BeaconBodies,
     BodyLimit,
     KeyRegistry,
     TipSlots,
@@ -39,7 +41,15 @@ from reactune.web.access import (
     refuse_http,
     refuse_invalid,
 )
-from reactune.web.openai_chat import KIND_HEADER, USER_HEADER, ChatBody, chat_answer, tip_request
+from reactune.web.openai_chat import (
+    KIND_HEADER,
+    UNRECORDED,
+    USER_HEADER,
+    ChatBody,
+    chat_answer,
+    models_answer,
+    tip_request,
+)
 from reactune.web.schemas import (
     ErasureAnswer,
     ReactionBody,
@@ -84,9 +94,19 @@ def create_app(service: Service) -> FastAPI:
         telemetry=NO_TELEMETRY,
     )
     # The last one added sees a request first.
+    app.add_middleware(BeaconBodies)
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, keys=keys)
     app.add_middleware(Telemetry, metrics=metrics)
+    if service.settings.cors_origins:
+        # Before the keys: a browser asks for permission without one.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", USER_HEADER, KIND_HEADER],
+            expose_headers=["retry-after", *UNRECORDED],
+        )
     app.add_exception_handler(ReactuneError, refuse_error)
     app.add_exception_handler(sa.exc.SQLAlchemyError, refuse_error)
     app.add_exception_handler(RequestValidationError, refuse_invalid)
@@ -119,8 +139,15 @@ def _add_tips(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """A tip for a conversation, in OpenAI's form; the answer's id is the tip's."""
         async with slots:
-            tip = await create_tip(service, tip_request(body, user=id_in_header(user), kind=kind))
+            tip = await create_tip(
+                service, tip_request(body, user=id_in_header(user), kind=id_in_header(kind))
+            )
         return chat_answer(body, tip)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that OpenAI's clients see."""
+        return models_answer()
 
     @app.post("/v1/tips/{tip_id}/shown", status_code=204)
     async def shown(tip_id: str) -> None:

@@ -21,8 +21,19 @@ from reactune.web.schemas import Text
 MODEL = "reactune"
 USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
 UNRECORDED = {"x-reactune-recorded": "false"}
-# Ignoring one of these would return another kind of answer than the client expects.
-UNSUPPORTED = ("tools", "functions", "tool_choice", "function_call", "audio", "logprobs")
+# Ignoring one of these would return another kind of answer than the client expects, unless it is
+# empty or has one of the values that ask for nothing more than a text.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": (),
+    "functions": (),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "logprobs": (),
+    "top_logprobs": (),
+}
 
 
 class TextPart(BaseModel):
@@ -35,16 +46,21 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """One message of the conversation; OpenAI's other fields are ignored."""
+    """One message of the conversation; OpenAI's other fields are ignored.
+
+    A message that only calls a tool has no content.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=50)]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | Annotated[list[TextPart], Field(max_length=50)] | None = None
 
     @property
     def text(self) -> str:
-        """The message's text."""
+        """The message's text; none of one without content."""
+        if self.content is None:
+            return ""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content)
@@ -55,12 +71,12 @@ class ChatBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    model: Annotated[str, Field(max_length=200)] = MODEL
+    model: Annotated[str, Field(max_length=200)] | None = MODEL
     messages: Annotated[list[Message], Field(min_length=1, max_length=100)]
-    user: Annotated[str, Field(max_length=MAX_ID_CHARS)] = ""
-    stream: bool = False
+    user: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] = 1
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
@@ -71,18 +87,32 @@ def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
     Raises:
         DataError: no user, an invalid kind, or an option that a tip does not support.
     """
-    unsupported = [name for name in UNSUPPORTED if (body.model_extra or {}).get(name)]
+    asked = body.model_extra or {}
+    unsupported = [
+        name
+        for name, harmless in UNSUPPORTED.items()
+        if asked.get(name) and asked[name] not in harmless
+    ]
     if unsupported:
         raise DataError(f"{', '.join(unsupported)}: a tip is one text; leave that out")
     if not (user or body.user):
         raise DataError(f"no user: give the header {USER_HEADER}, or user in the body")
     if not KIND.fullmatch(kind):
         raise DataError(f"{KIND_HEADER}: letters, digits, spaces and _ . : / -")
-    if [message.role for message in body.messages] in (["user"], ["assistant"]):
-        text = body.messages[0].text
+    messages = [message for message in body.messages if message.text]
+    if not messages:
+        raise DataError("messages: no text in any of them; give one")
+    if [message.role for message in messages] in (["user"], ["assistant"]):
+        text = messages[0].text
     else:
-        text = "\n".join(f"{each.role}: {each.text}" for each in reversed(body.messages))
-    return TipRequest(user or body.user, kind, {"free_text": text})
+        text = "\n".join(f"{each.role}: {each.text}" for each in reversed(messages))
+    return TipRequest(user or body.user or "", kind, {"free_text": text})
+
+
+def models_answer() -> dict[str, Any]:
+    """OpenAI's list of models: the one name, behind which the rollout chooses."""
+    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}
+    return {"object": "list", "data": [model]}
 
 
 def chat_answer(body: ChatBody, tip: Tip) -> Response:
