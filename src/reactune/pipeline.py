@@ -23,7 +23,13 @@ from reactune.data.dataset import build
 from reactune.data.dataset.exports import pairs, read_examples
 from reactune.data.deidentify import batches
 from reactune.data.labelled import LABELLED, read_batches
-from reactune.data.labels.scores import admission, after_consent, label_counts, read_scores
+from reactune.data.labels.scores import (
+    admission,
+    after_consent,
+    consent_note,
+    label_counts,
+    read_scores,
+)
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import (
@@ -53,6 +59,7 @@ from reactune.runs.folders import StageResult, find_run, prompt_of_run, run_stag
 from reactune.runs.manifest import Manifest, ending, recorded_manifests
 from reactune.runs.remote import fetch_adapter, pull, run_root
 from reactune.tracking import (
+    consent_stated,
     dataset_fingerprint,
     earlier_counts,
     gate_picture,
@@ -160,7 +167,10 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     left_out: Counter[str] = Counter()
     admits = admission(deployment.user_statuses(config, hashing_keys), config.source, left_out)
     with open_scores(config.source, store_url=config.store_url, folder=config.folder) as scores:
-        evidence = label_counts(scores, config.labels)
+        evidence, note = (
+            label_counts(scores, config.labels),
+            consent_note(scores.scores, config.labels),
+        )
         rows = read_scores(
             scores, config.labels, source=config.source, key=hashing_keys.current, admits=admits
         )
@@ -171,9 +181,10 @@ def extract(config: Config, run: Path, folder: Path) -> StageResult:
     refused = {**labelled.refused, **extracted.counts.refused}
     counts = Counts(labelled.came_in, extracted.counts.went_out, refused)
     return StageResult(
-        summary=counts.line(),
+        summary=f"{counts.line()}; {note}" if note else counts.line(),
         outputs=batches.FILES,
         counts={
+            "consent": note,
             "labels": asdict(labelled),
             "de-identification": asdict(extracted.counts),
             "withheld": extracted.withheld,
@@ -190,6 +201,7 @@ def build_dataset(config: Config, run: Path, folder: Path) -> StageResult:
         folder=folder,
         previous=last_trained(config, run),
         steps=earlier_counts(run),
+        note=consent_stated(run),
         memory_gb=config.data.memory_gb,
     )
     sizes = (f"{part} {n.positives:,} + {n.negatives:,}" for part, n in result.parts.items())

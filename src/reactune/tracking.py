@@ -192,6 +192,11 @@ def last_trained(config: Config, run: Path) -> Path | None:
     return None
 
 
+def consent_stated(run: Path) -> str:
+    """What the dataset's card says of a source without a column of consent; empty of others."""
+    return str(manifests(run)["extract"].counts.get("consent", ""))
+
+
 def earlier_counts(run: Path) -> dict[str, Counts]:
     """What the stage before the dataset counted, for the dataset's card."""
     extracted = manifests(run)["extract"].counts

@@ -57,7 +57,10 @@ def without(name):
     return {key: value for key, value in ROW.items() if key != name}
 
 
-def take(engine, *files, rejects=None, progress=None, batch_rows=BATCH_ROWS, **config):
+def take(
+    engine, *files, rejects=None, progress=None, batch_rows=BATCH_ROWS, say=print,
+    without_consent="allow", **config,
+):  # fmt: skip
     rejects = rejects or files[0].parent / "rejects.jsonl"
     return ingest(
         engine,
@@ -67,6 +70,8 @@ def take(engine, *files, rejects=None, progress=None, batch_rows=BATCH_ROWS, **c
         rejects=rejects,
         progress=progress,
         batch_rows=batch_rows,
+        say=say,
+        without_consent=without_consent,
     )
 
 
@@ -260,7 +265,7 @@ def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reas
         ({"training_allowed": "f"}, "training_allowed", False),
         ({"cut": "yes"}, "cut", True),
         ({"training_allowed": 0}, "training_allowed", False),
-        ({"training_allowed": None}, "training_allowed", True),
+        ({"training_allowed": None}, "training_allowed", False),
         ({"source": "rule"}, "source", "rule"),
         ({"source": None}, "source", "llm"),
         ({"tip_content": "x" * 20_000}, "tip_content", "x" * 20_000),
@@ -346,11 +351,12 @@ def test_the_size_of_a_batch_makes_no_difference(engine, write, data, batch_rows
     _forget(engine)
     counts = take(engine, write(*rows), batch_rows=batch_rows)
 
+    is_stated = any("training_allowed" in each for each in rows)
     expected = {}
     for each in rows:
         if each.get("reaction") == "love":
             continue
-        before = expected.get(each["tip_id"], ("llm", True, None, None))
+        before = expected.get(each["tip_id"], ("llm", not is_stated, None, None))
         named = [each.get("source"), each.get("training_allowed")]
         expected[each["tip_id"]] = (
             before[0] if named[0] is None else named[0],
@@ -872,3 +878,38 @@ def test_a_tip_under_a_key_that_is_not_given_may_be_anybodys(on_sqlite, write):
     )
     assert counts.refused == {}
     assert stored(on_sqlite)["t1"]["key_id"] == new.key_id
+
+
+def allowed(engine):
+    return {tip_id: found["training_allowed"] for tip_id, found in stored(engine).items()}
+
+
+def test_once_a_row_states_consent_a_row_or_file_without_it_is_not_allowed(on_sqlite, write):
+    first = write(row(1), row(2, training_allowed=None), name="a.jsonl")
+    second = write(row(3, training_allowed="yes"), row(4, training_allowed="f"), name="b.jsonl")
+    said = []
+    take(on_sqlite, first, second, say=said.append)
+    assert allowed(on_sqlite) == {"t1": False, "t2": False, "t3": True, "t4": False}
+    assert said == []
+    # What was stated of a tip stays when it comes again without it.
+    take(on_sqlite, write(row(3, dwell_ms=9), row(5, trainingAllowed=True), name="c.jsonl"))
+    assert allowed(on_sqlite) == {"t1": False, "t2": False, "t3": True, "t4": False, "t5": True}
+
+
+@pytest.mark.parametrize(("verdict", "words"), [("allow", "every row"), ("refuse", "no row")])
+def test_files_without_a_column_of_consent_count_as_the_settings_say(
+    on_sqlite, write, verdict, words
+):
+    said = []
+    take(on_sqlite, write(row(1)), say=said.append, without_consent=verdict)
+    assert allowed(on_sqlite) == {"t1": verdict == "allow"}
+    assert said == [f"no file has a column training_allowed: {words} counts as allowed"]
+
+
+def test_a_near_miss_in_any_row_of_a_file_refuses_the_file(on_sqlite, write):
+    file = write(row(1), row(2, training_alowed=False))
+    with pytest.raises(DataError, match=r"tips.jsonl: .*training_alowed, which may be meant"):
+        take(on_sqlite, file)
+    assert stored(on_sqlite) == {}
+    with pytest.raises(ConfigError, match="maps reaction to verdict, but there is no such column"):
+        take(on_sqlite, write(row(1)), columns={"reaction": "verdict"})

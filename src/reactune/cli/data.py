@@ -52,7 +52,7 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     config = session.config()
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     rejects = rejects or config.folder / "rejects.jsonl"
-    size = sum(file.stat().st_size for file in files)
+    size, notes = sum(file.stat().st_size for file in files), list[str]()
     with (
         opened_store(config.store_url) as engine,
         tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar,
@@ -65,8 +65,12 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             old_keys=hashing_keys.old,
             rejects=rejects,
             progress=bar.update,
+            without_consent=config.labels.without_consent,
+            say=notes.append,
         )
     rejected = _report(counts, rejects)
+    for note in notes:
+        click.echo(note)
     sys.exit(SOME_REJECTED if rejected else 0)
 
 

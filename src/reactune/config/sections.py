@@ -119,6 +119,9 @@ class LabelConfig(Section):
     """`done` within these dwell times, both ends included, is a positive."""
     negative_dwell_below_ms: int = Field(5_000, ge=1)
     """`dismiss` under this dwell time is a negative."""
+    without_consent: Literal["allow", "refuse"] = "allow"
+    """Whether rows of a source count as allowed that has no column `training_allowed` anywhere; in
+    one that has it, a row or a file without it never does."""
 
 
 class DatasetConfig(Section):

@@ -7,17 +7,19 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import sqlalchemy as sa
 
 from reactune.config.sections import IngestConfig
+from reactune.data.columns import CONSENT, match_columns
 from reactune.data.readers import (
     NUL_BYTE,
     NUMBER,
@@ -25,9 +27,13 @@ from reactune.data.readers import (
     Line,
     Refused,
     check_readable,
+    csv_header,
+    kind_of,
     meaning_of,
+    parquet_schema,
     parse_json,
     read,
+    read_rows,
     truth_of,
 )
 from reactune.errors import ConfigError, DataError
@@ -98,6 +104,8 @@ def ingest(
     old_keys: Sequence[HashingKey] = (),
     progress: Callable[[int], object] | None = None,
     batch_rows: int = BATCH_ROWS,
+    without_consent: Literal["allow", "refuse"] = "allow",
+    say: Callable[[str], object] = lambda line: None,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later wins.
 
@@ -105,28 +113,35 @@ def ingest(
     left out, and only counted. A field that a row does not name stays as it is stored. Each batch
     is one transaction. `rejects` is overwritten: JSON lines with file, line and reason, nothing of
     the row. The counts are of rows; `progress` gets how many more bytes of the files have been
-    read.
+    read. Once a row of the files states `training_allowed`, new tips without it are not allowed; if
+    none does, `without_consent` decides, and `say` gets a line about it.
 
     Raises:
         ConfigError: `[ingest] columns` names a column that is not ours.
         DataError: a file is missing, of unknown kind or broken, or the database went away; what
             was written before stays.
     """
-    names = _names_in_files(settings)
+    _check_names(settings)
     for path in files:
         check_readable(path)
     hashing_keys = HashingKeys(key, tuple(old_keys))
     line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
+    names = _names_in_files(files, settings, line_bytes)
+    is_stated = any(CONSENT in each for each in names.values())
+    defaults = {CONSENT: False} if is_stated or without_consent == "refuse" else {}
+    if not is_stated:
+        verdict = "no row counts" if defaults else "every row counts"
+        say(f"no file has a column {CONSENT}: {verdict} as allowed")
     came_in = went_out = 0
     refused: Counter[str] = Counter()
     with _new_log(rejects, files) as log, closing(_seen_ids()) as seen:
         for path in files:
             position = 0
-            for lines in _batches(read(path, names, max_line_bytes=line_bytes), batch_rows):
+            for lines in _batches(read(path, names[path], max_line_bytes=line_bytes), batch_rows):
                 scores, faults = _scores_of(lines, settings=settings, hashing_keys=hashing_keys)
                 with writing(engine) as connection:
                     owners = _owners(connection, seen, scores, hashing_keys)
-                    own = _of_their_owners(scores, owners, path, faults)
+                    own = _of_their_owners(scores, owners, path, faults, defaults=defaults)
                     kept = _write(list(own.values()), connection)
                 _log_refused(faults, path, log)
                 new = _count_new(kept, owners, seen)
@@ -143,13 +158,43 @@ def ingest(
     return Counts(came_in, went_out, {reason: n for reason, n in refused.most_common() if n})
 
 
-def _names_in_files(settings: IngestConfig) -> dict[str, str]:
+def _names_in_files(
+    files: Sequence[Path], settings: IngestConfig, line_bytes: int
+) -> dict[Path, dict[str, str]]:
+    """Of each file, our column names and those of the file, for columns that it has."""
+    there = {path: _columns_in(path, line_bytes) for path in files}
+    everywhere = set().union(*there.values())
+    match = partial(match_columns, FIELDS, setting="[ingest] columns", everywhere=everywhere)
+    names = {}
+    for path, columns in there.items():
+        try:
+            names[path] = match(columns, settings.columns)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return names
+
+
+def _columns_in(path: Path, line_bytes: int) -> set[str]:
+    """All columns of a file; of JSONL the keys of all rows, up to where the file is broken."""
+    names: set[str] = set()
+    with suppress(DataError):  # raised again when the rows are read
+        match kind_of(path):
+            case "parquet":
+                names.update(parquet_schema(path).names)
+            case "csv":
+                names.update(csv_header(path))
+            case _:
+                for row in read_rows(path, max_line_bytes=line_bytes):
+                    names.update(row.values)
+    return names
+
+
+def _check_names(settings: IngestConfig) -> None:
     unknown = sorted(settings.columns.keys() - set(FIELDS))
     if unknown:
         raise ConfigError(
             f"ingest.columns names {', '.join(unknown)}; our columns are {', '.join(FIELDS)}"
         )
-    return {name: settings.columns.get(name, name) for name in FIELDS}
 
 
 def _new_log(rejects: Path, files: Sequence[Path]) -> TextIO:
@@ -207,12 +252,22 @@ def _owners(
 
 
 def _of_their_owners(
-    scores: Mapping[int, UserScore], owners: dict[str, Owner], path: Path, faults: dict[int, Fault]
+    scores: Mapping[int, UserScore],
+    owners: dict[str, Owner],
+    path: Path,
+    faults: dict[int, Fault],
+    *,
+    defaults: Mapping[str, Any],
 ) -> dict[str, UserScore]:
-    """One score per tip_id; lines on a tip of another user join `faults`, new tips `owners`."""
+    """One score per tip_id; lines on a tip of another user join `faults`, new tips `owners`.
+
+    What the first line of a new tip does not name is as in `defaults`.
+    """
     own: dict[str, UserScore] = {}
     for number, (ids, score) in scores.items():
         tip_id = score["tip_id"]
+        if tip_id not in owners:
+            score = {**defaults, **score}
         owner = owners.setdefault(tip_id, Owner(ids[0].user_key, f"line {number} of {path.name}"))
         if owner.user_key not in {each.user_key for each in ids}:
             faults[number] = Fault(FOREIGN_TIP, owner.place)

@@ -103,9 +103,9 @@ def test_who_is_left_out_is_counted_with_the_labels():
 
 
 def test_an_engine_that_quotes_a_value_is_not_quoted(tmp_path):
-    named = {**row(0, ANNA), "training_allowed": "a secret of Anna's"}
+    named = {**row(0, ANNA), "kind": "a secret of Anna's"}
     pq.write_table(pa.Table.from_pylist([named]), tmp_path / "x.parquet")
-    source = SourceConfig(url="parquet://x.parquet")
+    source = SourceConfig(url="parquet://x.parquet", where="CAST(kind AS INTEGER) > 1")
     with (
         pytest.raises(DataError, match="not of the type that its column must have") as caught,
         open_scores(source, store_url="", folder=tmp_path) as table,

@@ -17,7 +17,13 @@ from click.testing import CliRunner
 from reactune.cli import commands
 from reactune.cli.session import Session
 from reactune.config.sections import LabelConfig, SourceConfig
-from reactune.data.labels.scores import after_consent, label_counts, label_sql, read_scores
+from reactune.data.labels.scores import (
+    after_consent,
+    consent_note,
+    label_counts,
+    label_sql,
+    read_scores,
+)
 from reactune.data.labels.sources import backends, condition, dialect_of, open_scores
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.hashing import user_key
@@ -371,3 +377,56 @@ def test_types_of_postgresql_that_hold_ids_are_read_by_type(fresh_postgres_url):
         )
         assert keys_in(source, Path()) == {"t0": user_key(KEY, user_id)}, value
     engine.dispose()
+
+
+def test_a_file_of_a_folder_without_the_column_of_consent_is_not_learned_from(tmp_path):
+    rows = [row(f"t{number}", user=f"user-{number}") for number in range(4)]
+    old = pa.Table.from_pylist(rows[:2]).drop_columns(["training_allowed"])
+    new = pa.Table.from_pylist(rows[2:]).select([*reversed(rows[0])])
+    (tmp_path / "scores").mkdir()
+    pq.write_table(old, tmp_path / "scores" / "2025.parquet")
+    pq.write_table(new, tmp_path / "scores" / "2026.parquet")
+    found, _ = read(SourceConfig(url="parquet://scores"), folder=tmp_path)
+    assert set(found) == {"t2", "t3"}
+
+
+@pytest.mark.parametrize("verdict", ["allow", "refuse"])
+def test_a_source_without_the_column_of_consent_counts_as_the_settings_say(tmp_path, verdict):
+    table = pa.Table.from_pylist([row("t0")]).drop_columns(["training_allowed"])
+    pq.write_table(table, tmp_path / "scores.parquet")
+    labels = LabelConfig(without_consent=verdict)
+    source = SourceConfig(url="parquet://scores.parquet")
+    with open_scores(source, store_url="", folder=tmp_path) as scores:
+        batches = read_scores(scores, labels, source=source, key=KEY)
+        found = [each["tip_id"] for batch in batches for each in batch.to_pylist()]
+        counts = label_counts(scores, labels)
+        note = consent_note(scores.scores, labels)
+    assert found == (["t0"] if verdict == "allow" else [])
+    assert counts.refused.get("no consent stated", 0) == (verdict == "refuse")
+    assert note.endswith(": every row counts as allowed" if found else ": no row counts as allowed")
+
+
+@pytest.mark.parametrize("name", ["training_allowed", "TRAINING_ALLOWED", "trainingAllowed"])
+def test_consent_is_read_for_what_it_says_under_any_case_of_its_name(tmp_path, name):
+    texts = {"t": True, "f": False, " TRUE ": True, "no": False, "0": False, "1": True, "x": False}
+    rows = [row(f"t{number}", user=f"user-{number}") for number in range(len(texts))]
+    table = pa.Table.from_pylist(rows).drop_columns(["training_allowed"])
+    pq.write_table(table.append_column(name, pa.array([*texts])), tmp_path / "scores.parquet")
+    found, _ = read(SourceConfig(url="parquet://scores.parquet"), folder=tmp_path)
+    assert set(found) == {f"t{number}" for number, text in enumerate(texts) if texts[text]}
+
+
+def test_a_column_that_is_nearly_that_of_consent_is_refused(tmp_path):
+    table = pa.Table.from_pylist([row("t0")]).rename_columns(
+        {"training_allowed": "training_alowed"}
+    )
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(DataError, match="training_alowed, which may be meant"):
+        read(SourceConfig(url="parquet://scores.parquet"), folder=tmp_path)
+
+
+def test_dwell_times_that_are_no_numbers_are_refused(tmp_path):
+    table = pa.Table.from_pylist([{**row("t0"), "dwell_ms": "20000"}])
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(DataError, match="column dwell_ms is of type string"):
+        read(SourceConfig(url="parquet://scores.parquet"), folder=tmp_path)

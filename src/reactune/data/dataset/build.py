@@ -102,15 +102,16 @@ def build(
     folder: Path,
     previous: Path | None = None,
     steps: Mapping[str, Counts] | None = None,
+    note: str = "",
     memory_gb: float = MEMORY_GB,
     progress: Progress = lambda step, left: None,
 ) -> DatasetResult:
     """Choose examples from batches of `deidentify.clean`, split them and write them into `folder`.
 
     `previous` is the file of examples of the dataset trained last; None before the first training.
-    `steps` are the counts of earlier steps by name, for the card. A dataset that waits writes
-    nothing but its card and the list of what was refused. What is over `memory_gb` of
-    rows is on disk meanwhile.
+    `steps` are the counts of earlier steps by name, and `note` a line on consent, for the card. A
+    dataset that waits writes nothing but its card and the list of what was refused. What is over
+    `memory_gb` of rows is on disk meanwhile.
 
     Raises:
         DataError: two parts share what they must not; memory or disk do not suffice.
@@ -130,7 +131,10 @@ def build(
         written = [] if result.waiting else _write(connection, file, folder)
         list_refused(connection, REFUSALS, folder / REFUSED)
     shown = {**(steps or {}), "rules of the dataset": counts}
-    written += [REFUSED, *write_card(result, dwell, settings, steps=shown, folder=folder)]
+    written += [
+        REFUSED,
+        *write_card(result, dwell, settings, steps=shown, note=note, folder=folder),
+    ]
     progress("written", counts.went_out)
     return replace(result, files=tuple(written))
 
@@ -222,13 +226,16 @@ def write_card(
     *,
     steps: Mapping[str, Counts],
     folder: Path,
+    note: str = "",
 ) -> list[str]:
     """Write the page and the pictures; returns their names.
 
     `dwell` are positives and negatives that came in, by kind and dwell time; `steps` the counts of
     every step so far, by name.
     """
-    text = "\n\n".join(_sections(result, settings, steps)) + "\n"
+    first, *rest = _sections(result, settings, steps)
+    consent = [f"Consent: {note}."] if note else []
+    text = "\n\n".join([first, *consent, *rest]) + "\n"
     reasons = {
         reason: float(count)
         for counts in steps.values()

@@ -53,7 +53,7 @@ TIMES = ("created_at", "reacted_at")
 HASHED = "^[0-9a-f]{64}$"
 Admits = Callable[[Sequence[Any], Sequence[datetime | None]], list[bool]]
 """Of ids as the source has them, with the times of their rows: which may be learned from."""
-OPTED_OUT, ERASED = "opted out", "erased"
+OPTED_OUT, ERASED, NO_CONSENT = "opted out", "erased", "no consent stated"
 MAX_CACHED = 100_000
 
 
@@ -76,7 +76,8 @@ def label(scores: Scores, labels: LabelConfig) -> "Table":
     """
     # Consent comes last, so that it is looked up for evidence only.
     rule = label_rule(labels)
-    kept = scores.chosen.filter([*_evidence(scores, rule).values(), _is_allowed(scores)])
+    evidence = _evidence(scores, rule, labels).values()
+    kept = scores.chosen.filter([*evidence, _is_allowed(scores)])
     return kept.mutate(label=_includes(rule.positive, kept))
 
 
@@ -123,6 +124,14 @@ def read_scores(
         yield rows
 
 
+def consent_note(scores: Scores, labels: LabelConfig) -> str:
+    """One line about a source that says of no row whether it is allowed; empty for others."""
+    if scores.states_consent:
+        return ""
+    verdict = "every row counts" if labels.without_consent == "allow" else "no row counts"
+    return f"the source has no column training_allowed: {verdict} as allowed"
+
+
 def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
@@ -130,7 +139,7 @@ def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     the table a second time on one core; it is counted when the rows are read.
     """
     scores, table = opened.scores, opened.scores.chosen
-    rules = _evidence(scores, label_rule(labels))
+    rules = _evidence(scores, label_rule(labels), labels)
     left = {"rows": table.count()}
     kept = None
     for number, rule in enumerate(rules.values()):
@@ -269,12 +278,16 @@ def _includes(evidence: Evidence, table: "Table") -> "BooleanValue":
     return table.reaction.isin(sorted(evidence.reactions)) & within
 
 
-def _evidence(scores: Scores, rule: LabelRule) -> dict[str, "BooleanValue"]:
+def _evidence(scores: Scores, rule: LabelRule, labels: LabelConfig) -> dict[str, "BooleanValue"]:
     """What a row must meet to be labelled, by the reason for which it is left out if it does not.
 
     The reasons together are `LabelRule.is_positive` or `is_negative` of a tip that was shown.
     """
+    import ibis
+
     table = scores.chosen
+    if not scores.states_consent and labels.without_consent == "refuse":
+        return {NO_CONSENT: ibis.literal(value=False)}
     return {
         "from another source": table.source == rule.source,
         "never shown": table.shown_at.notnull(),

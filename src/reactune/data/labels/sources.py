@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reactune.config.sections import SourceConfig
 from reactune.config.settings import absolute_sqlite_url
+from reactune.data.columns import CONSENT, match_columns
 from reactune.errors import ConfigError, DataError
 from reactune.runs.remote import remote_errors
 
@@ -42,6 +43,10 @@ COLUMNS: Mapping[str, str] = {
 }
 OPTIONAL = ("training_allowed", "cut", "shown_at", "reacted_at")
 READ_MEMORY = "512MB"  # of a file's blocks; DuckDB would keep as many as fit 80 % of the machine
+TRUTH = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
 RAW_ID = "user_id"  # in `[source] columns`: a column of ids that are still to be hashed
 
 
@@ -51,6 +56,8 @@ class Scores:
 
     table: "Table"
     chosen: "Table"
+    states_consent: bool = True
+    """Whether the source has a column `training_allowed`."""
 
 
 class Answers:
@@ -160,10 +167,11 @@ def scores_of(table: "Table", source: SourceConfig, *, written_in: str, compiled
         DataError: the table lacks a column.
     """
     mapped = map_columns(table, source.columns)
+    states_consent = CONSENT in _matched(table, source.columns)
     if not source.where:
-        return Scores(mapped, mapped)
+        return Scores(mapped, mapped, states_consent)
     kept = rows_that_meet(table, source.where, written_in=written_in, compiled_to=compiled_to)
-    return Scores(mapped, map_columns(kept, source.columns))
+    return Scores(mapped, map_columns(kept, source.columns), states_consent)
 
 
 def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
@@ -171,11 +179,11 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
 
     A table without `training_allowed`, `cut` or `shown_at` counts as allowed, whole and shown, one
     without `reacted_at` as reacted to at once. `user_key` holds raw ids if `columns` names
-    `user_id`.
+    `user_id`. Names that differ in case and separators only are ours.
 
     Raises:
-        ConfigError: `columns` names a column that is not ours.
-        DataError: the table lacks a column.
+        ConfigError: `columns` names a column that is not ours, or is not there.
+        DataError: the table lacks a column, or has one whose name is nearly ours.
     """
     import ibis
 
@@ -185,15 +193,19 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
             f"source.columns names {', '.join(unknown)}; our columns are {', '.join(COLUMNS)}, "
             f"and {RAW_ID} for ids that are still to be hashed"
         )
-    theirs = names_there(columns)
-    absent = [ours for ours, there in theirs.items() if there not in table.columns]
-    lacking = [theirs[ours] for ours in absent if ours not in OPTIONAL or ours in columns]
+    theirs, matched = names_there(columns), _matched(table, columns)
+    lacking = [theirs[ours] for ours in COLUMNS if ours not in matched and ours not in OPTIONAL]
     if lacking:
         raise DataError(
             f"the table has no column {', '.join(lacking)}; it has "
             f"{', '.join(table.columns)}; map ours to them in [source] columns"
         )
-    mapped = {ours: table[there] for ours, there in theirs.items() if ours not in absent}
+    mapped = {ours: table[there] for ours, there in matched.items()}
+    if not mapped["dwell_ms"].type().is_numeric():
+        raise DataError(
+            f"column {matched['dwell_ms']} is of type {mapped['dwell_ms'].type()}, and dwell_ms "
+            "are numbers of milliseconds; name a view in [source] table that casts it"
+        )
     typed = {"tip_id", "context_json", "training_allowed", "cut"}
     if RAW_ID in columns:
         mapped["user_key"] = _raw_id(mapped["user_key"])
@@ -201,6 +213,9 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
         typed.add("user_key")
     for ours in mapped.keys() & typed:
         kind = mapped[ours].type()
+        if COLUMNS[ours] == "boolean" and kind.is_string():
+            mapped[ours] = _truth_of(mapped[ours])
+            continue
         # A cast of a column that is NOT NULL or has a length would be none but for its name.
         is_right = kind.is_boolean() if COLUMNS[ours] == "boolean" else kind.is_string()
         mapped[ours] = mapped[ours] if is_right else mapped[ours].cast(COLUMNS[ours])
@@ -212,6 +227,24 @@ def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
         # A projection that changes nothing would make SQLite copy the table.
         return table
     return table.select(**mapped)
+
+
+def _matched(table: "Table", columns: Mapping[str, str]) -> dict[str, str]:
+    """Our column names and those of the table, for columns that it has."""
+    given = {ours: there for ours, there in names_there(columns).items() if ours != there}
+    return match_columns(COLUMNS, table.columns, given, setting="[source] columns")
+
+
+def _truth_of(column: "Value") -> "Value":
+    """What a text says: engines cast texts that they do not know to false, or not at all."""
+    import ibis
+
+    text = column.strip().lower()
+    return ibis.cases(
+        (text.isin([text for text, truth in TRUTH.items() if truth]), True),
+        (text.isin([text for text, truth in TRUTH.items() if not truth]), False),
+        else_=ibis.null("boolean"),
+    )
 
 
 def _raw_id(column: "Value") -> "Value":
@@ -425,7 +458,9 @@ def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Tabl
     pattern = f"{place.rstrip('/')}/**/*.parquet" if is_folder else place
     quoted = pattern.replace("'", "''")
     # Ibis's own `read_parquet` would fetch an extension of DuckDB's from the internet first.
-    backend.raw_sql(f"CREATE TEMP VIEW \"{name}\" AS FROM read_parquet('{quoted}')")
+    backend.raw_sql(
+        f"CREATE TEMP VIEW \"{name}\" AS FROM read_parquet('{quoted}', union_by_name = true)"
+    )
     return backend, backend.table(name)
 
 
