@@ -14,7 +14,7 @@ from typing import Any
 
 def notify(context: dict[str, Any]) -> None:
     """Call the notifier of the setting; imported only now, so that parsing does not need it."""
-    setting = os.environ.get("REACTUNE_AIRFLOW_NOTIFIER", "reactune_notifiers:log")
+    setting = os.environ.get("REACTUNE_AIRFLOW_NOTIFIER") or "reactune_notifiers:log"
     module, _, name = setting.partition(":")
     getattr(import_module(module), name)(context)
 

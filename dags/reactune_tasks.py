@@ -22,8 +22,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TIP_SCORES = Asset("tip_scores")
 TIP_GENERATOR = Asset("tip-generator")
 DEFAULTS: dict[str, Any] = {
-    "retries": int(os.environ.get("REACTUNE_AIRFLOW_RETRIES", "3")),
-    "retry_delay": timedelta(seconds=int(os.environ.get("REACTUNE_AIRFLOW_RETRY_SECONDS", "60"))),
+    "retries": int(os.environ.get("REACTUNE_AIRFLOW_RETRIES") or "3"),
+    "retry_delay": timedelta(seconds=int(os.environ.get("REACTUNE_AIRFLOW_RETRY_SECONDS") or "60")),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(hours=1),
     "on_failure_callback": notify,
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 
 def schedule(name: str, cron: str, asset: Asset) -> AssetOrTimeSchedule:
     """At the times of the named variable's cron expression (UTC), and at updates of an asset."""
-    times = CronTriggerTimetable(os.environ.get(name, cron), timezone="UTC")
+    times = CronTriggerTimetable(os.environ.get(name) or cron, timezone="UTC")
     return AssetOrTimeSchedule(timetable=times, assets=[asset])
 
 
@@ -49,7 +49,7 @@ def review(step: str, *, minutes: int, doc: str, task_id: str = "", **more: Any)
 
 def task(command: list[str], task_id: str, *, minutes: int, doc: str, **more: Any) -> BaseOperator:
     """The task that runs a command of reactune; it is skipped where there is nothing to do."""
-    operator = OPERATORS[os.environ.get("REACTUNE_AIRFLOW_OPERATOR", "bash")]
+    operator = OPERATORS[os.environ.get("REACTUNE_AIRFLOW_OPERATOR") or "bash"]
     return operator(
         [*command, "--waiting-exit-code", str(SKIP)],
         task_id=task_id,
@@ -110,7 +110,7 @@ def by_kubernetes(command: list[str], **more: Any) -> BaseOperator:
 
 def arguments() -> dict[str, Any]:
     """What a site adds to the operator: mounts, namespace, pod template, resources."""
-    return dict(json.loads(os.environ.get("REACTUNE_AIRFLOW_ARGUMENTS", "{}")))
+    return dict(json.loads(os.environ.get("REACTUNE_AIRFLOW_ARGUMENTS") or "{}"))
 
 
 OPERATORS: dict[str, Callable[..., BaseOperator]] = {

@@ -50,6 +50,33 @@ def test_an_error_is_one_line_and_exit_code_1(call):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://tips.db", "write three slashes before the file: sqlite:///tips.db"),
+        ("tips.db", "is not a database URL; write it as"),
+        ("nosuch://host/tips", "names nosuch; the store is SQLite"),
+        ("sqlite:////absent/tips.db", "cannot open the database"),
+    ],
+)
+def test_an_init_that_fails_leaves_nothing_behind(call, here, url, message):
+    for more in ((), ("--config", "new/reactune.toml")):
+        code, _, err = call(*more, "--set", f"store.url={url}", "init")
+        assert (code, message in err, err.count("\n")) == (1, True, 1)
+        assert [path.name for path in here.iterdir()] == []
+    assert call("init")[0] == 0
+    before = (here / "reactune.toml").read_text()
+    assert call("--set", f"store.url={url}", "init")[0] == 1
+    assert (here / "reactune.toml").read_text() == before
+
+
+def test_what_the_system_refuses_is_one_line_with_place_and_advice(call, here):
+    (here / "taken").touch()
+    code, _, err = call("--config", "taken/reactune.toml", "init")
+    assert (code, "Traceback" in err, err.count("\n")) == (1, False, 1)
+    assert "taken" in err
+
+
 def test_verbose_shows_where_an_error_arose(call):
     code, _, err = call("--verbose", "--set", "train.lora_rnk=3", "config")
     assert code == 1

@@ -159,7 +159,9 @@ def test_killed_under_load_the_service_loses_nothing_that_it_acknowledged(tmp_pa
 def test_an_address_in_use_is_refused_with_the_settings_to_change(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"127.0.0.1:{port} .*in use.*\[serve\] host, port"):
+        with pytest.raises(
+            ConfigError, match=rf"127.0.0.1:{port} .*in use.*another \[serve\] host or port"
+        ):
             server._listening_socket(ServeConfig(port=port))
 
 

@@ -5,6 +5,7 @@ before a command, and words tracebacks and logs so that they quote neither peopl
 Libraries are imported inside the commands, so that `--help` answers at once.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,21 @@ EXTRA_OF = {
     "psycopg": "postgres",
     "spacy": "names",
     **dict.fromkeys(("fsspec", "s3fs"), "s3"),
+}
+
+# What the system refuses, and what to do about it.
+ADVICE = {
+    errno.ENOSPC: "free some space on that disk, and repeat the command",
+    errno.EDQUOT: "free some of the quota, and repeat the command",
+    errno.EACCES: "give this user the right to it, or name another place in the settings",
+    errno.EPERM: "give this user the right to it, or name another place in the settings",
+    errno.EROFS: "name a place in the settings that can be written",
+    errno.ENOENT: "make it, or name another in the settings",
+    errno.ENOTDIR: "name a folder",
+    errno.EEXIST: "move it away, or name another place",
+    errno.EISDIR: "name a file",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.EFBIG: "allow larger files (`ulimit -f`)",
 }
 
 
@@ -82,6 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if session.verbose:
             click.echo(where(error), err=True, nl=False)
         click.echo(f"reactune: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if session.verbose or error.errno not in ADVICE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"reactune: {place}{error.strerror}; {ADVICE[error.errno]}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])

@@ -21,16 +21,24 @@ def init(session: Session) -> None:
     $ reactune --set store.url=postgresql://localhost/tips init
     """
     from reactune.config.settings import CONFIG_NAME, commented_file, load
-    from reactune.errors import hide_passwords
+    from reactune.errors import ReactuneError, hide_passwords
     from reactune.records import write_atomically
     from reactune.store.database import create_store
 
     file = session.file or Path(CONFIG_NAME)
-    is_new = not file.exists()
-    if is_new:
-        write_atomically(file, commented_file(load(None, session.overrides)))
-    config = load(file, session.overrides)
-    create_store(config.store_url).dispose()
+    is_new, is_new_folder = not file.exists(), not file.parent.exists()
+    try:
+        if is_new:
+            write_atomically(file, commented_file(load(None, session.overrides)))
+        config = load(file, session.overrides)
+        create_store(config.store_url).dispose()
+    except ReactuneError:
+        # A file with settings that do not work would break every later command.
+        if is_new:
+            file.unlink(missing_ok=True)
+        if is_new_folder and file.parent.is_dir():
+            file.parent.rmdir()
+        raise
     click.echo(f"{file}: {'written' if is_new else 'there already, left as it is'}")
     click.echo(f"{hide_passwords(config.store_url)}: ready")
 

@@ -23,6 +23,14 @@ def _require_day(text: str) -> str:
     return text
 
 
+def _require_three_slashes(url: str) -> str:
+    """What follows two slashes would be the name of a host, which SQLite has none of."""
+    if url.startswith("sqlite://") and not url.startswith("sqlite:///"):
+        raise ValueError(f"write three slashes before the file: sqlite:///{url[9:] or 'FILE'}")
+    return url
+
+
+DatabaseUrl = Annotated[str, AfterValidator(_require_three_slashes)]
 Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_require_day)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["auto", "sft", "kto", "dpo"]
@@ -46,7 +54,7 @@ class Section(BaseModel):
 class StoreConfig(Section):
     """The operational database."""
 
-    url: str = "sqlite:///reactune.db"
+    url: DatabaseUrl = "sqlite:///reactune.db"
     """SQLAlchemy URL. A relative SQLite path is taken from the folder of the TOML file."""
 
 
@@ -290,7 +298,7 @@ class ExportConfig(Section):
 class RegistryConfig(Section):
     """MLflow."""
 
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: DatabaseUrl = "sqlite:///mlflow.db"
     """Any MLflow tracking URI; a relative SQLite path is taken from the TOML file's folder."""
     experiment: str = "reactune"
     """Experiment of the runs."""

@@ -132,7 +132,7 @@ def _listen(app: FastAPI, settings: ServeConfig, sockets: list[socket.socket] | 
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(server).run(sockets=sockets)
+        uvicorn.Server(server).run(sockets=sockets or [_listening_socket(settings)])
 
 
 def _listening_socket(settings: ServeConfig) -> socket.socket:
@@ -140,7 +140,8 @@ def _listening_socket(settings: ServeConfig) -> socket.socket:
         shared = socket.create_server((settings.host, settings.port), backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.port} ({error}); see [serve] host, port"
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); stop what "
+            "listens there, or name another [serve] host or port"
         ) from error
     shared.set_inheritable(True)
     return shared
