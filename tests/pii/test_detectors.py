@@ -171,3 +171,25 @@ def test_a_spacy_model_finds_the_names_of_its_language():
         ["Barack Obama visited us last week.", FOREIGN[0], "Angela Merkel kommt morgen."]
     )
     assert [[span.kind for span in of] for of in spans] == [["PERSON"], [], ["PERSON"]]
+
+
+@pytest.mark.parametrize(
+    "tip",
+    [
+        "Chase one goal today.", "Rob a minute from your phone.",
+        "Stand up. Drew up a plan? Start with step one.", "Mark the date in your calendar.",
+        "Miles add up: walk two today.", "Cook dinner early and rest.", "Skip dessert tonight.",
+    ],
+)  # fmt: skip
+def test_a_first_word_that_an_object_follows_is_no_person(tip):
+    assert open_detector(PrivacyConfig())([tip]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Mark Smith called.", "Mark Smith"), ("Cook said he is late.", "Cook"),
+     ("Call Jack the plumber.", "Jack")],
+)  # fmt: skip
+def test_a_first_word_with_other_evidence_is_one(text, name):
+    (spans,) = open_detector(PrivacyConfig())([text])
+    assert [text[span.start : span.end] for span in spans] == [name]

@@ -6,6 +6,7 @@ the tagger that comes with reactune, or a spaCy model.
 
 import importlib.util
 import re
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial
@@ -39,6 +40,25 @@ KIND_OF_LABEL = {
     "placeName": "PLACE", "geogName": "PLACE", "FAC": "ADDRESS", "ORG": "ORGANIZATION",
     "orgName": "ORGANIZATION", "NORP": "GROUP",
 }  # fmt: skip
+
+SURE = 0.75  # above it, the model knows a first word for a name from what follows
+SENTENCE_BEFORE = re.compile(r"(?:\A|[.!?:\n])\s*\Z")
+OBJECT_AFTER = re.compile(
+    r"\s+(?:an?|the|this|that|these|those|your|one|two|three|each|every|some|any|up|out|off|down|\d+)\b"
+)
+INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+FOLDED = {
+    **dict.fromkeys((160, 5760, *range(8192, 8203), 8239, 8287, 12288), " "),
+    **dict.fromkeys((*range(8208, 8214), 8722, 65112, 65123), "-"),
+    **dict.fromkeys((8216, 8217, 8219, 700), "'"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+    **{
+        code: str(unicodedata.decimal(chr(code)))
+        for code in range(0x80, 0xFF00)
+        if chr(code).isdecimal()
+    },
+}
+"""Characters that are read as one of ASCII."""
 
 # The ISO 639 codes of the languages that py3langid distinguishes.
 CODES = """
@@ -85,11 +105,39 @@ def detect(
 
     `models` are pairs of a language and the model of its names.
     """
-    patterns = find_patterns(texts, kinds=kinds)
-    names = _names(models, kinds, texts) if models else [[] for _ in texts]
+    folds = [fold(text) for text in texts]
+    folded = [text for text, _ in folds]
+    patterns = find_patterns(folded, kinds=kinds)
+    names = _names(models, kinds, folded) if models else [[] for _ in texts]
     return [
-        without_overlaps(text, [*by_pattern, *by_model]) if by_pattern or by_model else []
-        for text, by_pattern, by_model in zip(texts, patterns, names, strict=True)
+        unfolded(without_overlaps(text, [*by_pattern, *_without_verbs(text, by_model)]), places)
+        if by_pattern or by_model
+        else []
+        for (text, places), by_pattern, by_model in zip(folds, patterns, names, strict=True)
+    ]
+
+
+def fold(text: str) -> tuple[str, list[int] | None]:
+    """The text as detectors read it, and where its characters stand in the text.
+
+    Spaces, hyphens, apostrophes and digits of all kinds are those of ASCII, full-width letters
+    too; invisible characters are left out. None where nothing is left out.
+    """
+    if text.isascii():
+        return text, None
+    same_length = text.translate(FOLDED)
+    if not INVISIBLE.search(same_length):
+        return same_length, None
+    places = [at for at, char in enumerate(same_length) if not INVISIBLE.match(char)]
+    return "".join(same_length[at] for at in places), places
+
+
+def unfolded(spans: list[Span], places: Sequence[int] | None) -> list[Span]:
+    """The spans of a folded text as spans of the text."""
+    if places is None:
+        return spans
+    return [
+        Span(places[span.start], places[span.end - 1] + 1, span.kind, span.score) for span in spans
     ]
 
 
@@ -215,6 +263,23 @@ def _names(
         for number, spans in zip(numbers, spans_of_texts, strict=True):
             found[number] = spans
     return found
+
+
+def _without_verbs(text: str, spans: list[Span]) -> list[Span]:
+    """The spans without single first words of a sentence that an object follows: `Chase one goal`.
+
+    Many names are verbs too, and a tip begins with a verb. Of names that the model is sure of none
+    is left out.
+    """
+    return [
+        span
+        for span in spans
+        if span.kind != "PERSON"
+        or span.score >= SURE
+        or not text[span.start : span.end].isalpha()
+        or not SENTENCE_BEFORE.search(text, 0, span.start)
+        or not OBJECT_AFTER.match(text, span.end)
+    ]
 
 
 @cache

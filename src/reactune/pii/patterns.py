@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 
 from reactune.pii.spans import Span, without_overlaps
 
@@ -61,7 +62,7 @@ def is_card(value: str) -> bool:
 
 def is_iban(value: str) -> bool:
     """The check digits of ISO 13616: the number modulo 97 is 1."""
-    compact = value.replace(" ", "").upper()
+    compact = re.sub(r"[ .-]", "", value).upper()
     digits = "".join(str(int(char, 36)) for char in compact[4:] + compact[:4])
     return 15 <= len(compact) <= 34 and int(digits) % 97 == 1
 
@@ -75,10 +76,46 @@ def is_ip(value: str) -> bool:
     return True
 
 
+def is_grouped_card(value: str) -> bool:
+    """As `is_card`, in groups of three digits or more, or in one: a list of numbers is none."""
+    return is_card(value) and min(map(len, re.findall(r"\d+", value))) >= 3
+
+
+def is_likely_ip(value: str) -> bool:
+    """An IPv4 address that is no number of a version or a chapter: those have small parts."""
+    parts = value.split(".")
+    return is_ip(value) and (any(int(part) >= 100 for part in parts) or parts[:2] == ["10", "0"])
+
+
 def is_phone(value: str) -> bool:
-    """Nine to fifteen digits (ITU-T E.164 allows 15) without a date among them."""
-    digits = re.sub(r"\D", "", re.split(r"[^\d ()/.+-]", value)[0])
-    return 9 <= len(digits) <= 15 and not HAS_DATE.search(value)
+    """Nine to fifteen digits (ITU-T E.164 allows 15), no date among them and no list of numbers."""
+    main = re.split(r"[^\d ()/.+-]", value)[0]
+    is_long = 9 <= sum(char.isdigit() for char in main) <= 15
+    return is_long and not HAS_DATE.search(value) and not is_series(main)
+
+
+def is_local_phone(value: str) -> bool:
+    """Seven or eight digits in groups that are no list, range or date."""
+    return not is_series(re.split(r"[^\d ()/.+-]", value)[0])
+
+
+def is_series(value: str) -> bool:
+    """Whether the groups of digits are a list or a range of numbers (`10 12 15`, `5000-8000`).
+
+    What begins as telephone numbers do (`+`, `00`, `0`, a bracket) is none, but for small numbers.
+    """
+    groups = re.findall(r"\d+", value)
+    numbers = [int(group) for group in groups]
+    is_small = len(groups) > 2 and max(numbers) <= 31 and max(map(len, groups)) <= 2
+    if is_small or re.fullmatch(r"\d+\.\d+|\d{1,3}(?:\.\d{3})*\.000", value) or value[:1] in "+(0":
+        return is_small or (value[:1] not in "+(0")
+    if len(groups) == 1:
+        return False
+    are_years = all(1900 <= number <= 2100 for number in numbers)
+    steps = {one < other for one, other in pairwise(numbers)}
+    is_range = len(set(map(len, groups))) == 1 and len(groups) > 3 and len(steps) == 1
+    is_list = len(groups) > 4 and max(map(len, groups)) <= 2
+    return are_years or is_range or is_list or all(number % 5 == 0 for number in numbers)
 
 
 def is_short_phone(value: str) -> bool:
@@ -128,6 +165,7 @@ HINTS: dict[str, Hint] = {
 }
 HINTS_WITH_DIGITS: dict[str, Hint] = {
     "digit": lambda text: True,
+    "dotted": re.compile(r"\d\.\d{1,3}\.\d").search,
     "number": re.compile(r"\d(?:[ ()/.-]{0,3}\d){6}").search,
     "letters and digits": re.compile(r"[A-Za-z]\d|\d-?[A-Za-z]|[A-Z]{2} \d\d").search,
     "degrees": re.compile(r"\d\.\d{3}|°").search,
@@ -242,18 +280,32 @@ PHONE_WORD = (
     r"|office|number|contact)\b"
 )
 POSTCODE_WORD = r"(?:\bzip|\bpost(?:al)? ?code|\bplz)(?: code)?\s*(?:is|:|=)?\s*"
-EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+EMAIL = re.compile(r"[\w.+%-][\w.+%'-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 HANDLE = re.compile(r"(?<![\w@/])@\w{2,30}")
 URL = re.compile(rf"(?:https?://|www\.){REST_OF_URL}", re.I)
 DOMAIN = re.compile(
     rf"(?<![\w.@-])(?:[a-z0-9-]{{1,63}}\.)+{TLD}(?![\w@-])(?:/{REST_OF_URL})?", re.I
 )
-IBAN = re.compile(r"\b[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?\b", re.A)
-CARD = re.compile(r"(?<![\d-])\d(?:[ -]?\d){11,18}(?![\d-])", re.A)
+IBAN = re.compile(
+    r"\b[A-Za-z]{2}\d{2}(?:[ .-]?[A-Za-z0-9]{4}){2,7}(?:[ .-]?[A-Za-z0-9]{1,3})?\b", re.A
+)
+CARD = re.compile(r"(?<![\d-])\d(?:[ .-]?\d){11,18}(?![\d-])", re.A)
 DECIMAL_COORDINATES = re.compile(rf"(?<![\d.]){DEGREES}(?:\s*[,;]\s*|\s+){DEGREES}(?![\d.])")
 COORDINATES = re.compile(rf"{MINUTES}(?:[,; ]+{MINUTES})?")
-IP_4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\d)", re.A)
-IP_6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])", re.A)
+DOTTED = r"\d{1,3}(?:\.\d{1,3}){3}"
+NUMBERED = r"(?:version|release|build|chapters?|sections?|articles?|paragraphs?|part|step|v)"
+IP_4 = re.compile(
+    rf"(?:\b{NUMBERED}[ .:]*{DOTTED})|(?<![\w.])(?P<value>{DOTTED})(?![\w.]*\d)", re.A | re.I
+)
+IP_4_AFTER_WORD = re.compile(
+    r"\b(?:ip|ipv4|address|server|host|router|gateway|dns|proxy|subnet|network|ping|ssh|login"
+    rf"|connect|client|device)s?\b(?:\W{{1,3}}[a-z']{{1,12}}){{0,4}}?\W{{1,4}}(?P<value>{DOTTED})"
+    rf"(?![\w.]*\d)|(?<![\w.])(?P<this>{DOTTED})(?=[:/]\d)",
+    re.A | re.I,
+)
+IP_6 = re.compile(
+    rf"(?<![\w:.])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{DOTTED}|[0-9A-Fa-f]{{0,4}})(?![\w:])", re.A
+)
 PHONE = re.compile(rf"(?<![\w.])(?:\+|00)?\(?\d[\d ()/.-]{{6,22}}\d{EXTENSION}(?!\w)", re.A)
 LOCAL_PHONE = re.compile(
     rf"(?<![\w.-])(?:\d{{3}}[-.]\d{{4}}|\d\d(?:[-. ]\d\d){{3}}|\d{{4}}[- ]\d{{4}})"
@@ -279,12 +331,13 @@ PATTERNS = (
     Pattern("COORDINATES", "degrees", COORDINATES),
     *NATIONAL_IDS,
     Pattern("ID", "name of number", NUMBER_AFTER_ITS_NAME, score=0.8),
-    Pattern("CARD", "number", CARD, is_card),
-    Pattern("IP", "number", IP_4, is_ip),
+    Pattern("CARD", "number", CARD, is_grouped_card),
     Pattern("IP", ":", IP_6, is_ip),
+    Pattern("IP", "dotted", IP_4_AFTER_WORD, is_ip),
+    Pattern("IP", "dotted", IP_4, is_likely_ip),
     Pattern("BIRTHDATE", "birth", BIRTHDATE),
     Pattern("PHONE", "number", PHONE, is_phone, score=0.8),
-    Pattern("PHONE", "number", LOCAL_PHONE, score=0.5),
+    Pattern("PHONE", "number", LOCAL_PHONE, is_local_phone, score=0.5),
     Pattern("PHONE", "phone", PHONE_AFTER_WORD, is_short_phone, score=0.6),
     Pattern("ADDRESS", "post", POSTCODE, score=0.8),
     Pattern("HANDLE", "@", HANDLE),

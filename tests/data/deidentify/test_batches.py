@@ -297,6 +297,12 @@ def test_a_person_in_the_tip_has_the_placeholder_of_the_context_or_refuses_the_r
     assert dict(result.counts.refused) == {UNFILLABLE: 1}
 
 
+def test_a_foreign_row_is_refused_for_its_language_before_what_looks_like_names(chat_with_names):
+    text = "Ruf heute Nachmittag Bettina Schulze an und geh danach mit Zoltán in den Park."
+    german = row(text, context={"free_text": "guten Tag"})
+    assert refusals(chat_with_names, german, privacy=NAMES) == {FOREIGN: 1}
+
+
 def test_rows_in_a_language_without_a_model_are_withheld_and_counted(chat_with_names):
     german = row("Ruf heute Nachmittag deine Schwester an.", context={"free_text": "guten Tag"})
     both = PrivacyConfig(models={"en": "names", "de": "names"})

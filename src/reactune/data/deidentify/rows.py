@@ -126,11 +126,12 @@ def clean_row(
     if logged is None:
         raise UnsafeRowError(UNREADABLE)
     context = context_of(row["kind"], logged)
-    tip = clean_tip(chat, row["tip_content"], context)
-    text, scrubbed = (f"{context.input}\n{each}" for each in (row["tip_content"], tip))
+    scrubbed_tip = _scrubbed_tip(chat, row["tip_content"], context)
+    text, scrubbed = (f"{context.input}\n{each}" for each in (row["tip_content"], scrubbed_tip))
+    # Before what it holds: in a foreign text, words are taken for names.
     if languages and is_foreign_row(text, scrubbed, languages=languages):
         raise UnsafeRowError(FOREIGN)
-    return {**row, **_model_columns(context), "tip": tip}
+    return {**row, **_model_columns(context), "tip": _fillable(scrubbed_tip, context)}
 
 
 def clean_context(chat: Chat, kind: str, logged: LoggedContext) -> CleanContext:
@@ -161,16 +162,28 @@ def clean_tip(chat: Chat, tip: str, context: CleanContext) -> str:
         UnsafeRowError: it is empty, or holds personal data that its context does not: a model that
             learned it would write placeholders that cannot be filled in.
     """
+    return _fillable(_scrubbed_tip(chat, tip, context), context)
+
+
+def _scrubbed_tip(chat: Chat, tip: str, context: CleanContext) -> str:
     plain = break_special_tokens(unicodedata.normalize("NFC", tip), chat.marks)
-    shown = {match.group() for match in PLACEHOLDER.finditer(context.input)}
+    shown = _placeholders_in(context)
     # The values of placeholders in a logged context are not known any more.
     placeholders = {**dict.fromkeys(shown, ""), **context.placeholders}
-    scrubbed = scrub(plain, placeholders=placeholders, detect=chat.detect).strip()
+    return scrub(plain, placeholders=placeholders, detect=chat.detect).strip()
+
+
+def _fillable(scrubbed: str, context: CleanContext) -> str:
+    """The scrubbed tip, if every placeholder in it is one of its context."""
     if not scrubbed:
         raise UnsafeRowError(INCOMPLETE)
-    if refill(scrubbed, dict.fromkeys(shown, "it")) is None:
+    if refill(scrubbed, dict.fromkeys(_placeholders_in(context), "it")) is None:
         raise UnsafeRowError(UNFILLABLE)
     return scrubbed
+
+
+def _placeholders_in(context: CleanContext) -> set[str]:
+    return {match.group() for match in PLACEHOLDER.finditer(context.input)}
 
 
 def common_values(contexts: Contexts, privacy: PrivacyConfig) -> frozenset[Value]:
