@@ -255,7 +255,7 @@ def _carry_decisions_over(
 ) -> None:
     """Record these users' decisions and erasures under their hash of today."""
     for ids, found in status.items():
-        if found == known.get(ids[0].mark, UserStatus()):
+        if not ids or found == known.get(ids[0].mark, UserStatus()):
             continue
         if found.decided_at:
             allowed = found.training_allowed
