@@ -398,7 +398,9 @@ def test_the_commands_erase_verify_and_record_consent(config, run, call, monkeyp
     verified = call("erase", "--verify", "--user", ANNA)
     assert (verified.code, verified.out.splitlines()[-1]) == (0, "found     nothing")
     assert call("erase").out == "nothing is waiting to be erased\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{OTHERS[1]}\n{OTHERS[2]}\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(f"{OTHERS[1]}\n{OTHERS[2]}\n".encode()))
+    )
     assert call("consent", "refuse", "--user", "-").out == "refuse training: 2 users\n"
     assert not deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
     assert call("consent", "allow", "--user", OTHERS[2]).code == 0
