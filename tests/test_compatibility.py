@@ -19,13 +19,14 @@ from reactune import deployment
 from reactune.cli import main
 from reactune.config.settings import REMOVED, load, resolved, without_passwords
 from reactune.data.dataset.exports import read_examples
+from reactune.errors import DataError
 from reactune.model.prompt import load_chat, rebuild
 from reactune.privacy.consent import user_statuses
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES
 from reactune.service.api_keys import all_keys, recognise
 from reactune.status import status
-from reactune.store.database import opened_store, reading
+from reactune.store.database import create_store, open_store, opened_store, reading
 from reactune.store.queries import current_rollout
 
 ARTEFACTS = TESTS / "compatibility"
@@ -36,12 +37,16 @@ MADE_AT = datetime.fromisoformat(FACTS["made_at"])
 
 @pytest.fixture
 def installation(tmp_path, monkeypatch):
-    """The database, settings, run and reviews of version 0.1.0 in a folder of their own."""
+    """Database, settings, run and reviews of version 0.1.0, with its tables brought up to date."""
     dump = gzip.decompress((ARTEFACTS / "reactune-0.1.sql.gz").read_bytes()).decode()
     with closing(sqlite3.connect(tmp_path / "reactune.db")) as connection:
         connection.executescript(dump.replace(FACTS["root"], str(tmp_path)))
     with tarfile.open(ARTEFACTS / "run-0.1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
+    url = f"sqlite:///{tmp_path / 'reactune.db'}"
+    with pytest.raises(DataError, match="run `reactune init` to bring them up to date"):
+        open_store(url)
+    create_store(url).dispose()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
     for name, secret in FACTS["environment"].items():

@@ -78,4 +78,4 @@ def test_the_walks_enter_what_they_are_about():
     entered = json.loads(done.stdout)
     assert {"data.ingest", "pipeline", "train.trainer"} <= set(entered["tip row"])
     assert {"web.api", "service.tips", "canary.routing"} <= set(entered["request"])
-    assert {"erasure.erase", "runs.amend", "release.registry"} <= set(entered["erasure"])
+    assert {"erasure.erase", "erasure.runs", "release.registry"} <= set(entered["erasure"])
