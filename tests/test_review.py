@@ -240,6 +240,7 @@ def test_a_withdrawn_version_can_be_put_on_trial_again(on_trial, monkeypatch, ca
     assert aliases(on_trial) == {"champion": 1, "challenger": 2}
 
 
+@pytest.mark.slow
 def test_deploying_the_base_puts_no_version_on_trial(on_trial, tmp_path, monkeypatch, capsys):
     fresh = tmp_path / "fresh"
     fresh.mkdir()

@@ -105,7 +105,7 @@ def test_a_run_that_was_interrupted_is_named_with_what_is_done(tmp_path):
     for stage in ("evaluate", "export", "register", "deploy"):
         (run / stage / "manifest.json").unlink()
     assert facts(config)["last run"] == (
-        f"{run.name}: interrupted, done: extract, dataset, train; `reactune run` resumes it"
+        f"{run.name}: interrupted, done: extract, dataset, reward, train; `reactune run` resumes it"
     )
     later = new_run(config.run_root, {}, run_id="20300101-000000-0000")
     assert facts(config)["last run"].startswith(f"{later.name}: interrupted, done: nothing;")

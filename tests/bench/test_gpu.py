@@ -44,6 +44,7 @@ def test_every_backend_gets_the_same_job_of_all_rows_once(gpu, tmp_path):
     assert rows == gpu.random_rows(64, seed=1)
 
 
+@pytest.mark.slow
 def test_the_model_of_the_benchmark_has_about_a_billion_weights(gpu, tmp_path):
     small = {name: size // 16 for name, size in gpu.BILLION.items() if name.endswith("_size")}
     shape = {**gpu.BILLION, **small, "num_hidden_layers": 2, "num_attention_heads": 4}

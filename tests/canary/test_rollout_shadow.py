@@ -151,6 +151,7 @@ def in_shadow(folder, verdict):
     return config
 
 
+@pytest.mark.slow
 def test_a_passed_shadow_phase_starts_the_canary(tmp_path):
     config = in_shadow(tmp_path, "passed")
     assert "shadow    10 shadow answers: 0 failed" in "\n".join(status(config, now=NOW))

@@ -79,6 +79,7 @@ def test_an_unknown_architecture_is_named_and_nothing_is_written(smollm2):
     assert sorted(os.listdir(smollm2)) == before
 
 
+@pytest.mark.slow
 def test_an_unknown_way_to_cut_texts_is_refused(smollm2):
     pytest.importorskip("sentencepiece")
     write_bytes_tokenizer(smollm2, split=r"[aeiou]+|[^aeiou]+")

@@ -101,6 +101,7 @@ def test_a_file_holds_the_weights_that_peft_merges_into_the_whole_model(
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in HEAD],
@@ -127,6 +128,7 @@ def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(llama, ad
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_the_old_file_and_the_next_one_sweeps(llama, tmp_path):
     out = tmp_path / "m.gguf"
     out.write_text("the old one")
@@ -171,6 +173,7 @@ def test_what_is_no_gguf_cannot_be_read(content, tmp_path):
         unquantise(file, tmp_path / "out.gguf")
 
 
+@pytest.mark.slow
 def test_a_type_of_llama_quantize_goes_through_that_program(llama, tmp_path):
     program = tmp_path / "llama-quantize"
     program.write_text('#!/bin/sh\necho "$3" > "$(dirname "$0")/asked"\ncp "$1" "$2"\n')
@@ -196,6 +199,7 @@ def test_a_real_llama_quantize_writes_a_k_type(tmp_path):
     assert Kind.Q6_K in types or Kind.Q8_0 in types
 
 
+@pytest.mark.slow
 def test_a_type_without_its_program_is_known_before_anything_is_trained(llama, tmp_path):
     settings = ExportConfig(quantisation="q4_k_m", quantiser=str(tmp_path / "none"))
     assert possible_types(settings) == ("q8_0", "f16", "bf16")

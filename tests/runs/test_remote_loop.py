@@ -80,6 +80,7 @@ def cut(url, name, size):
         files.pipe_file(f"{top}/{name}", files.cat_file(f"{top}/{name}")[:size])
 
 
+@pytest.mark.slow
 def test_two_workers_do_two_stages_of_one_run(tmp_path, worker, s3_url):
     one, two, three = (
         load(worker(f"worker-{number}", model={"cache_dir": str(tmp_path / f"cache-{number}")}))

@@ -81,7 +81,7 @@ def model_server(*options):
 
 
 @pytest.mark.parametrize(
-    ("options", "because"), [(("--garbage",), "error"), (("--delay-ms", "60000"), "timeout")]
+    ("options", "because"), [(("--garbage",), "error"), (("--delay-ms", "4000"), "timeout")]
 )
 def test_while_the_model_server_answers_garbage_or_is_slow_stored_tips_are_shown(
     store, chat, prompts, options, because

@@ -109,6 +109,7 @@ def test_an_upsert_changes_only_the_columns_it_names(engine):
     assert {**row} == dict.fromkeys(row) | expected | {
         "reaction": "done",
         "dwell_ms": 20_000,
+        "cut": False,
     }
 
 

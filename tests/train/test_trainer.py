@@ -95,6 +95,7 @@ def test_every_method_writes_an_adapter_that_moved_towards_the_liked_tips(
     assert gaps[1] > gaps[0]
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_from_its_checkpoint_and_ends_with_the_same_adapter(
     tiny, rows, tmp_path
 ):
