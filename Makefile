@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
-test: setup airflow-env ## all tests but the slow ones (13 minutes)
+test: setup airflow-env ## all tests but the slow ones (11 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: setup airflow-env ## every test

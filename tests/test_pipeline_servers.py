@@ -168,6 +168,7 @@ def test_a_database_lost_while_it_is_read_is_one_error_and_a_rerun_reads_all(
     assert capsys.readouterr().out.startswith("extract   40 in")
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_an_mlflow_server_and_in_postgresql_and_says_when_the_server_is_gone(
     tmp_path, fresh_postgres_url, monkeypatch, capsys
 ):

@@ -160,6 +160,7 @@ def test_smollm2_reads_text_as_llama_cpp_does():
         assert ours == read_by_llama_cpp(text), text
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_that_is_used(file, settings, tmp_path):
     script = f"""
 import os, signal
@@ -324,6 +325,7 @@ def test_the_memory_estimate_is_near_what_training_takes():
     assert 0.85 < estimate / int(ended.stdout) < 1.6
 
 
+@pytest.mark.slow
 def test_a_larger_model_needs_more_than_its_weights():
     shape = shape_of(smollm2())
     settings = TrainConfig(batch_size=8)

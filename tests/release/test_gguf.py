@@ -222,7 +222,7 @@ def test_the_disk_that_is_asked_for_holds_all_that_an_export_writes(llama):
     assert disk_needed(llama, ExportConfig(quantisation="q4_0")) == round(weights * (4 + 2 + 5 / 8))
 
 
-@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("tuned", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_release_is_read_back_from_wherever_its_run_lies_now(llama, adapter, tmp_path, tuned):
     run = tmp_path / "run"
     folder, trained = run / "export", run / "train" / "adapter"
