@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -247,7 +248,7 @@ def _write_merged(
         size = each.end - each.start
         kind = each.kind
         if name in changes:
-            kind, size = "F32", 4 * _count(each.shape)
+            kind, size = "F32", 4 * prod(each.shape)
         header[name] = {
             "dtype": kind, "shape": each.shape, "data_offsets": [offset, offset + size]
         }  # fmt: skip
@@ -261,13 +262,6 @@ def _write_merged(
                 write.write(_merged(read, name, each, changes[name]))
             else:
                 _copy(read, write, each)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _copy(read: BinaryIO, write: BinaryIO, each: Stored, *, piece: int = 2**24) -> None:
