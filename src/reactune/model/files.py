@@ -1,6 +1,8 @@
 """The base model as files, converted once where it is given as GGUF, and what training it takes.
 
 Memory and disk are estimated from the dimensions alone, before anything is loaded.
+
+`python -m reactune.model.files` converts the default base, which every first use would wait for.
 """
 
 import hashlib
@@ -8,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -429,3 +432,13 @@ def free_disk(path: Path) -> int:
     """Free bytes where a folder is, or would be made."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     return shutil.disk_usage(there).free
+
+
+def main() -> int:
+    """Convert the default base model, unless it is; print where it lies."""
+    sys.stdout.write(f"{base_model(ModelConfig()).folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

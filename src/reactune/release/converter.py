@@ -7,13 +7,14 @@ in the user's cache folder, and only the child process imports them.
 `python -m reactune.release.converter` fetches them, for machines that will have no network.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -115,16 +116,28 @@ def convert(
     )
 
 
-@cache
 def check(folder: Path, converter: Path, vocabulary: Path | None) -> None:
-    """See in seconds that a folder could be converted: nothing is written, no weight is read.
+    """See in seconds that a folder could be converted: no weight is read, no model written.
 
-    A folder that could be once is not looked at again by this process.
+    A folder that could be once is not looked at again until one of the files changes.
 
     Raises:
         ReleaseError: as `convert`.
     """
+    mark = fetched_folder().parent / "convertible" / _state_of(folder, converter, vocabulary)
+    if mark.exists():
+        return
     _run([str(folder), "--dry-run"], converter=converter, vocabulary=vocabulary, folder=folder)
+    with suppress(OSError):  # a cache folder that cannot be written to spares nothing
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _state_of(folder: Path, converter: Path, vocabulary: Path | None) -> str:
+    """Changes with any file that the converter reads, and with the converter."""
+    files = [*sorted(folder.iterdir()), *([vocabulary] if vocabulary else []), converter / SCRIPT]
+    states = (f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
+    return hashlib.sha256("".join(states).encode()).hexdigest()
 
 
 def _run(arguments: list[str], *, converter: Path, vocabulary: Path | None, folder: Path) -> None:
