@@ -11,12 +11,13 @@ ROOT = Path(reactune.__file__).parent
 HEAVY = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "ibis", "pyarrow",
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
-    "fsspec", "s3fs", "spacy", "py3langid",
+    "fsspec", "s3fs", "spacy", "py3langid", "onnxruntime", "onnx",
 }  # fmt: skip
 # Packages and modules of which a service, an app or an ingest may import any at its start.
 LIGHT = (
     "canary", "cli", "client.http", "client.router", "config", "data", "doctor", "errors", "model",
-    "pii", "privacy", "process", "records", "release", "runs", "service", "store", "web",
+    "pii", "privacy", "process", "records", "release", "reward.scorer", "runs", "service",
+    "store", "web",
 )  # fmt: skip
 
 

@@ -2,5 +2,6 @@
 
 `features` turns a tip into numbers, `cache` keeps those of a run, `comparisons` makes of reactions
 what a fit needs, `fit` learns and validates on other users, `model` is what was learned, as files,
-and `quality` says how much it is worth.
+and `quality` says how much it is worth. `graph` writes the layers that a reward reads for serving,
+`scorer` serves them, and `parity` proves that a served reward is the learned one.
 """

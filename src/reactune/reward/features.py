@@ -21,12 +21,12 @@ from reactune.model.logprobs import Progress, Row, best_dtype, common_prefix_len
 
 Floats = npt.NDArray[np.float32]
 DEPTHS = (0.4, 0.5, 0.6)  # of the layers that are compared; deeper ones are no better
-EPSILON = 1e-6  # below a mean square; llama.cpp reads it from the GGUF
+EPSILON = 1e-6  # below a mean square
 TIPS_PER_PACK = 16  # of one prompt, in one pass
 
 
 @dataclass(frozen=True)
-class _Pack:
+class Pack:
     """Tips of one prompt: the tokens after what all prompts share, each tip one segment."""
 
     places: tuple[int, ...]
@@ -105,23 +105,20 @@ def tip_features(
         cache = model(prefix, use_cache=True).past_key_values if shared else None
         for batch in _batches(_packs(rows, shared), batch_tokens):
             states = _hidden_states(model, batch, shared, cache, layers)
-            for number, pack in enumerate(batch):
-                segments = np.array(pack.segments)
-                for segment, place in enumerate(pack.places, 1):
+            for number, one in enumerate(batch):
+                segments = np.array(one.segments)
+                for segment, place in enumerate(one.places, 1):
                     tokens = np.flatnonzero(segments == segment)
                     found[place] = states[:, number, tokens].mean(1).numpy()
             if progress:
-                progress(sum(len(pack.places) for pack in batch))
+                progress(sum(len(one.places) for one in batch))
     return found
 
 
 def _hidden_states(
-    model: Any, batch: Sequence[_Pack], shared: int, cache: Any, layers: Sequence[int]
+    model: Any, batch: Sequence[Pack], shared: int, cache: Any, layers: Sequence[int]
 ) -> Any:
-    """Hidden states of a batch over their root mean square: (layers, packs, tokens, width).
-
-    Read from the layers themselves, as the model would pass the last ones through its final norm.
-    """
+    """Those of `states_after` for a batch, after what its prompts share."""
     import torch
 
     past = None
@@ -129,9 +126,27 @@ def _hidden_states(
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(batch))
     # Added to the scores of attention: not every family's attention takes a mask of booleans.
-    seen = torch.from_numpy(_mask(batch, shared))
+    seen = torch.from_numpy(mask_of(batch, shared))
     mask = torch.zeros(seen.shape, dtype=model.dtype)
     mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
+    return states_after(
+        model,
+        layers,
+        input_ids=torch.tensor(_padded([each.ids for each in batch], 0)),
+        attention_mask=mask,
+        position_ids=torch.tensor(_padded([each.positions for each in batch], 0)),
+        past_key_values=past,
+        use_cache=past is not None,
+    )
+
+
+def states_after(model: Any, layers: Sequence[int], **inputs: Any) -> Any:
+    """Hidden states after some layers over their root mean square: (layers, rows, tokens, width).
+
+    Read from the layers themselves, as the model would pass the last ones through its final norm.
+    """
+    import torch
+
     states: dict[int, Any] = {}
 
     def keep(layer: int) -> Any:
@@ -141,29 +156,40 @@ def _hidden_states(
         return layers_in(model)[layer - 1].register_forward_hook(hook)
 
     hooks = [keep(layer) for layer in layers]
-    model(
-        input_ids=torch.tensor(_padded([pack.ids for pack in batch], 0)),
-        attention_mask=mask,
-        position_ids=torch.tensor(_padded([pack.positions for pack in batch], 0)),
-        past_key_values=past,
-        use_cache=past is not None,
-    )
+    model(**inputs)
     for each in hooks:
         each.remove()
     chosen = torch.stack([states[layer] for layer in layers]).float()
     return chosen * torch.rsqrt(chosen.square().mean(-1, keepdim=True) + EPSILON)
 
 
-def _mask(batch: Sequence[_Pack], shared: int) -> npt.NDArray[np.bool_]:
+def pass_of(prompt: Sequence[int], tips: Sequence[Sequence[int]]) -> dict[str, npt.NDArray[Any]]:
+    """The tips of one prompt as the inputs of one pass of `graph.write_graph`'s graph, by name.
+
+    `ids` and `positions` (1, tokens), `mask` (1, 1, tokens, tokens), added to the scores of
+    attention, and `pooling` (tips, tokens), which makes each tip's mean.
+    """
+    one = pack(tuple(range(len(tips))), tuple(prompt), tips, 0)
+    segments = np.array(one.segments)
+    own = segments == np.arange(1, len(tips) + 1)[:, None]
+    return {
+        "ids": np.array([one.ids], np.int64),
+        "mask": np.where(mask_of([one], 0), 0, np.finfo(np.float32).min).astype(np.float32),
+        "positions": np.array([one.positions], np.int64),
+        "pooling": (own / own.sum(1, keepdims=True)).astype(np.float32),
+    }
+
+
+def mask_of(batch: Sequence[Pack], shared: int) -> npt.NDArray[np.bool_]:
     """What each token may see: the shared tokens, its prompt, and its own tip up to itself."""
-    segments = np.array(_padded([pack.segments for pack in batch], -1))
+    segments = np.array(_padded([each.segments for each in batch], -1))
     asking, asked = segments[:, :, None], segments[:, None, :]
     width = segments.shape[1]
     seen = np.tril(np.ones((width, width), bool)) & ((asked == 0) | (asked == asking))
     return np.concatenate([np.ones((len(batch), width, shared), bool), seen], axis=2)[:, None]
 
 
-def _packs(rows: Sequence[Row], shared: int) -> Iterator[_Pack]:
+def _packs(rows: Sequence[Row], shared: int) -> Iterator[Pack]:
     """The rows by prompt, at most `TIPS_PER_PACK` of one together."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for place, (prompt, _) in enumerate(rows):
@@ -171,29 +197,30 @@ def _packs(rows: Sequence[Row], shared: int) -> Iterator[_Pack]:
     for prompt, places in by_prompt.items():
         rest = iter(places)
         while some := tuple(islice(rest, TIPS_PER_PACK)):
-            yield _pack(some, prompt, [rows[place][1] for place in some], shared)
+            yield pack(some, prompt, [rows[place][1] for place in some], shared)
 
 
-def _pack(
+def pack(
     places: tuple[int, ...], prompt: tuple[int, ...], tips: Sequence[Sequence[int]], shared: int
-) -> _Pack:
+) -> Pack:
+    """Tips of one prompt, whose first `shared` tokens were computed already."""
     ids, segments = list(prompt[shared:]), [0] * (len(prompt) - shared)
     positions = list(range(shared, len(prompt)))
     for segment, tip in enumerate(tips, 1):
         ids += tip
         segments += [segment] * len(tip)
         positions += range(len(prompt), len(prompt) + len(tip))
-    return _Pack(places, tuple(ids), tuple(segments), tuple(positions))
+    return Pack(places, tuple(ids), tuple(segments), tuple(positions))
 
 
-def _batches(packs: Iterable[_Pack], batch_tokens: int) -> Iterator[list[_Pack]]:
+def _batches(packs: Iterable[Pack], batch_tokens: int) -> Iterator[list[Pack]]:
     """Packs of like length, as many as fit into the token count with padding."""
-    batch: list[_Pack] = []
-    for pack in sorted(packs, key=lambda each: -len(each.ids)):
+    batch: list[Pack] = []
+    for one in sorted(packs, key=lambda each: -len(each.ids)):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
             yield batch
             batch = []
-        batch.append(pack)
+        batch.append(one)
     if batch:
         yield batch
 
