@@ -19,7 +19,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 # What is made once for all parallel processes lies in a folder that the first process made.
 SHARED = "REACTUNE_TEST_SHARED"
 
-pytest_plugins = ("ollama_fixtures", "s3_fixtures", "serving_fixtures", "tiny_model")
+pytest_plugins = (
+    "ollama_fixtures",
+    "s3_fixtures",
+    "serving_fixtures",
+    "tiny_model",
+    "wheel_fixtures",
+)
 
 
 def pytest_configure(config):

@@ -74,10 +74,10 @@ FAMILIES = {
 }
 
 
-def write_family(folder, name, *, tied=None):
+def write_family(folder, name, **changes):
     """Write config.json, safetensors and tokenizer of a family's tiny model; the folder.
 
-    `tied`: whether the head is the embeddings, against the family's habit.
+    `changes` are settings of its config that differ from those of the family.
     """
     import torch
     import transformers
@@ -96,8 +96,7 @@ def write_family(folder, name, *, tied=None):
     size = {"vocab_size": tokenizer.get_vocab_size()}
     torch.manual_seed(len(name))
     model = getattr(transformers, kind)
-    head = {} if tied is None else {"tie_word_embeddings": tied}
-    config = model.config_class(**{**SIZES, **size, **ids, **special, **head})
+    config = model.config_class(**{**SIZES, **size, **ids, **special, **changes})
     model(config).save_pretrained(folder)
     return folder
 

@@ -6,18 +6,21 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from gguf import GGUFReader
 
 from family_fixtures import FAMILIES, write_family
 from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, completion_ids, load_chat
-from reactune.release.gguf import export_release
+from reactune.release.gguf import export_gguf, export_release
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.parity import check
+from template_fixtures import PUBLISHED
 
 pytest.importorskip("sentencepiece")
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+GEMMAS = str(PUBLISHED / "gemma-3.jinja")
 PROMPTS = PromptConfig(system="Be brief.", instruction="Write one short tip.")
 CONTEXTS = [{"time_of_day": "noon"}, {"open_tasks": ["buy eggs", "call mum"]}, {"free_text": "7"}]
 TIPS = [
@@ -57,6 +60,7 @@ def assembled(chat):
 
 
 def proof(base, chat, release, settings, *, prompts=None):
+    """Parity's report of a release that llama.cpp serves."""
     with closing(LlamaCpp(ServeConfig(threads=1, parallel=1))) as server:
         return check(
             base,
@@ -89,10 +93,57 @@ def test_a_family_is_served_as_it_was_trained(name, tmp_path):
     assert report.greedy_agreement > 0.9
 
 
+@pytest.mark.slow
+def test_gemma_with_its_real_weights_is_served_as_it_was_trained(gemma, tmp_path):
+    """From a 4-bit GGUF of 270 million weights: converted once, then as every other base."""
+    base = base_model(ModelConfig(base=str(gemma), cache_dir=str(tmp_path / "cache")))
+    assert base.licence == "gemma"
+    # The pretrained model has no template; its vocabulary has the tokens of the tuned one's.
+    chat = load_chat(base.folder, PROMPTS.model_copy(update={"system": "", "template": GEMMAS}))
+    assert assembled(chat)[0].text.startswith("<bos><start_of_turn>user\nWrite one short tip.")
+    settings = ExportConfig()
+    adapter = train_a_little(base, chat, tmp_path / "adapter", steps=3)
+    release = export_release(
+        base, chat, adapter, tmp_path / "export", run_id="r", settings=settings
+    )
+    report = proof(base, chat, release, settings)
+    shutil.rmtree(tmp_path)  # 2 GB
+    assert report.failures == ()
+    assert report.learned_kept == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.slow
+def test_a_k_type_is_served_unless_it_loses_what_was_learned(quantiser, tmp_path):
+    """From a base whose weights lie on the type's grid, where a small change is rounded away."""
+    # A block of a K type has 256 weights; the head is as the import from GGUF supposes it.
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 256}
+    folder = write_family(
+        tmp_path / "model", "gemma3", **sizes, query_pre_attn_scalar=256, initializer_range=0.05
+    )
+    four_bits = ExportConfig(quantisation="q4_k_s", quantiser=str(quantiser))
+    file = tmp_path / "base.gguf"
+    export_gguf(base_model(ModelConfig(base=str(folder))), None, file, settings=four_bits)
+    base = base_model(ModelConfig(base=str(file), cache_dir=str(tmp_path / "cache")))
+    chat = load_chat(base.folder, PROMPTS)
+    reports = {}
+    for kind, steps in (("q6_k", 20), ("q4_k_s", 2)):
+        settings = four_bits.model_copy(update={"quantisation": kind})
+        adapter = train_a_little(base, chat, tmp_path / "adapter", steps=steps)
+        out = tmp_path / kind
+        release = export_release(base, chat, adapter, out, run_id="r", settings=settings)
+        written = {tensor.tensor_type.name for tensor in GGUFReader(release.gguf).tensors}
+        assert kind[:4].upper() in written
+        reports[kind] = proof(base, chat, release, settings)
+    assert reports["q6_k"].failures == ()
+    assert any("of what was learned is in the file" in each for each in reports["q4_k_s"].failures)
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """A tiny Llama 3 whose head is tied to its embeddings, its chat, and an adapter of it."""
-    folder = write_family(tmp_path_factory.mktemp("llama") / "model", "llama3", tied=True)
+    folder = write_family(
+        tmp_path_factory.mktemp("llama") / "model", "llama3", tie_word_embeddings=True
+    )
     base = base_model(ModelConfig(base=str(folder)))
     chat = load_chat(folder, PROMPTS)
     return base, chat, train_a_little(base, chat, folder.parent / "adapter")

@@ -190,16 +190,6 @@ def test_a_type_of_llama_quantize_goes_through_that_program(llama, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("llama-quantize"), reason="no llama-quantize on the path")
-def test_a_real_llama_quantize_writes_a_k_type(tmp_path):
-    base = base_model(ModelConfig())
-    settings = ExportConfig(quantisation="q6_k")
-    export_gguf(base, None, tmp_path / "m.gguf", settings=settings)
-    types = {tensor.tensor_type for tensor in tensors_of(tmp_path / "m.gguf").values()}
-    assert Kind.Q6_K in types or Kind.Q8_0 in types
-
-
-@pytest.mark.slow
 def test_a_type_without_its_program_is_known_before_anything_is_trained(llama, tmp_path):
     settings = ExportConfig(quantisation="q4_k_m", quantiser=str(tmp_path / "none"))
     assert possible_types(settings) == ("q8_0", "f16", "bf16")
