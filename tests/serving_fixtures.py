@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -78,10 +79,14 @@ class ModelServer:
             return text
         return Completion(text, len(prompt), len(text), "stop", 0.01, logprob=-1.5)
 
-    async def write(self, model, prompt, sampling):
+    async def write(self, model, prompt, sampling, *, count=1):
+        draws = [replace(sampling, seed=sampling.seed + place) for place in range(count)]
+        ask = partial(self._generate_all, model, prompt, draws)
         # A thread of its own each: one that hangs is left behind and holds up nobody.
-        ask = partial(self.generate, model, prompt, sampling)
         return await to_thread.run_sync(ask, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+
+    def _generate_all(self, model, prompt, draws):
+        return tuple(self.generate(model, prompt, each) for each in draws)
 
     async def end_writing(self):
         pass

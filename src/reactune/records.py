@@ -90,7 +90,10 @@ class Example:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version of the tip generator. `name` is immutable on the model server."""
+    """A registered version of the tip generator. `name` is immutable on the model server.
+
+    `reward` is the folder of the reward model that chooses among its texts, if there is one.
+    """
 
     version: int
     name: str
@@ -101,6 +104,7 @@ class ModelVersion:
     base: str
     quantisation: str
     adapter: Path | None = None
+    reward: Path | None = None
 
 
 class Runtime(Protocol):
@@ -132,8 +136,13 @@ class Runtime(Protocol):
             ReleaseError: the server is away, slow beyond its time limit, or answers nonsense.
         """
 
-    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """`generate`, awaited. All calls come from one event loop until `end_writing`.
+    async def write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
+    ) -> tuple[Completion, ...]:
+        """`generate`, awaited, `count` times: the prompt is read once where the server can.
+
+        The texts are drawn with seeds of their own, from `sampling.seed` upwards. All calls come
+        from one event loop until `end_writing`.
 
         Raises:
             ReleaseError: as `generate`.
@@ -224,7 +233,8 @@ class Exposure:
     `model_version` and `sampling_json` are None for a stored tip. `rollout_id` is None where the
     tip belongs to no comparison. `guard` lists the verdicts on texts that were not shown, then
     `passed`. `answer_ms` is the time until the text was there. `cut` where it is the whole
-    sentences of an answer that `max_tokens` ended.
+    sentences of an answer that `max_tokens` ended. Where a reward model chose, `choice_json` holds
+    the candidates with their rewards, and `choice_chance` the chance of the one that is shown.
     """
 
     tip_id: str
@@ -245,6 +255,8 @@ class Exposure:
     created_at: datetime
     answer_ms: int
     cut: bool = False
+    choice_json: str | None = None
+    choice_chance: float | None = None
 
 
 @dataclass(frozen=True)

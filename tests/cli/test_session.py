@@ -111,7 +111,7 @@ class Broken:
     def publish(self, model): pass
     def retire(self, model): pass
     def close(self): pass
-    async def write(self, model, prompt, sampling):
+    async def write(self, model, prompt, sampling, *, count=1):
         raise KeyError(prompt)
     async def end_writing(self): pass
 

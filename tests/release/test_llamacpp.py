@@ -377,9 +377,34 @@ def test_awaited_answers_are_those_of_generate_in_any_event_loop(tiny_server, ti
             await tiny_server.end_writing()
 
     expected = tiny_server.generate(tiny, "hello there", GREEDY)
-    for found in (asyncio.run(write()), asyncio.run(write())):
+    for (found,) in (asyncio.run(write()), asyncio.run(write())):
         assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
     assert tiny_server.async_client is None
+
+
+def test_several_texts_of_one_request_have_seeds_of_their_own(tiny):
+    draw = Sampling(temperature=1.0, top_p=1.0, max_tokens=6, seed=11)
+
+    async def write(count):
+        try:
+            return await runtime.write(tiny, "hello there", draw, count=count)
+        finally:
+            await runtime.end_writing()
+
+    settings = PATIENT.model_copy(update={"parallel": 1, "candidates": 3})
+    with closing(LlamaCpp(settings)) as runtime:
+        runtime.publish(tiny)
+        made = asyncio.run(write(3))
+        (alone,) = asyncio.run(write(1))
+        draws = [replace(draw, seed=seed) for seed in (11, 12, 13)]
+        seeded = [runtime.generate(tiny, "hello there", each) for each in draws]
+    assert len({each.text for each in made}) == 3
+    assert alone.text == made[0].text
+    assert [each.text for each in made] == [each.text for each in seeded]
+    for each in made:
+        assert each.prompt_tokens == alone.prompt_tokens
+        assert each.logprob < 0
+        assert 0 < each.tokens <= 6
 
 
 def test_there_are_no_tags_to_set_and_no_template_to_count_by(tiny):

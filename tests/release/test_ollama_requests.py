@@ -125,11 +125,27 @@ ANSWER = {
 def write_twice(runtime, model):
     async def both():
         try:
-            return [await runtime.write(model, "<|im_start|>", GREEDY) for _ in range(2)]
+            return [(await runtime.write(model, "<|im_start|>", GREEDY))[0] for _ in range(2)]
         finally:
             await runtime.end_writing()
 
     return asyncio.run(both())
+
+
+def test_several_texts_are_asked_for_at_once_each_with_a_seed_of_its_own(model):
+    async def write():
+        try:
+            return await runtime.write(model, "<|im_start|>", GREEDY, count=3)
+        finally:
+            await runtime.end_writing()
+
+    with (
+        answering({"/api/generate": (200, ANSWER)}) as (url, sent),
+        closing(Ollama(settings_for(url))) as runtime,
+    ):
+        made = asyncio.run(write())
+    assert [each.text for each in made] == ["Walk."] * 3
+    assert sorted(body["options"]["seed"] for _, body in sent) == [1, 2, 3]
 
 
 def test_awaited_or_not_the_same_raw_prompt_is_sent_with_every_sampler_stated(model):

@@ -139,9 +139,25 @@ def test_awaited_answers_are_those_of_generate_in_any_event_loop(server, smollm)
             await server.end_writing()
 
     expected = server.generate(smollm, chatml("Say hi."), replace(GREEDY, max_tokens=4))
-    for found in (asyncio.run(write()), asyncio.run(write())):
+    for (found,) in (asyncio.run(write()), asyncio.run(write())):
         assert (found.text, found.prompt_tokens) == (expected.text, expected.prompt_tokens)
     assert server.async_client is None
+
+
+def test_several_texts_of_one_request_differ(server, smollm):
+    async def write():
+        try:
+            return await server.write(
+                smollm, chatml("Name a fruit."), replace(DRAWN, max_tokens=6), count=3
+            )
+        finally:
+            await server.end_writing()
+
+    made = asyncio.run(write())
+    assert len(made) == 3
+    assert len({each.text for each in made}) > 1
+    assert {each.prompt_tokens for each in made} == {token_count(chatml("Name a fruit."))}
+    assert all(0 < each.tokens <= 6 for each in made)
 
 
 @pytest.mark.parametrize(("kind", "counted"), [("tokens", 1), ("text", 2)])

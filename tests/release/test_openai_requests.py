@@ -29,7 +29,7 @@ from reactune.release import parity
 from reactune.release.openai import (
     KEY,
     OpenAICompatible,
-    completion_of,
+    completions_of,
     logprobs_of,
     pause_of,
     reason_of,
@@ -228,7 +228,7 @@ def test_a_key_is_sent_with_every_request(tiny, base, monkeypatch):
             runtime.check()
             runtime.publish(base)
             expected = runtime.generate(base, PROMPT, SHORT)
-            assert asyncio.run(write(runtime)).text == expected.text
+            assert asyncio.run(write(runtime))[0].text == expected.text
         monkeypatch.delenv(KEY)
         with (
             closing(OpenAICompatible(settings_for(url))) as runtime,
@@ -239,12 +239,15 @@ def test_a_key_is_sent_with_every_request(tiny, base, monkeypatch):
 
 @contextmanager
 def answering(answer):
-    """A server that answers each POST with the status, headers and JSON that `answer` gives."""
+    """A server that answers each POST with the status, headers and JSON that `answer` gives.
+
+    It is given headers and JSON of the request.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
-            status, headers, reply = answer(dict(self.headers))
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status, headers, reply = answer(dict(self.headers), body)
             body = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
             self.send_response(status)
             for name, value in {**headers, "content-length": str(len(body))}.items():
@@ -274,14 +277,44 @@ def ask_both_ways(runtime, model):
             await runtime.end_writing()
 
     runtime.served[model.name] = "base"
-    return runtime.generate(model, PROMPT, SHORT), asyncio.run(write())
+    return runtime.generate(model, PROMPT, SHORT), *asyncio.run(write())
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 4])
+def test_a_server_that_writes_fewer_texts_than_it_is_asked_for_is_asked_for_the_rest(base, most):
+    asked = []
+
+    def answer(_, body):
+        asked.append((body.get("n", 1), body["seed"]))
+        if body.get("n", 1) > 1 and not most:
+            return 400, {}, {"error": {"message": "n: at most 1"}}
+        texts = [f"{body['seed']} and {place}" for place in range(min(most or 1, body.get("n", 1)))]
+        choices = [{**ANSWER["choices"][0], "text": each} for each in texts]
+        usage = {**ANSWER["usage"], "completion_tokens": 3 * len(choices)}
+        return 200, {}, {**ANSWER, "choices": choices, "usage": usage}
+
+    async def write(runtime):
+        try:
+            return [await runtime.write(base, PROMPT, SHORT, count=4) for _ in range(2)]
+        finally:
+            await runtime.end_writing()
+
+    with answering(answer) as url, closing(OpenAICompatible(settings_for(url))) as runtime:
+        runtime.served[base.name] = "base"
+        first, second = asyncio.run(write(runtime))
+    alone = [(1, SHORT.seed + place) for place in range(4)]
+    assert asked[0] == (4, SHORT.seed)
+    assert sorted(asked[1:]) == sorted([*alone[most:], *alone] if most < 4 else [asked[0]])
+    for made in (first, second):
+        assert len({each.text for each in made}) == 4
+        assert {each.tokens for each in made} == {3}
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again_when_it_says(base, status):
     asked = []
 
-    def answer(_):
+    def answer(*_):
         asked.append(time.monotonic())
         busy = len(asked) % 2
         return (status, {"Retry-After": "0.3"}, {}) if busy else (200, {}, ANSWER)
@@ -298,7 +331,7 @@ def test_a_busy_server_is_asked_again_when_it_says(base, status):
 def test_a_server_that_stays_busy_is_an_error_in_time(base):
     busy = {"error": {"message": "queue is full"}}
     with (
-        answering(lambda _: (429, {"Retry-After": "0.2"}, busy)) as url,
+        answering(lambda *_: (429, {"Retry-After": "0.2"}, busy)) as url,
         closing(OpenAICompatible(settings_for(url, timeout_seconds=0.5))) as runtime,
     ):
         started = time.monotonic()
@@ -310,7 +343,7 @@ def test_a_server_that_stays_busy_is_an_error_in_time(base):
 def test_no_more_requests_are_in_flight_than_the_settings_allow(base):
     running, most, lock = set(), [], threading.Lock()
 
-    def answer(_):
+    def answer(*_):
         with lock:
             running.add(threading.get_ident())
             most.append(len(running))
@@ -359,7 +392,7 @@ def without(part):
 )
 def test_a_bad_answer_is_one_error_that_names_the_server(base, status, answer, message):
     with (
-        answering(lambda _: (status, {}, answer)) as url,
+        answering(lambda *_: (status, {}, answer)) as url,
         closing(OpenAICompatible(settings_for(url))) as runtime,
         pytest.raises(ReleaseError, match=message) as raised,
     ):
@@ -368,7 +401,7 @@ def test_a_bad_answer_is_one_error_that_names_the_server(base, status, answer, m
 
 
 def test_a_key_that_a_server_repeats_is_not_shown(base):
-    def answer(headers):
+    def answer(headers, _):
         return 403, {}, {"error": {"message": f"bad key {headers['Authorization'].split()[1]}"}}
 
     with (
@@ -412,13 +445,15 @@ def test_log_probabilities_come_in_three_forms():
     chat = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]}
     for logprobs, expected in ((told, -0.75), (chat, -0.75), (None, None), ({}, None)):
         choice = {**ANSWER["choices"][0], "logprobs": logprobs}
-        assert completion_of({**ANSWER, "choices": [choice]}, seconds=0).logprob == expected
+        (made,) = completions_of({**ANSWER, "choices": [choice]}, seconds=0)
+        assert made.logprob == expected
 
 
 @pytest.mark.parametrize("reason", ["eos_token", "stop_sequence", "stop"])
 def test_an_answer_that_stopped_by_itself_is_whole(reason):
     choice = {**ANSWER["choices"][0], "finish_reason": reason}
-    assert completion_of({**ANSWER, "choices": [choice]}, seconds=0.5).stopped == "stop"
+    (made,) = completions_of({**ANSWER, "choices": [choice]}, seconds=0.5)
+    assert made.stopped == "stop"
 
 
 def test_an_echo_gives_log_probabilities_too_and_silence_none():
@@ -442,7 +477,7 @@ def test_an_echo_gives_log_probabilities_too_and_silence_none():
 @pytest.mark.parametrize(("status", "known"), [(400, True), (422, True), (500, False)])
 def test_a_server_that_refuses_to_tell_log_probabilities_tells_none(base, status, known):
     with (
-        answering(lambda _: (status, {}, {"error": {"message": "unknown field"}})) as url,
+        answering(lambda *_: (status, {}, {"error": {"message": "unknown field"}})) as url,
         closing(OpenAICompatible(settings_for(url))) as runtime,
     ):
         runtime.served[base.name] = "base"

@@ -339,6 +339,8 @@ class ServeConfig(Section):
     """Nucleus sampling of served tips."""
     max_tokens: int = Field(64, ge=8)
     """Tokens of a tip, at most."""
+    candidates: int = Field(1, ge=1, le=16)
+    """Texts from which a version's reward model chooses one; a version without one writes one."""
     on_cut: Literal["sentence", "retry"] = "sentence"
     """What becomes of an answer that `max_tokens` ended. `sentence`: its whole sentences are shown,
     and training leaves it out. `retry`: the model is asked once more. Half a sentence is never

@@ -103,13 +103,18 @@ class PooledRuntime:
             seconds=0.0,
         )
 
-    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """`generate` in a thread: the demo's tips are written in event loops of one tip each."""
+    async def write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
+    ) -> tuple[Completion, ...]:
+        """As `Runtime.write`; the pool has one tip of a prompt."""
+        if count > 1:
+            return await self.runtime.write(model, prompt, sampling, count=count)
         ask = partial(self.generate, model, prompt, sampling)
-        return await to_thread.run_sync(ask, abandon_on_cancel=True)
+        return (await to_thread.run_sync(ask, abandon_on_cancel=True),)
 
     async def end_writing(self) -> None:
-        """Nothing to close: `write` holds no connection."""
+        """As `Runtime.end_writing`."""
+        await self.runtime.end_writing()
 
     def token_logprobs(
         self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]

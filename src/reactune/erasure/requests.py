@@ -310,7 +310,7 @@ def _blank_exposures(connection: sa.Connection, condition: sa.ColumnElement[bool
         "user_key": sa.bindparam("person"),
         "unit_key": sa.bindparam("unit"),
         **dict.fromkeys(("key_id", "kind", "tip_content"), ""),
-        **dict.fromkeys(("sampling_json", "reacted_at", "answer_ms")),
+        **dict.fromkeys(("sampling_json", "choice_json", "reacted_at", "answer_ms")),
         "context_json": "{}",
         "created_at": row.shown_at,
         "training_allowed": False,

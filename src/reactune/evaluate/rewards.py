@@ -18,9 +18,8 @@ from reactune.data.readers import Line, check_readable, kind_of, parquet_schema,
 from reactune.errors import DataError
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import Row
-from reactune.model.prompt import Chat, assemble, load_chat
+from reactune.model.prompt import Chat, assemble, load_chat, tip_token_ids
 from reactune.records import replacing
-from reactune.reward.cache import tip_ids
 from reactune.reward.comparisons import Floats
 from reactune.reward.features import open_layers, tip_features
 from reactune.reward.model import FACTS, RewardModel, load, rewards
@@ -184,7 +183,7 @@ def _checked(chat: Chat, line: Line) -> Row | str:
         prompt = assemble(chat, kind, context).token_ids
     except DataError as error:
         return str(error)
-    tip = tip_ids(chat, text)
+    tip = tip_token_ids(chat, text)
     return (prompt, tip) if tip else "text must be a text"
 
 

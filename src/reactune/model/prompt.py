@@ -328,6 +328,11 @@ def completion_ids(chat: Chat, tip: str) -> tuple[int, ...]:
     return (*_encode(chat, text), *_encode(chat, chat.stop))
 
 
+def tip_token_ids(chat: Chat, tip: str) -> tuple[int, ...]:
+    """Token ids of a tip whose reward is wanted: those of `completion_ids` without the last."""
+    return completion_ids(chat, tip)[:-1]
+
+
 def few_shot(chat: Chat, prompt: Prompt, examples: Sequence[tuple[str, str]]) -> tuple[int, ...]:
     """Token ids of the prompt after earlier turns: pairs of (logged context, liked tip)."""
     messages: list[dict[str, str]] = []

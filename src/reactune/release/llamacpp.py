@@ -121,8 +121,10 @@ class LlamaCpp:
             answer = self._post(server, "/completion", body)
             return completion_of(answer, seconds=time.monotonic() - started)
 
-    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """`generate`, awaited; all calls from one event loop.
+    async def write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
+    ) -> tuple[Completion, ...]:
+        """`generate`, awaited, `count` times in one request; all calls from one event loop.
 
         Raises:
             ReleaseError: as `generate`.
@@ -132,8 +134,12 @@ class LlamaCpp:
         with self._errors(server, model):
             ids = (await self._post_async(server, "/tokenize", tokens_request(prompt)))["tokens"]
             body = request_of(ids, sampling, stop=server.stop, reuse_prefix=is_new)
+            if count > 1:
+                body["n_cmpl"] = count
             answer = await self._post_async(server, "/completion", body)
-            return completion_of(answer, seconds=time.monotonic() - started)
+            seconds = time.monotonic() - started
+            answers = answer if isinstance(answer, list) else [answer]
+            return tuple(completion_of(each, seconds=seconds) for each in answers)
 
     async def end_writing(self) -> None:
         """Close the connections of `write`; the next call opens new ones."""
@@ -200,12 +206,12 @@ class LlamaCpp:
                 f"publish it again; its log: {server.log}"
             ) from error
 
-    async def _post_async(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post_async(self, server: Server, path: str, body: dict[str, Any]) -> Any:
         if self.async_client is None:
             self.async_client = httpx.AsyncClient(trust_env=False, limits=LIMITS)
         return _read(await self.async_client.post(**self._request(server, path, body)))
 
-    def _post(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, server: Server, path: str, body: dict[str, Any]) -> Any:
         return _read(self.client.post(**self._request(server, path, body)))
 
     def _request(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -320,10 +326,8 @@ def completion_of(answer: dict[str, Any], *, seconds: float) -> Completion:
     )
 
 
-def _read(answer: httpx.Response) -> dict[str, Any]:
-    answer.raise_for_status()
-    content: dict[str, Any] = answer.json()
-    return content
+def _read(answer: httpx.Response) -> Any:
+    return answer.raise_for_status().json()
 
 
 def _remember(seen: set[int], prompt: str) -> bool:
@@ -353,7 +357,8 @@ def start(model: ModelVersion, settings: ServeConfig, *, in_thread: ThreadPoolEx
     job = {
         "gguf": str(model.gguf),
         "threads": settings.threads,
-        "parallel": settings.parallel,
+        # The texts of one request are written side by side.
+        "parallel": max(settings.parallel, settings.candidates),
         "context": context_tokens(model, settings),
         "key": key,
     }

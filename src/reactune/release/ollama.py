@@ -4,10 +4,11 @@ Prompts are sent raw, already rendered, so no template of the server is involved
 is published with the model is for people, and for the parity check.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -104,12 +105,18 @@ class Ollama:
             answer = self.client.generate(**request)
             return completion_of(answer, request, seconds=time.monotonic() - started)
 
-    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """`generate`, awaited; all calls from one event loop.
+    async def write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
+    ) -> tuple[Completion, ...]:
+        """`generate`, awaited, in `count` requests at once; all calls from one event loop.
 
         Raises:
             ReleaseError: as `generate`.
         """
+        draws = (replace(sampling, seed=sampling.seed + place) for place in range(count))
+        return tuple(await asyncio.gather(*(self._write(model, prompt, each) for each in draws)))
+
+    async def _write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
         request = self._request_of(model, prompt, sampling)
         started = time.monotonic()
         with self._errors(f"generate with {model.name}", within=self.settings.timeout_seconds):

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class OpenAICompatible:
     served: dict[str, str] = field(default_factory=dict)  # name of a version = the server's name
     client: httpx.Client = field(init=False)
     async_client: httpx.AsyncClient | None = None  # opened by `write` in its event loop
+    writes_several: bool = True  # texts for one request; False once it did not
 
     def __post_init__(self) -> None:
         self.client = httpx.Client(**self._connection())
@@ -115,19 +116,41 @@ class OpenAICompatible:
         started = time.monotonic()
         with self._errors(f"generate with {model.name}"):
             answer = self._post("/v1/completions", body)
-            return completion_of(answer, seconds=time.monotonic() - started)
+            return completions_of(answer, seconds=time.monotonic() - started)[0]
 
-    async def write(self, model: ModelVersion, prompt: str, sampling: Sampling) -> Completion:
-        """`generate`, awaited; all calls from one event loop.
+    async def write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
+    ) -> tuple[Completion, ...]:
+        """`generate`, awaited, `count` times in one request; all calls from one event loop.
+
+        A server that refuses several texts, or writes fewer, is asked for each alone from then on.
 
         Raises:
             ReleaseError: as `generate`.
         """
+        made: tuple[Completion, ...] = ()
+        if count == 1 or self.writes_several:
+            made = await self._write(model, prompt, sampling, count)
+            self.writes_several &= len(made) == count
+        draws = (replace(sampling, seed=sampling.seed + n) for n in range(len(made), count))
+        others = await asyncio.gather(*(self._write(model, prompt, each, 1) for each in draws))
+        return made + tuple(one for (one,) in others)
+
+    async def _write(
+        self, model: ModelVersion, prompt: str, sampling: Sampling, count: int
+    ) -> tuple[Completion, ...]:
+        """At most `count` texts of one request; none where the server refuses so many."""
         body = self._completion_request(model, prompt, sampling)
         started = time.monotonic()
         with self._errors(f"generate with {model.name}"):
-            answer = await self._post_async("/v1/completions", body)
-            return completion_of(answer, seconds=time.monotonic() - started)
+            try:
+                several = {"n": count} if count > 1 else {}
+                answer = await self._post_async("/v1/completions", body | several)
+            except httpx.HTTPStatusError as error:
+                if count > 1 and error.response.status_code in REFUSED:
+                    return ()
+                raise
+            return completions_of(answer, seconds=time.monotonic() - started)[:count]
 
     async def end_writing(self) -> None:
         """Close the connections of `write`; the next call opens new ones."""
@@ -406,24 +429,35 @@ def request_of(
     }
 
 
-def completion_of(answer: Mapping[str, Any], *, seconds: float) -> Completion:
-    """The answer as a `Completion`; where the server counts it, a stop token counts as drawn.
+def completions_of(answer: Mapping[str, Any], *, seconds: float) -> tuple[Completion, ...]:
+    """The texts of an answer; where the server counts it, a stop token counts as drawn.
+
+    Of several texts the server counts the tokens together: each has those of which it tells the
+    log-probability, else an equal part.
 
     Raises:
         IndexError, KeyError, TypeError, ValueError: it is no answer.
     """
-    choice, usage = answer["choices"][0], answer["usage"]
-    if choice["finish_reason"] not in ENDS:
-        raise ValueError(f"ended by {choice['finish_reason']!r}")
-    drawn = drawn_logprobs(choice.get("logprobs"))
-    return Completion(
-        text=choice["text"].strip(),
-        prompt_tokens=int(usage["prompt_tokens"]),
-        tokens=int(usage["completion_tokens"]),
-        stopped="length" if ENDS[choice["finish_reason"]] == "length" else "stop",
-        seconds=seconds,
-        logprob=sum(drawn) if drawn else None,
-    )
+    choices, usage = answer["choices"], answer["usage"]
+    if not choices:
+        raise ValueError("no text")
+    together, made = int(usage["completion_tokens"]), []
+    for choice in sorted(choices, key=lambda each: each.get("index", 0)):
+        if choice["finish_reason"] not in ENDS:
+            raise ValueError(f"ended by {choice['finish_reason']!r}")
+        drawn = drawn_logprobs(choice.get("logprobs"))
+        alone = len(choices) == 1
+        made.append(
+            Completion(
+                text=choice["text"].strip(),
+                prompt_tokens=int(usage["prompt_tokens"]),
+                tokens=together if alone else len(drawn) or together // len(choices),
+                stopped="length" if ENDS[choice["finish_reason"]] == "length" else "stop",
+                seconds=seconds,
+                logprob=sum(drawn) if drawn else None,
+            )
+        )
+    return tuple(made)
 
 
 def drawn_logprobs(logprobs: Mapping[str, Any] | None) -> list[float]:

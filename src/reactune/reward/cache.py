@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Progress, Row
-from reactune.model.prompt import Chat, completion_ids, rebuild
+from reactune.model.prompt import Chat, rebuild, tip_token_ids
 from reactune.records import Example, replacing
 from reactune.reward.features import Floats, open_layers, tip_features
 from reactune.reward.learn import Learned
@@ -37,12 +37,7 @@ def reward_rows(chat: Chat, examples: Iterable[Example]) -> list[Row]:
     def prompt_ids(kind: str, context_json: str) -> tuple[int, ...]:
         return rebuild(chat, kind, context_json).token_ids
 
-    return [(prompt_ids(e.kind, e.context_json), tip_ids(chat, e.tip)) for e in examples]
-
-
-def tip_ids(chat: Chat, tip: str) -> tuple[int, ...]:
-    """Token ids of a tip whose features are wanted, in serving as in training."""
-    return completion_ids(chat, tip)[:-1]
+    return [(prompt_ids(e.kind, e.context_json), tip_token_ids(chat, e.tip)) for e in examples]
 
 
 def cached_features(

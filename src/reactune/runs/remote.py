@@ -340,4 +340,5 @@ def _with_paths(model: ModelVersion, change: Callable[[Path], Path]) -> ModelVer
         gguf=change(model.gguf),
         prompt_folder=change(model.prompt_folder),
         adapter=None if model.adapter is None else change(model.adapter),
+        reward=None if model.reward is None else change(model.reward),
     )

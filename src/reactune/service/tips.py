@@ -355,7 +355,8 @@ async def _ask(
     service: Service, model: ModelVersion, prompt: Prompt, sampling: Sampling
 ) -> Completion:
     own = await _prompt_for(service, model, prompt)
-    return await service.runtime.write(model, own.text, sampling)
+    (made,) = await service.runtime.write(model, own.text, sampling)
+    return made
 
 
 async def _prompt_for(service: Service, model: ModelVersion, prompt: Prompt) -> Prompt:

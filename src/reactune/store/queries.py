@@ -185,7 +185,8 @@ def last_estimate(connection: sa.Connection, rollout_id: str) -> float | None:
 
 def _model_version(row: sa.RowMapping) -> ModelVersion:
     values = {each.name: row[each.name] for each in fields(ModelVersion)}
-    paths = {k: Path(values[k]) for k in ("gguf", "prompt_folder", "adapter") if values[k]}
+    named = ("gguf", "prompt_folder", "adapter", "reward")
+    paths = {name: Path(values[name]) for name in named if values[name]}
     return ModelVersion(**{**values, **paths})
 
 

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0006_cut"
+SCHEMA = "0007_choice"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -61,6 +61,8 @@ tip_scores = sa.Table(
     sa.Column("answer_ms", sa.Integer),
     sa.Column("guard", sa.Text),
     sa.Column("cut", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
+    sa.Column("choice_json", sa.Text),
+    sa.Column("choice_chance", sa.Float),
     sa.CheckConstraint("reaction IN ('done', 'dismiss', 'snooze')", name="known_reaction"),
     sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),
@@ -85,6 +87,7 @@ model_versions = sa.Table(
     sa.Column("base", sa.Text, nullable=False),
     sa.Column("quantisation", sa.Text, nullable=False),
     sa.Column("adapter", sa.Text),
+    sa.Column("reward", sa.Text),
     sa.Column("created_at", UtcTime, nullable=False),
 )
 
