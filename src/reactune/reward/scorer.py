@@ -34,7 +34,7 @@ class Scorer:
     def score(self, prompt: Sequence[int], tips: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
         """Reward and lower bound of each tip of one prompt.
 
-        Token ids are those of `cache.reward_rows` and `cache.tip_ids`.
+        Token ids are those of `cache.reward_rows`: a prompt, and `prompt.tip_token_ids`.
 
         Raises:
             DataError: a tip has no tokens, a token is none of the base model's, or memory is full.
