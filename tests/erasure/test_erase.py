@@ -102,6 +102,8 @@ def exposures(user, arms, *, first=0):
             "unit_key": unit_key("user_day", tip_id="", user_key=name.user_key, at=at),
             "propensity": 0.5,
             "sampling_json": '{"seed":7}',
+            "choice_json": json.dumps({"candidates": [{"text": f"Another tip for {user}"}]}),
+            "choice_chance": 0.4,
             "created_at": at,
             "shown_at": at if number % 3 else None,
             "reaction": "done" if number % 2 else "dismiss",

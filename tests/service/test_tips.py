@@ -90,6 +90,8 @@ def test_without_a_challenger_the_champion_answers_everybody_and_the_row_is_comp
         "training_allowed": True,
         "guard": "passed",
         "cut": False,
+        "choice_json": None,
+        "choice_chance": None,
     }
 
 

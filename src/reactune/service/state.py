@@ -25,6 +25,7 @@ from reactune.process import Repeater
 from reactune.records import Exposure, ModelVersion, Rollout, Runtime, Sampling
 from reactune.runs.remote import LOCAL, RunRoot, as_local, fetch_release
 from reactune.service.events import Recorder, delete_expired_reactions, match_early_reactions
+from reactune.service.rewards import Rewards
 from reactune.store.database import writing
 from reactune.store.queries import all_model_versions, live_rollout
 
@@ -71,10 +72,12 @@ class RolloutWatcher:
         root: RunRoot = LOCAL,
         max_age_seconds: float = MAX_AGE_SECONDS,
         grace_seconds: float = 60.0,
+        rewards: Rewards | None = None,
     ) -> None:
         self.max_age_seconds = max_age_seconds
         self._engine = engine
         self._runtime = runtime
+        self._rewards = rewards or Rewards()
         self._root = root
         self._grace_seconds = grace_seconds
         self._lock = threading.Lock()
@@ -213,6 +216,7 @@ class RolloutWatcher:
         try:
             fetch_release(self._root, model)
             self._runtime.publish(model)
+            self._rewards.open(model)
         except (ConfigError, DataError, ReleaseError, OSError) as error:
             self._published.pop(version, None)
             log.error("version %d cannot be published: %s", version, error)
@@ -233,6 +237,7 @@ class RolloutWatcher:
                 except ReleaseError as error:
                     log.warning("version %d cannot be retired: %s", version, error)
                     continue
+                self._rewards.close(model)
                 self._published.pop(version)
 
 
@@ -276,6 +281,7 @@ class Service:
     draw: Callable[[int], int]
     watcher: RolloutWatcher
     recorder: Recorder
+    rewards: Rewards
     listeners: list[Callable[[Exposure], None]] = field(default_factory=list)
     shadow_tasks: set[asyncio.Task[None]] = field(default_factory=set)
     chats: dict[str, Chat] = field(default_factory=dict)
@@ -297,6 +303,7 @@ def open_service(
     """A service over an open store and a connected model server; nothing is published yet."""
     hashing_keys = HashingKeys(key, tuple(old_keys))
     grace_seconds = 60.0 + 2 * settings.timeout_seconds
+    rewards = Rewards(settings.threads)
     return Service(
         engine=engine,
         chat=chat,
@@ -306,8 +313,11 @@ def open_service(
         labels=labels or LabelConfig(),
         clock=clock,
         draw=draw,
-        watcher=RolloutWatcher(engine, runtime, root=root, grace_seconds=grace_seconds),
+        watcher=RolloutWatcher(
+            engine, runtime, root=root, grace_seconds=grace_seconds, rewards=rewards
+        ),
         recorder=Recorder(engine, hashing_keys.all),
+        rewards=rewards,
     )
 
 

@@ -21,7 +21,7 @@ from anyio import move_on_after, to_thread
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.errors import AwayError, CanaryError, DataError, ReleaseError
 from reactune.model.context import Part
-from reactune.model.prompt import assemble, chat_of_version, rendered_for
+from reactune.model.prompt import assemble, chat_of_version, rendered_for, tip_token_ids
 from reactune.pii.spans import refill
 from reactune.privacy.consent import HashedIds
 from reactune.privacy.hashing import hashed_ids
@@ -39,8 +39,9 @@ from reactune.records import (
     canonical_json,
     is_tip_id,
 )
+from reactune.service.choice import RANDOM_BITS, Candidate, Choice, choose, first_passed
 from reactune.service.events import ShadowAnswer, Status, TipCreated, TipReaction, TipShown
-from reactune.service.guard import GuardVerdict, judge, judge_text
+from reactune.service.guard import GuardVerdict, Judged, judge, judge_text
 from reactune.service.state import LiveModels, Service
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
@@ -94,7 +95,9 @@ class Tip:
 class Answer:
     """A text that passed the guard: as it is stored, and as the user reads it.
 
-    `refused` are the verdicts on texts before it. A stored tip has no model.
+    `refused` are the verdicts on texts before it. A stored tip has no model. `choice` holds the
+    candidates among which a reward model chose. `tokens_read` are those that the server counted in
+    the prompt.
     """
 
     model: ModelVersion | None
@@ -106,6 +109,8 @@ class Answer:
     refused: tuple[GuardVerdict, ...] = ()
     tokens: int = 0
     cut: bool = False
+    choice: Choice | None = None
+    tokens_read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,16 +119,18 @@ class NoAnswer:
 
     reason: Fallback
     refused: tuple[GuardVerdict, ...] = ()
+    tokens_read: int | None = None
 
 
 async def create_tip(service: Service, request: TipRequest) -> Tip:
     """A tip for a user; its exposure is on disk, or `recorded` is False.
 
-    If the challenger fails, exceeds `timeout_seconds`, writes what the guard refuses or is
-    withdrawn meanwhile, the champion answers, and after it a stored tip. The exposure keeps the
-    assigned arm and its propensity, and names the version that wrote the text; `fallback` and
-    `guard` say why. It holds placeholders where the user reads personal data. While the database
-    does not answer within `record_seconds`, users get tips that are not recorded.
+    A version with a reward model writes `[serve] candidates` texts, and its reward chooses among
+    those that pass the guard. If the challenger fails, exceeds `timeout_seconds`, writes what the
+    guard refuses or is withdrawn meanwhile, the champion answers, and after it a stored tip. The
+    exposure keeps the assigned arm and its propensity, and names the version that wrote the text;
+    `fallback` and `guard` say why. It holds placeholders where the user reads personal data. While
+    the database does not answer within `record_seconds`, users get tips that are not recorded.
 
     Raises:
         DataError: user id, kind, context or tip id do not fit, the user was erased meanwhile, or
@@ -164,6 +171,8 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
         created_at=now,
         answer_ms=round(1000 * (time.perf_counter() - started)),
         cut=answer.cut,
+        choice_json=canonical_json(asdict(answer.choice)) if answer.choice else None,
+        choice_chance=answer.choice.chance if answer.choice else None,
     )
     try:
         recorded = await _record(service, TipCreated(exposure, user, bool(request.tip_id)))
@@ -260,7 +269,7 @@ async def _assigned_or_champion(
     limit = service.settings.timeout_seconds
     first = await _write(service, live.challenger, prompt, limit_seconds=limit)
     refused: tuple[GuardVerdict, ...] = first.refused
-    if refused == ("cut",) and service.settings.on_cut == "retry":
+    if set(refused) == {"cut"} and service.settings.on_cut == "retry":
         first = await _write(service, live.challenger, prompt, limit_seconds=limit)
         refused = (*refused, *first.refused)
     if isinstance(first, Answer):
@@ -301,26 +310,67 @@ async def _champion_or_stored(
 async def _write(
     service: Service, model: ModelVersion, prompt: Prompt, *, limit_seconds: float
 ) -> Answer | NoAnswer:
-    """The model's answer with its placeholders filled in, if it passes the guard."""
-    sampling = _sampling(service)
-    completion = await _complete(service, model, prompt, sampling, limit_seconds=limit_seconds)
-    if not isinstance(completion, Completion):
-        return NoAnswer(completion)
-    judged = judge(completion, prompt, service.settings, marks=_marks(service, model))
-    shown = refill(judged.text, prompt.placeholders)
-    if judged.verdict != "passed" or shown is None:
-        return NoAnswer("blocked", (judged.verdict,))
-    logged = asdict(sampling)
-    if completion.logprob is not None and not judged.is_cut:
+    """A text of the model with its placeholders filled in: one that passed the guard.
+
+    Where the version has a reward model, that chooses among several.
+    """
+    started, sampling = time.monotonic(), _sampling(service)
+    completions = await _complete(service, model, prompt, sampling, limit_seconds=limit_seconds)
+    if isinstance(completions, str):
+        return NoAnswer(completions)
+    marks = _marks(service, model)
+    judged = [judge(each, prompt, service.settings, marks=marks) for each in completions]
+    if all(each.verdict != "passed" for each in judged):
+        refused = tuple(each.verdict for each in judged)
+        return NoAnswer("blocked", refused, completions[0].prompt_tokens)
+    left = started + limit_seconds - time.monotonic()
+    choice = await _choose(service, model, prompt, judged, limit_seconds=left)
+    completion, chosen = completions[choice.chosen], judged[choice.chosen]
+    shown = refill(chosen.text, prompt.placeholders)
+    assert shown is not None  # else the guard had refused the text
+    logged = asdict(replace(sampling, seed=sampling.seed + choice.chosen))
+    if completion.logprob is not None and not chosen.is_cut:
         logged["logprob"] = completion.logprob  # of the whole answer
     return Answer(
         model,
-        judged.text,
+        chosen.text,
         shown,
         canonical_json(logged),
         tokens=completion.tokens,
-        cut=judged.is_cut,
+        cut=chosen.is_cut,
+        choice=choice if len(completions) > 1 else None,
+        tokens_read=completion.prompt_tokens,
     )
+
+
+async def _choose(
+    service: Service,
+    model: ModelVersion,
+    prompt: Prompt,
+    judged: Sequence[Judged],
+    *,
+    limit_seconds: float,
+) -> Choice:
+    """One of the texts that passed the guard, by their rewards; the first if there are none."""
+    candidates = [
+        Candidate(each.text) if each.verdict == "passed" else Candidate(verdict=each.verdict)
+        for each in judged
+    ]
+    if len(candidates) == 1:
+        return first_passed(candidates, None)
+    texts = [each.text for each in candidates if each.verdict == "passed"]
+    problem = "timeout"
+    with move_on_after(limit_seconds):
+        try:
+            own = await _prompt_for(service, model, prompt)
+            ids = [tip_token_ids(service.chats[model.name], text) for text in texts]
+            rewards, bounds = await service.rewards.of(model, own.token_ids, ids)
+            draw = service.draw(RANDOM_BITS) / 2**RANDOM_BITS
+            return choose(candidates, rewards, bounds, draw=draw)
+        except (DataError, ReleaseError) as error:
+            log.warning("version %d: no rewards: %s", model.version, error)
+            problem = "error"
+    return first_passed(candidates, problem)
 
 
 async def _complete(
@@ -330,19 +380,19 @@ async def _complete(
     sampling: Sampling,
     *,
     limit_seconds: float,
-) -> Completion | Literal["error", "timeout"]:
+) -> tuple[Completion, ...] | Literal["error", "timeout"]:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    completion = asyncio.ensure_future(_ask(service, model, prompt, sampling))
+    completions = asyncio.ensure_future(_ask(service, model, prompt, sampling))
     try:
-        await asyncio.wait({completion}, timeout=limit_seconds)
+        await asyncio.wait({completions}, timeout=limit_seconds)
     finally:
-        completion.cancel()
-    if not completion.done():
+        completions.cancel()
+    if not completions.done():
         return "timeout"
-    error = completion.exception()
+    error = completions.exception()
     if error is None:
-        return completion.result()
+        return completions.result()
     if loop.time() - started >= limit_seconds:
         return "timeout"  # the model server's own limit expired at the same moment
     # The message may quote the prompt, so only its type is logged.
@@ -353,10 +403,10 @@ async def _complete(
 
 async def _ask(
     service: Service, model: ModelVersion, prompt: Prompt, sampling: Sampling
-) -> Completion:
+) -> tuple[Completion, ...]:
     own = await _prompt_for(service, model, prompt)
-    (made,) = await service.runtime.write(model, own.text, sampling)
-    return made
+    count = service.settings.candidates if model.reward else 1
+    return await service.runtime.write(model, own.text, sampling, count=count)
 
 
 async def _prompt_for(service: Service, model: ModelVersion, prompt: Prompt) -> Prompt:
@@ -443,28 +493,23 @@ async def _answer_in_shadow(service: Service, live: LiveModels, prompt: Prompt) 
     assert live.challenger is not None
     assert live.rollout_id is not None
     started, limit = time.perf_counter(), service.settings.timeout_seconds
-    completion = await _complete(
-        service, live.challenger, prompt, _sampling(service), limit_seconds=limit
-    )
-    verdict: str
-    if isinstance(completion, Completion):
-        marks = _marks(service, live.challenger)
-        verdict = judge(completion, prompt, service.settings, marks=marks).verdict
-        tokens_read: int | None = completion.prompt_tokens
+    answer = await _write(service, live.challenger, prompt, limit_seconds=limit)
+    verdict: str = "passed"
+    if isinstance(answer, NoAnswer):
+        verdict = answer.refused[0] if answer.refused else answer.reason
+    if answer.tokens_read is not None:
         prompt = await _prompt_for(service, live.challenger, prompt)
-    else:
-        verdict, tokens_read = completion, None
-    answer = ShadowAnswer(
+    counted = ShadowAnswer(
         answer_id=f"{service.draw(128):032x}",
         rollout_id=live.rollout_id,
         verdict=verdict,
         answer_ms=round(1000 * (time.perf_counter() - started)),
         prompt_tokens=len(prompt.token_ids),
-        tokens_read=tokens_read,
+        tokens_read=answer.tokens_read,
         at=service.clock(),
     )
     try:
-        await service.recorder.write(answer)
+        await service.recorder.write(counted)
     except (DataError, sa.exc.SQLAlchemyError) as error:
         # The rollout may have ended meanwhile, or the database is away: nobody waits for this.
         log.warning("a shadow answer is not counted: %s", type(error).__name__)
