@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -17,12 +18,14 @@ from reactune.analysis.offpolicy import (
     Rewards,
     evaluate,
     rank,
+    read_choices,
     read_policies,
     read_targets,
     value_bounds,
 )
 from reactune.cli import main
 from reactune.errors import CanaryError, DataError
+from reactune.service.choice import Candidate, choose, first_passed
 
 OPEN_BANDIT = SHARED / "data/open_bandit/men.parquet"
 
@@ -291,6 +294,61 @@ def test_the_command_ranks_several_policies_and_reports_small_logs(tmp_path, cap
     code, _, err = call(capsys, "ope", file)
     assert code == 2
     assert "name the new policy" in err
+
+
+def choice_rows(count, *, seed=3):
+    """Rows as the service writes them, and what the three ways to choose earn in truth."""
+    rng, rows, worth = np.random.default_rng(seed), [], Counter()
+    for _ in range(count):
+        likes = rng.uniform(0.05, 0.6, 4)
+        bounds = 3 * likes + rng.normal(0, 0.4, 4)
+        texts = [f"tip {number}" for number in rng.integers(0, 6, 4)]
+        likes = np.array([likes[texts.index(text)] for text in texts])  # of a text, wherever
+        bounds = np.array([bounds[texts.index(text)] for text in texts])
+        candidates = [Candidate(text) for text in texts]
+        choice = choose(candidates, bounds, bounds, draw=rng.random())
+        liked = rng.random() < likes[choice.chosen]
+        rows.append({"done": int(liked), "choice_json": json.dumps(asdict(choice))})
+        worth["random"] += likes.mean() / count
+        worth["best"] += likes[bounds.argmax()] / count
+    return rows, worth
+
+
+def test_a_log_of_choices_tells_what_the_best_and_a_choice_at_random_would_have_earned(
+    tmp_path, capsys, settings
+):
+    rows, worth = choice_rows(4_000)
+    alone = [{"done": 1, "choice_json": value} for value in (None, "")]
+    shown = first_passed([Candidate("a"), Candidate("b")], "timeout")
+    failed = {"done": 1, "choice_json": json.dumps(asdict(shown))}
+    file = lines_in(tmp_path, [*rows, *alone, failed])
+    logs, without = read_choices(file, "choice_json", Rewards("done", "none"))
+    assert without == 3
+    for name, log in logs.items():
+        found = evaluate(log)
+        assert found.ips.value == pytest.approx(worth[name], abs=4 * found.ips.error)
+        assert found.ips.error < 0.02
+        assert found.mean_weight == pytest.approx(1, abs=4 * found.mean_weight_error)
+        assert found.low < worth[name] < found.high
+    code, out, _ = call(capsys, "ope", file, "--reward", "done", "--choice", "choice_json")
+    assert code == 0
+    assert "3 rows without a choice among several are left out" in out
+    assert out.splitlines()[-1].startswith("ranked by lower bound: best, random")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "no row of choice_json holds rewards"),
+        ("{", "line 1: choice_json is no choice"),
+        ('{"candidates": [], "chosen": 0}', "line 1: choice_json is no choice"),
+        ("[1, 2]", "line 1: choice_json is no choice"),
+    ],
+)
+def test_what_is_no_choice_is_refused_with_its_line(tmp_path, value, message):
+    file = lines_in(tmp_path, [{"done": 1, "choice_json": value}])
+    with pytest.raises(DataError, match=message):
+        read_choices(file, "choice_json", Rewards("done", "none"))
 
 
 @pytest.mark.skipif(not OPEN_BANDIT.is_file(), reason="needs shared/data/open_bandit")

@@ -55,6 +55,7 @@ def test_a_picture_of_unknown_kind_is_refused_before_the_file_is_read(call, here
     [
         (),
         ("--policy", "p", "--target", "t"),
+        ("--choice", "c", "--target", "t"),
         ("--policy", "p"),
         ("--policy", "p", "--from", "a", "--to", "b"),
     ],

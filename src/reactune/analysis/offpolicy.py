@@ -3,6 +3,7 @@
 It may veto a policy or rank several, and never promotes one.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -135,6 +136,33 @@ def read_targets(file: Path, targets: Sequence[str], of: Rewards) -> dict[str, L
         )
         for target in targets
     }
+
+
+def read_choices(file: Path, column: str, of: Rewards) -> tuple[dict[str, Logged], int]:
+    """Logged choices among candidates, for two other choices: `random`, and `best` by lower bound.
+
+    The column is that of an exposure's `choice_json`. Candidates that the guard refused are none,
+    and equal texts are one candidate with the chances of all. Rows without rewards of at least two
+    candidates hold no choice; their number is returned.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, no row holds a choice, or a value
+            is not what it should be.
+    """
+    rows = _rows(file, [of.reward, column])
+    made = [(row, found) for row in rows if (found := _choice(*row, column))]
+    if not made:
+        raise DataError(
+            f"{file}: no row of {column} holds rewards of two candidates; name the column of "
+            "choice_json, and set [serve] candidates"
+        )
+    rewards = _numbers([row for row, _ in made], of.reward) / of.largest
+    logged = np.array([chance for _, (chance, _, _) in made])
+    logs = {
+        name: Logged(rewards, logged, np.array([found[place] for _, found in made]))
+        for place, name in ((1, "random"), (2, "best"))
+    }
+    return logs, len(rows) - len(made)
 
 
 def read_policies(file: Path, policies: Policies, of: Rewards) -> tuple[Logged, Floats]:
@@ -326,6 +354,31 @@ def _check(log: Logged) -> None:
         raise CanaryError(
             f"a weight is {most:g}, above the largest of {log.max_weight:g}; correct --most-weight"
         )
+
+
+def _choice(
+    place: str, values: Mapping[str, Any], column: str
+) -> tuple[float, float, float] | None:
+    """The chance of the shown text as logged, if drawn at random, and if the best is taken."""
+    value = values[column]
+    if value is None or value == "":
+        return None
+    try:
+        choice = json.loads(value) if isinstance(value, str) else value
+        candidates = [each for each in choice["candidates"] if each["verdict"] == "passed"]
+        shown = choice["candidates"][choice["chosen"]]
+        bounds = [each["bound"] for each in candidates]
+        if len(candidates) < 2 or None in bounds:
+            return None
+        same = [each["text"] == shown["text"] for each in candidates]
+        best = [bound == max(bounds) for bound in bounds]
+        both = sum(one and other for one, other in zip(same, best, strict=True))
+        return float(shown["chance"]), sum(same) / len(same), both / sum(best)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{place}: {column} is no choice ({error!r}); give the column choice_json as it was "
+            "stored"
+        ) from error
 
 
 def _counted(choice: Indices, context: Indices, choices: int, contexts: int) -> Floats:

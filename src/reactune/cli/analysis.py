@@ -169,6 +169,8 @@ def plan(
               help="Column of the logged policy's probability of its choice.")  # fmt: skip
 @click.option("--target", "targets", multiple=True, help="Column of a new policy's probability of "
               "that choice; several are ranked.")  # fmt: skip
+@click.option("--choice", default="", help="Column of the candidates (choice_json), instead: what "
+              "a choice at random and the best by its bound would have earned.")  # fmt: skip
 @click.option("--policy", default="", help="Column that names each row's policy, instead.")
 @click.option("--from", "logged", default="", help="Policy whose log is used.")
 @click.option("--to", "new", default="", help="Policy to evaluate; its chances are counted.")
@@ -187,6 +189,7 @@ def ope(
     largest: float,
     propensity: str,
     targets: tuple[str, ...],
+    choice: str,
     policy: str,
     logged: str,
     new: str,
@@ -203,14 +206,17 @@ def ope(
 
     \b
     $ reactune ope log.jsonl --target new_chance
+    $ reactune ope tips.parquet --reward done --choice choice_json
     $ reactune ope log.parquet --policy policy --from random --to ours --action item --given place
     """
     from reactune.analysis import offpolicy
     from reactune.analysis.tables import UnknownValueError
 
-    if bool(policy) == bool(targets) or (policy and not (logged and new and action)):
+    ways = sum(map(bool, (targets, choice, policy)))
+    if ways != 1 or (policy and not (logged and new and action)):
         raise click.UsageError(
-            "name the new policy: --target COLUMN, or --policy with --from, --to and --action"
+            "name the new policy in one way: --target COLUMN, --choice COLUMN, or --policy with "
+            "--from, --to and --action"
         )
     alpha, known = session.config().canary.alpha, ""
     columns = offpolicy.Rewards(reward, propensity, largest, most_weight)
@@ -222,6 +228,9 @@ def ope(
             raise click.UsageError(str(error)) from error
         logs = {new: log}
         known = f"{new} earned {earned.mean():.5f} of {len(earned):,} answers in this file"
+    elif choice:
+        logs, without = offpolicy.read_choices(file, choice, columns)
+        known = f"{without:,} rows without a choice among several are left out" if without else ""
     else:
         logs = offpolicy.read_targets(file, targets, columns)
     evaluations = {
