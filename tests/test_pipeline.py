@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,10 +21,20 @@ from loop_fixtures import SECRET, copy_of_trained, install, reactions, take_in, 
 from reactune import deployment, pipeline, review
 from reactune.cli import main
 from reactune.errors import DataError, PrivacyError
+from reactune.evaluate.gate import Generator
 from reactune.records import STAGES, sha256_of
 from reactune.release import registry
+from reactune.reward.scorer import Scorer
 from reactune.runs.folders import all_runs
-from reactune.runs.manifest import ending, manifests
+from reactune.runs.manifest import (
+    ending,
+    generator_run,
+    manifests,
+    recorded_manifest,
+    write_manifest,
+)
+from reactune.store.database import writing
+from reactune.store.queries import schedule_replacement
 from registry_fixtures import aliases_of
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
@@ -34,7 +45,7 @@ UNDECIDING = {"store", "run", "data"}
 # The check before the first stage reads them; they decide whether it is done, not what it makes.
 CHECKED = {"extract": {"train", "export", "registry", "serve"}}
 # Where runs are kept at a URL, the model server decides which of their files are fetched.
-FETCHED = {stage: {"serve"} for stage in ("dataset", "reward", "train", "evaluate")}
+FETCHED = {stage: {"serve"} for stage in ("dataset", "reward", "train")}
 
 
 @pytest.fixture(autouse=True)
@@ -79,13 +90,14 @@ def test_a_run_leaves_the_manifest_of_every_stage_and_says_a_line_for_each(went_
 def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
     (folder,) = all_runs(went_through.run_root)
     weights = ("train/adapter/adapter_model.safetensors", "train/adapter/adapter_config.json")
+    quality = "reward/quality.json"
     expected = {
         "extract": (),
         "dataset": ("extract/labelled.parquet",),
         "reward": ("dataset/examples.parquet",),
         "train": ("dataset/examples.parquet",),
-        "evaluate": ("dataset/examples.parquet", *weights),
-        "export": ("dataset/examples.parquet", *weights),
+        "evaluate": ("dataset/examples.parquet", quality, *weights),
+        "export": ("dataset/examples.parquet", quality, *weights, "evaluate/gate.json"),
         "register": (
             "dataset/README.md",
             "train/training.json",
@@ -143,6 +155,111 @@ def test_a_run_ends_with_the_base_as_champion_and_its_model_at_five_percent(went
     assert (tuned.version, tuned.run_id) == (2, all_runs(went_through.run_root)[0].name)
     assert sha256_of(tuned.gguf) == tuned.sha256 != base.sha256
     assert tuned.adapter.is_dir()
+
+
+def test_a_version_is_generator_and_reward(went_through):
+    """As served the reward is the one that was learned: parity compared all of its tips."""
+    (folder,) = all_runs(went_through.run_root)
+    base, tuned = deployment.versions(went_through)
+    assert base.reward is None
+    assert tuned.reward.parts[-3:] == (folder.name, "export", "reward")
+    outputs = manifests(folder)["export"].outputs
+    assert {f"reward/{path.name}" for path in tuned.reward.iterdir()} <= set(outputs)
+    rewards, bounds = Scorer(tuned.reward).score((1, 2, 3), [(97, 98, 99), (119, 120, 121)])
+    assert rewards[0] > rewards[1]  # letters that people like, and others
+    assert (bounds <= rewards).all()
+    proof = json.loads((folder / "export" / "parity.json").read_text())["reward"]
+    assert proof["largest"] < 0.2
+    client, name = mlflow_client(went_through), went_through.registry.model_name
+    version = client.get_model_version(name, "2")
+    logged = {file.path for file in client.list_artifacts(version.run_id, "reward")}
+    assert logged == {f"reward/{path.name}" for path in tuned.reward.iterdir()}
+    metrics = client.get_run(version.run_id).data.metrics
+    assert metrics["parity/reward_largest"] == proof["largest"]
+    assert version.tags["generator"] == "tuned"
+
+
+def test_where_the_tuned_model_is_refused_the_new_reward_gets_an_earlier_generator(tmp_path):
+    one = copy_of_trained(tmp_path)
+    (folder,) = all_runs(one.run_root)
+    assert pipeline.earlier_generator(one, folder) is None
+    config = one.model_copy(update={"serve": one.serve.model_copy(update={"candidates": 4})})
+    assert pipeline.earlier_generator(config, folder) == Generator("base", "base")
+    review.promote(config, now=NOW)
+    champion = deployment.champion(config)
+    expected = Generator("champion", folder.name, 2)
+    assert pipeline.earlier_generator(config, folder) == expected
+    own = pipeline.adapter_of(config, folder, expected, tmp_path / "export")
+    assert files_in(own) == files_in(champion.adapter)
+    with deployment.database(config) as engine, writing(engine) as connection:
+        schedule_replacement(connection, 2, NOW)
+    assert pipeline.earlier_generator(config, folder) == Generator("base", "base")
+    (folder / "reward" / "manifest.json").unlink()
+    assert pipeline.earlier_generator(config, folder) is None
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_base_and_then_a_champion_go_on_with_a_new_reward(tmp_path):
+    # It learns nothing at this rate, so the gate must refuse what it trained.
+    changes = {
+        "train": {"learning_rate": 1e-12, "epochs": 1},
+        "serve": {"candidates": 4, "max_tokens": 8, "threads": 1, "parallel": 1},
+        "export": {"parity_prompts": 4, "max_logprob_gap": 1.0, "min_greedy_agreement": 0},
+    }
+    (tmp_path / "base").mkdir()
+    config = install(tmp_path / "base", **changes)
+    take_in(config, reactions(200))
+    manifest, said = run(config)
+    assert manifest.stage == "deploy"
+    assert "tuned model refused: not certainly better than base" in said[5]
+    assert "generator: base, with the new reward" in said[5]
+    first, second = deployment.versions(config)
+    assert (second.adapter, second.reward.is_dir()) == (None, True)
+    assert second.sha256 == first.sha256
+
+    config = copy_of_trained(tmp_path / "champion", **changes)
+    (trained_in,) = all_runs(config.run_root)
+    review.promote(config, now=NOW)
+    take_in(config, reactions(40, first=1_000, day=1))
+    manifest, said = run(config)
+    assert manifest.stage == "deploy"
+    assert "generator: champion (version 2), with the new reward" in said[5]
+    _, second, third = deployment.versions(config)
+    assert third.sha256 == second.sha256
+    assert files_in(third.adapter) == files_in(second.adapter)
+    assert third.adapter.parent.parent.name == third.run_id != second.run_id
+    assert files_in(third.reward) != files_in(second.reward)
+    assert generator_run(config.run_root / third.run_id) == trained_in.name
+    tags = mlflow_client(config).get_model_version(config.registry.model_name, "3").tags
+    assert tags["generator"] == "champion (version 2)"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_evaluated_before_versions_had_rewards_is_released(tmp_path):
+    """It read neither the reward nor the gate's choice of a generator, and stays as it was done."""
+    config = copy_of_trained(tmp_path)
+    (folder,) = all_runs(config.run_root)
+    gate = folder / "evaluate" / "gate.json"
+    values = json.loads(gate.read_text())
+    del values["generator"]
+    gate.write_text(json.dumps(values))
+    shutil.rmtree(folder / "reward")
+    evaluated = recorded_manifest(folder / "evaluate")
+    inputs = {k: v for k, v in evaluated.inputs.items() if not k.startswith("reward/")}
+    outputs = {**evaluated.outputs, "gate.json": sha256_of(gate)}
+    counts = {"examples": 20, "pairs": 50}
+    old = replace(evaluated, inputs=inputs, outputs=outputs, counts=counts)
+    write_manifest(folder / "evaluate", old)
+    manifest = pipeline.run_one_stage(config, "evaluate", folder.name, say=print)
+    assert manifest == old
+    manifest = pipeline.run_one_stage(config, "export", folder.name, say=print)
+    assert "(generator: tuned)" in manifest.summary
+    assert manifest.summary.endswith("no reward: none was learned")
+    assert not (folder / "export" / "reward").exists()
 
 
 def test_the_registry_tells_where_the_model_is_from(went_through):

@@ -84,7 +84,8 @@ def test_on_trial_and_afterwards_it_names_the_live_versions(tmp_path):
     config = copy_of_trained(tmp_path)
     found = facts(config)
     assert found["live"].startswith(
-        "champion tip-generator:v1, challenger tip-generator:v2 at 5% (canary since 20"
+        "champion tip-generator:v1, challenger tip-generator:v2 with a reward at 5% "
+        "(canary since 20"
     )
     (run,) = all_runs(config.run_root)
     assert found["last run"] == f"{run.name}: deploy: version 2 answers 5% of tips, 1 the rest"
@@ -95,7 +96,7 @@ def test_on_trial_and_afterwards_it_names_the_live_versions(tmp_path):
     review.review(config, now=now)
     assert f"at 10% (ramp since {now:%Y-%m-%d %H:%M} UTC)" in facts(config)["live"]
     review.promote(config, now=now)
-    assert facts(config)["live"] == "champion tip-generator:v2"
+    assert facts(config)["live"] == "champion tip-generator:v2 with a reward"
     assert "verdict" not in facts(config)
 
 

@@ -171,6 +171,8 @@ def register(config: Config, release: ModelVersion, record: Record) -> ModelVers
     files = {release.gguf: "", release.prompt_folder: release.prompt_folder.name}
     if release.adapter is not None:
         files[release.adapter] = "adapter"
+    if release.reward is not None:
+        files[release.reward] = "reward"
     number = registry.register(
         config.registry,
         config.tracking_uri,
@@ -181,6 +183,17 @@ def register(config: Config, release: ModelVersion, record: Record) -> ModelVers
     with database(config) as engine, writing(engine) as connection:
         queries.add_model_version(connection, as_stored(run_root(config), model), datetime.now(UTC))
     return model
+
+
+def replace_together(config: Config, number: int, follower: int) -> None:
+    """Replace a version by the date of another, where that learned from a user erased meanwhile.
+
+    For a version with another's generator, which was registered after that erasure.
+    """
+    dates = to_replace(config)
+    if number in dates:
+        with database(config) as engine, writing(engine) as connection:
+            queries.schedule_replacement(connection, follower, dates[number])
 
 
 def open_rollout(config: Config, number: int, *, now: datetime) -> Rollout:

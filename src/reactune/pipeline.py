@@ -7,10 +7,11 @@ not done again while all that it `READS` is unchanged. `review.py` decides about
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from reactune.data.labels.scores import (
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import (
+    Generator,
     best_method,
     gate_report,
     rows_of,
@@ -48,15 +50,16 @@ from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES, Counts, Example, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
-from reactune.reward.cache import cached_features, keep_features
+from reactune.reward.cache import cached_features, keep_features, reward_rows
 from reactune.reward.comparisons import Reactions
+from reactune.reward.export import Exported, export_reward
 from reactune.reward.features import Floats as Features
 from reactune.reward.features import candidate_layers, layers_of
 from reactune.reward.learn import Learned, Read, learn
-from reactune.reward.model import rewards
+from reactune.reward.model import FACTS, rewards
 from reactune.reward.quality import Accuracy, accuracy_of_folds
 from reactune.runs.folders import StageResult, find_run, prompt_of_run, run_stage, unfinished_run
-from reactune.runs.manifest import Manifest, ending, recorded_manifests
+from reactune.runs.manifest import Manifest, ending, generator_run, recorded_manifests
 from reactune.runs.remote import fetch_adapter, pull, run_root
 from reactune.tracking import (
     consent_stated,
@@ -75,6 +78,7 @@ from reactune.train.trainer import keep_adapter, progress_bars, rows_by_method, 
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 HELD_OUT_TIPS = 120  # on which the reward stands beside the generator's own ranking
 TRAINED = tuple(f"train/{name}" for name in ADAPTER)
+QUALITY = "reward/quality.json"  # says whether there is a reward, and is written in any case
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,12 @@ READS = {
     "reward": Reads(("dataset/examples.parquet",), ("prompt", "privacy", "model")),
     "train": Reads(("dataset/examples.parquet",), ("train", "gate", "prompt", "privacy", "model")),
     "evaluate": Reads(
-        ("dataset/examples.parquet", *TRAINED), ("gate", "prompt", "privacy", "model")
+        ("dataset/examples.parquet", QUALITY, *TRAINED),
+        ("gate", "serve", "prompt", "privacy", "model"),
     ),
     "export": Reads(
-        ("dataset/examples.parquet", *TRAINED), ("export", "serve", "prompt", "privacy", "model")
+        ("dataset/examples.parquet", QUALITY, *TRAINED, "evaluate/gate.json"),
+        ("export", "serve", "prompt", "privacy", "model"),
     ),
     "register": Reads(
         (
@@ -307,7 +313,10 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
 
 
 def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
-    """Adapter -> how it does on held-out users, beside base, few-shot base and champion."""
+    """Adapter -> how it does on held-out users, beside base, few-shot base and champion.
+
+    Where it is refused, the run may go on with an earlier generator and its new reward.
+    """
     base = base_model(config.model)
     chat = _chat(config, run, base)
     examples = read_examples(run / "dataset")
@@ -318,24 +327,61 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
         adapters["champion"] = champion.adapter
     chosen = sample(examples["test"], limit=config.gate.max_examples)
     report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
-    write_atomically(folder / "gate.json", json.dumps(asdict(report), indent=2))
+    tuned = Generator("tuned", run.name)
+    generator = earlier_generator(config, run) if report.refusals else tuned
+    gate = {**asdict(report), "generator": asdict(generator) if generator else None}
+    write_atomically(folder / "gate.json", json.dumps(gate, indent=2))
     write_atomically(folder / "gate.svg", gate_picture(report))
     accuracies = (f"{row.model} {row.accuracy}" for row in report.rows)
     refused = "refused: " + "; ".join(report.refusals) if report.refusals else "passed"
+    if generator and generator != tuned:
+        refused = f"tuned model {refused}; generator: {generator}, with the new reward"
     return StageResult(
         summary=f"{report.examples:,} held-out tips in, {report.pairs:,} pairs; {refused}; "
         f"preference accuracy: {', '.join(accuracies)}",
         outputs=("gate.json", "gate.svg"),
-        counts={"examples": report.examples, "pairs": report.pairs},
-        outcome="refused" if report.refusals else "done",
+        counts={
+            "examples": report.examples,
+            "pairs": report.pairs,
+            **({"generator_run": generator.run_id} if generator else {}),
+        },
+        outcome="done" if generator else "refused",
     )
 
 
+def earlier_generator(config: Config, run: Path) -> Generator | None:
+    """What the new reward can choose from where the tuned model was refused.
+
+    The champion's generator, or the base where that is the base or has to be replaced. None where
+    no reward was learned, or services ask for one text only.
+    """
+    if config.serve.candidates == 1 or not has_reward(run):
+        return None
+    champion = deployment.champion(config)
+    is_erased = champion is not None and champion.version in deployment.to_replace(config)
+    if champion is None or champion.adapter is None or is_erased:
+        return Generator("base", deployment.BASE_RUN)
+    trained_by = generator_run(config.run_root / champion.run_id)
+    return Generator("champion", trained_by, champion.version)
+
+
+def has_reward(run: Path) -> bool:
+    """Whether the run learned a reward, which certainly ranks better than chance."""
+    done = recorded_manifests(run)
+    return "reward" in done and FACTS in done["reward"].outputs
+
+
 def export(config: Config, run: Path, folder: Path) -> StageResult:
-    """Adapter -> GGUF, and the proof that it answers as the trained model does."""
+    """Adapter -> GGUF, and the proof that it answers as the trained model does; with the reward.
+
+    Refused where the file is not the generator, or where an earlier generator gets no reward.
+    """
     base = base_model(config.model)
     chat = _chat(config, run, base)
-    adapter = run / "train" / "adapter"
+    generator = generator_of(run)
+    for name in ("adapter", "reward"):  # of this stage when it was done before
+        shutil.rmtree(folder / name, ignore_errors=True)
+    adapter = adapter_of(config, run, generator, folder)
     release = export_release(base, chat, adapter, folder, run_id=run.name, settings=config.export)
     test = read_examples(run / "dataset")["test"]
     examples = sample(test, limit=config.export.parity_prompts)
@@ -351,20 +397,46 @@ def export(config: Config, run: Path, folder: Path) -> StageResult:
             max_tokens=config.serve.max_tokens,
         )
         runtime.retire(release)
-    files = write_release(release)
-    write_atomically(folder / "parity.json", json.dumps(asdict(report), indent=2))
-    megabytes = release.gguf.stat().st_size / 1e6
+    reward = Exported(None, reason="none was learned")
+    if has_reward(run):
+        rows, cache = reward_rows(chat, examples), config.model.cache_folder
+        reward = export_reward(run / "reward", base, rows, folder / "reward", cache=cache)
+    files = write_release(replace(release, reward=reward.folder))
+    values = {**asdict(report), "reward": reward.agreement and asdict(reward.agreement)}
+    write_atomically(folder / "parity.json", json.dumps(values, indent=2))
+    is_nothing_new = generator.name != "tuned" and reward.folder is None
     return StageResult(
-        summary=f"{megabytes:,.0f} MB of {release.quantisation} out; {report.line()}",
+        summary=f"{release.gguf.stat().st_size / 1e6:,.0f} MB of {release.quantisation} out "
+        f"(generator: {generator}); {report.line()}; {reward.line()}",
         outputs=(*files, "parity.json"),
-        outcome="refused" if report.failures else "done",
+        outcome="refused" if report.failures or is_nothing_new else "done",
     )
+
+
+def generator_of(run: Path) -> Generator:
+    """The generator that the gate chose; runs of earlier versions released what they tuned."""
+    gate = json.loads((run / "evaluate" / "gate.json").read_text(encoding="utf-8"))
+    return Generator(**gate["generator"]) if "generator" in gate else Generator("tuned", run.name)
+
+
+def adapter_of(config: Config, run: Path, generator: Generator, folder: Path) -> Path | None:
+    """The adapter of a generator; the champion's is copied, as its run may be removed earlier."""
+    if generator.version is None:
+        return run / "train" / "adapter" if generator.name == "tuned" else None
+    champion = deployment.version(config, generator.version)
+    fetch_adapter(run_root(config), champion)
+    assert champion.adapter is not None, champion.name  # as `earlier_generator` found it
+    return Path(shutil.copytree(champion.adapter, folder / "adapter"))
 
 
 def register(config: Config, run: Path, folder: Path) -> StageResult:
     """GGUF -> a version of the registered model, with everything that tells where it is from."""
     deployment.ensure_champion(config)
-    model = deployment.register(config, read_release(run), record_of(run))
+    generator = generator_of(run)
+    record = record_of(run, generator=str(generator))
+    model = deployment.register(config, read_release(run), record)
+    if generator.version is not None:
+        deployment.replace_together(config, generator.version, model.version)
     write_atomically(folder / "version.json", json.dumps({"version": model.version}))
     return StageResult(
         summary=f"version {model.version} of {config.registry.model_name}",
@@ -421,6 +493,9 @@ def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
         say(f"{stage:9} {summary}")
         return Manifest(stage, "done", summary, {}, {}, {}, {}, {}, 0.0, "")
     reads = READS[stage]
+    if _is_from_before_rewards(run):
+        files = tuple(name for name in reads.files if not name.startswith("reward/"))
+        reads = Reads(files, reads.settings)
     manifest, is_new = run_stage(
         run,
         stage,

@@ -40,7 +40,10 @@ def live_lines(config: Config, *, now: datetime) -> list[str]:
     rollout = deployment.current(config)
     if rollout is None:
         return [f"live      {NOTHING_LIVE}"]
-    names = {model.version: model.name for model in deployment.versions(config)}
+    names = {
+        model.version: f"{model.name} with a reward" if model.reward else model.name
+        for model in deployment.versions(config)
+    }
     line = f"live      champion {names[rollout.champion]}"
     if rollout.challenger is not None:
         line += (

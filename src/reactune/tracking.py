@@ -119,8 +119,11 @@ def gate_table(gate: Mapping[str, object]) -> list[tuple[str, ...]]:
     ]
 
 
-def record_of(run: Path) -> Record:
-    """What MLflow keeps of a run: the settings it was done with, curves, gate, parity, pictures."""
+def record_of(run: Path, *, generator: str) -> Record:
+    """What MLflow keeps of a run: the settings it was done with, curves, gate, parity, pictures.
+
+    `generator` says which one the run releases.
+    """
     training = json.loads((run / "train" / "training.json").read_text(encoding="utf-8"))
     gate = json.loads((run / "evaluate" / "gate.json").read_text(encoding="utf-8"))
     parity = json.loads((run / "export" / "parity.json").read_text(encoding="utf-8"))
@@ -138,6 +141,8 @@ def record_of(run: Path) -> Record:
     for row in gate["rows"]:
         metrics[f"gate/{row['model']}/loss"] = row["loss"]["value"]
         metrics[f"gate/{row['model']}/preference_accuracy"] = row["accuracy"]["value"]
+    if agreement := parity.get("reward"):
+        metrics["parity/reward_largest"] = agreement["largest"]
     reward = done.get("reward")
     metrics |= reward_metrics(run) if reward else {}
     places = {**TEXTS, **(REWARD_TEXTS if reward else {})}
@@ -150,7 +155,11 @@ def record_of(run: Path) -> Record:
         curves={f"loss/{method}": curve for method, curve in training["curves"].items()},
         texts={name: path.read_text(encoding="utf-8") for name, path in texts.items()},
         artifacts={run / "reward" / name: "reward" for name in models},
-        tags={"dataset": str(counts.get("fingerprint", "")), "method": training["method"]},
+        tags={
+            "dataset": str(counts.get("fingerprint", "")),
+            "method": training["method"],
+            "generator": generator,
+        },
     )
 
 

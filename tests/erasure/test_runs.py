@@ -17,6 +17,7 @@ from reactune.erasure.erase import finish, request_erasure
 from reactune.erasure.runs import TABLES, Targets, erase_rows, rows_to_erase
 from reactune.errors import DataError
 from reactune.privacy.hashing import user_key
+from reactune.runs.folders import StageResult, run_stage
 from reactune.runs.manifest import read_manifest, recorded_manifests
 from reactune.store.database import create_store
 from serving_fixtures import register, set_champion, version
@@ -162,6 +163,26 @@ def test_a_version_that_learned_is_to_be_replaced_within_retrain_within_days(tmp
     request_erasure(config, RING, [user], reason="asked", now=NOW, say=print)
     finish(config, RING, now=NOW + DAY, say=print)
     assert deployment.to_replace(config) == {2: NOW + days * DAY}
+
+
+def test_a_version_with_the_generator_of_a_run_that_learned_is_to_be_replaced_too(config, run):
+    later = config.run_root / "20260401-080000-0000"
+    counts = {"generator_run": run.name}
+    run_stage(later, "evaluate", lambda _: StageResult("", counts=counts), inputs={}, settings={})
+    engine = create_store(config.store_url)
+    set_champion(engine, version(1))
+    for number, name in ((2, run.name), (3, later.name), (4, "20260402-080000-0000")):
+        register(engine, replace(version(number), run_id=name))
+    engine.dispose()
+    learned = {each.user_key for each in read_examples(run / "dataset")["train"]}
+    user = next(each for each in (ANNA, *OTHERS) if user_key(KEY, each) in learned)
+    request_erasure(config, RING, [user], reason="asked", now=NOW, say=print)
+    finish(config, RING, now=NOW, say=print)
+    assert deployment.to_replace(config).keys() == {2, 3}
+    deployment.replace_together(config, 3, 4)
+    deployment.replace_together(config, 1, 1)
+    assert deployment.to_replace(config).keys() == {2, 3, 4}
+    assert len(set(deployment.to_replace(config).values())) == 1
 
 
 def test_the_journal_states_what_each_run_held(config):

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
-from reactune.records import sha256_of
+from reactune.records import ModelVersion, sha256_of
 from reactune.release import gguf as exports
 from reactune.release.gguf import (
     disk_needed,
@@ -228,7 +229,13 @@ def test_a_release_is_read_back_from_wherever_its_run_lies_now(llama, adapter, t
     assert release.name == f"reactune-trial:{release.sha256[:12]}"
     assert (release.version, release.run_id, release.quantisation) == (0, "r1", "q8_0")
     assert release.sha256 == sha256_of(release.gguf)
+    reward = folder / "reward"
+    reward.mkdir()
+    (reward / "features.onnx").write_bytes(b"graph")
+    release = replace(release, reward=reward if tuned else None)
     names = write_release(release)
+    assert ("reward/features.onnx" in names) == tuned
+    assert not any(name.startswith("adapter/") for name in names)
     assert {"model.gguf", "release.json", "prompt/stop.txt", "prompt/prompt.json"} <= set(names)
     assert all((folder / name).is_file() for name in names)
     run.rename(tmp_path / "moved")
@@ -239,7 +246,41 @@ def test_a_release_is_read_back_from_wherever_its_run_lies_now(llama, adapter, t
         gguf=there / "model.gguf",
         prompt_folder=there / "prompt",
         adapter=tmp_path / "moved" / "train" / "adapter" if tuned else None,
+        reward=there / "reward" if tuned else None,
     )
+
+
+def test_a_release_with_the_adapter_of_another_run_holds_it(tmp_path):
+    folder = tmp_path / "run" / "export"
+    for name in ("model.gguf", "prompt/stop.txt", "adapter/adapter_config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    release = ModelVersion(
+        version=0,
+        name="trial",
+        run_id="run",
+        gguf=folder / "model.gguf",
+        sha256="ab",
+        prompt_folder=folder / "prompt",
+        base="tiny",
+        quantisation="q8_0",
+        adapter=folder / "adapter",
+    )
+    assert "adapter/adapter_config.json" in write_release(release)
+    assert read_release(tmp_path / "run") == release
+
+
+def test_a_release_that_an_earlier_version_wrote_is_read_without_a_reward(tmp_path):
+    folder = tmp_path / "run" / "export"
+    folder.mkdir(parents=True)
+    values = {
+        "version": 0, "name": "trial", "run_id": "run", "gguf": "/a/run/export/model.gguf",
+        "sha256": "ab", "prompt_folder": "/a/run/export/prompt", "base": "tiny",
+        "quantisation": "q8_0", "adapter": None,
+    }  # fmt: skip
+    (folder / "release.json").write_text(json.dumps(values))
+    found = read_release(tmp_path / "run")
+    assert (found.adapter, found.reward, found.gguf) == (None, None, folder / "model.gguf")
 
 
 # A process's own ru_maxrss begins at what its parent held; VmHWM begins with the program.

@@ -9,6 +9,7 @@ from reactune.records import STAGES, sha256_of
 from reactune.runs.manifest import (
     Manifest,
     ending,
+    generator_run,
     is_ended,
     is_file_of_digest,
     manifests,
@@ -148,3 +149,13 @@ def test_a_manifest_is_replaced_as_a_whole(tmp_path):
         "manifest.json",
         "out.txt",
     ]
+
+
+def test_the_generator_of_a_run_is_its_own_unless_its_gate_chose_an_earlier_one(tmp_path):
+    run = tmp_path / "later"
+    assert generator_run(run) == "later"
+    written(run, "evaluate")
+    assert generator_run(run) == "later"
+    chosen = replace(recorded_manifest(run / "evaluate"), counts={"generator_run": "earlier"})
+    write_manifest(run / "evaluate", chosen)
+    assert generator_run(run) == "earlier"

@@ -35,6 +35,7 @@ from reactune.runs.locks import hold_stages
 from reactune.runs.manifest import (
     MANIFEST,
     Manifest,
+    generator_run,
     is_ended,
     is_file_of_digest,
     recorded_manifests,
@@ -121,7 +122,7 @@ def erase_from_runs(
         _remove_unused_versions(config, engine, root)
     targets = _targets(erasures)
     ids = [each.erasure_id for each in erasures]
-    live = _live_runs(engine)
+    live = _live_runs(engine, root)
     for run in all_runs(root.folder):
         if targets.older_than and _started_at(run) < targets.older_than and run.name not in live:
             with hold_stages(root, run, STAGES):
@@ -223,7 +224,11 @@ def _record(
     days = timedelta(days=config.privacy.retrain_within_days)
     with writing(engine) as connection:
         add_fingerprints(connection, hashing_keys.current, texts)
-        models = [m for m in queries.all_model_versions(connection) if m.run_id == run.name]
+        models = [
+            model
+            for model in queries.all_model_versions(connection)
+            if run.name in (model.run_id, generator_run(run.parent / model.run_id))
+        ]
         for erasure_id, count in _counts(rows).items():
             match = RunMatch(count, learned=erasure_id in learned)
             requests.record_run(connection, erasure_id, run.name, match)
@@ -314,7 +319,7 @@ def _record_in_run(root: RunRoot, run: Path, notes: Sequence[Note]) -> None:
 
 def _remove_unused_versions(config: Config, engine: sa.Engine, root: RunRoot) -> None:
     """Remove the versions out of use that were trained on rows of a user who was erased."""
-    live = _live_runs(engine)
+    live = _live_runs(engine, root)
     for version in deployment.to_replace(config):
         model = deployment.version(config, version)
         if model.run_id in live:
@@ -339,13 +344,14 @@ def _targets(erasures: Sequence[Erasure]) -> Targets:
     )
 
 
-def _live_runs(engine: sa.Engine) -> set[str]:
-    """The runs of the champion and the challenger."""
+def _live_runs(engine: sa.Engine, root: RunRoot) -> set[str]:
+    """The runs of the champion and the challenger, and those that trained their generators."""
     with reading(engine) as connection:
         rollout = queries.current_rollout(connection)
         models = queries.all_model_versions(connection)
     numbers = {rollout.champion, rollout.challenger} if rollout else set()
-    return {model.run_id for model in models if model.version in numbers}
+    runs = {model.run_id for model in models if model.version in numbers}
+    return runs | {generator_run(root.folder / name) for name in runs}
 
 
 def _started_at(run: Path) -> datetime:

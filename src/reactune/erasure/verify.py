@@ -43,7 +43,7 @@ ID, HASH, TEXT, TIP = "the id", "a hash of the id", "text that was erased", "a t
 CHUNK_BYTES, OVERLAP = 2**23, 2**12
 ROWS_AT_ONCE = 1_000
 MIN_BINARY_BYTES = 8  # a shorter id occurs in any large binary file by chance
-WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".arrow")
+WEIGHTS = (".gguf", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".arrow")
 """Files of numbers: they hold no text, so they are searched for ids only."""
 ELSEWHERE = (
     "backups, and blocks of deleted files on the disk",

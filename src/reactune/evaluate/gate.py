@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,22 @@ class GateRow:
     accuracy_difference: Estimate | None = None
     gain_difference: Estimate | None = None
     gain_accuracy: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The generator that a run releases: what it tuned, or, with a new reward, an earlier one.
+
+    `version` is the champion's, `run_id` the run that trained it.
+    """
+
+    name: Literal["tuned", "champion", "base"]
+    run_id: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        """As the summary of a stage names it."""
+        return f"{self.name} (version {self.version})" if self.version else self.name
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -244,11 +244,7 @@ def _converted_folder(settings: ModelConfig, gguf: Path, digest: str) -> Path:
 
 def _convert_into(gguf: Path, digest: str, folder: Path) -> None:
     """Convert in a temporary folder and rename it at the end: others see all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
-        partial = Path(name) / folder.name
-        partial.mkdir()
+    with new_folder(folder) as partial:
         licence = _convert(gguf, partial)
         source = {
             "gguf": gguf.name,
@@ -258,11 +254,25 @@ def _convert_into(gguf: Path, digest: str, folder: Path) -> None:
         }
         write_atomically(partial / "source.json", json.dumps(source, indent=2))
         _require_complete(partial)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` at the end: others see all of it or nothing.
+
+    Where another process was faster, its folder stays. What a killed process left beside it is
+    removed after a day.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
+        partial = Path(name) / folder.name
+        partial.mkdir()
+        yield partial
         _flush(partial)
         try:
             partial.rename(folder)
         except OSError:
-            # Another process converted the same file in the meantime; its folder is the same.
             if not folder.is_dir():
                 raise
 

@@ -80,7 +80,13 @@ def write_release(release: ModelVersion) -> tuple[str, ...]:
     """
     folder = release.gguf.parent
     write_atomically(folder / NOTE, json.dumps(asdict(release), default=str))
-    files = (release.gguf, *sorted(release.prompt_folder.iterdir()), folder / NOTE)
+    parts = (release.prompt_folder, release.reward, release.adapter)
+    here = [part for part in parts if part is not None and part.parent == folder]
+    files = (
+        release.gguf,
+        *(file for part in here for file in sorted(part.iterdir())),
+        folder / NOTE,
+    )
     return tuple(file.relative_to(folder).as_posix() for file in files)
 
 
@@ -88,9 +94,12 @@ def read_release(run: Path) -> ModelVersion:
     """The release of a run, with its files where they lie here."""
     folder = run / "export"
     values = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    # Another worker may have written it, so its folders are not ours.
-    adapter = run / "train" / "adapter" if values["adapter"] else None
-    paths = {"gguf": folder / GGUF, "prompt_folder": folder / PROMPT, "adapter": adapter}
+    # Another worker may have written it, so its folders are not ours: stage and folder are.
+    paths = {
+        name: run.joinpath(*Path(values[name]).parts[-2:])
+        for name in ("gguf", "prompt_folder", "adapter", "reward")
+        if values.get(name)
+    }
     return ModelVersion(**{**values, **paths})
 
 

@@ -23,7 +23,7 @@ ALIASES = ("champion", "challenger")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 SERVERS = ("http:", "https:")
 ANSWER_SECONDS = 10  # in which a server must answer at all
-WEIGHTS = (".gguf", ".safetensors")
+WEIGHTS = (".gguf", ".safetensors", ".onnx", ".bin")
 PARAM_CHARS = 6000  # MLflow's limit
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

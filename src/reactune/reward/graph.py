@@ -14,12 +14,27 @@ from typing import Any
 import numpy as np
 
 from reactune.errors import ReleaseError
+from reactune.model.files import BaseModel, new_folder
 from reactune.reward.features import open_layers, pass_of, states_after
 
 GRAPH = "features.onnx"
 GRAPH_WEIGHTS = "features.bin"  # beside the graph, which names it
 GRAPH_FILES = (GRAPH, GRAPH_WEIGHTS)
+FORMAT = 1  # raise it when graphs in the cache must be written again
 KEPT_NUMBERS = 4_096  # at most, in a tensor that stays float32: norms and constants
+
+
+def graph_of(base: BaseModel, layer: int, *, cache: Path) -> Path:
+    """The folder of a base model's graph up to a layer, written into the cache if it is not there.
+
+    Raises:
+        ReleaseError: as `write_graph`.
+    """
+    folder = cache / "graphs" / f"{base.digest[:16]}-{layer}-g{FORMAT}"
+    if not folder.is_dir():
+        with new_folder(folder) as partial:
+            write_graph(base.folder, layer, partial)
+    return folder
 
 
 def write_graph(base_folder: Path, layer: int, folder: Path) -> tuple[str, ...]:

@@ -97,6 +97,15 @@ def is_ended(run: Path) -> bool:
     return any(map(_ends_run, recorded_manifests(run).values()))
 
 
+def generator_run(run: Path) -> str:
+    """The run that trained the generator which this one released: itself, unless its gate said no.
+
+    `evaluate` counts it where it chose an earlier generator; the base is of the run `base`.
+    """
+    evaluated = recorded_manifest(run / "evaluate")
+    return str(evaluated.counts.get("generator_run", run.name)) if evaluated else run.name
+
+
 def is_file_of_digest(file: Path, digest: str) -> bool:
     """Whether the file exists and has this SHA-256."""
     return file.is_file() and sha256_of(file) == digest
