@@ -2,36 +2,44 @@
 
 `bench/reward.py --data FOLDER --cache FOLDER` reads `upworthy/` in the first: reactions to titles
 of some stories, and pairs of other stories, on which nothing is chosen. It measures what the stage
-`reward` learns on those pairs, and what it learns after the labels of each story were shuffled.
-Features are kept in the second folder, so a repetition takes seconds.
+`reward` learns on those pairs, what it learns after the labels of each story were shuffled, and
+what a service needs for it. Features are kept in the second folder: a repetition takes seconds.
 """
 
 import argparse
 import gzip
 import json
 import random
+import statistics
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from reactune.config.sections import ModelConfig, PromptConfig
 from reactune.evaluate.pairs import Pair, read_pairs
-from reactune.model.files import base_model
-from reactune.model.logprobs import best_dtype
+from reactune.model.files import BaseModel, base_model
+from reactune.model.logprobs import Row, best_dtype
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import Estimate, Example, folded_text
-from reactune.reward.cache import cached_features
+from reactune.reward.cache import cached_features, reward_rows
 from reactune.reward.features import candidate_layers, layers_of
+from reactune.reward.graph import GRAPH_FILES, write_graph
 from reactune.reward.learn import Learned, learn
-from reactune.reward.model import rewards
+from reactune.reward.model import RewardModel, rewards, save
+from reactune.reward.parity import check
 from reactune.reward.quality import share_won
+from reactune.reward.scorer import Scorer
 from record import record
 
+SERVED_PROMPTS = 48  # on which rewards as served are compared
 NO_TIME = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
 
 
@@ -93,6 +101,41 @@ def accuracy_on(pairs: list[Pair], scores: np.ndarray) -> Estimate:
     return share_won(wins, [pair.cluster for pair in pairs])
 
 
+def served(model: RewardModel, base: BaseModel, rows: Sequence[Row]) -> dict:
+    """What the graph of a reward takes to write and to open, what a request takes, how far it is.
+
+    One thread; seconds are processor time, of a request the median of 15.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        out, started = Path(name), time.process_time()
+        write_graph(base.folder, model.layer, out)
+        figures = {
+            "layer": model.layer,
+            "write_seconds": round(time.process_time() - started, 1),
+            "megabytes": round(sum((out / each).stat().st_size for each in GRAPH_FILES) / 1e6, 1),
+        }
+        save(model, out)
+        before, started = psutil.Process().memory_info().rss, time.process_time()
+        scorer = Scorer(out, threads=1)
+        figures["open_seconds"] = round(time.process_time() - started, 2)
+        prompts, tips = zip(*rows, strict=True)
+        for count in (1, 4):
+            taken = []
+            for place in range(15):
+                started = time.process_time()
+                scorer.score(prompts[place], tips[place : place + count])
+                taken.append(time.process_time() - started)
+            figures[f"score_{count}_seconds"] = round(statistics.median(taken), 3)
+        held = psutil.Process().memory_info().rss - before
+        figures["held_megabytes"] = round(held / 1e6)
+        figures["prompt_tokens"] = round(statistics.mean(map(len, prompts[:15])))
+        figures["tip_tokens"] = round(statistics.mean(map(len, tips[:15])))
+        agreement = check(scorer, base.folder, prompts, tips)
+        figures["agreement"] = asdict(agreement)
+    print(agreement)
+    return figures
+
+
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,13 +192,16 @@ def main() -> None:
             estimate = accuracy_on(pairs, scores)
             figures[name] = asdict(estimate)
             print(f"{name}: {estimate} on {len(pairs):,} pairs of other stories")
+        rows = reward_rows(chat, tips[:: max(1, len(tips) // SERVED_PROMPTS)])
+        figures["served"] = served(found.model, base, rows)
+        print(figures["served"])
     nulls = [
         learned_from(shuffled_within_users(examples, seed=seed)).quality.accuracies["reward"]
         for seed in range(options.shuffles)
     ]
     figures["shuffled"] = [asdict(each) for each in nulls]
     print("labels shuffled within stories:", *nulls, sep="\n  ")
-    print(record("reward", figures, packages=("torch", "transformers", "scipy")))
+    print(record("reward", figures, packages=("torch", "transformers", "scipy", "onnxruntime")))
 
 
 if __name__ == "__main__":
