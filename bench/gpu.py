@@ -56,7 +56,6 @@ MODELS = {
     "Qwen 2.5 3B": Shape(36, 2_048, 11_008, 2_048, 256, 151_936, True),
     "Qwen 2.5 7B": Shape(28, 3_584, 18_944, 3_584, 512, 152_064, False),
 }
-HALF, NF4 = 2.0, 4.127 / 8  # bytes a weight; NF4 with its scales quantised again (QLoRA, section 3)
 # Dense bfloat16 products in 10**12 operations a second, of NVIDIA's data sheets, and the share of
 # it that such a training reaches.
 PEAKS = {"L4": 121, "A100": 312, "H100": 989}
@@ -64,21 +63,9 @@ REACHED = 0.3
 
 
 def expected_memory(shape: Shape, *, four_bit: bool, batch: int, tokens: int = 384) -> float:
-    """GiB at the peak of training in bfloat16: the terms of `files.memory_needed`.
-
-    Weights and what layers keep for the backward pass take two bytes, or weights of linear layers
-    those of NF4; the adapter's states and the logits take four.
-    """
-    settings = TrainConfig()
-    linear = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
-    weights = (shape.parameters - linear) * HALF + linear * (NF4 if four_bit else HALF)
-    adapter = shape.layers * sum(
-        settings.lora_rank * (inputs + outputs) for inputs, outputs in shape.linears
-    )
-    layer = files.HIDDEN_COPIES * shape.hidden + files.FEED_FORWARD_COPIES * shape.feed_forward
-    token = shape.layers * layer * HALF + files.VOCABULARY_COPIES * shape.vocabulary * files.FLOAT
-    states = files.STATES * adapter * files.FLOAT
-    return (files.LIBRARIES + weights + states + batch * tokens * token) / 2**30
+    """GiB at the peak of training in bfloat16, as `reactune doctor` estimates it."""
+    settings = TrainConfig(batch_size=batch, load_in_4bit=four_bit)
+    return files.memory_needed(shape, settings, sequence_tokens=tokens, number=files.HALF) / 2**30
 
 
 def expected_speed(shape: Shape, peak: float) -> float:

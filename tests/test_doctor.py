@@ -21,6 +21,7 @@ from reactune.model import files
 from reactune.model.prompt import load_chat
 from reactune.store.database import create_store
 from reactune.store.schema import tip_scores
+from reactune.train import backends
 from registry_fixtures import mlflow_client
 from template_fixtures import family_folder
 
@@ -324,6 +325,30 @@ def test_a_model_too_large_for_the_machine_is_reported_not_to_fit(config, tmp_pa
     assert found["base model"].state == "ok"
     assert found["memory"].state == "missing"
     assert "smaller" in found["memory"].text
+
+
+def test_training_in_four_bits_is_measured_against_the_memory_of_the_gpu(config, tmp_path):
+    python = tmp_path / "axolotl" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    made = json.dumps({"digest": backends.digest_of("axolotl")})
+    (tmp_path / "axolotl" / backends.MADE).write_text(made)
+    train = ("train.load_in_4bit=true", "train.backend=axolotl", f"train.backend_folder={tmp_path}")
+
+    def gpu_memory(gib):
+        python.write_text(f'#!/bin/sh\ncase "$*" in *mem_get_info*) echo {gib * 2**30};; esac\n')
+        python.chmod(0o755)
+        return findings(config(*train))
+
+    found = gpu_memory(80)
+    # 8.03 billion weights: 5 GiB packed, where float32 takes 30; the CPU holds them for the gate.
+    assert found["GPU memory"].state == "ok"
+    assert "80.0 GiB free, training in 4 bits takes up to" in found["GPU memory"].text
+    assert "training takes" not in found["memory"].text
+    assert gpu_memory(8)["GPU memory"].state == "warning"
+    assert gpu_memory(4)["GPU memory"].state == "missing"
+    python.write_text("#!/bin/sh\nexit 9\n")
+    assert "GPU memory" not in findings(config(*train))
+    assert "GPU memory" not in findings(config())
 
 
 def test_the_weights_of_a_known_model_are_counted_right(config):

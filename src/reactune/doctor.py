@@ -22,6 +22,7 @@ from reactune.config.sections import ModelConfig
 from reactune.config.settings import Config
 from reactune.errors import ReactuneError, ReleaseError, hide_passwords
 from reactune.model.files import (
+    HALF,
     WHEELS,
     BaseModel,
     Shape,
@@ -42,7 +43,7 @@ from reactune.release.gguf import bits_of, possible_types, require_exportable
 from reactune.release.runtimes import connect
 from reactune.store.database import opened_store, reading
 from reactune.store.schema import tip_scores
-from reactune.train.backends import usable_methods
+from reactune.train.backends import free_gpu_memory, python_of, usable_methods
 
 State = Literal["ok", "warning", "missing"]
 SMALLEST_PYTHON = (3, 11)
@@ -363,11 +364,17 @@ def _room(
     served = shape.parameters * bits_of(config.export.quantisation) / 8
     tokens = config.prompt.max_context_tokens + 2 * config.serve.max_tokens
     peaks = {"merging and export": round(MERGING * weights) + LIBRARIES}
-    if trains:
+    on_gpu: list[Finding] = []
+    if trains and config.train.load_in_4bit:
+        # Gate and parity compute on the CPU whatever trains.
+        peaks["the gate"] = loaded + LIBRARIES
+        on_gpu = _gpu_memory(config, shape, tokens)
+    elif trains:
         peaks["training"] = memory_needed(shape, config.train, sequence_tokens=tokens)
     runs, cache = config.run_root, config.model.cache_folder
     room = [
-        _memory(loaded if trains else weights, peaks),
+        _memory("memory", loaded if trains else weights, peaks, available_memory()),
+        *on_gpu,
         _disk(
             "disk of runs",
             weights + 2 * served + FREE_BESIDE,
@@ -385,16 +392,26 @@ def _size_of_weights(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _memory(least: int, peaks: Mapping[str, int]) -> Finding:
+def _gpu_memory(config: Config, shape: Shape, tokens: int) -> list[Finding]:
+    """Whether training in 4 bits finds its memory on the GPU; nothing where there is none."""
+    try:
+        free = free_gpu_memory(python_of(config.train))
+    except ReactuneError:
+        return []  # which the check of the trainer says
+    peak = memory_needed(shape, config.train, sequence_tokens=tokens, number=HALF)
+    least = memory_needed(shape, config.train, sequence_tokens=0, number=HALF)
+    return [_memory("GPU memory", least, {"training in 4 bits": peak}, free)]
+
+
+def _memory(name: str, least: int, peaks: Mapping[str, int], free: int) -> Finding:
     """Whether the step that takes the most memory finds it; with `least`, none can begin."""
-    free = available_memory()
     step, peak = max(peaks.items(), key=lambda each: each[1])
     text = f"{free / GIB:.1f} GiB free, {step} takes up to {peak / GIB:.1f}"
     if free >= peak:
-        return Finding("memory", "ok", text)
+        return Finding(name, "ok", text)
     # Only a batch of the longest rows takes the peak; weights that cannot be loaded never fit.
     state: State = "warning" if free > least else "missing"
-    return Finding("memory", state, f"{text}; take a smaller train.batch_size or base model")
+    return Finding(name, state, f"{text}; take a smaller train.batch_size or base model")
 
 
 def _disk(name: str, needed: float, free: int, *, advice: str) -> Finding:

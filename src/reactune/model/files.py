@@ -36,7 +36,8 @@ STALE_SECONDS = 24 * 3600  # an unfinished conversion older than this was killed
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 NEEDED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 LIBRARIES = 500 * 2**20  # torch, transformers, peft and trl once imported
-FLOAT = 4  # bytes
+FLOAT, HALF = 4, 2  # bytes of a number in float32 and in bfloat16
+NF4 = 4.127 / 8  # bytes of a weight in 4 bits, its scales quantised again (QLoRA, section 3)
 CGROUP = Path("/sys/fs/cgroup")
 # Floats that one LoRA weight occupies: itself, its gradient, and Adam's two moments.
 STATES = 4
@@ -411,19 +412,28 @@ def _from_sizes(sizes: Mapping[str, list[int]]) -> Shape:
     )
 
 
-def memory_needed(shape: Shape, settings: TrainConfig, *, sequence_tokens: int = 384) -> int:
-    """Bytes that training in float32 takes at its peak, when all rows are this long.
+def memory_needed(
+    shape: Shape, settings: TrainConfig, *, sequence_tokens: int = 384, number: int = FLOAT
+) -> int:
+    """Bytes that training takes at its peak, when all rows are this long.
 
-    Within a tenth of what was measured for SmolLM2 with PyTorch on a quiet CPU; LoRA on all
-    linear layers, no gradient checkpointing.
+    `number` is the bytes of a weight of the base and of what layers keep for the backward pass.
+    With `load_in_4bit`, weights of linear layers take those of NF4. The adapter's states and the
+    logits are float32.
+
+    In float32 within a tenth of what was measured for SmolLM2 with PyTorch on a quiet CPU; LoRA on
+    all linear layers, no gradient checkpointing.
     """
+    linear = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
+    packed = NF4 if settings.load_in_4bit else number
+    weights = (shape.parameters - linear) * number + linear * packed
     adapter = shape.layers * sum(
         settings.lora_rank * (inputs + outputs) for inputs, outputs in shape.linears
     )
     layer = HIDDEN_COPIES * shape.hidden + FEED_FORWARD_COPIES * shape.feed_forward
-    token = shape.layers * layer + VOCABULARY_COPIES * shape.vocabulary
+    token = shape.layers * layer * number + VOCABULARY_COPIES * shape.vocabulary * FLOAT
     tokens = settings.batch_size * sequence_tokens
-    return LIBRARIES + FLOAT * (shape.parameters + STATES * adapter + tokens * token)
+    return LIBRARIES + round(weights) + FLOAT * STATES * adapter + tokens * token
 
 
 def available_memory() -> int:

@@ -29,6 +29,7 @@ MADE = "reactune.json"  # written last into an environment: what it was made fro
 PROBE_SECONDS = 300
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
 HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 9)"
+FREE_GPU_MEMORY = "import torch; print(torch.cuda.mem_get_info()[0])"
 HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 
 
@@ -309,6 +310,25 @@ def has_gpu(python: Path) -> bool:
             f"{python} cannot import torch: {last[:300]}; run `reactune backend install` again"
         )
     return found.returncode == 0
+
+
+def free_gpu_memory(python: Path) -> int:
+    """Free bytes of the GPU that the torch of an environment takes first.
+
+    Raises:
+        TrainingError: it does not tell.
+    """
+    found = subprocess.run(
+        [str(python), "-I", "-c", FREE_GPU_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS,
+        check=False,
+    )
+    if found.returncode != 0 or not found.stdout.strip().isdigit():
+        last = found.stderr.strip().rpartition("\n")[2]
+        raise TrainingError(f"{python} does not tell how much memory its GPU has: {last[:300]}")
+    return int(found.stdout)
 
 
 def has_module(python: Path, module: str) -> bool:
