@@ -64,7 +64,7 @@ class ModelServer:
         self.published, self.retired = [], []
         self.closed = False
 
-    def check(self, *, versions=1):
+    def check(self, *, versions=1, base=""):
         return "a model server of the tests"
 
     def publish(self, model):

@@ -164,11 +164,28 @@ def test_a_server_of_openais_api_is_named_with_its_base_model(config):
     assert "lists meta/llama; name the one" in other["model server"].text
 
 
+def test_a_server_of_openais_api_is_compared_with_the_base_of_the_settings(config):
+    base = "model.base=meta-llama/Llama-3.2-1B-Instruct"
+    card = {"id": "tips", "root": "/models/Llama-3.2-1B-instruct/"}
+    for root, extra, state in (
+        (card["root"], (), "ok"),
+        ("Qwen/Qwen2.5-0.5B", (), "missing"),
+        ("Qwen/Qwen2.5-0.5B", ("serve.openai_model=tips",), "ok"),
+    ):
+        with answering({"/v1/models": json.dumps({"data": [card | {"root": root}]})}) as url:
+            settings = ("serve.runtime=openai", f"serve.openai_url={url}", base, *extra)
+            found = findings(config(*settings))["model server"]
+        assert found.state == state, found
+        said = "[model] base is meta-llama/Llama-3.2-1B-Instruct; serve that, or if both are"
+        assert (said in found.text) == (state == "missing")
+
+
 def test_nothing_is_trained_for_a_server_that_holds_one_version_only(config, family):
     folder = family("gemma-2")
     base = files.BaseModel(str(folder), folder, None, "", "")
     with answering({"/v1/models": '{"data": [{"id": "gemma"}]}'}) as url:
-        settings = config(f"model.base={folder}", "serve.runtime=openai", f"serve.openai_url={url}")
+        openai = ("serve.runtime=openai", f"serve.openai_url={url}", "serve.openai_model=gemma")
+        settings = config(f"model.base={folder}", *openai)
         chat = load_chat(folder, settings.prompt)
         with pytest.raises(ReleaseError, match=r"model server: gemma at .* 2 are needed; start vL"):
             doctor.require_ready(settings, base, chat, trains=True)
@@ -405,7 +422,7 @@ def test_the_core_alone_can_be_installed_set_up_fed_and_examined(tmp_path):
         )
 
     assert reactune("init").returncode == 0
-    assert reactune("ingest", "rows.jsonl").stdout == "rows: 1 in, 1 kept, 0 rejected\n"
+    assert reactune("ingest", "rows.jsonl").stdout.startswith("rows: 1 in, 1 kept, 0 rejected\n")
     examined = reactune("doctor")
     assert "warning  extra train   not installed" in examined.stdout
     assert "tips: 1" in examined.stdout

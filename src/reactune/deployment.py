@@ -31,7 +31,7 @@ from reactune.store import queries
 from reactune.store.database import opened_store, reading, writing
 
 BASE_RUN = "base"
-BASE_SECTIONS = ("export", "prompt", "privacy", "model")
+BASE_SECTIONS = ("export", "serve", "prompt", "privacy", "model")
 
 
 def database(config: Config) -> AbstractContextManager[sa.Engine]:
@@ -109,14 +109,13 @@ def ensure_champion(config: Config) -> ModelVersion:
 
     Raises:
         ReleaseError: the base cannot be exported or registered, or the model server is away or
-            reads prompts otherwise than we do.
+            answers otherwise than transformers.
     """
     found = champion(config)
     if found is not None:
         return found
     base = base_model(config.model)
     release = export_base_model(config, base)
-    _require_same_prompts(config, release)
     model = register(config, release, Record(run_id=BASE_RUN, tags={"base_digest": base.digest}))
     with database(config) as engine:
         rollouts.bootstrap_champion(
@@ -126,34 +125,54 @@ def ensure_champion(config: Config) -> ModelVersion:
     return model
 
 
-def _require_same_prompts(config: Config, release: ModelVersion) -> None:
-    chat = load_chat(release.prompt_folder, config.prompt, privacy=config.privacy)
-    with closing(runtimes.connect(config.serve)) as runtime:
-        faults = parity.prompt_faults(release, chat=chat, runtime=runtime)
-    if faults:
-        raise ReleaseError(
-            f"the base model {release.base} cannot be served as it was trained: "
-            f"{'; '.join(faults)}; take another [model] base or [prompt] template"
-        )
+def prove_base(config: Config, base: BaseModel) -> None:
+    """Return if the base is served as transformers computes it, or something is live already.
+
+    Nothing is trained before that; the export is the one that becomes the first champion.
+
+    Raises:
+        ReleaseError: as `ensure_champion`.
+    """
+    if current(config) is None:
+        export_base_model(config, base)
 
 
 def export_base_model(config: Config, base: BaseModel) -> ModelVersion:
     """The base model as a release, exported as every later version is, unless it is already.
 
     Raises:
-        ReleaseError: it cannot be exported.
+        ReleaseError: it cannot be exported, or the model server is away or answers otherwise than
+            transformers.
     """
     chat = load_chat(base.folder, config.prompt, privacy=config.privacy)
     root = run_root(config)
 
     def work(folder: Path) -> StageResult:
         made = export_release(base, chat, None, folder, run_id=BASE_RUN, settings=config.export)
-        return StageResult(f"{made.quantisation} of the base model", write_release(made))
+        report = _proof_of_base(config, base, made)
+        return StageResult(
+            f"{made.quantisation} of the base model; {report.line()}", write_release(made)
+        )
 
     settings = deciding(config, BASE_SECTIONS)
     run_stage(root.folder / BASE_RUN, "export", work, inputs={}, settings=settings, root=root)
     fetch(root, BASE_RUN, "export")
     return read_release(root.folder / BASE_RUN)
+
+
+def _proof_of_base(config: Config, base: BaseModel, release: ModelVersion) -> parity.ParityReport:
+    chat = load_chat(release.prompt_folder, config.prompt, privacy=config.privacy)
+    with closing(runtimes.connect(config.serve)) as runtime:
+        report = parity.check_base(
+            base, release, chat=chat, runtime=runtime, settings=config.export
+        )
+    if report.failures:
+        raise ReleaseError(
+            f"the base model {release.base} cannot be served as it was trained: "
+            f"{'; '.join(report.failures)}; take another [model] base, [prompt] template or "
+            "[export] quantisation"
+        )
+    return report
 
 
 def register(config: Config, release: ModelVersion, record: Record) -> ModelVersion:

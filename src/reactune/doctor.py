@@ -220,7 +220,7 @@ def _model_server(config: Config, *, versions: int = 1) -> Finding:
     name = "model server"
     try:
         with closing(connect(config.serve)) as runtime:
-            return Finding(name, "ok", runtime.check(versions=versions))
+            return Finding(name, "ok", runtime.check(versions=versions, base=config.model.base))
     except TimeoutError as error:
         return Finding(name, "warning", str(error))
     except ReleaseError as error:

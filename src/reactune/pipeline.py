@@ -87,7 +87,7 @@ class Reads:
 
     The sections `store` and `run` say where rows and runs are kept, `data` how fast rows are
     de-identified: they change no result, and every stage may read them. What is checked before
-    the first stage, by `doctor`, changes none either.
+    the first stage, by `doctor`, and before training, of the base, changes none either.
     """
 
     files: tuple[str, ...]
@@ -119,7 +119,7 @@ READS = {
             "export/model.gguf",
             "export/parity.json",
         ),
-        ("registry", "canary", "export", "serve", "prompt", "privacy", "model"),
+        ("registry", "canary", "serve", "prompt", "privacy", "model"),
     ),
     "deploy": Reads(("register/version.json",), ("registry", "canary", "serve")),
 }
@@ -287,6 +287,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     """Examples -> one adapter: every method the settings ask for, the best on validation kept."""
     base = base_model(config.model)
     chat = _chat(config, run, base)
+    deployment.prove_base(config, base)
     examples = read_examples(run / "dataset")
     rows = rows_by_method(chat, examples["train"], pairs(examples["train"]))
     with progress_bars() as bar:

@@ -113,12 +113,12 @@ class Runtime(Protocol):
     This is all that the package calls on one, and each server implements all of it.
     """
 
-    def check(self, *, versions: int = 1) -> str:
+    def check(self, *, versions: int = 1, base: str = "") -> str:
         """One line about the server, if it can be used from here; nothing is started.
 
         Raises:
-            ReleaseError: it is away or not installed, or cannot hold so many versions at once,
-                with what to do.
+            ReleaseError: it is away or not installed, cannot hold so many versions at once, or
+                holds another model than `base`, the name of `[model] base`; with what to do.
             TimeoutError: that is not known in time.
         """
 

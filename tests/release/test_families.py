@@ -14,7 +14,7 @@ from reactune.model.files import base_model
 from reactune.model.prompt import assemble, completion_ids, load_chat
 from reactune.release.gguf import export_gguf, export_release
 from reactune.release.llamacpp import LlamaCpp
-from reactune.release.parity import check
+from reactune.release.parity import check, check_base
 from template_fixtures import PUBLISHED
 
 pytest.importorskip("sentencepiece")
@@ -216,6 +216,21 @@ def test_a_planted_fault_of_the_file_is_refused(llama, fault, said, tmp_path):
     wrong = export_release(other, chat, merged, tmp_path / "export", run_id="r", settings=settings)
     report = proof(base, chat, replace(wrong, adapter=adapter), settings)
     assert any(said in failure for failure in report.failures), report.failures
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_converter_is_known_of_the_base_before_training(llama, tmp_path):
+    base, chat, _ = llama
+    settings = ExportConfig(quantisation="f16")
+    reordered, _ = reorder_heads(base, None, tmp_path)
+    for source, name in ((base, "right"), (reordered, "wrong")):
+        out = tmp_path / name
+        release = export_release(source, chat, None, out, run_id="r", settings=settings)
+        with closing(LlamaCpp(ServeConfig(threads=1, parallel=1))) as server:
+            report = check_base(base, release, chat=chat, runtime=server, settings=settings)
+            assert release.name not in server.servers
+        found = [each for each in report.failures if "log-probabilities differ" in each]
+        assert len(found) == (name == "wrong"), report.failures
 
 
 @pytest.mark.slow

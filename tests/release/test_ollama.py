@@ -9,14 +9,16 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from reactune.config.sections import PromptConfig, ServeConfig
+from gguf_fixtures import write_tiny_gguf
+from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, ServeConfig
 from reactune.errors import ReleaseError
+from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, render, write_prompt_folder
 from reactune.records import Sampling, sha256_of
+from reactune.release.gguf import export_release
 from reactune.release.ollama import Ollama
-from reactune.release.parity import prompt_faults
+from reactune.release.parity import check_base
 from reactune.release.runtimes import connect
 from release_fixtures import (
     GREEDY,
@@ -160,24 +162,19 @@ def test_a_start_token_that_the_template_lacks_is_refused(settings, tmp_path, mo
 
 
 def test_a_base_that_ollama_reads_otherwise_is_known_before_it_is_live(settings, tmp_path):
-    model = tiny_version(tmp_path, version=34)
-    chat = tiny_chat(load_chat(model.prompt_folder, PromptConfig()))
+    file = write_tiny_gguf(tmp_path / "tiny.gguf", context=1024)
+    base = base_model(ModelConfig(base=str(file), cache_dir=str(tmp_path / "cache")))
+    chat, export = load_chat(base.folder, PromptConfig()), ExportConfig()
+    model = export_release(base, chat, None, tmp_path / "export", run_id="base", settings=export)
     with closing(Ollama(settings)) as runtime:
-        assert prompt_faults(model, chat=chat, runtime=runtime) == []
+        asked = {"chat": chat, "runtime": runtime, "settings": export}
+        assert check_base(base, model, **asked).failures == ()
         template = model.prompt_folder / "ollama_template.txt"
         template.write_text("<|im_start|>" + template.read_text())
-        (fault,) = prompt_faults(model, chat=chat, runtime=runtime)
-        assert "chat endpoint reads" in fault
+        faults = check_base(base, model, **asked).failures
+        assert all("chat endpoint reads" in fault for fault in faults)
+        assert faults
         assert model.name not in runtime.names()
-
-
-def tiny_chat(chat):
-    """The chat with the tokenizer of tiny models: single bytes and specials."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    return replace(chat, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("family", ["gemma-2", "gemma-3", "llama-3.2", "mistral-nemo", "phi-3"])

@@ -21,7 +21,8 @@ def test_a_run_is_proven_deployed_served_and_promoted_by_adapters(tmp_path, monk
     monkeypatch.setenv("REACTUNE_KEY", SECRET)
     folder = base_model(install(tmp_path).model).folder
     with vllm_like(folder) as (server, url):
-        serve = {"runtime": "openai", "openai_url": url, "timeout_seconds": 60, "max_tokens": 8}
+        serve = {"runtime": "openai", "openai_url": url, "openai_model": "org/base"}
+        serve |= {"timeout_seconds": 60, "max_tokens": 8}
         config = install(tmp_path, serve=serve, canary={"share": 0.5, "ramp": []})
         take_in(config, reactions(200))
 

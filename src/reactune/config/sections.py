@@ -318,7 +318,7 @@ class ServeConfig(Section):
     """Address of a server with `/v1/completions`; its key is read from the environment variable
     REACTUNE_OPENAI_KEY."""
     openai_model: str = ""
-    """That server's name for the base model; empty: it lists one, and that is it."""
+    """That server's name for the base model; empty: it lists one, named like `[model] base`."""
     openai_runs: str = ""
     """The folder `[run] root` as that server sees it, from which it loads adapters; empty: by the
     same path as here."""

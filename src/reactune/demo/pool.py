@@ -81,7 +81,7 @@ class PooledRuntime:
     def __post_init__(self) -> None:
         self.by_digest = {tip.digest: tip for tip in self.pool.tips}
 
-    def check(self, *, versions: int = 1) -> str:
+    def check(self, *, versions: int = 1, base: str = "") -> str:
         """As `Runtime.check`."""
         return self.runtime.check(versions=versions)
 

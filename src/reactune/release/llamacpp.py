@@ -64,7 +64,7 @@ class LlamaCpp:
     # Linux ends a child with the thread that started it, so one thread starts all and stays.
     starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def check(self, *, versions: int = 1) -> str:
+    def check(self, *, versions: int = 1, base: str = "") -> str:
         """A line if the wheel of llama.cpp loads here, in a process of its own.
 
         Raises:

@@ -45,7 +45,7 @@ class Ollama:
         self.connections = AsyncConnections(url, timeout_seconds=self.settings.timeout_seconds)
         self.loader = ollama.Client(host=url, timeout=UPLOAD_SECONDS)
 
-    def check(self, *, versions: int = 1) -> str:
+    def check(self, *, versions: int = 1, base: str = "") -> str:
         """The server's version and address.
 
         Raises:

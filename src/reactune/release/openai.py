@@ -59,12 +59,12 @@ class OpenAICompatible:
     def __post_init__(self) -> None:
         self.client = httpx.Client(**self._connection())
 
-    def check(self, *, versions: int = 1) -> str:
+    def check(self, *, versions: int = 1, base: str = "") -> str:
         """The server's address and base model, and whether it can hold several versions.
 
         Raises:
-            ReleaseError: no such server answers, it wants another key, lacks the base model, or
-                cannot hold so many versions.
+            ReleaseError: no such server answers, it wants another key, lacks the base model or
+                holds another, or cannot hold so many versions.
         """
         with self._errors("list its models", within=CHECK_SECONDS):
             cards = self._cards(timeout=CHECK_SECONDS)
@@ -72,7 +72,9 @@ class OpenAICompatible:
             probe = self.client.post(LOAD, json={}, timeout=CHECK_SECONDS)
             if probe.status_code not in (*ABSENT, *REFUSED):
                 probe.raise_for_status()
-        server = f"{self._base_name(cards)} at {self.settings.openai_url}"
+        name = self._base_name(cards)
+        self._require_same_base(next(card for card in cards if card["id"] == name), base)
+        server = f"{name} at {self.settings.openai_url}"
         if probe.status_code not in ABSENT:
             return f"{server}, which loads an adapter for each version"
         if versions > 1:
@@ -251,6 +253,20 @@ class OpenAICompatible:
             f"lists {listed}; name the one that is the base model there"
         )
 
+    def _require_same_base(self, card: Card, base: str) -> None:
+        """Compare the server's model with ours by name, unless the settings name the server's.
+
+        A name is the last part of a path or of a name from the hub, in any case.
+        """
+        theirs = {last_part(str(card["id"])), last_part(str(card.get("root") or ""))}
+        if self.settings.openai_model or not base or last_part(base) in theirs:
+            return
+        raise ReleaseError(
+            f"the server at {self.settings.openai_url} holds {card['id']}, and [model] base is "
+            f"{base}; serve that, or if both are the same model, set [serve] openai_model = "
+            f"{card['id']!r}"
+        )
+
     def _lists(self, cards: Sequence[Card], model: ModelVersion) -> bool:
         """Whether the server lists the version by its own name.
 
@@ -381,6 +397,11 @@ def tokenizer_of(model: ModelVersion) -> Tokenizer:
         ReleaseError: the version's prompt folder is missing.
     """
     return Tokenizer.from_str(read_prompt_file(model, "tokenizer.json"))
+
+
+def last_part(name: str) -> str:
+    """The last part of a path or of a name from the hub, in lower case."""
+    return name.rstrip("/").rpartition("/")[2].lower()
 
 
 def ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -15,11 +15,18 @@ from reactune.config.sections import ExportConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, logits_at, open_model, score
-from reactune.model.prompt import Chat, assemble, user_text
+from reactune.model.prompt import Chat, assemble, completion_ids, user_text
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling
 from reactune.release.gguf import unquantise
 from reactune.release.llamacpp import file_logprobs
 
+# Contexts and tips that stand for those of a product while there are none.
+PROBES = (
+    ("I slept badly and have 3 meetings before 10:45.", "Take a short walk before lunch."),
+    ("Buy 12 eggs, and call mum at 18:30.", "Buy the eggs on the way home."),
+    ("It is evening, and there are no tasks left.", "Read a book, and go to bed early."),
+    ("I want to learn Spanish.", "Learn five new words every day after breakfast."),
+)
 Scores = Sequence[NDArray[np.float64]]
 Ids = Sequence[int]
 
@@ -134,21 +141,39 @@ def check(
     )
 
 
-def prompt_faults(model: ModelVersion, *, chat: Chat, runtime: Runtime) -> list[str]:
-    """How the server reads a prompt otherwise than we do, such as with a second start token.
+def check_base(
+    base: BaseModel,
+    model: ModelVersion,
+    *,
+    chat: Chat,
+    runtime: Runtime,
+    settings: ExportConfig,
+    threads: int = 0,
+) -> ParityReport:
+    """`check` of the exported base model, which has no held-out tips yet: on a few of ours.
 
-    For a base model, which has no held-out prompts yet. It is published meanwhile.
+    What its file or its server does otherwise than transformers is known before anything is
+    trained. Greedy answers are not judged: a text of an untuned model need not be cut into the
+    tokens that it was drawn from. It is published meanwhile.
 
     Raises:
-        ReleaseError: the server does not take the version, or does not answer.
+        ReleaseError: as `check`.
     """
-    prompt = assemble(chat, "any", {})
+    key = next(iter(chat.settings.context_keys), "")
     try:
-        (answer,) = _answer_greedily(runtime, model, [prompt], max_tokens=1)
-        chat_tokens = runtime.chat_prompt_tokens(model, user_text(chat, prompt))
+        return check(
+            base,
+            model,
+            chat=chat,
+            prompts=[assemble(chat, "any", {key: text}) for text, _ in PROBES],
+            completions=[completion_ids(chat, tip) for _, tip in PROBES],
+            runtime=runtime,
+            settings=settings.model_copy(update={"min_greedy_agreement": 0.0}),
+            max_tokens=1,
+            threads=threads,
+        )
     finally:
         runtime.retire(model)
-    return _faults(Served(prompt, answer, (), (), chat_tokens), (), max_tokens=1)
 
 
 def _answer_greedily(
