@@ -1,11 +1,28 @@
 """The values of policies in the report of the demo."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import mean
 
+import numpy as np
+
 from audience_fixtures import LABELS, base_tips, good_tip, label_of, town
+from loop_fixtures import install
 from reactune.demo.audience import Response, Town, Visit, expected_reward, load_audience
-from reactune.demo.report import PastTip, most_popular_tip, policy_value, shortest_tip
+from reactune.demo.report import (
+    CycleResult,
+    PastTip,
+    candidates_shown,
+    choices_of,
+    first_candidate,
+    most_popular_tip,
+    policy_value,
+    shortest_tip,
+)
+from reactune.records import Rollout, canonical_json
+from reactune.service.choice import Candidate, choose, first_passed
+from reactune.store.database import opened_store, writing
+from reactune.store.queries import upsert_scores
+from serving_fixtures import NOON, exposure_of
 
 
 class Patient:
@@ -103,3 +120,28 @@ def test_another_label_rule_gives_another_value_on_another_audience():
     narrow = LABELS.model_copy(update={"positive_dwell_ms": (20_001, 30_000)})
     assert policy_value(audience, shown, labels=narrow).reward == 0.0
     assert policy_value(audience, shown, labels=LABELS).reward == 1.0
+
+
+def test_the_candidates_of_three_tips_are_shown_with_their_rewards(tmp_path):
+    config = install(tmp_path)
+    candidates = [Candidate("Tip <b>."), Candidate(verdict="empty"), Candidate("Walk.")]
+    chosen = choose(candidates, np.array([0.5, -0.25]), np.array([0.4, -0.5]), draw=0.0)
+    failed = first_passed(candidates, "error")
+    rows = [
+        exposure_of(
+            tip_id=f"{number:016}", rollout_id="trial", choice_json=canonical_json(asdict(each))
+        )
+        for number, each in enumerate([chosen, failed, *[chosen] * 6])
+    ]
+    with opened_store(config.store_url) as engine, writing(engine) as connection:
+        upsert_scores(connection, [asdict(each) for each in rows])
+    trial = Rollout("trial", 1, 2, "canary", 0.5, "s", "tip", 9, NOON, NOON)
+    assert len(choices_of(config, trial)) == 7
+    assert {first_candidate(each) for each in choices_of(config, trial).values()} == {"Tip <b>."}
+    cycle = CycleResult(tmp_path, trial, "promoted", [], [], [], [], 1.0, 1.0)
+    (section,) = candidates_shown(config, cycle)
+    assert len(section.rows) == 9
+    chance = f"{chosen.candidates[0].chance:.0%}"
+    assert section.rows[0] == ("1", "Tip <b>.", "+0.50", "+0.40", chance, "shown")
+    assert section.rows[1] == ("1", "(refused: empty)", "", "", "", "")
+    assert candidates_shown(config, replace(cycle, rollout=replace(trial, rollout_id="x"))) == []

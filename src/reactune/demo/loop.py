@@ -26,7 +26,14 @@ from reactune.data.labels.scores import daily_counts
 from reactune.data.labels.sources import open_scores
 from reactune.demo.audience import Audience, Response, Visit, load_audience
 from reactune.demo.pool import PooledRuntime, digest_of, read_pool
-from reactune.demo.report import CycleResult, PastTip, arms_of, write_demo_report
+from reactune.demo.report import (
+    CycleResult,
+    PastTip,
+    arms_of,
+    choices_of,
+    first_candidate,
+    write_demo_report,
+)
 from reactune.demo.situations import demo_settings
 from reactune.erasure.erase import Say
 from reactune.errors import CanaryError
@@ -123,13 +130,14 @@ def run_cycle(demo: Demo, day: int, past: list[Served]) -> tuple[CycleResult, in
     if manifest.stage == STAGES[-1]:
         rollout = deployment.current(demo.config)
         day, verdict = until_decided(demo, day, served)
-    before, after = paired_tips(demo, rollout, served)
+    before, after, unchosen = paired_tips(demo, rollout, served)
     result = CycleResult(
         run=run,
         rollout=rollout,
         verdict=verdict,
         before=before,
         after=after,
+        unchosen=unchosen,
         past=[past_tip(demo.config, each) for each in past],
         seconds_before_rollout=trained - started,
         rollout_seconds=time.monotonic() - trained,
@@ -180,13 +188,17 @@ def until_decided(demo: Demo, day: int, served: list[Served]) -> tuple[int, str]
 
 def paired_tips(
     demo: Demo, rollout: Rollout | None, served: list[Served]
-) -> tuple[list[tuple[Visit, str]], list[tuple[Visit, str]]]:
-    """Visits with the base model's tips from the pool, and the same with the challenger's tips."""
+) -> tuple[list[tuple[Visit, str]], ...]:
+    """Visits with the base model's tips from the pool, the same with the challenger's tips, and
+    with the first of its candidates where a reward chose among them.
+    """
+    before: list[tuple[Visit, str]] = []
+    after: list[tuple[Visit, str]] = []
+    unchosen: list[tuple[Visit, str]] = []
     if rollout is None:
-        return [], []
-    arms = arms_of(demo.config, rollout)
+        return before, after, unchosen
+    arms, choices = arms_of(demo.config, rollout), choices_of(demo.config, rollout)
     pool = demo.runtime.by_digest
-    before, after = [], []
     for one in served:
         if arms.get(one.tip_id) != ("challenger", None):
             continue
@@ -195,7 +207,9 @@ def paired_tips(
         if pooled is not None:
             before.append((one.visit, pooled.text))
             after.append((one.visit, one.text))
-    return before, after
+            choice = choices.get(one.tip_id)
+            unchosen.append((one.visit, first_candidate(choice) if choice else one.text))
+    return before, after, unchosen if choices else []
 
 
 def past_tip(config: Config, served: Served) -> PastTip:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -29,6 +30,7 @@ from reactune.store.schema import tip_scores
 from reactune.tracking import gate_table
 
 TIPS_SHOWN = 5
+CHOICES_SHOWN = 3
 RATE_BATCHES = 60
 
 Policy = Callable[[Visit], str]
@@ -57,7 +59,8 @@ class CycleResult:
     """One cycle of the loop: its run, the rollout it led to, and how it ended.
 
     `before` pairs visits with the base model's tips, `after` the same visits with the
-    challenger's; `past` holds all tips shown before the training. Times are in seconds.
+    challenger's, and `unchosen` with the first of the challenger's candidates that passed the
+    guard. `past` holds all tips shown before the training. Times are in seconds.
     """
 
     run: Path
@@ -65,6 +68,7 @@ class CycleResult:
     verdict: str
     before: Sequence[tuple[Visit, str]]
     after: Sequence[tuple[Visit, str]]
+    unchosen: Sequence[tuple[Visit, str]]
     past: Sequence[PastTip]
     seconds_before_rollout: float
     rollout_seconds: float
@@ -90,6 +94,7 @@ def write_demo_report(
         figures["tips that the challenger wrote"] = f"{len(last.after):,}"
         sections.append(_policies(values))
         sections.append(_five_tips(last))
+        sections += candidates_shown(config, last)
     sections += _training(last.run)
     sections.append(_time(last))
     if len(cycles) > 1:
@@ -107,6 +112,7 @@ def policy_values(
     shortest, popular = shortest_tip(cycle.past), most_popular_tip(cycle.past)
     shown = {
         "challenger": cycle.after,
+        **({"challenger without its reward": cycle.unchosen} if cycle.unchosen else {}),
         "the base model": cycle.before,
         "the shortest tip": [(visit, shortest(visit)) for visit in visits],
         "the most popular tip": [(visit, popular(visit)) for visit in visits],
@@ -272,6 +278,49 @@ def _five_tips(cycle: CycleResult) -> Section:
             for (_, before), (visit, after) in pairs[::step][:TIPS_SHOWN]
         ),
     )
+
+
+def choices_of(config: Config, rollout: Rollout) -> dict[str, Mapping[str, Any]]:
+    """The candidates of every tip of a rollout among which a reward chose, by the tip's id."""
+    row = tip_scores.c
+    query = sa.select(row.tip_id, row.choice_json).where(row.rollout_id == rollout.rollout_id)
+    query = query.where(row.choice_json.is_not(None)).order_by(row.created_at, row.tip_id)
+    with deployment.database(config) as engine, reading(engine) as connection:
+        found = {tip_id: json.loads(text) for tip_id, text in connection.execute(query)}
+    return {tip_id: each for tip_id, each in found.items() if each["problem"] is None}
+
+
+def first_candidate(choice: Mapping[str, Any]) -> str:
+    """What would have been shown without a reward."""
+    passed = (each["text"] for each in choice["candidates"] if each["verdict"] == "passed")
+    return str(next(passed))
+
+
+def candidates_shown(config: Config, cycle: CycleResult) -> list[Section]:
+    """The candidates of some tips with their rewards; nothing where no reward chose."""
+    assert cycle.rollout is not None
+    choices = list(choices_of(config, cycle.rollout).values())
+    if not choices:
+        return []
+    step = max(1, len(choices) // CHOICES_SHOWN)
+    rows = []
+    for number, choice in enumerate(choices[::step][:CHOICES_SHOWN], 1):
+        for place, each in enumerate(choice["candidates"]):
+            shown = "shown" if place == choice["chosen"] else ""
+            if each["verdict"] != "passed":
+                rows.append((str(number), f"(refused: {each['verdict']})", "", "", "", shown))
+                continue
+            values = (f"{each['reward']:+.2f}", f"{each['bound']:+.2f}", f"{each['chance']:.0%}")
+            rows.append((str(number), each["text"], *values, shown))
+    return [
+        Section(
+            title="Three tips and their candidates",
+            text="The reward is the log-odds that a tip is liked in its context, against the "
+            "average tip. The choice is drawn, by the lower bounds; the chance is logged.",
+            head=("tip", "candidate", "reward", "lower bound", "chance", ""),
+            rows=tuple(rows),
+        )
+    ]
 
 
 def _context(visit: Visit) -> str:

@@ -124,6 +124,8 @@ max_context_tokens = 128
 [serve]
 # A longer tip is too long to be liked.
 max_tokens = 48
+# Once there is a reward model, it chooses one of four texts.
+candidates = 4
 parallel = 8
 # Another program may need the processor.
 timeout_seconds = 120
