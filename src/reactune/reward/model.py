@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ import numpy.typing as npt
 from reactune.errors import DataError
 from reactune.records import canonical_json, replacing, write_atomically
 from reactune.reward.comparisons import Floats
-from reactune.reward.fit import Validated
+
+if TYPE_CHECKING:
+    from reactune.reward.fit import Validated
 
 WEIGHTS, FACTS = "reward.safetensors", "reward.json"
 FILES = (WEIGHTS, FACTS)
@@ -38,7 +40,7 @@ class RewardModel:
 
 
 def assemble_model(
-    validated: Validated,
+    validated: "Validated",
     mean: Floats,
     deviation: Floats,
     *,
