@@ -468,6 +468,7 @@ def finished(config, before):
     wait_until_nothing_runs(config.folder)
 
 
+@pytest.mark.slow
 def test_killed_at_the_registration_a_run_registers_one_version(tmp_path):
     shutil.copytree(trained()[0] / "runs", tmp_path / "runs")
     config = install(tmp_path)

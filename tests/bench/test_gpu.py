@@ -20,6 +20,7 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_benchmark_says_so_and_keeps_nothing():
     if has_gpu(Path(sys.executable)):
         pytest.skip("this machine has a GPU")

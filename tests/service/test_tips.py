@@ -603,6 +603,7 @@ def files(tmp_path):
     return {"gguf": base.gguf, "prompt_folder": tmp_path / "prompt"}
 
 
+@pytest.mark.slow
 def test_llama_cpp_writes_both_models_tips_and_its_failures_are_in_the_row(
     sqlite_url, chat, files, monkeypatch
 ):

@@ -48,9 +48,8 @@ def run_in(settings, folder, script, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(
-    "backend", ["trl", *(pytest.param(b, marks=pytest.mark.slow) for b in OWN)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["trl", *OWN])
 def test_the_collator_of_every_backend_gives_our_tokens_labels_and_order(
     tiny, rows, tmp_path, backend
 ):
