@@ -102,6 +102,7 @@ def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
         "export": ("dataset/examples.parquet", quality, *weights, "evaluate/gate.json"),
         "register": (
             "dataset/README.md",
+            quality,
             "train/training.json",
             "evaluate/gate.json",
             "export/model.gguf",

@@ -114,6 +114,7 @@ READS = {
     "register": Reads(
         (
             "dataset/README.md",
+            QUALITY,
             "train/training.json",
             "evaluate/gate.json",
             "export/model.gguf",

@@ -87,7 +87,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     now = expose(config, 60, champion=0.5, challenger=0.5)
     review.promote(config, now=now)
     assert "is not live; `reactune erase --expired` removes it" in call(tmp_path, "status")
-    with pytest.raises(CanaryError, match="version 2 learned from"):
+    with pytest.raises(CanaryError, match="version 2 was trained on data of"):
         deployment.open_rollout(config, 2, now=now)
     call(tmp_path, "erase", "--expired")
     assert all_runs(config.run_root) == [second]
