@@ -71,6 +71,30 @@ FAMILIES = {
     "phi3": ("Phi3ForCausalLM", {"original_max_position_embeddings": 2048}, True),
     "gemma2": ("Gemma2ForCausalLM", GEMMA, True),
     "gemma3": ("Gemma3ForCausalLM", GEMMA, True),
+    # Their linear layers have names of their own, or hold several in one.
+    "gpt-neox": ("GPTNeoXForCausalLM", {}, False),
+    "falcon": (
+        "FalconForCausalLM",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+        False,
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512},
+        False,
+    ),
+    # Experts.
+    "qwen2-moe": (
+        "Qwen2MoeForCausalLM",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        },
+        False,
+    ),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}, True),
 }
 
 

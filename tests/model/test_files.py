@@ -291,6 +291,14 @@ def test_a_model_without_the_usual_dimensions_has_no_shape(tmp_path):
         shape_of(ModelConfig(base=str(tmp_path)))
 
 
+def test_dimensions_are_read_by_the_names_of_older_families(tmp_path):
+    # GPT-2 small, as its publisher states it.
+    stated = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257}
+    (tmp_path / "config.json").write_text(json.dumps(stated | {"tie_word_embeddings": True}))
+    shape = shape_of(ModelConfig(base=str(tmp_path)))
+    assert (shape.layers, shape.hidden, shape.queries, shape.feed_forward) == (12, 768, 768, 3072)
+
+
 MEASURE = """
 import resource, sys
 import torch

@@ -15,11 +15,15 @@ from reactune.model.prompt import assemble, completion_ids, load_chat
 from reactune.release.gguf import export_gguf, export_release
 from reactune.release.llamacpp import LlamaCpp
 from reactune.release.parity import check, check_base
+from reactune.train.with_trl import targets_of
 from template_fixtures import PUBLISHED
 
 pytest.importorskip("sentencepiece")
 # PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
+]
 GEMMAS = str(PUBLISHED / "gemma-3.jinja")
 PROMPTS = PromptConfig(system="Be brief.", instruction="Write one short tip.")
 CONTEXTS = [{"time_of_day": "noon"}, {"open_tasks": ["buy eggs", "call mum"]}, {"free_text": "7"}]
@@ -31,14 +35,15 @@ TIPS = [
 
 
 def train_a_little(base, chat, folder, *, steps=60):
-    """A LoRA adapter on all linear layers under which the model writes the tips by heart."""
+    """A LoRA adapter on the trainer's layers under which the model writes the tips by heart."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=targets_of(model))
+    tuned = get_peft_model(model, settings)
     optimiser = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.01)
     slower = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):

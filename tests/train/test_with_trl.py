@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from family_fixtures import FAMILIES, SIZES
 from reactune.config.sections import TrainConfig
 from reactune.model.logprobs import open_model, score
 from reactune.train.job import Job
@@ -31,6 +32,7 @@ from reactune.train.with_trl import (
     report_progress,
     score_only_labelled_positions,
     sft_row,
+    targets_of,
     with_reference,
 )
 
@@ -108,6 +110,28 @@ def test_weights_are_trained_in_float32_and_start_without_effect(tiny, rows):
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert all(not weight.any() for name, weight in trained.items() if "lora_B" in name)
     assert any(weight.any() for name, weight in trained.items() if "lora_A" in name)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama3", "down_proj gate_proj k_proj o_proj q_proj up_proj v_proj"),
+        ("phi3", "down_proj gate_up_proj o_proj qkv_proj"),
+        ("falcon", "dense dense_4h_to_h dense_h_to_4h query_key_value"),
+        ("gpt2", "c_attn c_fc c_proj"),
+        ("mixtral", "k_proj o_proj q_proj v_proj"),  # its experts cannot be merged into its files
+    ],
+)
+def test_all_linear_layers_that_can_be_merged_are_trained_whatever_they_are_called(
+    family, expected
+):
+    import transformers
+
+    kind, special, _ = FAMILIES[family]
+    model = getattr(transformers, kind)
+    with torch.device("meta"):
+        empty = model(model.config_class(**{**SIZES, **special, "vocab_size": 60_000}))
+    assert targets_of(empty) == expected.split()
 
 
 def test_four_bits_are_those_of_qlora_and_only_where_the_job_says_so(tiny, rows, monkeypatch):

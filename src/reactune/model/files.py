@@ -375,7 +375,24 @@ def shape_of(settings: ModelConfig) -> Shape:
         ) from error
 
 
+# What older families call the dimensions in their config.json.
+OLDER_NAMES = {
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "hidden_size": ("n_embd", "d_model"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+}
+
+
 def _from_config(config: Mapping[str, Any]) -> Shape:
+    config = dict(config)
+    for name, older in OLDER_NAMES.items():
+        found = [config[each] for each in (name, *older) if config.get(each) is not None]
+        if found:
+            config[name] = found[0]
+    if "hidden_size" in config:
+        # Four times as wide, as in the first transformer, unless it is stated.
+        config.setdefault("intermediate_size", 4 * config["hidden_size"])
     heads = config["num_attention_heads"]
     head = config.get("head_dim") or config["hidden_size"] // heads
     return Shape(

@@ -28,8 +28,9 @@ def main() -> int:
     die_with_parent()
     job = json.loads(sys.stdin.read())
     import convert_hf_to_gguf as converter
-    from conversion.base import TextModel
+    from conversion.base import ModelBase, TextModel
 
+    ModelBase.load_hparams = staticmethod(with_older_names(ModelBase.load_hparams))
     TextModel.get_vocab_base_pre = knowing_splits(TextModel.get_vocab_base_pre)
     if job["vocabulary"]:
         class_of = converter.get_model_class
@@ -39,6 +40,20 @@ def main() -> int:
     sys.argv = ["convert_hf_to_gguf", *job["arguments"]]
     converter.main()
     return 0
+
+
+def with_older_names(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The converter's reading of config.json, with names that transformers 5 no longer writes."""
+
+    def load_hparams(*arguments: Any, **named: Any) -> dict[str, Any]:
+        config = load(*arguments, **named)
+        rope = config.get("rope_parameters") or {}
+        config.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
+        if "n_positions" in config:
+            config.setdefault("n_ctx", config["n_positions"])
+        return config
+
+    return load_hparams
 
 
 def knowing_splits(recognise: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:

@@ -14,7 +14,6 @@ from typing import Any
 from reactune.records import write_atomically
 from reactune.train.job import Job, tokens_of
 from reactune.train.with_trl import (
-    TARGETS,
     finish,
     kto_weights,
     last_layers,
@@ -75,7 +74,7 @@ def axolotl_settings(
         "lora_r": job.lora_rank,
         "lora_alpha": job.lora_alpha,
         "lora_dropout": job.lora_dropout,
-        "lora_target_modules": TARGETS,
+        "lora_target_linear": True,
         **layers_to_transform(layers, job.lora_layers),
         "datasets": [{"path": str(folder / ROWS), "ds_type": "json", **dataset_type(job)}],
         "dataset_prepared_path": str(folder / "cache" / "axolotl"),

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from reactune.train.job import (
     tokens_of,
 )
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REFERENCE_FILE = "reference.json"
 CHUNK_STEPS = 16
 # A step costs four times as much as scoring its rows with the base model, so those that are not
@@ -129,11 +129,37 @@ def load_model(job: Job) -> Any:
             r=job.lora_rank,
             lora_alpha=job.lora_alpha,
             lora_dropout=job.lora_dropout,
-            target_modules=TARGETS,
+            target_modules=targets_of(model),
             layers_to_transform=last_layers(model.config.num_hidden_layers, job.lora_layers),
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def targets_of(model: Any) -> list[str]:
+    """Names of the linear layers that LoRA changes: all but the head, as a family calls them.
+
+    Of layers that are experts, transformers 5 keeps one tensor for all, which the files of the
+    model hold in parts: PEFT would change the tensor, and that could not be merged into the files.
+    So they stay as they are, with those that are called like them.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    # What PEFT makes of the names is seen on a model without weights.
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        empty = AutoModelForCausalLM.from_config(model.config)
+        tuned = get_peft_model(empty, LoraConfig(target_modules=sorted(linear)))
+    return sorted(tuned.peft_config["default"].target_modules)
 
 
 def in_4bit(dtype: Any) -> dict[str, Any]:

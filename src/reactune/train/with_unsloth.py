@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reactune.train.job import Job, tokens_of
-from reactune.train.with_trl import TARGETS, finish, last_layers, prepare, run
+from reactune.train.with_trl import finish, last_layers, prepare, run, targets_of
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +45,7 @@ def trainer_for(folder: Path, job: Job, rows: list[dict[str, Any]]) -> Any:
             r=job.lora_rank,
             lora_alpha=job.lora_alpha,
             lora_dropout=job.lora_dropout,
-            target_modules=TARGETS,
+            target_modules=targets_of(model),
             layers_to_transform=last_layers(model.config.num_hidden_layers, job.lora_layers),
             use_gradient_checkpointing=False,
             random_state=job.seed,
