@@ -120,7 +120,9 @@ def test_a_password_in_a_url_does_not_reach_the_bucket(tmp_path, worker, s3_url)
 def served(file):
     """`reactune serve` in a worker's folder; its address once it is ready."""
     port = free_port()
-    command = [REACTUNE, "--set", f"serve.port={port}", "serve"]
+    # Long enough for a model of random weights to end.
+    options = ("--set", f"serve.port={port}", "--set", "serve.max_tokens=96")
+    command = [REACTUNE, *options, "serve"]
     with (
         file.with_name("serve.log").open("w") as log,
         subprocess.Popen(
