@@ -107,7 +107,8 @@ def test_gemma_with_its_real_weights_is_served_as_it_was_trained(gemma, tmp_path
     chat = load_chat(base.folder, PROMPTS.model_copy(update={"system": "", "template": GEMMAS}))
     assert assembled(chat)[0].text.startswith("<bos><start_of_turn>user\nWrite one short tip.")
     settings = ExportConfig()
-    adapter = train_a_little(base, chat, tmp_path / "adapter", steps=3)
+    # With fewer steps, tips of 8 bits are ties: 2 of 15 greedy tokens differ.
+    adapter = train_a_little(base, chat, tmp_path / "adapter", steps=6)
     release = export_release(
         base, chat, adapter, tmp_path / "export", run_id="r", settings=settings
     )
