@@ -12,7 +12,7 @@ from reactune.store.database import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
 
 # Without a deadline: how long an example takes says nothing on a machine that others use too.
-settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

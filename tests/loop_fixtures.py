@@ -4,14 +4,12 @@ Everything in it is real (SQLite, MLflow, trainer, llama.cpp); only the model is
 run takes seconds.
 """
 
-import fcntl
 import functools
 import json
 import os
 import random
 import shutil
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import ClassVar
 from unittest import mock
 
@@ -29,6 +27,7 @@ from reactune.service import state
 from reactune.store.database import create_store, opened_store, writing
 from reactune.store.queries import upsert_scores
 from serving_fixtures import report_shown, request_tip
+from sharing import made_once
 
 SECRET = "a key for tests that nobody else has"
 KEY = HashingKey(SECRET.encode())
@@ -66,20 +65,6 @@ SETTINGS = {
     "serve": {"max_tokens": 8, "threads": 1, "parallel": 1},
     "canary": {"min_units_per_step": 50, "min_days": 0},
 }
-
-
-def made_once(name, make):
-    """A folder that one of the parallel test processes fills by `make(folder)` for all of them."""
-    folder = Path(os.environ["REACTUNE_TEST_SHARED"]) / name
-    with (folder.parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder.parent / f"{name}.done"
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            make(folder)
-            done.touch()
-    return folder
 
 
 @functools.cache

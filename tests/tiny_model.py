@@ -5,8 +5,10 @@ import shutil
 import pytest
 
 from reactune.config.sections import ModelConfig, PromptConfig
-from reactune.model.files import base_model
+from reactune.model.files import BaseModel, base_model
 from reactune.model.prompt import completion_ids, load_chat, rebuild
+from reactune.reward.graph import graph_of
+from sharing import made_once
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -15,6 +17,13 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 def tiny(tmp_path_factory):
     """Folder of the model."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny):
+    """The tiny model as a base, and a cache folder with the graph of its first layer."""
+    base = BaseModel("tiny", tiny, None, "cd" * 32, "unknown")
+    return base, made_once("graphs", lambda folder: graph_of(base, 1, cache=folder))
 
 
 @pytest.fixture(scope="session")

@@ -317,7 +317,7 @@ def choice_rows(count, *, seed=3):
 def test_a_log_of_choices_tells_what_the_best_and_a_choice_at_random_would_have_earned(
     tmp_path, capsys, settings
 ):
-    rows, worth = choice_rows(4_000)
+    rows, worth = choice_rows(1_500)
     alone = [{"done": 1, "choice_json": value} for value in (None, "")]
     shown = first_passed([Candidate("a"), Candidate("b")], "timeout")
     failed = {"done": 1, "choice_json": json.dumps(asdict(shown))}
@@ -327,7 +327,7 @@ def test_a_log_of_choices_tells_what_the_best_and_a_choice_at_random_would_have_
     for name, log in logs.items():
         found = evaluate(log)
         assert found.ips.value == pytest.approx(worth[name], abs=4 * found.ips.error)
-        assert found.ips.error < 0.02
+        assert found.ips.error < 0.04
         assert found.mean_weight == pytest.approx(1, abs=4 * found.mean_weight_error)
         assert found.low < worth[name] < found.high
     code, out, _ = call(capsys, "ope", file, "--reward", "done", "--choice", "choice_json")

@@ -205,7 +205,8 @@ def lower_bound(hits, worlds):
     return beta.ppf(0.05, hits, worlds - hits + 1) if hits else 0.0
 
 
-@pytest.mark.parametrize("worlds", [150, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("worlds", [1_000])
 def test_where_reactions_are_coin_flips_false_verdicts_stay_below_alpha(worlds):
     verdicts = [verdict_of_chance(seed) for seed in range(worlds)]
     assert lower_bound(verdicts.count("promote"), worlds) <= SETTINGS.alpha

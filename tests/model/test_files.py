@@ -279,6 +279,7 @@ def test_the_shape_is_the_same_from_gguf_and_from_config(settings):
     assert from_gguf.keys == 32
 
 
+@pytest.mark.slow
 def test_the_shape_counts_the_weights_of_smollm2():
     # 134,515,008 by the model's own card, of which 35,136 are norms.
     assert shape_of(smollm2()).parameters == 134_515_008 - (2 * 30 + 1) * 576

@@ -98,19 +98,30 @@ def test_published_ways_to_cut_texts_are_known_whatever_the_vocabulary(family, n
 
 
 def test_a_folder_is_looked_at_again_once_a_file_changed(tiny, tmp_path, monkeypatch):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny, folder)
-    where = converter_folder()
+    looked_at = []
+    monkeypatch.setattr(converter, "_run", lambda arguments, **_: looked_at.append(arguments[0]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    check(folder, where, None)
-    monkeypatch.setattr(converter, "_run", lambda *_args, **_named: pytest.fail("it ran again"))
-    check(folder, where, None)
-    newer = tmp_path / "newer"
-    newer.mkdir()
-    (newer / SCRIPT).touch()
-    with pytest.raises(pytest.fail.Exception, match="it ran again"):
-        check(folder, newer, None)
+    folder, older, newer = (tmp_path / name for name in ("model", "older", "newer"))
+    shutil.copytree(tiny, folder)
+    for where in (older, newer):
+        where.mkdir()
+        (where / SCRIPT).touch()
+    for _ in range(2):
+        check(folder, older, None)
+    assert looked_at == [str(folder)]
+    check(folder, newer, None)
     change_config(folder, architectures=["Other"])
-    for _ in range(2):  # what failed is no better the next time
-        with pytest.raises(pytest.fail.Exception, match="it ran again"):
-            check(folder, where, None)
+    check(folder, older, None)
+    assert looked_at == [str(folder)] * 3
+
+
+def test_a_folder_that_could_not_be_converted_is_looked_at_every_time(tiny, tmp_path, monkeypatch):
+    def refuse(arguments, **_):
+        raise ReleaseError("unknown architecture")
+
+    monkeypatch.setattr(converter, "_run", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / SCRIPT).touch()
+    for _ in range(2):
+        with pytest.raises(ReleaseError, match="unknown architecture"):
+            check(tiny, tmp_path, None)

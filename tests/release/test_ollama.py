@@ -161,6 +161,7 @@ def test_a_start_token_that_the_template_lacks_is_refused(settings, tmp_path, mo
         runtime.retire(model)
 
 
+@pytest.mark.slow
 def test_a_base_that_ollama_reads_otherwise_is_known_before_it_is_live(settings, tmp_path):
     file = write_tiny_gguf(tmp_path / "tiny.gguf", context=1024)
     base = base_model(ModelConfig(base=str(file), cache_dir=str(tmp_path / "cache")))

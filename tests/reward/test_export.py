@@ -1,5 +1,6 @@
 """A reward beside a release: its files, its proof, and when a version goes without it."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 
 from reactune.errors import DataError
-from reactune.model.files import BaseModel
 from reactune.reward import export, parity
 from reactune.reward.export import export_reward
 from reactune.reward.graph import GRAPH_FILES, graph_of
@@ -17,16 +17,14 @@ from reactune.reward.scorer import Scorer
 ROWS = [((5, 6, *range(20, 20 + n)), tuple(range(40 + n, 45 + n))) for n in range(6)]
 
 
-@pytest.fixture(scope="module")
-def base(tiny):
-    return BaseModel("tiny", tiny, None, "cd" * 32, "unknown")
+@pytest.fixture
+def base(tiny_graphs):
+    return tiny_graphs[0]
 
 
-@pytest.fixture(scope="module")
-def cache(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    graph_of(base, 1, cache=folder)
-    return folder
+@pytest.fixture
+def cache(tiny_graphs, tmp_path):
+    return shutil.copytree(tiny_graphs[1], tmp_path / "cache")
 
 
 @pytest.fixture

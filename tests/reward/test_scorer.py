@@ -1,5 +1,6 @@
 """Rewards of candidates without torch, and what is refused."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 
 from reactune.errors import DataError, ReleaseError
 from reactune.reward.features import open_layers, tip_features
-from reactune.reward.graph import GRAPH, GRAPH_WEIGHTS, write_graph
+from reactune.reward.graph import GRAPH, GRAPH_WEIGHTS, graph_of
 from reactune.reward.model import RewardModel, rewards, save
 from reactune.reward.parity import TOLERANCE, check
 from reactune.reward.scorer import Scorer
@@ -18,10 +19,11 @@ PROMPT, TIPS = tuple(range(40, 70)), [(11, 12), (13,), (14, 15, 16, 17), (18, 19
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
+def folder(tiny_graphs, tmp_path_factory):
     """A reward model of random weights, with the graph of its layer."""
+    base, cache = tiny_graphs
     out = tmp_path_factory.mktemp("served") / "reward"
-    write_graph(tiny, 1, out)
+    shutil.copytree(graph_of(base, 1, cache=cache), out)
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(5, 32)).astype(np.float32)
     save(RewardModel(weights, np.zeros(5, np.float32), 1, "abc"), out)

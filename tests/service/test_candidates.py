@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import shutil
 import threading
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from reactune.canary import rollout
 from reactune.config.sections import CanaryConfig, ServeConfig
 from reactune.errors import DataError
 from reactune.model.prompt import rebuild, tip_token_ids
-from reactune.reward.graph import write_graph
+from reactune.reward.graph import graph_of
 from reactune.reward.model import RewardModel, save
 from reactune.reward.scorer import Scorer
 from reactune.service.state import close_service
@@ -38,10 +39,11 @@ TEXTS = ("Drink water.", "Open a window.", "Stretch your back.", "Tidy the desk.
 
 
 @pytest.fixture(scope="module")
-def reward(tiny, tmp_path_factory):
+def reward(tiny_graphs, tmp_path_factory):
     """A folder with a reward model of random weights for a tiny base with SmolLM2's tokenizer."""
+    base, cache = tiny_graphs
     folder = tmp_path_factory.mktemp("version") / "reward"
-    write_graph(tiny, 1, folder)
+    shutil.copytree(graph_of(base, 1, cache=cache), folder)
     weights = np.random.default_rng(1).normal(size=(5, 32)).astype(np.float32)
     save(RewardModel(weights, np.zeros(5, np.float32), 1, "base"), folder)
     return folder

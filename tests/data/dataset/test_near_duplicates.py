@@ -77,6 +77,7 @@ def test_case_punctuation_and_shortness_are_compared_as_words():
         == [False, True, False, True, False, True, False]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tens_of_thousands_of_templated_tips_are_compared_in_seconds():
     tips = [
         f"Take a break of {n % 977} minutes and drink {n // 977} glasses before you call the bank"
