@@ -1,6 +1,8 @@
 """The pool of tips: what it holds, when it answers, how it is written."""
 
+import asyncio
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -26,7 +28,7 @@ from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import ModelVersion, Sampling
-from serving_fixtures import ModelServer
+from serving_fixtures import ModelServer, version
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +138,28 @@ def test_a_tip_is_showable_when_it_has_text_and_only_known_placeholders(chat):
 
 def test_a_digest_is_the_start_of_the_sha_256_of_the_prompt():
     assert digest_of("abc") == "ba7816bf8f01cfea"
+
+
+def test_several_texts_are_asked_for_in_one_event_loop_whoever_asks():
+    loops = set()
+
+    class Several(ModelServer):
+        async def write(self, model, prompt, sampling, *, count=1):
+            loops.add(asyncio.get_running_loop())
+            await asyncio.sleep(0.01)
+            return (prompt,) * count
+
+        async def end_writing(self):
+            assert {asyncio.get_running_loop()} == loops
+
+    pooled = PooledRuntime(Several({}), read_pool())
+
+    def ask(number):
+        draw = Sampling(0.7, 0.95, 8, number)
+        return asyncio.run(pooled.write(version(2), f"prompt {number}", draw, count=4))
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(ask, range(24)))
+    assert answers == [(f"prompt {number}",) * 4 for number in range(24)]
+    pooled.close()
+    assert len(loops) == 1

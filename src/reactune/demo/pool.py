@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Literal
 
 import click
 from anyio import to_thread
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from tqdm import tqdm
 
 from reactune.config.settings import Config, load
@@ -77,6 +80,9 @@ class PooledRuntime:
     pool: Pool
     answered: int = 0
     by_digest: Mapping[str, PooledTip] = field(init=False, repr=False)
+    loop: BlockingPortal | None = field(default=None, repr=False)  # in which several are written
+    opened: ExitStack = field(default_factory=ExitStack, repr=False)
+    opening: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.by_digest = {tip.digest: tip for tip in self.pool.tips}
@@ -106,15 +112,20 @@ class PooledRuntime:
     async def write(
         self, model: ModelVersion, prompt: str, sampling: Sampling, *, count: int = 1
     ) -> tuple[Completion, ...]:
-        """As `Runtime.write`; the pool has one tip of a prompt."""
+        """As `Runtime.write`, from any event loop; the pool has one tip of a prompt.
+
+        The demo's tips are written in event loops of one tip each, in several threads. A server's
+        connections belong to one loop, so several texts are asked for in one that stays.
+        """
         if count > 1:
-            return await self.runtime.write(model, prompt, sampling, count=count)
+            several = partial(self.runtime.write, model, prompt, sampling, count=count)
+            asked = partial(self._one_loop().call, several)
+            return await to_thread.run_sync(asked, abandon_on_cancel=True)
         ask = partial(self.generate, model, prompt, sampling)
         return (await to_thread.run_sync(ask, abandon_on_cancel=True),)
 
     async def end_writing(self) -> None:
-        """As `Runtime.end_writing`."""
-        await self.runtime.end_writing()
+        """Nothing: the connections are not those of the caller's event loop."""
 
     def token_logprobs(
         self, model: ModelVersion, prompt: Sequence[int], completion: Sequence[int]
@@ -141,7 +152,16 @@ class PooledRuntime:
 
     def close(self) -> None:
         """As `Runtime.close`."""
+        if self.loop is not None:
+            self.loop.call(self.runtime.end_writing)
+        self.opened.close()
         self.runtime.close()
+
+    def _one_loop(self) -> BlockingPortal:
+        with self.opening:
+            if self.loop is None:
+                self.loop = self.opened.enter_context(start_blocking_portal())
+            return self.loop
 
 
 @cache
