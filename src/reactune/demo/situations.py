@@ -156,6 +156,8 @@ min_days = 1
 planned_units = 3000
 min_units_per_step = 150
 max_units = 3000
+# The champion's tips come from a file; the challenger writes 32 texts at once for eight visits.
+slow_ms = 120_000
 """
 
 
