@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m reactune.model.files
 	@touch $@
 
-demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (15 minutes)
+demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (20 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
 test: setup airflow-env ## all tests but the slow ones (11 minutes)
