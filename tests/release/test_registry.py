@@ -157,7 +157,11 @@ KILLS = (
 @pytest.mark.parametrize(
     ("moment", "kills"),
     [
-        ("after", ("create_run", "log_artifacts", "create_model_version")),
+        pytest.param(
+            "after",
+            ("create_run", "log_artifacts", "create_model_version"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("before", KILLS, marks=pytest.mark.slow),
         pytest.param("after", KILLS, marks=pytest.mark.slow),
     ],
