@@ -163,3 +163,11 @@ def test_several_texts_are_asked_for_in_one_event_loop_whoever_asks():
     assert answers == [(f"prompt {number}",) * 4 for number in range(24)]
     pooled.close()
     assert len(loops) == 1
+
+
+def test_the_server_behind_is_checked_for_the_same_base_and_versions():
+    class Checked(ModelServer):
+        def check(self, *, versions=1, base=""):
+            return f"{versions} of {base}"
+
+    assert PooledRuntime(Checked({}), read_pool()).check(versions=2, base="tiny") == "2 of tiny"

@@ -89,7 +89,7 @@ class PooledRuntime:
 
     def check(self, *, versions: int = 1, base: str = "") -> str:
         """As `Runtime.check`."""
-        return self.runtime.check(versions=versions)
+        return self.runtime.check(versions=versions, base=base)
 
     def publish(self, model: ModelVersion) -> None:
         """As `Runtime.publish`."""
