@@ -490,12 +490,13 @@ def _chat(config: Config, run: Path, base: BaseModel) -> Chat:
 
 def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
     """The stage's manifest; its work is done unless it was done before. Reports one line."""
-    if stage == "reward" and _is_from_before_rewards(run):
+    is_old = _is_from_before_rewards(run)
+    if stage == "reward" and is_old:
         summary = "none: the run was trained without this stage, by an earlier version"
         say(f"{stage:9} {summary}")
         return Manifest(stage, "done", summary, {}, {}, {}, {}, {}, 0.0, "")
     reads = READS[stage]
-    if _is_from_before_rewards(run):
+    if is_old:
         files = tuple(name for name in reads.files if not name.startswith("reward/"))
         reads = Reads(files, reads.settings)
     manifest, is_new = run_stage(

@@ -26,7 +26,7 @@ TIPS_PER_PACK = 16  # of one prompt, in one pass
 
 
 @dataclass(frozen=True)
-class Pack:
+class _Pack:
     """Tips of one prompt: the tokens after what all prompts share, each tip one segment."""
 
     places: tuple[int, ...]
@@ -116,7 +116,7 @@ def tip_features(
 
 
 def _hidden_states(
-    model: Any, batch: Sequence[Pack], shared: int, cache: Any, layers: Sequence[int]
+    model: Any, batch: Sequence[_Pack], shared: int, cache: Any, layers: Sequence[int]
 ) -> Any:
     """Those of `states_after` for a batch, after what its prompts share."""
     import torch
@@ -126,7 +126,7 @@ def _hidden_states(
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(batch))
     # Added to the scores of attention: not every family's attention takes a mask of booleans.
-    seen = torch.from_numpy(mask_of(batch, shared))
+    seen = torch.from_numpy(_mask(batch, shared))
     mask = torch.zeros(seen.shape, dtype=model.dtype)
     mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
     return states_after(
@@ -169,18 +169,18 @@ def pass_of(prompt: Sequence[int], tips: Sequence[Sequence[int]]) -> dict[str, n
     `ids` and `positions` (1, tokens), `mask` (1, 1, tokens, tokens), added to the scores of
     attention, and `pooling` (tips, tokens), which makes each tip's mean.
     """
-    one = pack(tuple(range(len(tips))), tuple(prompt), tips, 0)
+    one = _pack(tuple(range(len(tips))), tuple(prompt), tips, 0)
     segments = np.array(one.segments)
     own = segments == np.arange(1, len(tips) + 1)[:, None]
     return {
         "ids": np.array([one.ids], np.int64),
-        "mask": np.where(mask_of([one], 0), 0, np.finfo(np.float32).min).astype(np.float32),
+        "mask": np.where(_mask([one], 0), 0, np.finfo(np.float32).min).astype(np.float32),
         "positions": np.array([one.positions], np.int64),
         "pooling": (own / own.sum(1, keepdims=True)).astype(np.float32),
     }
 
 
-def mask_of(batch: Sequence[Pack], shared: int) -> npt.NDArray[np.bool_]:
+def _mask(batch: Sequence[_Pack], shared: int) -> npt.NDArray[np.bool_]:
     """What each token may see: the shared tokens, its prompt, and its own tip up to itself."""
     segments = np.array(_padded([each.segments for each in batch], -1))
     asking, asked = segments[:, :, None], segments[:, None, :]
@@ -189,7 +189,7 @@ def mask_of(batch: Sequence[Pack], shared: int) -> npt.NDArray[np.bool_]:
     return np.concatenate([np.ones((len(batch), width, shared), bool), seen], axis=2)[:, None]
 
 
-def _packs(rows: Sequence[Row], shared: int) -> Iterator[Pack]:
+def _packs(rows: Sequence[Row], shared: int) -> Iterator[_Pack]:
     """The rows by prompt, at most `TIPS_PER_PACK` of one together."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for place, (prompt, _) in enumerate(rows):
@@ -197,12 +197,12 @@ def _packs(rows: Sequence[Row], shared: int) -> Iterator[Pack]:
     for prompt, places in by_prompt.items():
         rest = iter(places)
         while some := tuple(islice(rest, TIPS_PER_PACK)):
-            yield pack(some, prompt, [rows[place][1] for place in some], shared)
+            yield _pack(some, prompt, [rows[place][1] for place in some], shared)
 
 
-def pack(
+def _pack(
     places: tuple[int, ...], prompt: tuple[int, ...], tips: Sequence[Sequence[int]], shared: int
-) -> Pack:
+) -> _Pack:
     """Tips of one prompt, whose first `shared` tokens were computed already."""
     ids, segments = list(prompt[shared:]), [0] * (len(prompt) - shared)
     positions = list(range(shared, len(prompt)))
@@ -210,12 +210,12 @@ def pack(
         ids += tip
         segments += [segment] * len(tip)
         positions += range(len(prompt), len(prompt) + len(tip))
-    return Pack(places, tuple(ids), tuple(segments), tuple(positions))
+    return _Pack(places, tuple(ids), tuple(segments), tuple(positions))
 
 
-def _batches(packs: Iterable[Pack], batch_tokens: int) -> Iterator[list[Pack]]:
+def _batches(packs: Iterable[_Pack], batch_tokens: int) -> Iterator[list[_Pack]]:
     """Packs of like length, as many as fit into the token count with padding."""
-    batch: list[Pack] = []
+    batch: list[_Pack] = []
     for one in sorted(packs, key=lambda each: -len(each.ids)):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
             yield batch

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from reactune.reward.comparisons import Floats
+
 TEMPERATURE = 0.2  # of the softmax, in log-odds: a bound that is 0.5 higher has 12 times the chance
 FLOOR = 0.1  # of the draws take any candidate, each as often as the others
 RANDOM_BITS = 53  # of a draw, as a float in 0..1 has them
@@ -71,10 +71,9 @@ def choose(
     texts = [candidates[place].text for place in passed]
     chance = chances(bounds, texts)
     made = list(candidates)
-    for place, *values in zip(
-        passed, rewards.tolist(), bounds.tolist(), chance.tolist(), strict=True
-    ):
-        made[place] = replace(made[place], reward=values[0], bound=values[1], chance=values[2])
+    values = zip(rewards.tolist(), bounds.tolist(), chance.tolist(), strict=True)
+    for place, (reward, bound, own) in zip(passed, values, strict=True):
+        made[place] = replace(made[place], reward=reward, bound=bound, chance=own)
     # The first of equal texts stands for all of them.
     firsts = [number for number, text in enumerate(texts) if text not in texts[:number]]
     ends = np.cumsum(chance[firsts])
