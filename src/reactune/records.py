@@ -3,6 +3,7 @@
 Frozen dataclasses without logic of one package; importing them costs nothing.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -17,6 +18,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from reactune.errors import DataError
+
 Reaction = Literal["done", "dismiss", "snooze"]
 REACTIONS: tuple[Reaction, ...] = ("done", "dismiss", "snooze")
 MAX_DWELL_MS = 2**31 - 1  # what a column of whole numbers holds: 24 days
@@ -29,6 +32,7 @@ Verdict = Literal["promote", "roll back", "wait"]
 Actor = Literal["review", "hand"]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+NOT_UTF8 = "invalid UTF-8, perhaps Latin-1 or Windows-1252"
 WORD = re.compile(r"[^\W_]+")
 STAGES = ("extract", "dataset", "reward", "train", "evaluate", "export", "register", "deploy")
 REVIEW_STEPS = ("compare", "decide", "promote", "rollback", "wait")
@@ -298,6 +302,39 @@ def whole_dwell_ms(dwell_ms: float) -> int | None:
     if not math.isfinite(dwell_ms) or not -0.5 <= dwell_ms <= MAX_DWELL_MS:
         return None
     return round(dwell_ms)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file in UTF-8, whatever the locale says; a byte order mark is no part of it.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: it is in another encoding, which the message names.
+    """
+    return utf8_text(path.read_bytes(), str(path))
+
+
+def utf8_text(data: bytes, name: str) -> str:
+    """As `read_utf8`, of bytes that were read from what is called `name`."""
+    if encoding := wide_encoding(data):
+        raise DataError(f"{name}: is {encoding}, not UTF-8; save it as UTF-8")
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}, line {line}: {NOT_UTF8}; save it as UTF-8") from error
+
+
+def wide_encoding(data: bytes) -> str:
+    """`UTF-16` or `UTF-32` if a text that begins so is in it, by its mark or its zero bytes."""
+    # UTF-32's mark begins with that of UTF-16.
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    head = data[:4]
+    is_wide = len(head) == 4 and (head[::2] == b"\0\0") != (head[1::2] == b"\0\0")
+    return "UTF-16" if is_wide else ""
 
 
 def sha256_of(path: Path) -> str:

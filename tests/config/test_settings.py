@@ -1,7 +1,10 @@
 """Settings: what is in force, what is refused, and the files that say so."""
 
+import os
 import re
 import string
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -254,3 +257,29 @@ def test_whatever_is_chosen_is_written_as_toml_and_read_back_the_same(text, tabl
         )
         assert dict(found.prompt.instructions) == table
         assert found.serve == chosen.serve
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_settings_are_utf_8_whatever_the_locale(tmp_path, mark):
+    file = tmp_path / "reactune.toml"
+    file.write_bytes(mark + '[serve]\ngood_tips = { k = ["Caf\u00e9?"] }\n'.encode())
+    code = (
+        "import sys; from pathlib import Path; from reactune.config.settings import load\n"
+        "print(ascii(load(Path(sys.argv[1])).serve.good_tips['k']))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], env=os.environ | locale, capture_output=True, text=True
+    )
+    assert done.stdout == "('Caf\\xe9?',)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-16", "is UTF-16, not UTF-8; save it as UTF-8"), ("latin-1", "line 2: .*Latin-1")],
+)
+def test_settings_in_another_encoding_are_named_as_such(tmp_path, encoding, message):
+    file = tmp_path / "reactune.toml"
+    file.write_bytes('[serve]\ngood_tips = { k = ["Caf\u00e9?"] }\n'.encode(encoding))
+    with pytest.raises(ConfigError, match=message):
+        load(file)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from uuid import UUID
 
 import pyarrow as pa
@@ -22,9 +23,10 @@ from pyarrow import parquet
 
 from places import SHARED
 from reactune.config.sections import IngestConfig
-from reactune.data.ingest import BATCH_ROWS, SUPERSEDED, ingest
+from reactune.data.ingest import BATCH_ROWS, LATEST, SUPERSEDED, ingest
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.hashing import HashingKey
+from reactune.records import NOT_UTF8
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
 from reactune.store.schema import tip_scores
@@ -49,6 +51,11 @@ on_fixtures = settings(
 )
 
 
+FORM = "such as 2026-03-04T10:00:00Z"
+NAIVE = f"naive shown_at; write a time with its zone, {FORM}"
+UNPARSABLE = f"unparsable shown_at; write a time {FORM}"
+
+
 def row(number=1, **values):
     return ROW | {"tip_id": f"t{number}"} | values
 
@@ -59,12 +66,13 @@ def without(name):
 
 def take(
     engine, *files, rejects=None, progress=None, batch_rows=BATCH_ROWS, say=print,
-    without_consent="allow", **config,
+    without_consent="allow", now=LATEST, **config,
 ):  # fmt: skip
     rejects = rejects or files[0].parent / "rejects.jsonl"
     return ingest(
         engine,
         files,
+        now=now,
         settings=IngestConfig(**config),
         key=KEY,
         rejects=rejects,
@@ -177,7 +185,7 @@ def test_a_raw_user_id_reaches_neither_the_database_nor_the_rejects(sqlite_url, 
 MALFORMED = {
     "not valid JSON": b'{"tip_id": "Zanzibar4711", ',
     "not a JSON object": b'["Zanzibar4711"]',
-    "invalid UTF-8": json.dumps(row(2, tip_content=SECRET)).encode()[:-2] + b', "x": "\xff"}',
+    NOT_UTF8: json.dumps(row(2, tip_content=SECRET)).encode()[:-2] + b', "x": "\xff"}',
     "NUL byte": row(2, tip_content=f"{SECRET}\0"),
     "lone surrogate": row(2, tip_content=f"{SECRET}\ud83d"),
     "non-finite number": b'{"tip_id": "Zanzibar4711", "dwell_ms": NaN}',
@@ -190,11 +198,11 @@ MALFORMED = {
     "oversized tip_id": row(2, tip_id=SECRET + "x" * 500),
     "oversized line": row(2, extra=SECRET + "x" * 2_000_000),
     "tip_content is not text": row(2, tip_content=[SECRET]),
-    "naive shown_at": row(2, shown_at="2026-03-04T12:00:00"),
-    "unparsable shown_at": row(2, shown_at=SECRET),
+    NAIVE: row(2, shown_at="2026-03-04T12:00:00"),
+    UNPARSABLE: row(2, shown_at=SECRET),
     "out-of-range shown_at": row(2, shown_at="0001-01-01T00:00:00+14:00"),
     "out-of-range created_at": row(2, created_at="2100-01-01T00:00:00Z"),
-    "unparsable reacted_at": row(2, reacted_at=1_700_000_000),
+    UNPARSABLE.replace("shown", "reacted"): row(2, reacted_at=1_700),
     "context_json is not a JSON object": row(2, context_json=f'["{SECRET}"]'),
     "context_json is nested too deep": row(2, context_json='{"a":' * 30 + "1" + "}" * 30),
     "training_allowed is not true or false": row(2, training_allowed=SECRET),
@@ -225,12 +233,12 @@ def test_a_malformed_row_is_listed_without_its_text_and_the_rest_is_kept(on_sqli
         ({"reaction": "liked"}, "unknown reaction"),
         ({"reaction": ""}, "unknown reaction"),
         ({"tip_id": True}, "tip_id is not text"),
-        ({"tip_id": 1.0}, "tip_id is not text"),
+        ({"tip_id": 1.5}, "tip_id is not text"),
         ({"kind": 3}, "kind is not text"),
         ({"user_id": "\udfff"}, "lone surrogate"),
-        ({"shown_at": "2026-03-04"}, "naive shown_at"),
-        ({"shown_at": ""}, "unparsable shown_at"),
-        ({"shown_at": "2026-02-30T00:00:00Z"}, "unparsable shown_at"),
+        ({"shown_at": "2026-03-04"}, NAIVE),
+        ({"shown_at": ""}, UNPARSABLE),
+        ({"shown_at": "2026-02-30T00:00:00Z"}, UNPARSABLE),
         ({"shown_at": "9999-12-31T23:59:59-14:00"}, "out-of-range shown_at"),
         ({"shown_at": "1969-12-31T23:59:59Z"}, "out-of-range shown_at"),
         ({"context_json": '{"a": 1e999}'}, "non-finite number"),
@@ -496,7 +504,7 @@ def test_csv_spells_truth_in_several_ways(on_sqlite, write, spelling, meaning):
         (b't2,anna,k,"closed"early,{},2026-03-04T10:00:00Z,done,1', "not valid CSV"),
         (b"t2,anna", "wrong number of columns"),
         (b"t2,anna,k,tip,{},2026-03-04T10:00:00Z,done,1,more", "wrong number of columns"),
-        (b"t2,anna,k,t\xffp,{},2026-03-04T10:00:00Z,done,1", "invalid UTF-8"),
+        (b"t2,anna,k,t\xffp,{},2026-03-04T10:00:00Z,done,1", NOT_UTF8),
         (b"t2,anna,k,t\0p,{},2026-03-04T10:00:00Z,done,1", "NUL byte"),
         (b"t2,anna,k,tip,{},2026-03-04T10:00:00Z,done,2 s", "dwell_ms is not a number"),
         (b"t2,anna,k,tip,{},2026-03-04T10:00:00Z,done,-5", "negative dwell_ms"),
@@ -544,8 +552,8 @@ BAD_UTF8 = pa.StringArray.from_buffers(
     ("times", "reason"),
     [
         ([GOOD_TIMES, pa.array([2**62], GOOD_TIMES.type), GOOD_TIMES], "unreadable value"),
-        ([GOOD_TEXTS, BAD_UTF8, GOOD_TEXTS], "invalid UTF-8"),
-        ([GOOD_TEXTS, pa.array(["2026-03-04T10:00:00"]), GOOD_TEXTS], "naive shown_at"),
+        ([GOOD_TEXTS, BAD_UTF8, GOOD_TEXTS], NOT_UTF8),
+        ([GOOD_TEXTS, pa.array(["2026-03-04T10:00:00"]), GOOD_TEXTS], NAIVE),
     ],
 )
 def test_a_malformed_parquet_row_costs_itself_only(on_sqlite, write, times, reason):
@@ -561,13 +569,105 @@ def test_parquet_times_without_a_zone_are_naive(on_sqlite, write):
     table = pa.Table.from_pylist([ROW | {"shown_at": NOON.replace(tzinfo=None)}])
     file = write(name="tips.parquet")
     parquet.write_table(table, file)
-    assert take(on_sqlite, file).refused == {"naive shown_at": 1}
+    assert take(on_sqlite, file).refused == {NAIVE: 1}
 
 
-def test_parquet_without_our_columns_lists_every_row(on_sqlite, write):
-    file = write(name="other.parquet")
-    parquet.write_table(pa.table({"theirs": [1, 2]}), file)
-    assert take(on_sqlite, file).refused == {"missing field user_id": 2}
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_file_without_any_of_our_columns_is_one_error_before_anything_is_written(
+    on_sqlite, write, tmp_path, kind
+):
+    other = tmp_path / f"other.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pa.table({"theirs": [1, 2], "more": [1, 2]}), other)
+    else:
+        other.write_text("theirs,more\n1,2\n" if kind == "csv" else '{"theirs": 1, "more": 2}\n')
+    with pytest.raises(DataError, match=r"no column of tip_id, .*; it has more, theirs; name them"):
+        take(on_sqlite, write(ROW), other)
+    assert stored(on_sqlite) == {}
+    assert take(on_sqlite, other, columns={"kind": "more"}).came_in == kind.count("parquet") + 1
+
+
+@pytest.mark.parametrize(
+    ("separator", "ending"), [(";", "csv"), ("\t", "csv"), ("\t", "tsv"), (",", "tsv")]
+)
+def test_cells_may_be_separated_otherwise_and_null_be_written_as_postgresql_does(
+    on_sqlite, write, separator, ending
+):
+    cells = ["t1", "anna", "k", "a; b, c", "{}", "2026-03-04 10:00:00+00", r"\N", r"\N", "f"]
+    lines = [[*ROW, "training_allowed"], cells]
+    quoted = [[f'"{cell}"' if cell == "a; b, c" else cell for cell in line] for line in lines]
+    file = write(*(separator.join(line).encode() for line in quoted), name=f"tips.{ending}")
+    assert take(on_sqlite, file).refused == {}
+    score = stored(on_sqlite)["t1"]
+    assert (score["tip_content"], score["shown_at"]) == ("a; b, c", NOON)
+    assert (score["reaction"], score["dwell_ms"], score["training_allowed"]) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2026-03-04 10:00:00 UTC", "2026-03-04 10:00:00.000000 UTC", "2026-03-04T10:00:00Z[UTC]",
+        "2026-03-04T11:00:00+01:00[Europe/Paris]", "2026-03-04 10:00:00 +0000", 1772618400000,
+        1772618400, "1772618400000", 1772618400000.0, {"$date": "2026-03-04T10:00:00Z"},
+        {"$date": {"$numberLong": "1772618400000"}}, "2026-03-04T10:00:00.000000000Z",
+    ],
+)  # fmt: skip
+def test_times_as_other_tools_write_them(on_sqlite, write, time):
+    assert take(on_sqlite, write(row(shown_at=time))).refused == {}
+    assert stored(on_sqlite)["t1"]["shown_at"] == NOON
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"shown_at": "2026-03-05T10:00:01Z"}, "shown_at more than a day ahead"),
+        ({"reacted_at": "2026-03-04T09:59:59Z"}, "reacted_at before created_at"),
+        (
+            {"created_at": "2026-03-04T09:00:00Z", "reacted_at": "2026-03-04T09:59:59Z"},
+            "reacted_at before shown_at",
+        ),
+        ({"shown_at": "2026-03-04T10:00:00[Europe/Paris]"}, UNPARSABLE),
+        ({"shown_at": "03/04/2026 10:00"}, UNPARSABLE),
+        ({"shown_at": 20260304}, NAIVE),
+        ({"shown_at": True}, UNPARSABLE),
+    ],
+)
+def test_a_time_that_cannot_be_or_could_be_misread_refuses_its_row(
+    on_sqlite, write, values, reason
+):
+    assert take(on_sqlite, write(row(**values)), now=NOON).refused == {reason: 1}
+
+
+def test_a_clock_may_be_a_day_ahead(on_sqlite, write):
+    soon = (NOON + timedelta(days=1)).isoformat()
+    assert take(on_sqlite, write(row(shown_at=soon, reacted_at=soon)), now=NOON).went_out == 1
+
+
+def test_parquet_of_other_types_is_read(on_sqlite, write):
+    names = UUID(int=7)
+    table = pa.table(
+        {
+            "tip_id": pa.array([names.bytes], pa.uuid()),
+            "user_id": pa.array([12.0]),
+            "kind": pa.array(["k"], pa.string_view()),
+            "tip_content": pa.array([b"tip"], pa.binary()),
+            "context_json": pa.array([[("story", "rain")]], pa.map_(pa.string(), pa.string_view())),
+            "created_at": pa.array([NOON], pa.timestamp("ns", tz="UTC")),
+            "reaction": pa.array(["done"]).dictionary_encode(),
+            "dwell_ms": pa.array([Decimal("20999.60")], pa.decimal128(12, 2)),
+        }
+    )
+    file = write(name="tips.parquet")
+    parquet.write_table(table, file)
+    assert take(on_sqlite, file).refused == {}
+    ((tip_id, score),) = stored(on_sqlite).items()
+    assert (tip_id, score["dwell_ms"], score["created_at"]) == (str(names), 21_000, NOON)
+    assert json.loads(score["context_json"]) == {"story": "rain"}
+    take(on_sqlite, write(row(2, user_id="12")))
+    assert len({score["user_key"] for score in stored(on_sqlite).values()}) == 1
+    decimals = pa.table({"tip_id": [Decimal("3"), Decimal("3.5")], "user_id": [1.0, float("nan")]})
+    parquet.write_table(decimals, file)
+    assert take(on_sqlite, file).refused == {"user_id is not text": 1, "missing field kind": 1}
 
 
 def test_parquet_without_pyarrow_says_what_to_install(sqlite_url, write):
@@ -612,8 +712,8 @@ BROKEN_GZIP = gzip.compress(b"x" * 99, mtime=0)[:-12]
     [
         ("tips.jsonl.gz", b"plain text", r"tips\.jsonl\.gz: broken after line 0: Not a gzipped"),
         ("tips.csv.gz", BROKEN_GZIP, r"tips\.csv\.gz: broken after line 0"),
-        ("tips.parquet", b"PAR1 no parquet PAR1", r"tips\.parquet: broken Parquet after row 0"),
-        ("tips.parquet", b"", r"tips\.parquet: broken Parquet after row 0"),
+        ("tips.parquet", b"PAR1 no parquet PAR1", r"tips\.parquet: broken Parquet"),
+        ("tips.parquet", b"", r"tips\.parquet: broken Parquet"),
         ("tips.csv", b'a,"b\n', r"tips\.csv: line 1 is no CSV header: not valid CSV"),
     ],
 )

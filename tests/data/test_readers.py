@@ -15,8 +15,10 @@ from pyarrow import parquet
 from reactune.data.readers import (
     ENDINGS,
     Refused,
+    check_columns,
     check_readable,
     csv_header,
+    csv_separator,
     ending_of,
     kind_of,
     meaning_of,
@@ -28,6 +30,7 @@ from reactune.data.readers import (
     read_rows,
 )
 from reactune.errors import DataError
+from reactune.records import NOT_UTF8
 
 NAMES = {"tip_id": "id", "dwell_ms": "dwell", "training_allowed": "allowed", "kind": "kind"}
 
@@ -52,7 +55,10 @@ def results(file, **options):
 def test_the_kind_of_a_file_follows_from_the_ending_of_its_name(tmp_path, ending):
     file = tmp_path / f"my.tips{ending.upper()}"
     assert ending_of(file) == ending
-    assert kind_of(file) == {"j": "jsonl", "n": "jsonl", "c": "csv", "p": "parquet"}[ending[1]]
+    assert (
+        kind_of(file)
+        == {"j": "jsonl", "n": "jsonl", "c": "csv", "t": "csv", "p": "parquet"}[ending[1]]
+    )
 
 
 @pytest.mark.parametrize("name", ["tips", "tips.json", "tips.csv.zip", "jsonl", "tips.parquet.gz"])
@@ -78,7 +84,7 @@ def test_every_bad_line_of_jsonl_costs_itself_alone(write, name):
         (1, {"id": 1}),
         (3, "not valid JSON"),
         (4, "not a JSON object"),
-        (5, "invalid UTF-8"),
+        (5, NOT_UTF8),
         (6, "NUL byte"),
         (7, "non-finite number"),
         (8, "non-finite number"),
@@ -98,6 +104,43 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(write):
     assert results(write("a.csv", b"\xef\xbb\xbfid\n1\n")) == [(2, {"id": "1"})]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz"])
+def test_a_file_in_another_encoding_is_one_error_that_names_it(write, name, encoding):
+    text = "id,note\n1,x\n" if name == "a.csv" else '{"id": 1}\n'
+    message = rf"is {encoding[:6].upper()}, not UTF-8; save it as UTF-8"
+    with pytest.raises(DataError, match=message):
+        list(read_rows(write(name, text.encode(encoding))))
+
+
+def test_a_row_of_latin_1_is_named_as_such(write):
+    file = write("a.csv", "id,note\n1,caf\u00e9\n2,tea\n".encode("latin-1"))
+    assert results(file) == [
+        (2, "invalid UTF-8, perhaps Latin-1 or Windows-1252"),
+        (3, {"id": "2", "note": "tea"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("id;note\n1;a,b", ";"), ("id\tnote", "\t"), ("id,note\n1;2;3,4", ","), ("id", ","),
+        ("", ","), ('"a,b,c";note', ";"),
+    ],
+)  # fmt: skip
+def test_the_header_shows_what_separates_cells(write, text, separator):
+    assert csv_separator(write("a.csv", text)) == separator
+
+
+def test_a_file_has_one_of_the_columns_or_is_one_error(write):
+    file = write("a.jsonl", '{"x": 1}\n{"y": 2}\n')
+    check_columns(file, ["y"], advice="")
+    check_columns(write("b.jsonl", "no json\n"), ["y"], advice="")
+    check_columns(write("b.csv", ""), ["y"], advice="")
+    with pytest.raises(DataError, match=r"a\.jsonl: no column of a, b; it has x, y; map them"):
+        check_columns(file, ["a", "b"], advice="map them")
+
+
 def test_every_bad_record_of_csv_costs_itself_alone(write):
     file = write(
         "a.csv",
@@ -109,7 +152,7 @@ def test_every_bad_record_of_csv_costs_itself_alone(write):
         (5, "wrong number of columns"),
         (6, "not valid CSV"),
         (7, {"id": "5", "note": "fine"}),
-        (8, "invalid UTF-8"),
+        (8, NOT_UTF8),
         (10, {"id": "7", "note": "end"}),
     ]
     assert csv_header(file) == ["id", "note"]

@@ -156,8 +156,8 @@ def test_a_file_without_pairs_or_without_text_is_refused(tmp_path):
     file.write_text("\n\n")
     with pytest.raises(DataError, match="holds no pairs"):
         read_pairs(file)
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read"):
+    file.write_bytes(b"\xff\xff")
+    with pytest.raises(DataError, match="line 1: invalid UTF-8, perhaps Latin-1"):
         read_pairs(file)
 
 
@@ -167,6 +167,8 @@ def test_texts_may_hold_any_character_that_json_allows(tmp_path):
     pair = json.dumps({**json.loads(GOOD), "chosen": odd}, ensure_ascii=False)
     file = tmp_path / "pairs.jsonl"
     file.write_text(f"{pair}\n{GOOD}\n", encoding="utf-8")
+    assert [each.chosen for each in read_pairs(file)] == [odd, "a"]
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert [each.chosen for each in read_pairs(file)] == [odd, "a"]
 
 

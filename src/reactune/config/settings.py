@@ -31,7 +31,8 @@ from reactune.config.sections import (
     StoreConfig,
     TrainConfig,
 )
-from reactune.errors import ConfigError, hide_passwords
+from reactune.errors import ConfigError, DataError, hide_passwords
+from reactune.records import read_utf8
 
 CONFIG_NAME = "reactune.toml"
 HEADER = (
@@ -180,9 +181,13 @@ def load(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
     if path is not None and not path.is_file():
         raise ConfigError(f"{path}: no such settings file; `reactune init` writes one")
     try:
-        tables = tomllib.loads(file.read_text()) if file.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+        tables = tomllib.loads(read_utf8(file)) if file.is_file() else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}; correct it there") from error
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; check its rights") from error
     _drop_removed(file, tables)
     for override in overrides:
         section, key, value = _parse_override(override)

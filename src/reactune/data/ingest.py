@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -26,14 +27,17 @@ from reactune.data.readers import (
     SURROGATE,
     Line,
     Refused,
+    check_columns,
     check_readable,
     csv_header,
     kind_of,
     meaning_of,
     parquet_schema,
     parse_json,
+    plain_text,
     read,
     read_rows,
+    time_of,
     truth_of,
 )
 from reactune.errors import ConfigError, DataError
@@ -62,8 +66,11 @@ FIELDS = (
 )
 TIMES = ("created_at", "shown_at", "reacted_at")
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+AHEAD = timedelta(days=1)  # what a clock that is set wrong, or to another zone, may be ahead
+NAME_COLUMNS = 'name them in [ingest] columns, such as columns = { tip_id = "id" }'
 MAX_ID_CHARS = 500
 MAX_DEPTH = 20
+MAX_WHOLE_FLOAT = 2**53
 BATCH_ROWS = 1_000  # written in one transaction
 # JSON may spell a character with twelve bytes (two \uXXXX), and fields beside ours need room.
 LINE_BYTES_PER_CHAR, LINE_BYTES = 24, 1_048_576
@@ -106,6 +113,7 @@ def ingest(
     batch_rows: int = BATCH_ROWS,
     without_consent: Literal["allow", "refuse"] = "allow",
     say: Callable[[str], object] = lambda line: None,
+    now: datetime | None = None,
 ) -> Counts:
     """Upsert every sound row by its tip_id; of two with one tip_id the later wins.
 
@@ -114,16 +122,18 @@ def ingest(
     is one transaction. `rejects` is overwritten: JSON lines with file, line and reason, nothing of
     the row. The counts are of rows; `progress` gets how many more bytes of the files have been
     read. Once a row of the files states `training_allowed`, new tips without it are not allowed; if
-    none does, `without_consent` decides, and `say` gets a line about it.
+    none does, `without_consent` decides, and `say` gets a line about it. A time more than a day
+    after `now` (without it, the clock's) refuses its row.
 
     Raises:
         ConfigError: `[ingest] columns` names a column that is not ours.
-        DataError: a file is missing, of unknown kind or broken, or the database went away; what
-            was written before stays.
+        DataError: a file is missing, of unknown kind or broken, or has none of our columns, or the
+            database went away; what was written before stays.
     """
     _check_names(settings)
     for path in files:
         check_readable(path)
+    latest = (now or datetime.now(UTC)) + AHEAD
     hashing_keys = HashingKeys(key, tuple(old_keys))
     line_bytes = LINE_BYTES_PER_CHAR * settings.max_text_chars + LINE_BYTES
     names = _names_in_files(files, settings, line_bytes)
@@ -138,7 +148,9 @@ def ingest(
         for path in files:
             position = 0
             for lines in _batches(read(path, names[path], max_line_bytes=line_bytes), batch_rows):
-                scores, faults = _scores_of(lines, settings=settings, hashing_keys=hashing_keys)
+                scores, faults = _scores_of(
+                    lines, settings=settings, hashing_keys=hashing_keys, latest=latest
+                )
                 with writing(engine) as connection:
                     owners = _owners(connection, seen, scores, hashing_keys)
                     own = _of_their_owners(scores, owners, path, faults, defaults=defaults)
@@ -165,12 +177,15 @@ def _names_in_files(
     there = {path: _columns_in(path, line_bytes) for path in files}
     everywhere = set().union(*there.values())
     match = partial(match_columns, FIELDS, setting="[ingest] columns", everywhere=everywhere)
+    wanted = [settings.columns.get(name, name) for name in FIELDS]
     names = {}
     for path, columns in there.items():
         try:
             names[path] = match(columns, settings.columns)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+        if not names[path]:
+            check_columns(path, wanted, advice=NAME_COLUMNS)
     return names
 
 
@@ -284,7 +299,11 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 
 def _scores_of(
-    lines: Iterable[Line], *, settings: IngestConfig, hashing_keys: HashingKeys
+    lines: Iterable[Line],
+    *,
+    settings: IngestConfig,
+    hashing_keys: HashingKeys,
+    latest: datetime,
 ) -> tuple[dict[int, UserScore], dict[int, Fault]]:
     """The score of each line with the hashed ids of its user, or why it was refused."""
     scores: dict[int, UserScore] = {}
@@ -295,7 +314,8 @@ def _scores_of(
             continue
         try:
             ids = _user(hashing_keys, line.values.get("user_id"))
-            scores[line.number] = ids, _score_of(line.values, settings=settings, user=ids[0])
+            score = _score_of(line.values, settings=settings, user=ids[0], latest=latest)
+            scores[line.number] = ids, score
         except Refused as refusal:
             faults[line.number] = Fault(str(refusal))
     return scores, faults
@@ -309,7 +329,7 @@ def _user(hashing_keys: HashingKeys, value: object) -> HashedIds:
 
 
 def _score_of(
-    values: Mapping[str, Any], *, settings: IngestConfig, user: HashedId
+    values: Mapping[str, Any], *, settings: IngestConfig, user: HashedId, latest: datetime
 ) -> dict[str, Any]:
     """The row of `tip_scores` that one row of a file asks for; unnamed fields stay unnamed."""
     score: dict[str, Any] = {
@@ -319,7 +339,7 @@ def _score_of(
         "kind": _text(values, "kind", MAX_ID_CHARS),
         "context_json": _context(values, settings.max_text_chars),
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
-        **_times(values),
+        **_times(values, latest),
     }
     if values.get("source") is not None:
         score["source"] = _text(values, "source", MAX_ID_CHARS)
@@ -358,9 +378,9 @@ def _write(scores: Sequence[UserScore], connection: sa.Connection) -> list[dict[
 
 def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     value = values.get(name)
-    if name.endswith("_id") and isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None or value == "":
+    if name.endswith("_id") and _is_id(value):
+        value = plain_text(value)
+    if value is None or value == "" or value != value:
         raise Refused(f"missing field {name}")
     if not isinstance(value, str):
         raise Refused(f"{name} is not text")
@@ -370,6 +390,18 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     if value.isspace():
         raise Refused(f"missing field {name}")
     return value
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it is an id that is no text: a whole number of any type, or a UUID."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, float):
+        # It holds larger numbers too, but not each of them.
+        return abs(value) <= MAX_WHOLE_FLOAT and value.is_integer()
+    if isinstance(value, Decimal):
+        return value == value.to_integral_value()
+    return isinstance(value, int | UUID)
 
 
 def _check_characters(text: str) -> None:
@@ -394,9 +426,20 @@ def _json(value: Any) -> str | None:
     if value is None:
         return None
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return json.dumps(
+            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_in_json
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise Refused("context_json holds what JSON cannot express") from error
+
+
+def _in_json(value: Any) -> Any:
+    """What Parquet has beside the types of JSON, in one of them."""
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    if isinstance(value, date | UUID):
+        return str(value) if isinstance(value, UUID) else value.isoformat()
+    raise TypeError(type(value).__name__)
 
 
 def _check_values(value: Any, depth: int) -> None:
@@ -414,29 +457,28 @@ def _check_values(value: Any, depth: int) -> None:
             _check_values(each, depth - 1)
 
 
-def _times(values: Mapping[str, Any]) -> dict[str, datetime | None]:
-    times = {name: _time(name, values[name]) for name in TIMES if name in values}
+def _times(values: Mapping[str, Any], latest: datetime) -> dict[str, datetime | None]:
+    times = {name: _time(name, values[name], latest) for name in TIMES if name in values}
     created_at = times.get("created_at") or times.get("shown_at")
     if created_at is None:
         raise Refused("missing field created_at")
-    return {**times, "created_at": created_at}
+    times["created_at"] = created_at
+    reacted_at = times.get("reacted_at")
+    for name in ("created_at", "shown_at"):
+        earlier = times.get(name)
+        if reacted_at is not None and earlier is not None and reacted_at < earlier:
+            raise Refused(f"reacted_at before {name}")
+    return times
 
 
-def _time(name: str, value: Any) -> datetime | None:
-    if value is None:
+def _time(name: str, value: Any, latest: datetime) -> datetime | None:
+    if value is None or value != value:
         return None
-    try:
-        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"unparsable {name}") from error
-    if time.utcoffset() is None:
-        raise Refused(f"naive {name}")
-    try:
-        time = time.astimezone(UTC)
-    except OverflowError as error:
-        raise Refused(f"out-of-range {name}") from error
+    time = time_of(name, value)
     if not EARLIEST <= time < LATEST:
         raise Refused(f"out-of-range {name}")
+    if time > latest:
+        raise Refused(f"{name} more than a day ahead")
     return time
 
 

@@ -14,12 +14,14 @@ import zlib
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 from reactune.errors import DataError
-from reactune.records import folded_text
+from reactune.records import NOT_UTF8, folded_text, wide_encoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,10 +33,14 @@ ENDINGS = {
     ".ndjson.gz": "jsonl",
     ".csv": "csv",
     ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
     ".parquet": "parquet",
 }
 MAX_LINE_BYTES = 16 * 2**20
 PARQUET_ROWS = 1_000
+ROWS_LOOKED_AT = 100  # of JSONL, which has no header
+COLUMNS_LISTED = 20
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
 NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
@@ -43,6 +49,18 @@ TRUTH = {
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),
 }
 BOOLEANS = ("training_allowed", "cut")
+SEPARATORS = (",", ";", "\t")
+QUOTED = re.compile(rb'"[^"]*"')
+NULLS = ("", r"\N")  # PostgreSQL's COPY writes \N
+# MongoDB's Extended JSON: the one key of an object that stands for a value.
+EXTENDED = ("$oid", "$date", "$uuid", "$numberInt", "$numberLong", "$numberDouble")
+TIME_FORM = "such as 2026-03-04T10:00:00Z"
+# A zone by name: BigQuery's " UTC"; a space before an offset; Java's "[UTC]" after one.
+ZONE_NAME = re.compile(r"\s*(?:UTC|GMT|Z)$")
+SPACED_OFFSET = re.compile(r"\s+(?=[+-]\d\d(?::?\d\d)?$)")
+ZONE_ID = re.compile(r"\[[\w/+-]+\]$")
+# Seconds and milliseconds since 1970, where they can be nothing else: September 2001 to 2100.
+SECONDS = range(10**9, 4_102_444_800)
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 
 
@@ -160,9 +178,21 @@ def csv_header(path: Path) -> list[str]:
     Raises:
         DataError: the first line is no header, or the file is broken.
     """
-    for raw, cells, flaw in _csv_records(_lines(path, MAX_LINE_BYTES), MAX_LINE_BYTES):
+    for raw, cells, flaw in _csv_records(path, MAX_LINE_BYTES):
         return _header(path, raw, cells, flaw)
     return []
+
+
+def csv_separator(path: Path) -> str:
+    """What separates the cells of a CSV file: of comma, semicolon and tab the most frequent one in
+    its first line, outside quotes; a comma where there is none.
+
+    Raises:
+        DataError: the file is broken.
+    """
+    first = next(_lines(path, MAX_LINE_BYTES), None)
+    header = QUOTED.sub(b"", first.text) if first else b""
+    return max(SEPARATORS, key=lambda each: header.count(each.encode()))
 
 
 def parquet_batches(
@@ -231,6 +261,57 @@ def truth_of(value: Any) -> bool | None:
     return TRUTH.get(meaning_of(value))
 
 
+def time_of(name: str, value: Any) -> datetime:
+    """A time as tools write it, in UTC; `TIME_FORM` shows the form that all can write.
+
+    ISO 8601 with a zone; BigQuery's ` UTC`; Java's `[Europe/Paris]` after an offset; seconds or
+    milliseconds since 1970, as a number or its text, from September 2001 on.
+
+    Raises:
+        Refused: it is none, has no zone, or lies outside the calendar; `name` is its column.
+    """
+    text = plain_text(value)
+    if not isinstance(value, bool) and NUMBER.fullmatch(text):
+        seconds = float(text)
+        for unit in (1, 1_000):
+            if int(seconds / unit) in SECONDS:
+                return datetime.fromtimestamp(seconds / unit, UTC)
+    try:
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(_iso(text))
+    except ValueError as error:
+        raise Refused(f"unparsable {name}; write a time {TIME_FORM}") from error
+    if time.utcoffset() is None:
+        raise Refused(f"naive {name}; write a time with its zone, {TIME_FORM}")
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as error:
+        raise Refused(f"out-of-range {name}") from error
+
+
+def _iso(text: str) -> str:
+    """ISO 8601 of the other spellings of a zone."""
+    bare = ZONE_ID.sub("", text)
+    if bare != text and not re.search(r"(Z|[+-]\d\d(:?\d\d)?)$", bare):
+        return text
+    return SPACED_OFFSET.sub("", ZONE_NAME.sub("Z", bare))
+
+
+def check_columns(path: Path, wanted: Collection[str], *, advice: str) -> None:
+    """Refuse a file that has none of the wanted columns: in its header, or its first rows of JSONL.
+
+    Raises:
+        DataError: naming the columns that it has; or the file is not what its name says.
+    """
+    if kind_of(path) == "jsonl":
+        there = {name for row in islice(read_rows(path), ROWS_LOOKED_AT) for name in row.values}
+    else:
+        there = columns_of(path, wanted)
+    if there and there.isdisjoint(wanted):
+        names = ", ".join(sorted(there)[:COLUMNS_LISTED])
+        more = f" and {len(there) - COLUMNS_LISTED:,} more" if len(there) > COLUMNS_LISTED else ""
+        raise DataError(f"{path}: no column of {', '.join(wanted)}; it has {names}{more}; {advice}")
+
+
 def columns_of(path: Path, wanted: Collection[str]) -> set[str]:
     """The columns of a file; of JSONL the keys of its first rows, until all that are wanted came.
 
@@ -280,7 +361,7 @@ def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
     try:
         text = raw.text.decode()
     except UnicodeDecodeError as error:
-        raise Refused("invalid UTF-8") from error
+        raise Refused(NOT_UTF8) from error
     value = parse_json(text, decoder)
     if not isinstance(value, dict):
         raise Refused(NOT_AN_OBJECT)
@@ -289,7 +370,7 @@ def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
 
 def _csv_rows(path: Path, max_bytes: int) -> Iterator[Line]:
     header: list[str] | None = None
-    for raw, cells, flaw in _csv_records(_lines(path, max_bytes), max_bytes):
+    for raw, cells, flaw in _csv_records(path, max_bytes):
         if header is None:
             header = _header(path, raw, cells, flaw)
             continue
@@ -304,13 +385,14 @@ def _header(path: Path, raw: _Raw, cells: list[str], flaw: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def _csv_records(lines: Iterator[_Raw], max_bytes: int) -> Iterator[tuple[_Raw, list[str], str]]:
+def _csv_records(path: Path, max_bytes: int) -> Iterator[tuple[_Raw, list[str], str]]:
     """Each record: the line it starts on, its cells, or else what is wrong with it.
 
     A quote that is never closed costs its own line only: reading goes on at the next one.
     """
     # Its default of 128 KiB would break texts that the settings allow; `csv` has only a global.
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    lines, separator = _lines(path, max_bytes), csv_separator(path)
     again: deque[_Raw] = deque()
 
     def feed(held: list[_Raw]) -> Iterator[str]:
@@ -323,7 +405,7 @@ def _csv_records(lines: Iterator[_Raw], max_bytes: int) -> Iterator[tuple[_Raw, 
     while True:
         held: list[_Raw] = []
         try:
-            cells = next(csv.reader(feed(held), strict=True), None)
+            cells = next(csv.reader(feed(held), delimiter=separator, strict=True), None)
         except csv.Error:
             again.extendleft(reversed(held[1:]))
             yield held[0], [], "oversized line" if held[0].is_cut else "not valid CSV"
@@ -338,17 +420,20 @@ def _csv_records(lines: Iterator[_Raw], max_bytes: int) -> Iterator[tuple[_Raw, 
 
 def _flaw_of(cells: list[str], *, width: int) -> str:
     if any(SURROGATE.search(cell) for cell in cells):
-        return "invalid UTF-8"
+        return NOT_UTF8
     return "" if len(cells) == width else "wrong number of columns"
 
 
 def _as_it_is(_name: str, value: Any) -> Any:
+    """The value, or the one that an object of MongoDB's Extended JSON stands for."""
+    while isinstance(value, dict) and len(value) == 1 and (name := next(iter(value))) in EXTENDED:
+        value = value[name]
     return value
 
 
 def _typed(name: str, cell: str) -> Any:
     """The value of a CSV cell; a text that is none stays as it is, and is refused later."""
-    if not cell:
+    if cell in NULLS:
         return None
     if name == "dwell_ms" and WHOLE_NUMBER.fullmatch(cell):
         return int(cell.partition(".")[0])
@@ -384,11 +469,20 @@ def _parquet_lines(path: Path, names: Mapping[str, str]) -> Iterator[Line]:
 
 def _parquet_values(columns: Mapping[str, "pa.Array"], index: int) -> tuple[dict[str, Any], str]:
     try:
-        return {name: column[index].as_py() for name, column in columns.items()}, ""
+        cells = {name: column[index] for name, column in columns.items()}
+        return {
+            name: _decoded(name, cell.as_py(maps_as_pydicts="strict"))
+            for name, cell in cells.items()
+        }, ""
     except UnicodeDecodeError:
-        return {}, "invalid UTF-8"
-    except (ValueError, OverflowError):
+        return {}, NOT_UTF8
+    except (ValueError, OverflowError, KeyError):
         return {}, "unreadable value"
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """Texts that the file's writer marked as bytes only are UTF-8; an id may be a UUID's bytes."""
+    return value.decode() if isinstance(value, bytes) and name != "user_id" else value
 
 
 def _in_microseconds(column: "pa.Array") -> "pa.Array":
@@ -412,6 +506,8 @@ def _lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
                     end = lines.readline(max_bytes)
                 is_cut = len(text) > max_bytes and not text.endswith(b"\n")
                 if number == 1:
+                    if encoding := wide_encoding(text):
+                        raise DataError(f"{path}: is {encoding}, not UTF-8; save it as UTF-8")
                     text = text.removeprefix(codecs.BOM_UTF8)
                 yield _Raw(number, file.tell(), text, is_cut)
     except (OSError, EOFError, zlib.error) as error:

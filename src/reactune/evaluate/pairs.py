@@ -18,7 +18,7 @@ from reactune.evaluate.rewards import open_scorer, reward_of_run, score_texts
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
-from reactune.records import Estimate, folded_text
+from reactune.records import Estimate, folded_text, read_utf8
 from reactune.reward.quality import share_won
 from reactune.runs.folders import find_run, prompt_of_run
 from reactune.runs.manifest import manifests
@@ -131,9 +131,9 @@ def read_pairs(file: Path) -> list[Pair]:
     """
     try:
         # Not splitlines: a text may hold U+2028 and the like, which end no line of JSONL.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+        lines = read_utf8(file).split("\n")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; check the name") from error
     pairs = [_pair(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not pairs:
         raise DataError(f"{file} holds no pairs")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from reactune.config.sections import PrivacyConfig, PromptConfig, ServeConfig
-from reactune.errors import ReleaseError
+from reactune.errors import DataError, ReleaseError
 from reactune.model.context import (
     CleanPart,
     LoggedContext,
@@ -40,7 +40,7 @@ from reactune.model.templates import (
 )
 from reactune.pii.detectors import cached, open_detector
 from reactune.pii.spans import Detector
-from reactune.records import ModelVersion, Prompt
+from reactune.records import ModelVersion, Prompt, read_utf8
 
 # No token stands for more characters than this, so a text longer than budget x this is over.
 MAX_TOKEN_CHARS = 32
@@ -186,9 +186,9 @@ def _unusable(folder: Path, error: Exception) -> ReleaseError:
 def _template_source(folder: Path, names: Mapping[str, Any], named: str) -> str:
     try:
         if named:
-            return Path(named).expanduser().read_text(encoding="utf-8")
+            return read_utf8(Path(named).expanduser())
         source = template_in(folder, names)
-    except (OSError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, DataError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ReleaseError(
             f"the chat template {named or f'in {folder}'} cannot be read ({error!r}); name a file "
             "with one in [prompt] template"

@@ -92,6 +92,14 @@ def test_only_named_columns_of_csv_are_changed(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_cells_stay_separated_as_they_were(tmp_path, separator):
+    file, out = tmp_path / "a.csv", tmp_path / "b.csv"
+    file.write_text(f"id{separator}note\n1{separator}mail anna@example.com\n")
+    deidentify_file(file, out, privacy=PrivacyConfig())
+    assert out.read_text().splitlines() == [f"id{separator}note", f"1{separator}mail <EMAIL_1>"]
+
+
 def test_spans_tell_where_without_the_text_unless_asked(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", ROWS)
     code, stdout, _ = run("deidentify", file, "--spans", "-")
@@ -142,7 +150,8 @@ def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
         ("a.jsonl", '{"x": "y"}\n', ("--column", "note"), "no row has a column 'note'"),
         ("a.parquet", "PAR1 no", (), "broken Parquet"),
         ("a.jsonl.gz", "no gzip", (), "broken after line 0: Not a gzipped file"),
-        ("a.jsonl", "\xff\xfe", (), "line 1: cannot be read: invalid UTF-8; correct the line"),
+        ("a.jsonl", "\xff\xff", (), "line 1: cannot be read: invalid UTF-8, perhaps Latin-1"),
+        ("a.jsonl", "\xff\xfe", (), "is UTF-16, not UTF-8; save it as UTF-8"),
     ],
 )
 def test_what_cannot_be_done_is_one_error_and_no_file(tmp_path, name, text, options, says):

@@ -22,6 +22,7 @@ from reactune.data.readers import (
     NOT_JSON,
     NUL_BYTE,
     csv_header,
+    csv_separator,
     ending_of,
     kind_of,
     parquet_batches,
@@ -304,7 +305,7 @@ def _write_jsonl(path: Path, _like: Path) -> Iterator[Write]:
 @contextmanager
 def _write_csv(path: Path, like: Path) -> Iterator[Write]:
     with _create(path, newline="") as file:
-        writer = csv.DictWriter(file, csv_header(like))
+        writer = csv.DictWriter(file, csv_header(like), delimiter=csv_separator(like))
         writer.writeheader()
 
         def write(rows: Sequence[Values], values: Sequence[Values]) -> None:
