@@ -800,6 +800,29 @@ def test_two_ingests_at_once_give_the_table_of_one(engine, write):
     assert dwells == {each["tip_id"]: each["dwell_ms"] for each in rows}
 
 
+def test_a_tip_that_two_ingests_bring_at_once_is_one_users(engine, write):
+    users = ("anna", "ben")
+    rows = [
+        [row(n, user_id=user, dwell_ms=at) for n in range(900)] for at, user in enumerate(users)
+    ]
+    files = [write(*each, name=f"{user}.jsonl") for user, each in zip(users, rows, strict=True)]
+    refused = []
+
+    def ingest_one(file):
+        counts = take(engine, file, batch_rows=30, rejects=file.with_suffix(".rejects"))
+        refused.append(counts.refused.get("tip_id of another user", 0))
+
+    takers = [threading.Thread(target=ingest_one, args=[file]) for file in files]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    pairs = {(score["user_key"], score["dwell_ms"]) for score in stored(engine).values()}
+    assert len(pairs) <= 2
+    assert len({user for user, _ in pairs}) == len(pairs)
+    assert sum(refused) == 900
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -45,7 +45,7 @@ from reactune.privacy.consent import HashedIds, admit, chunks
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
 from reactune.privacy.user_ids import IdError
 from reactune.records import REACTIONS, Counts, whole_dwell_ms
-from reactune.store.database import writing
+from reactune.store.database import INGEST_LOCK, lock, writing
 from reactune.store.queries import upsert_scores
 from reactune.store.schema import tip_scores
 
@@ -152,6 +152,7 @@ def ingest(
                     lines, settings=settings, hashing_keys=hashing_keys, latest=latest
                 )
                 with writing(engine) as connection:
+                    lock(connection, INGEST_LOCK)  # whose tips these are stays true until the end
                     owners = _owners(connection, seen, scores, hashing_keys)
                     own = _of_their_owners(scores, owners, path, faults, defaults=defaults)
                     kept = _write(list(own.values()), connection)

@@ -34,6 +34,7 @@ DRIVERS = {
 }
 # Advisory locks: numbers that other users of the same PostgreSQL database are unlikely to take.
 MIGRATION_LOCK, ROLLOUT_LOCK, PEOPLE_LOCK = 7_236_812_001, 7_236_812_002, 7_236_812_003
+INGEST_LOCK = 7_236_812_004
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 _SHARE_LOCK = sa.select(
     sa.func.pg_advisory_xact_lock_shared(sa.bindparam("number", type_=sa.BigInteger))
