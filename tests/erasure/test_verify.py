@@ -1,7 +1,9 @@
 """`reactune erase --verify` searches every place in which a trace of a user can be left."""
 
+import bz2
 import gzip
 import json
+import lzma
 import sqlite3
 from contextlib import closing
 from urllib.parse import quote
@@ -100,6 +102,57 @@ def test_a_trace_is_found_wherever_it_lies(erased, planted, name, content, kind)
     assert kind in line
     assert ANNA not in line
     assert HASH not in line
+
+
+def _in_parquet(column):
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": column}), file)
+    return file.getvalue().to_pybytes()
+
+
+HOLDERS = {
+    "a.jsonl": lambda text: json.dumps({"x": [text]}).encode(),
+    "a.jsonl.gz": lambda text: gzip.compress(json.dumps({text: 1}).encode()),
+    "a.txt.bz2": lambda text: bz2.compress(text.encode()),
+    "a.txt.xz": lambda text: lzma.compress(text.encode()),
+    "a.csv": lambda text: f'id,x\n1,"{text}"\n'.encode(),
+    "a.url": lambda text: b"GET /v1/users/" + quote(text).encode(),
+    "text.parquet": lambda text: _in_parquet([text]),
+    "bytes.parquet": lambda text: _in_parquet([text.encode()]),
+    "padded.parquet": lambda text: _in_parquet(pa.array([text.encode() + b"\0\0"], pa.binary())),
+    "list.parquet": lambda text: _in_parquet([[["more", text]]]),
+    "struct.parquet": lambda text: _in_parquet([{"a": [{"b": text}]}]),
+    "key.parquet": lambda text: _in_parquet(
+        pa.array([[(text, 1)]], pa.map_(pa.string(), pa.int64()))
+    ),
+    "value.parquet": lambda text: _in_parquet(
+        pa.array([[("k", text)]], pa.map_(pa.string(), pa.string()))
+    ),
+    "dictionary.parquet": lambda text: _in_parquet(pa.array([text]).dictionary_encode()),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(ANNA, "the id"), (HASH, "a hash of the id"), (TEXT, "text that was erased")]
+)
+def test_what_is_left_is_found_in_files_of_every_form(erased, planted, text, kind):
+    files = {
+        str(planted(f"runs/{RUN}/left/{name}", hold(text)))
+        for name, hold in HOLDERS.items()
+        if kind != "text that was erased" or not name.endswith(".url")
+    }
+    lines = [line for line in found(erased) if kind in line]
+    assert {line.partition(": ")[0] for line in lines} == files
+
+
+def test_a_number_that_is_an_id_is_found(erased, planted):
+    file = planted("runs/n.parquet", _in_parquet([4711_0815]))
+    assert found(erased, users=["47110815"]) == [f"{file}: the id"]
+
+
+def test_files_that_are_packed_are_unchecked(erased, planted):
+    file = planted(f"runs/{RUN}/left/old.zip", b"PK")
+    assert verify(erased, RING, [ANNA]).unchecked == [f"{file}: cannot be read (ValueError)"]
 
 
 def test_files_named_by_also_are_searched(erased, tmp_path):

@@ -4,8 +4,10 @@ Searched are raw and hashed ids, tip ids, and pieces of erased texts by their fi
 database, run folders, caches and MLflow. Nothing is changed.
 """
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import tempfile
 import zlib
@@ -16,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -45,6 +48,9 @@ ROWS_AT_ONCE = 1_000
 MIN_BINARY_BYTES = 8  # a shorter id occurs in any large binary file by chance
 WEIGHTS = (".gguf", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".arrow")
 """Files of numbers: they hold no text, so they are searched for ids only."""
+OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+PACKED = (".zip", ".zst", ".7z", ".lz4", ".br")
+"""Files in which a search would find nothing, whatever they hold."""
 ELSEWHERE = (
     "backups, and blocks of deleted files on the disk",
     "the model server's own copies of the weights (Ollama)",
@@ -203,15 +209,33 @@ def search_rows(search: Search, rows: Iterable[Mapping[str, Any]]) -> tuple[Trac
     A row's `user_key` names its user; a row without one is nobody's. A text that two users were
     shown is no trace of one of them.
     """
-    texts: tuple[list[str], list[str]] = [], []
+    texts: tuple[list[bytes], list[bytes]] = [], []
     tips = []
     for row in rows:
         is_others = (row.get("user_key") or "") not in search.user_keys | {""}
-        texts[is_others].extend(str(cell) for cell in row.values() if isinstance(cell, str))
+        texts[is_others].extend(_texts_in(list(row.values())))
         tips += [row["tip_id"]] if row.get("tip_id") else []
-    own, others = ("\n".join(part).encode("utf-8", "replace") for part in texts)
+    own, others = (b"\n".join(part) for part in texts)
     trace = search_bytes(search, own) | search_ids(search, others) | search_tip_ids(search, tips)
     return trace, search_texts(search, others)
+
+
+def _texts_in(value: Any) -> Iterator[bytes]:
+    """Every text in a cell, at any depth, with keys, bytes and whole numbers."""
+    match value:
+        case str():
+            yield value.encode("utf-8", "replace")
+        case bytes():
+            yield value.replace(b"\0", b" ")  # padding; with NUL, short ids would not be sought
+        case dict():
+            for key, part in value.items():
+                yield from _texts_in(key)
+                yield from _texts_in(part)
+        case list() | tuple():
+            for part in value:
+                yield from _texts_in(part)
+        case int() | UUID():
+            yield str(value).encode()
 
 
 def search_file(search: Search, file: Path) -> tuple[Trace, Trace]:
@@ -220,6 +244,8 @@ def search_file(search: Search, file: Path) -> tuple[Trace, Trace]:
     Raises:
         OSError, ValueError: it cannot be read, or is not of the kind that its name says.
     """
+    if file.suffix in PACKED:
+        raise ValueError("it is packed")
     if file.suffix == ".parquet":
         return _search_parquet(search, file)
     search_one = search_ids if file.suffix in WEIGHTS else search_bytes
@@ -355,14 +381,14 @@ def _search_file(file: Path, search: Search, report: Report, name: str) -> None:
 
 def _pieces(file: Path) -> Iterator[bytes]:
     """The uncompressed content, in pieces that overlap."""
-    open_file = gzip.open if file.suffix == ".gz" else open
+    open_file = OPENERS.get(file.suffix, open)
     tail = b""
     try:
         with open_file(file, "rb") as content:
             while piece := content.read(CHUNK_BYTES):
                 yield tail + piece
                 tail = piece[-OVERLAP:]
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError("it is truncated") from error
 
 
