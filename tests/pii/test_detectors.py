@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from reactune.pii.detectors import (
     cached,
     is_foreign,
     is_foreign_row,
+    is_foreign_tip,
     language_of,
     open_detector,
 )
@@ -193,3 +195,27 @@ def test_a_first_word_that_an_object_follows_is_no_person(tip):
 def test_a_first_word_with_other_evidence_is_one(text, name):
     (spans,) = open_detector(PrivacyConfig())([text])
     assert [text[span.start : span.end] for span in spans] == [name]
+
+
+HARMLESS = Path(__file__).with_name("harmless_tips.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_hardly_any_harmless_tip_is_taken_for_another_language():
+    foreign = [tip for tip in HARMLESS if is_foreign_tip(tip, languages=("en",))]
+    assert len(foreign) <= 0.01 * len(HARMLESS), foreign
+    assert all(is_foreign_tip(tip, languages=("en",)) for tip in FOREIGN)
+
+
+@pytest.mark.parametrize(
+    "tip",
+    ["Mail Jürgen Müller", "Ask José García López", "Call Søren Kjærgård", "Text Ngô Bảo Châu"],
+)
+def test_a_tip_of_little_but_names_from_elsewhere_is_not_foreign(tip):
+    assert not is_foreign_tip(tip, languages=("en",))
+    assert not is_foreign_tip(FOREIGN[0], languages=("de",))
+    assert is_foreign_tip(FOREIGN[8], languages=("de",))
+
+
+def test_half_characters_are_read_past():
+    assert found("ask Anna Schmidt \ud83d", BY_DEFAULT) == [("Anna Schmidt", "PERSON")]
+    assert not is_foreign("Drink a glass of water. \ud83d", ("en",))

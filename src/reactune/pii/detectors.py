@@ -17,7 +17,7 @@ from reactune.config.sections import PrivacyConfig
 from reactune.errors import PrivacyError
 from reactune.pii.patterns import find_patterns
 from reactune.pii.spans import Detector, Span, without_overlaps
-from reactune.pii.tagger import find_names, load_tagger
+from reactune.pii.tagger import classes_of, find_names, load_tagger, words_of
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -42,7 +42,6 @@ KIND_OF_LABEL = {
 }  # fmt: skip
 
 SURE = 0.75  # above it, the model knows a first word for a name from what follows
-SENTENCE_BEFORE = re.compile(r"(?:\A|[.!?:\n])\s*\Z")
 OBJECT_AFTER = re.compile(
     r"\s+(?:an?|the|this|that|these|those|your|one|two|three|each|every|some|any|up|out|off|down|\d+)\b"
 )
@@ -52,13 +51,14 @@ FOLDED = {
     **dict.fromkeys((*range(8208, 8214), 8722, 65112, 65123), "-"),
     **dict.fromkeys((8216, 8217, 8219, 700), "'"),
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+    **dict.fromkeys(range(0xD800, 0xE000), " "),
     **{
         code: str(unicodedata.decimal(chr(code)))
         for code in range(0x80, 0xFF00)
         if chr(code).isdecimal()
     },
 }
-"""Characters that are read as one of ASCII."""
+"""Characters that are read as one of ASCII; half characters are read as a space."""
 
 # The ISO 639 codes of the languages that py3langid distinguishes.
 CODES = """
@@ -73,6 +73,11 @@ LANGUAGES = CODES.split()
 # Below this probability, no English headline of 2,138 was taken for another language, and no tip
 # in 12 other languages for English; with 0.1, 0.7 % of the headlines were.
 UNLIKELY = 0.05
+# Short texts with names or units (`Plant 12 bulbs 15-20 cm apart.`) may come below that.
+VERY_UNLIKELY = 0.01
+VERY_UNLIKELY_ELSEWHERE = 1e-5
+ENGLISH = frozenset("012")  # letters of the lexicon: words that are (also) written small
+MOSTLY_ENGLISH = 0.75  # share of the words that are written small
 MIN_LETTERS = 12  # a shorter text is not classified
 MIN_LETTERS_WITHOUT_NAMES = 8  # of a text that was long enough with its names
 NOT_WORDS = re.compile(r"<[A-Z_]+_\d+>|https?://\S+|\S+@\S+|[@#]\w+")
@@ -141,6 +146,13 @@ def unfolded(spans: list[Span], places: Sequence[int] | None) -> list[Span]:
     ]
 
 
+def begins_sentence(text: str, at: int) -> bool:
+    """Whether a sentence of the text, or a line, begins there."""
+    while at and text[at - 1].isspace() and text[at - 1] != "\n":
+        at -= 1
+    return at == 0 or text[at - 1] in ".!?:\n"
+
+
 def cached(detector: Detector, size: int) -> Detector:
     """The detector with the results of the last `size` texts cached.
 
@@ -170,6 +182,25 @@ def is_foreign_row(text: str, scrubbed: str, *, languages: Sequence[str]) -> boo
     """As `is_foreign`, without names: `Call Zoltán Kovács` is English but for the name."""
     return is_foreign(text, languages) and _is_unlikely(
         scrubbed, languages, min_letters=MIN_LETTERS_WITHOUT_NAMES
+    )
+
+
+def is_foreign_tip(tip: str, *, languages: Sequence[str]) -> bool:
+    """As `is_foreign`, of a short text alone that may hold names: only what is clearly foreign.
+
+    Where English is one of the languages, most of its words that are written small are no English.
+    """
+    if "en" not in languages:
+        return _is_unlikely(
+            tip, languages, min_letters=MIN_LETTERS, unlikely=VERY_UNLIKELY_ELSEWHERE
+        )
+    words = [tip[start:end] for start, end in words_of(tip)]
+    small = [
+        word for word in words if len(word) > 1 and word[0].isalpha() and not word[0].isupper()
+    ]
+    english = sum(bool(ENGLISH.intersection(classes_of(word.casefold()))) for word in small)
+    return english < MOSTLY_ENGLISH * len(small) and _is_unlikely(
+        tip, languages, min_letters=MIN_LETTERS, unlikely=VERY_UNLIKELY
     )
 
 
@@ -277,7 +308,7 @@ def _without_verbs(text: str, spans: list[Span]) -> list[Span]:
         if span.kind != "PERSON"
         or span.score >= SURE
         or not text[span.start : span.end].isalpha()
-        or not SENTENCE_BEFORE.search(text, 0, span.start)
+        or not begins_sentence(text, span.start)
         or not OBJECT_AFTER.match(text, span.end)
     ]
 
@@ -291,15 +322,17 @@ def _name_finder(model: str) -> NameFinder:
     return lambda texts, kinds: find_with_spacy(pipeline, texts, kinds=kinds)
 
 
-def _is_unlikely(text: str, languages: Sequence[str], *, min_letters: int) -> bool:
+def _is_unlikely(
+    text: str, languages: Sequence[str], *, min_letters: int, unlikely: float = UNLIKELY
+) -> bool:
     words = _words(text)
     if sum(char.isalpha() for char in words) < min_letters:
         return False
-    return sum(language_probabilities(words, languages)) < UNLIKELY
+    return sum(language_probabilities(words, languages)) < unlikely
 
 
 def _words(text: str) -> str:
-    return NOT_WORDS.sub(" ", text)
+    return NOT_WORDS.sub(" ", fold(text)[0])
 
 
 @cache

@@ -112,6 +112,9 @@ def is_series(value: str) -> bool:
     if len(groups) == 1:
         return False
     are_years = all(1900 <= number <= 2100 for number in numbers)
+    is_near = len(groups) == 2 and numbers[0] < numbers[1] < 1.5 * numbers[0]  # lines 1204-1260
+    if is_near and len(groups[0]) == len(groups[1]):
+        return True
     steps = {one < other for one, other in pairwise(numbers)}
     is_range = len(set(map(len, groups))) == 1 and len(groups) > 3 and len(steps) == 1
     is_list = len(groups) > 4 and max(map(len, groups)) <= 2
@@ -121,6 +124,16 @@ def is_series(value: str) -> bool:
 def is_short_phone(value: str) -> bool:
     """Six to twelve digits without a date among them: enough after a word such as `call`."""
     return 6 <= sum(char.isdigit() for char in value) <= 12 and not HAS_DATE.search(value)
+
+
+def is_number_in_one(value: str) -> bool:
+    """Seven to fifteen digits without separators: enough right after a word such as `phone`."""
+    return 7 <= len(value) <= 15
+
+
+def names_a_number(label: str) -> bool:
+    """Whether the label of a field says that a number in it is somebody's: `phone: `, `born: `."""
+    return bool(NAME_OF_FIELD.search(label))
 
 
 def is_place_on_earth(value: str) -> bool:
@@ -179,7 +192,7 @@ HINTS_WITH_DIGITS: dict[str, Hint] = {
     ),
     "phone": _has_any_of(
         "call phone tel mobile cell fax ring dial text whatsapp reach home desk work office number "
-        "contact"
+        "contact msisdn sms télé telé móvil handy"
     ),
     "post": _has_any_of("zip post plz"),
 }
@@ -279,6 +292,15 @@ PHONE_WORD = (
     r"\b(?:call|phone|tel|telephone|mobile|cell|fax|ring|dial|text|whatsapp|reach|home|desk|work"
     r"|office|number|contact)\b"
 )
+PHONE_FIELD = (
+    r"(?:phones?|tele?|telephones?|mobiles?|cell(?:phone)?|fax|whatsapp|msisdn|sms|dial|ring|call"
+    r"|telefon\w*|téléphone|teléfono|celular|móvil|handy)"
+)
+NAME_OF_FIELD = re.compile(
+    rf"\b(?:{PHONE_FIELD}|{NAME_OF_NUMBER}|(?:credit |bank )?cards?|contacts?|ids?|born|birth\w*"
+    r"|dob|geb\w*|nacimiento|naissance|nascita|zip|post(?:al)? ?code|plz|ip)\b",
+    re.I,
+)
 POSTCODE_WORD = r"(?:\bzip|\bpost(?:al)? ?code|\bplz)(?: code)?\s*(?:is|:|=)?\s*"
 EMAIL = re.compile(r"[\w.+%-][\w.+%'-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 HANDLE = re.compile(r"(?<![\w@/])@\w{2,30}")
@@ -293,13 +315,17 @@ CARD = re.compile(r"(?<![\d-])\d(?:[ .-]?\d){11,18}(?![\d-])", re.A)
 DECIMAL_COORDINATES = re.compile(rf"(?<![\d.]){DEGREES}(?:\s*[,;]\s*|\s+){DEGREES}(?![\d.])")
 COORDINATES = re.compile(rf"{MINUTES}(?:[,; ]+{MINUTES})?")
 DOTTED = r"\d{1,3}(?:\.\d{1,3}){3}"
-NUMBERED = r"(?:version|release|build|chapters?|sections?|articles?|paragraphs?|part|step|v)"
+NUMBERED = (
+    r"(?:version|release|build|firmware|update|upgrade|chapters?|sections?|articles?|paragraphs?"
+    r"|part|step|v)"
+)
 IP_4 = re.compile(
     rf"(?:\b{NUMBERED}[ .:]*{DOTTED})|(?<![\w.])(?P<value>{DOTTED})(?![\w.]*\d)", re.A | re.I
 )
 IP_4_AFTER_WORD = re.compile(
     r"\b(?:ip|ipv4|address|server|host|router|gateway|dns|proxy|subnet|network|ping|ssh|login"
-    rf"|connect|client|device)s?\b(?:\W{{1,3}}[a-z']{{1,12}}){{0,4}}?\W{{1,4}}(?P<value>{DOTTED})"
+    rf"|connect|client|device)s?\b(?:\W{{1,3}}(?!{NUMBERED}\b)[a-z']{{1,12}}){{0,4}}?\W{{1,4}}"
+    rf"(?P<value>{DOTTED})"
     rf"(?![\w.]*\d)|(?<![\w.])(?P<this>{DOTTED})(?=[:/]\d)",
     re.A | re.I,
 )
@@ -308,14 +334,17 @@ IP_6 = re.compile(
 )
 PHONE = re.compile(rf"(?<![\w.])(?:\+|00)?\(?\d[\d ()/.-]{{6,22}}\d{EXTENSION}(?!\w)", re.A)
 LOCAL_PHONE = re.compile(
-    rf"(?<![\w.-])(?:\d{{3}}[-.]\d{{4}}|\d\d(?:[-. ]\d\d){{3}}|\d{{4}}[- ]\d{{4}})"
-    rf"{EXTENSION}(?![\w-])",
+    rf"(?<![\w.-])(?<!\d )(?:\d{{3}}[-.]\d{{4}}|\d\d(?:[-. ]\d\d){{3}}|\d{{4}}[- ]\d{{4}})"
+    rf"{EXTENSION}(?![\w-]| \d)",
     re.A,
 )
 PHONE_AFTER_WORD = re.compile(
     rf"{PHONE_WORD}(?:\W{{1,3}}[a-z']{{1,12}}){{0,5}}?\W{{1,4}}?"
     r"(?P<value>\(?\d{2,4}\)?[ .-]\d{2,4}(?:[ .-]?\d{2,4}){0,2})(?![\w-])",
     re.I | re.A,
+)
+PHONE_IN_ONE = re.compile(
+    rf"\b{PHONE_FIELD}\b\W{{1,4}}?(?P<value>\d{{7,15}})(?![\w-])", re.I | re.A
 )
 POSTCODE = re.compile(
     rf"{POSTCODE_WORD}(?P<value>[A-Z]{{0,2}}-?\d[A-Z\d]{{1,4}}(?:[ -]?[A-Z\d]{{3,4}})?)\b", re.I
@@ -339,6 +368,7 @@ PATTERNS = (
     Pattern("PHONE", "number", PHONE, is_phone, score=0.8),
     Pattern("PHONE", "number", LOCAL_PHONE, is_local_phone, score=0.5),
     Pattern("PHONE", "phone", PHONE_AFTER_WORD, is_short_phone, score=0.6),
+    Pattern("PHONE", "phone", PHONE_IN_ONE, is_number_in_one, score=0.6),
     Pattern("ADDRESS", "post", POSTCODE, score=0.8),
     Pattern("HANDLE", "@", HANDLE),
     Pattern("AGE", "old", AGE, score=0.8),

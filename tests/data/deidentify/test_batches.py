@@ -303,6 +303,24 @@ def test_a_foreign_row_is_refused_for_its_language_before_what_looks_like_names(
     assert refusals(chat_with_names, german, privacy=NAMES) == {FOREIGN: 1}
 
 
+FOREIGN_TIPS = (
+    "Geh heute Abend mit dem Hund eine Runde um den See.",
+    "Trink ein Glas Wasser und lies dann Kapitel Drei.",
+    "Schreib Frau Becker eine kurze Nachricht, bevor du Feierabend machst.",
+    "Räum den Schreibtisch auf, Stapel für Stapel.",
+    "Rauf aufs Rad, Berg und Tal warten!",
+    "اشرب كوباً من الماء وخذ استراحة قصيرة.",
+    "اتصل بأختك هذا المساء.",
+    "اقرأ عشر صفحات قبل النوم مع أحمد.",
+)
+
+
+@pytest.mark.parametrize("tip", FOREIGN_TIPS)
+def test_a_foreign_tip_is_refused_for_its_language_also_in_an_english_context(chat_with_names, tip):
+    context = {"free_text": "I have slept badly and there is so much to do this week."}
+    assert refusals(chat_with_names, row(tip, context=context), privacy=NAMES) == {FOREIGN: 1}
+
+
 def test_rows_in_a_language_without_a_model_are_withheld_and_counted(chat_with_names):
     german = row("Ruf heute Nachmittag deine Schwester an.", context={"free_text": "guten Tag"})
     both = PrivacyConfig(models={"en": "names", "de": "names"})

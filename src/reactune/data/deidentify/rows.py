@@ -31,7 +31,7 @@ from reactune.model.prompt import (
     instruction_of,
     prompt_of,
 )
-from reactune.pii.detectors import detect_patterns, is_foreign_row
+from reactune.pii.detectors import detect_patterns, is_foreign_row, is_foreign_tip
 from reactune.pii.spans import PLACEHOLDER, refill, scrub
 from reactune.records import Prompt, canonical_json, plain_words
 
@@ -127,9 +127,13 @@ def clean_row(
         raise UnsafeRowError(UNREADABLE)
     context = context_of(row["kind"], logged)
     scrubbed_tip = _scrubbed_tip(chat, row["tip_content"], context)
-    text, scrubbed = (f"{context.input}\n{each}" for each in (row["tip_content"], scrubbed_tip))
-    # Before what it holds: in a foreign text, words are taken for names.
-    if languages and is_foreign_row(text, scrubbed, languages=languages):
+    tip = row["tip_content"]
+    whole = (f"{context.input}\n{tip}", f"{context.input}\n{scrubbed_tip}")
+    # Before what it holds: in a foreign text, words are taken for names. A tip may be in another
+    # language than its context.
+    if languages and (
+        is_foreign_row(*whole, languages=languages) or is_foreign_tip(tip, languages=languages)
+    ):
         raise UnsafeRowError(FOREIGN)
     return {**row, **_model_columns(context), "tip": _fillable(scrubbed_tip, context)}
 
