@@ -139,6 +139,15 @@ def test_the_batched_network_is_the_one_computed_word_by_word():
     assert np.allclose(likely[start : start + len(words)], list(reference(words)), atol=1e-5)
 
 
+def test_a_long_text_is_read_in_blocks_as_in_one(monkeypatch):
+    words = [f"{word}{'x' * (n % 7)}" for n in range(40) for word in ("Call", "Anna", ",", "then")]
+    texts = [words, [], ["Anna"], words[:9]]
+    whole, _ = probabilities(TAGGER, texts)
+    for size in (1, 7, 50):
+        monkeypatch.setattr("reactune.pii.tagger.CHUNK_WORDS", size)
+        assert np.allclose(probabilities(TAGGER, texts)[0], whole, atol=1e-5)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(["Call Anna.", "", "Tom Lee", "walk", "ask Bo"]), max_size=6))
 def test_texts_of_one_batch_do_not_influence_each_other(texts):

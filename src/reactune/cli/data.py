@@ -1,6 +1,5 @@
 """Commands on reactions and texts: ingest, explain, deidentify, audit."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -161,9 +160,11 @@ def deidentify(
 ) -> None:
     """Replace personal data in the texts of a file.
 
-    JSONL (also .gz), CSV (also .gz) or Parquet; FILE and --out have the same format. [privacy]
-    kinds and models say what is replaced, found by which models. Exit code 0: all rows were
-    written; 2: lines that are no rows, or rows in other languages, were left out.
+    JSONL, CSV (both also .gz) or Parquet, in UTF-8; FILE and --out have the same format. [privacy]
+    kinds and models say what is replaced, found by which models. Looked at are texts at any depth,
+    JSON in them, keys, bytes, and numbers such as `phone`; what cannot be looked into is an error.
+    Exit code 0: all rows were written; 2: lines that are no rows, or rows in other languages, were
+    left out.
 
     \b
     $ reactune deidentify notes.jsonl --out safe.jsonl --spans -
@@ -174,8 +175,7 @@ def deidentify(
 
     if out is None and spans is None:
         raise click.UsageError("name --out to write the file, or --spans to list what is found")
-    if out is not None and out.resolve() == file.resolve():
-        raise click.UsageError(f"--out {out} is FILE itself; choose another name")
+    _check_outputs(file, out, spans)
     size = file.stat().st_size
     cores = os.cpu_count() or 1
     is_packed = file.suffix == ".gz"
@@ -211,11 +211,13 @@ def _span_writer(
         yield lambda span: None
         return
 
+    from reactune.data.deidentify.values import json_text
+
     def line(span: "FoundSpan") -> str:
         values = asdict(span)
         if not with_text:
             del values["value"]
-        return json.dumps(values, ensure_ascii=False)
+        return json_text(values)
 
     if str(file) == "-":
         yield lambda span: click.echo(line(span))
@@ -224,14 +226,30 @@ def _span_writer(
         yield lambda span: lines.write(f"{line(span)}\n")
 
 
+def _check_outputs(file: Path, out: Path | None, spans: Path | None) -> None:
+    """Refuse to write what is read, or two things into one file."""
+    from reactune.data.deidentify.file import is_same_file
+
+    written = [
+        (option, path)
+        for option, path in (("--out", out), ("--spans", spans))
+        if path is not None and str(path) != "-"
+    ]
+    for option, path in written:
+        if is_same_file(path, file):
+            raise click.UsageError(f"{option} {path} is FILE itself; choose another name")
+    if len(written) == 2 and is_same_file(written[0][1], written[1][1]):
+        raise click.UsageError(f"--out and --spans are both {out}; choose another name for one")
+
+
 def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:
     """Print the counts to standard error, for spans may be on standard output; rows left out."""
-    left_out = summary.unreadable + (0 if keep_foreign else summary.foreign)
+    left_out = summary.refused.total() + (0 if keep_foreign else summary.foreign)
     click.echo(
         f"rows: {summary.came_in:,} in, {summary.went_out:,} kept, {left_out:,} left out", err=True
     )
-    if summary.unreadable:
-        click.echo(f"  {summary.unreadable:,} no JSON object", err=True)
+    for reason, number in summary.refused.most_common():
+        click.echo(f"  {number:,} left out: {reason}", err=True)
     if summary.foreign:
         does = "kept" if keep_foreign else "left out"
         click.echo(

@@ -62,6 +62,7 @@ ZONE_ID = re.compile(r"\[[\w/+-]+\]$")
 # Seconds and milliseconds since 1970, where they can be nothing else: September 2001 to 2100.
 SECONDS = range(10**9, 4_102_444_800)
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
+OVERSIZED = "oversized line"
 
 
 class Refused(DataError):
@@ -79,6 +80,21 @@ class Line:
     number: int
     position: int
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a JSONL or CSV file as it stands there; of CSV the header is the first one.
+
+    `source` is its text with the line break, `cells` are those of CSV; `number` and `position` are
+    as in `Line`.
+    """
+
+    number: int
+    position: int
+    source: str = field(default="", repr=False)
+    cells: tuple[str, ...] = field(default=(), repr=False)
     refusal: str = ""
 
 
@@ -172,14 +188,27 @@ def read_rows(
     return _json_rows(path, max_line_bytes, decoder)
 
 
+def read_records(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Record]:
+    """Every record of a JSONL or CSV file but blank lines, as it stands there.
+
+    JSON may hold what `read_rows` refuses: NaN, infinities, an object with one key twice.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken off in the middle.
+    """
+    if kind_of(path) == "csv":
+        return _csv_sources(path, max_line_bytes)
+    return _json_sources(path, max_line_bytes)
+
+
 def csv_header(path: Path) -> list[str]:
     """The names of the columns of a CSV file; none of an empty one.
 
     Raises:
-        DataError: the first line is no header, or the file is broken.
+        DataError: the first line is no header, it names two columns alike, or the file is broken.
     """
-    for raw, cells, flaw in _csv_records(path, MAX_LINE_BYTES):
-        return _header(path, raw, cells, flaw)
+    for raws, cells, flaw in _csv_records(path, MAX_LINE_BYTES):
+        return _header(path, raws[0], cells, flaw)
     return []
 
 
@@ -355,7 +384,7 @@ def _json_rows(path: Path, max_bytes: int, decoder: json.JSONDecoder | None) -> 
 
 def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
     if raw.is_cut:
-        raise Refused("oversized line")
+        raise Refused(OVERSIZED)
     if b"\0" in raw.text:
         raise Refused(NUL_BYTE)
     try:
@@ -368,25 +397,49 @@ def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
     return value
 
 
+def _json_sources(path: Path, max_bytes: int) -> Iterator[Record]:
+    for raw in _lines(path, max_bytes):
+        if raw.text.isspace():
+            continue
+        try:
+            _json_object(raw, ANY_NUMBER)
+            yield Record(raw.number, raw.position, raw.text.decode())
+        except Refused as refusal:
+            yield Record(raw.number, raw.position, refusal=str(refusal))
+
+
+def _csv_sources(path: Path, max_bytes: int) -> Iterator[Record]:
+    width = 0
+    for raws, cells, flaw in _csv_records(path, max_bytes):
+        width = width or len(cells)
+        flaw = flaw or _flaw_of(cells, width=width)
+        source = "" if flaw else b"".join(raw.text for raw in raws).decode()
+        yield Record(raws[0].number, raws[-1].position, source, tuple(cells), flaw)
+
+
 def _csv_rows(path: Path, max_bytes: int) -> Iterator[Line]:
     header: list[str] | None = None
-    for raw, cells, flaw in _csv_records(path, max_bytes):
+    for raws, cells, flaw in _csv_records(path, max_bytes):
         if header is None:
-            header = _header(path, raw, cells, flaw)
+            header = _header(path, raws[0], cells, flaw)
             continue
         flaw = flaw or _flaw_of(cells, width=len(header))
         values = {} if flaw else dict(zip(header, cells, strict=True))
-        yield Line(raw.number, raw.position, values, flaw)
+        yield Line(raws[0].number, raws[0].position, values, flaw)
 
 
 def _header(path: Path, raw: _Raw, cells: list[str], flaw: str) -> list[str]:
     if flaw:
         raise DataError(f"{path}: line {raw.number} is no CSV header: {flaw}; write one")
-    return [cell.strip() for cell in cells]
+    names = [cell.strip() for cell in cells]
+    twice = next((name for name in names if name and names.count(name) > 1), "")
+    if twice:
+        raise DataError(f"{path}: two columns are called {twice!r}; rename one of them")
+    return names
 
 
-def _csv_records(path: Path, max_bytes: int) -> Iterator[tuple[_Raw, list[str], str]]:
-    """Each record: the line it starts on, its cells, or else what is wrong with it.
+def _csv_records(path: Path, max_bytes: int) -> Iterator[tuple[list[_Raw], list[str], str]]:
+    """Each record: its lines, its cells, or else what is wrong with it.
 
     A quote that is never closed costs its own line only: reading goes on at the next one.
     """
@@ -408,14 +461,14 @@ def _csv_records(path: Path, max_bytes: int) -> Iterator[tuple[_Raw, list[str], 
             cells = next(csv.reader(feed(held), delimiter=separator, strict=True), None)
         except csv.Error:
             again.extendleft(reversed(held[1:]))
-            yield held[0], [], "oversized line" if held[0].is_cut else "not valid CSV"
+            yield held[:1], [], OVERSIZED if held[0].is_cut else "not valid CSV"
             continue
         if cells is None:
             return
         if any(raw.is_cut for raw in held):
-            yield held[0], [], "oversized line"
+            yield held, [], OVERSIZED
         elif not held[0].text.isspace():
-            yield held[0], cells, ""
+            yield held, cells, ""
 
 
 def _flaw_of(cells: list[str], *, width: int) -> str:
@@ -530,3 +583,4 @@ def _finite(text: str) -> float:
 
 
 FINITE = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+ANY_NUMBER = json.JSONDecoder()

@@ -4,18 +4,23 @@ A detector returns the spans of personal data in texts.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from reactune.config.sections import KINDS
 from reactune.records import folded_text
 
 Detector = Callable[[Sequence[str]], list[list["Span"]]]
+_Name = tuple[str, int, bool]  # a name, the place of its first word in it, whether case matters not
 
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)_(\d+)>")
 BROKEN_PLACEHOLDER = re.compile(rf"<(?:{'|'.join(KINDS)})(?:_\d*)?>?", re.I)
 MODEL_KINDS = {"PERSON", "ADDRESS", "PLACE", "ORGANIZATION", "TITLE", "GROUP"}
 JOINED_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+WORD = re.compile(r"\w+")
 MIN_NAME = 3  # letters of a name that is replaced wherever else it occurs
 EDGES = " \t\n,;:!?'\"()[]{}<>|-«»“”\u2018\u2019\u2013\u2014"
 
@@ -32,10 +37,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and a label that helps detectors: `city: ` before `Berlin`."""
+    """A text, and a label that helps detectors: `city: ` before `Berlin`.
+
+    Where detectors are not asked, only people are replaced whom other texts name.
+    """
 
     label: str
     value: str = field(repr=False)
+    is_asked: bool = True
 
 
 def labelled(name: str, value: str) -> Text:
@@ -61,11 +70,10 @@ def without_overlaps(text: str, spans: Iterable[Span]) -> list[Span]:
     """
     kept: list[Span] = []
     for span in spans:
-        pieces = [span]
-        for other in kept:
-            pieces = [rest for piece in pieces for rest in _outside(piece, other)]
-        kept += [trimmed for piece in pieces if (trimmed := _trim(text, piece)) is not None]
-    return sorted(kept, key=lambda span: span.start)
+        for piece in [_trim(text, free) for free in _free(span, kept)]:
+            if piece is not None:
+                insort(kept, piece, key=_start)
+    return kept
 
 
 def scrub(
@@ -99,10 +107,11 @@ def scrub_rows(
     work = [_Row(row, of) for row, of in zip(rows, placeholders, strict=True)]
     todo = [(row, index) for row in work for index in range(len(row.texts))]
     while todo:
-        found = detect([row.labels[index] + row.texts[index] for row, index in todo])
-        spans: dict[int, dict[int, list[Span]]] = {}
-        for (row, index), here in zip(todo, found, strict=True):
-            spans.setdefault(id(row), {})[index] = without_label(here, row.labels[index])
+        asked = [(row, index) for row, index in todo if row.is_asked[index]]
+        found = detect([row.labels[index] + row.texts[index] for row, index in asked])
+        spans: dict[int, dict[int, list[Span]]] = {id(row): {} for row, _ in todo}
+        for (row, index), here in zip(asked, found, strict=True):
+            spans[id(row)][index] = without_label(here, row.labels[index])
         todo = [
             (row, index)
             for row in work
@@ -126,22 +135,24 @@ class _Row:
     def __init__(self, row: Sequence[Text], placeholders: MutableMapping[str, str]) -> None:
         self.labels = [text.label for text in row]
         self.texts = [text.value for text in row]
+        self.is_asked = [text.is_asked for text in row]
         self._placeholders = placeholders
         self._placeholder_of = {folded_text(value): name for name, value in placeholders.items()}
         present = (match.group() for text in self.texts for match in PLACEHOLDER.finditer(text))
         self._taken = {*present, *placeholders}
+        self._last: Counter[str] = Counter()  # kind = its number given last
 
     def replace(self, spans: Mapping[int, list[Span]], people: Mapping[str, str]) -> list[int]:
         """Replace these spans, and every known person; the indices of the texts that changed."""
-        known = self._known(people)
+        known = _by_first_word(people, _people_in(self._placeholders))
         changed = []
         for index, text in enumerate(self.texts):
-            named = known.finditer(text) if known else ()
+            named = _places_of(known, text) if known else ()
             here = spans.get(index, [])
             # A name within an e-mail address or URL belongs to that.
             found = [
                 *(span for span in here if span.kind not in MODEL_KINDS),
-                *(Span(*match.span(), "PERSON", 1.0) for match in named),
+                *(Span(start, end, "PERSON", 1.0) for start, end in named),
                 *(span for span in here if span.kind in MODEL_KINDS),
             ]
             if found:
@@ -149,15 +160,6 @@ class _Row:
             if self.texts[index] != text:
                 changed.append(index)
         return changed
-
-    def _known(self, people: Mapping[str, str]) -> re.Pattern[str] | None:
-        """A pattern of the known people that the texts may still name, if there are any."""
-        all_texts = "\n".join(self.texts)
-        small = all_texts.casefold()
-        return _name_pattern(
-            [name for folded, name in people.items() if folded.split()[0] in small],
-            [name for name in _people_in(self._placeholders) if name in all_texts],
-        )
 
     def _replace_spans(self, text: str, found: Iterable[Span], people: Mapping[str, str]) -> str:
         present = [Span(*match.span(), "", 1.0) for match in PLACEHOLDER.finditer(text)]
@@ -173,22 +175,24 @@ class _Row:
     def _placeholder(self, kind: str, value: str) -> str:
         key = folded_text(value)
         if key not in self._placeholder_of:
-            number = next(
-                n for n in range(1, len(self._taken) + 2) if f"<{kind}_{n}>" not in self._taken
-            )
-            self._placeholder_of[key] = f"<{kind}_{number}>"
+            numbers = count(self._last[kind] + 1)
+            self._last[kind] = next(n for n in numbers if f"<{kind}_{n}>" not in self._taken)
+            self._placeholder_of[key] = f"<{kind}_{self._last[kind]}>"
             self._taken.add(self._placeholder_of[key])
             self._placeholders[self._placeholder_of[key]] = value
         return self._placeholder_of[key]
 
 
-def _outside(span: Span, other: Span) -> list[Span]:
-    """The parts of the span outside of the other."""
-    if span.end <= other.start or other.end <= span.start:
-        return [span]
-    left = Span(span.start, other.start, span.kind, span.score)
-    right = Span(other.end, span.end, span.kind, span.score)
-    return [piece for piece in (left, right) if piece.start < piece.end]
+def _free(span: Span, kept: Sequence[Span]) -> list[Span]:
+    """The parts of the span outside of those that are kept, which are in the order of the text."""
+    parts, start = [], span.start
+    at = bisect_right(kept, span.start, key=_end)
+    while at < len(kept) and kept[at].start < span.end:
+        parts.append((start, kept[at].start))
+        start = kept[at].end
+        at += 1
+    parts.append((start, span.end))
+    return [Span(s, e, span.kind, span.score) for s, e in parts if s < e]
 
 
 def _trim(text: str, span: Span) -> Span | None:
@@ -219,14 +223,42 @@ def _people_in(placeholders: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _name_pattern(given: Iterable[str], found: Iterable[str]) -> re.Pattern[str] | None:
-    """Any of the names as whole words, the longest first; found names only in the same case.
+def _by_first_word(given: Mapping[str, str], found: Iterable[str]) -> Mapping[str, list[_Name]]:
+    """The names by their first word, the longest first; found ones count only in the same case.
 
     A model may have taken `Will` for a name: that must not replace every `will`.
     """
-    names = {name: rf"(?i:{re.escape(name)})" for name in given}
-    names |= {name: re.escape(name) for name in found if name not in names}
-    if not names:
-        return None
-    either = "|".join(names[name] for name in sorted(names, key=lambda n: (-len(n), n)))
-    return re.compile(rf"(?<!\w)(?:{either})(?!\w)")
+    names = dict.fromkeys(found, False) | dict.fromkeys(given.values(), True)
+    by_word: dict[str, list[_Name]] = {}
+    for name in sorted(names, key=lambda name: (-len(name), name)):
+        if word := WORD.search(name):
+            place = (name, word.start(), names[name])
+            by_word.setdefault(word[0].lower(), []).append(place)
+    return by_word
+
+
+def _places_of(names: Mapping[str, list[_Name]], text: str) -> Iterator[tuple[int, int]]:
+    """Where the text holds one of the names as whole words."""
+    last = 0
+    for word in WORD.finditer(text):
+        for name, before, any_case in names.get(word[0].lower(), ()):
+            start, end = word.start() - before, word.start() - before + len(name)
+            there = text[max(start, 0) : end]
+            is_same = there == name or (any_case and there.lower() == name.lower())
+            if is_same and start >= last and not _is_within_word(text, start, end):
+                yield start, end
+                last = end
+                break
+
+
+def _is_within_word(text: str, start: int, end: int) -> bool:
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return bool(WORD.match(before) or WORD.match(after))
+
+
+def _start(span: Span) -> int:
+    return span.start
+
+
+def _end(span: Span) -> int:
+    return span.end

@@ -28,6 +28,7 @@ ROWS = 1 << 15  # rows of the embedding table
 WINDOW = 5  # words that one convolution sees at once
 MARGIN = WINDOW // 2  # empty rows between two texts, so that neither influences the other
 CHUNK_WORDS = 6_000
+REACH = 2 * MARGIN  # words on either side that influence a word
 CACHED_FEATURES = 1 << 16
 CACHED_PRODUCTS = 10_000  # 2.5 KB each
 MAX_WORD = 40  # characters that features use
@@ -37,6 +38,7 @@ MIN_SCORE = {"ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
 
 WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LONG_RUN = re.compile(r"(.)\1{4,}")
+MAX_WITHIN = 2  # words between two parts of an address
 WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
 
 
@@ -87,7 +89,7 @@ def find_names(tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str]) 
 def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matrix, list[int]]:
     """The probability of each kind for each word (one row each), and each text's first row.
 
-    Between two texts there are rows of no word.
+    Between two texts there are rows of no word. Memory for all but the result is bounded.
     """
     rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
     known: dict[str, int] = {}
@@ -96,15 +98,31 @@ def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matri
         starts.append(at)
         rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
         at += len(words) + MARGIN
-    if not known:
-        return np.zeros((len(rows), len(tagger.kinds)), np.float32), starts
+    scores = np.zeros((len(rows), len(tagger.kinds)), np.float32)
+    all_words = list(known)
+    for first in range(0, len(rows), CHUNK_WORDS):
+        end = min(first + CHUNK_WORDS, len(rows))
+        near = slice(max(first - REACH, 0), min(end + REACH, len(rows)))
+        found = _block(tagger, all_words, rows[near])
+        scores[first:end] = found[first - near.start : end - near.start]
+    return scores, starts
+
+
+def _block(tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp]) -> Matrix:
+    """Probabilities for rows of words, by number; right but for `REACH` rows at either end."""
+    numbers, places = np.unique(rows, return_inverse=True)
+    if numbers[0] < 0:  # the rows of no word: they stay -1
+        numbers, places = numbers[1:], places - 1
+    if not len(numbers):
+        return np.zeros((len(rows), len(tagger.kinds)), np.float32)
     is_word = (rows >= 0)[:, None]
-    seen = np.maximum(_first_convolution(tagger, _products(tagger, list(known)), rows), 0) * is_word
+    products = _products(tagger, [all_words[number] for number in numbers])
+    seen = np.maximum(_first_convolution(tagger, products, places), 0) * is_word
     wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
     scores = wide @ tagger.out + tagger.out_bias
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
-    return scores * is_word, starts
+    return np.asarray(scores * is_word, np.float32)
 
 
 def words_of(text: str) -> list[Word]:
@@ -186,14 +204,13 @@ def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
     """The spans, where a word or two between two parts of an address join them."""
     joined: list[Span] = []
     for span in spans:
-        before = next((s for s in reversed(joined) if s.kind == "ADDRESS"), None)
-        if (
-            before is not None
-            and span.kind == "ADDRESS"
-            and WITHIN_ADDRESS.fullmatch(text, before.end, span.start)
-        ):
-            joined = [other for other in joined if other.end <= before.start]
-            span = Span(before.start, span.end, span.kind, max(before.score, span.score))
+        if span.kind == "ADDRESS":
+            near = [s for s in joined[-MAX_WITHIN - 1 :] if s.kind == "ADDRESS"]
+            if near and WITHIN_ADDRESS.fullmatch(text, near[-1].end, span.start):
+                before = near[-1]
+                while joined and joined[-1].end > before.start:
+                    joined.pop()
+                span = Span(before.start, span.end, span.kind, max(before.score, span.score))
         joined.append(span)
     return joined
 
