@@ -17,6 +17,9 @@ from reactune.errors import CanaryError, DataError
 from reactune.records import REVIEW_STEPS, Rollout
 from reactune.release import registry
 from reactune.review import Snapshot, compare_arms, judge, read_snapshot, reason_to_skip, run_step
+from reactune.store.database import reading
+from reactune.store.labels import label_rule
+from reactune.store.summaries import counted_at, days_since, summaries_of
 from registry_fixtures import aliases_of
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -463,3 +466,21 @@ def test_a_snapshot_without_a_challenger_cannot_be_judged(tmp_path):
 
 def test_before_the_comparison_no_step_is_skipped(tmp_path):
     assert [reason_to_skip(tmp_path, step) for step in REVIEW_STEPS] == [None] * 5
+
+
+def test_a_review_writes_what_the_pages_show(on_trial):
+    now = expose(on_trial, 2_000, champion=0.4, challenger=0.5)
+    done = review.review(on_trial, now=now)
+    with deployment.database(on_trial) as engine, reading(engine) as connection:
+        (summary,) = summaries_of(connection, [done.rollout.rollout_id])
+        days = days_since(
+            connection, label_rule(on_trial.labels), NOW.date() - timedelta(days=9_999)
+        )
+        assert counted_at(connection) == now
+    figures = summary.figures
+    assert (summary.stage, summary.finished_at) == ("review", now)
+    assert 2 < len(figures["at"]) == len(figures["low"]) == len(figures["estimate"]) <= 200
+    assert figures["estimate"][-1] == pytest.approx(done.comparison.estimate)
+    assert figures["low"][-1] == pytest.approx(done.comparison.low)
+    assert figures["low"][0] is None
+    assert sum(each.tips for each in days if each.version) >= 2_000

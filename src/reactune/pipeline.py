@@ -58,9 +58,19 @@ from reactune.reward.features import candidate_layers, layers_of
 from reactune.reward.learn import Learned, Read, learn
 from reactune.reward.model import FACTS, rewards
 from reactune.reward.quality import Accuracy, accuracy_of_folds
-from reactune.runs.folders import StageResult, find_run, prompt_of_run, run_stage, unfinished_run
+from reactune.runs.folders import (
+    StageResult,
+    all_runs,
+    find_run,
+    prompt_of_run,
+    run_stage,
+    unfinished_run,
+)
 from reactune.runs.manifest import Manifest, ending, generator_run, recorded_manifests
 from reactune.runs.remote import fetch_adapter, pull, run_root
+from reactune.runs.summaries import summarise
+from reactune.store.labels import label_rule
+from reactune.store.summaries import recount
 from reactune.tracking import (
     consent_stated,
     dataset_fingerprint,
@@ -477,9 +487,15 @@ WORK: dict[str, Callable[[Config, Path, Path], StageResult]] = {
 
 
 def _prepare(config: Config, *, say: Say) -> None:
-    """Finish the erasures that were asked for, and fetch the manifests that others wrote."""
+    """Finish the erasures that were asked for, and fetch the manifests that others wrote.
+
+    What the pages read is brought up to date.
+    """
     finish_open(config, say=say)
-    pull(run_root(config))
+    root = run_root(config)
+    pull(root)
+    with deployment.database(config) as engine:
+        summarise(engine, root, all_runs(root.folder))
 
 
 def _chat(config: Config, run: Path, base: BaseModel) -> Chat:
@@ -508,6 +524,10 @@ def _do(config: Config, stage: str, run: Path, *, say: Say) -> Manifest:
         reads=reads.stages(),
         root=run_root(config),
     )
+    with deployment.database(config) as engine:
+        summarise(engine, run_root(config), [run])
+        if stage == STAGES[0] and is_new:
+            recount(engine, label_rule(config.labels), now=datetime.now(UTC))
     say(
         f"{stage:9} {manifest.summary} ({f'{manifest.seconds:.0f} s' if is_new else 'done before'})"
     )

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,16 @@ from pydantic import Field, TypeAdapter
 
 from reactune import deployment
 from reactune.canary import rollout as rollouts
-from reactune.canary.compare import Comparison, Decision, age_days, compare, decide, next_share
-from reactune.canary.outcomes import read_outcomes
+from reactune.canary.compare import (
+    Comparison,
+    Decision,
+    age_days,
+    bounds_over_time,
+    compare,
+    decide,
+    next_share,
+)
+from reactune.canary.outcomes import Outcomes, read_outcomes
 from reactune.canary.rollout import (
     Holdback,
     ShadowReport,
@@ -25,6 +34,7 @@ from reactune.canary.rollout import (
     judge_shadow,
     read_shadow,
 )
+from reactune.canary.sequential import Floats
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config, deciding, without_passwords
 from reactune.errors import CanaryError
@@ -33,7 +43,9 @@ from reactune.runs.folders import StageResult, find_run, new_run, run_stage
 from reactune.runs.manifest import Manifest, read_manifest
 from reactune.runs.remote import RunRoot, pull, push, run_root
 from reactune.store import queries
-from reactune.store.database import reading
+from reactune.store.database import reading, writing
+from reactune.store.labels import label_rule
+from reactune.store.summaries import RECENT, Summary, recount, write_summaries
 
 SNAPSHOT, DECISION = "compare/look.json", "decide/decision.json"
 VERDICTS: dict[str, Verdict] = {"promote": "promote", "rollback": "roll back", "wait": "wait"}
@@ -90,7 +102,8 @@ def review(config: Config, *, now: datetime) -> Review:
     Raises:
         CanaryError: nothing is live yet.
     """
-    snapshot = take_snapshot(config, now=now)
+    snapshot, outcomes = _snapshot_of(config, now=now)
+    _summarise(config, snapshot, outcomes, now=now)
     if snapshot.comparison is None:
         repaired = deployment.repair_projections(config)
         return Review("wait", "; ".join([snapshot.line(), *repaired]), snapshot.rollout)
@@ -109,7 +122,7 @@ def promote(config: Config, *, now: datetime) -> Review:
     current = deployment.live(config)
     why = Reason("hand", "by hand", {}, now)
     with deployment.database(config) as engine:
-        holdback = _holdback(config.canary, current)
+        holdback = holdback_after(config.canary, current)
         after = rollouts.promote(engine, current, why, holdback=holdback)
     repaired = deployment.repair_projections(config)
     line = f"version {after.champion} is champion now"
@@ -136,9 +149,14 @@ def take_snapshot(config: Config, *, now: datetime) -> Snapshot:
     Raises:
         CanaryError: nothing is live yet.
     """
+    return _snapshot_of(config, now=now)[0]
+
+
+def _snapshot_of(config: Config, *, now: datetime) -> tuple[Snapshot, Outcomes | None]:
+    """The snapshot, and the outcomes that it compares."""
     current = deployment.live(config)
     if current.challenger is None:
-        return Snapshot(current, None)
+        return Snapshot(current, None), None
     with deployment.database(config) as engine, reading(engine) as connection:
         outcomes = read_outcomes(
             connection,
@@ -155,7 +173,40 @@ def take_snapshot(config: Config, *, now: datetime) -> Snapshot:
             trial = current.rollout_id.removesuffix(queries.AFTER)
             promised = queries.last_estimate(connection, trial)
     comparison = compare(outcomes, settings=config.canary, planned_units=current.planned_units)
-    return Snapshot(current, comparison, age_days(outcomes, now=now), shadow, promised)
+    age = age_days(outcomes, now=now)
+    return Snapshot(current, comparison, age, shadow, promised), outcomes
+
+
+def _summarise(
+    config: Config, snapshot: Snapshot, outcomes: Outcomes | None, *, now: datetime
+) -> None:
+    """Write what the pages read: the comparison over time, and the latest days' counts."""
+    with deployment.database(config) as engine:
+        recount(engine, label_rule(config.labels), now=now, back=RECENT)
+        if outcomes is None:
+            return
+        summary = summary_of(snapshot, outcomes, settings=config.canary, now=now)
+        with writing(engine) as connection:
+            write_summaries(connection, [summary])
+
+
+def summary_of(
+    snapshot: Snapshot, outcomes: Outcomes, *, settings: CanaryConfig, now: datetime
+) -> Summary:
+    """The comparison after some 200 of the units, with the time at which each was first shown."""
+    rollout = snapshot.rollout
+    path = bounds_over_time(outcomes, settings=settings, planned_units=rollout.planned_units)
+    figures = {
+        "at": [f"{at}Z" for at in path.first_shown_at.astype("datetime64[s]")],
+        **{name: _finite(getattr(path.effect, name)) for name in ("estimate", "low", "high")},
+        "mismatch": _finite(path.mismatch),
+    }
+    return Summary(rollout.rollout_id, "review", "done", snapshot.line(), now, figures=figures)
+
+
+def _finite(values: Floats) -> list[float | None]:
+    """The values as JSON has them: None for what is infinite."""
+    return [value if isfinite(value) else None for value in values.tolist()]
 
 
 def judge(config: Config, snapshot: Snapshot) -> Decision:
@@ -187,7 +238,7 @@ def act(config: Config, snapshot: Snapshot, decision: Decision, *, now: datetime
     share = _share_after(config.canary, snapshot, decision)
     with deployment.database(config) as engine:
         if decision.verdict == "promote":
-            holdback = _holdback(config.canary, seen)
+            holdback = holdback_after(config.canary, seen)
             after = rollouts.promote(engine, seen, why, holdback=holdback)
         elif decision.verdict == "roll back":
             after = rollouts.roll_back(engine, seen, why)
@@ -262,7 +313,8 @@ def do(config: Config, step: str, folder: Path, *, now: datetime) -> Manifest:
 
 def compare_arms(config: Config, review: Path, folder: Path, now: datetime) -> StageResult:
     """Reactions to both arms -> a snapshot. Without a challenger it repairs the projections."""
-    snapshot = take_snapshot(config, now=now)
+    snapshot, outcomes = _snapshot_of(config, now=now)
+    _summarise(config, snapshot, outcomes, now=now)
     values = TypeAdapter(Snapshot).dump_python(snapshot, by_alias=True)
     write_atomically(folder / "look.json", json.dumps(values, indent=2, default=str))
     if snapshot.comparison is None:
@@ -309,7 +361,7 @@ def _share_after(settings: CanaryConfig, snapshot: Snapshot, decision: Decision)
     return next_share(_comparison_of(snapshot), decision, share=share, settings=settings)
 
 
-def _holdback(settings: CanaryConfig, rollout: Rollout) -> Holdback | None:
+def holdback_after(settings: CanaryConfig, rollout: Rollout) -> Holdback | None:
     """The holdback after a promotion; none after that of the former champion itself."""
     if not settings.holdback or rollout.phase == "holdback":
         return None

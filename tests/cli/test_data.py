@@ -18,6 +18,7 @@ def test_ingest_keeps_all_rows_with_exit_code_0(call, here):
     code, out, _ = call("ingest", file)
     assert (code, out.splitlines()) == (0, ["rows: 5 in, 5 kept, 0 rejected", NO_CONSENT])
     assert stored(here, "SELECT count(*) FROM tip_scores") == [(5,)]
+    assert stored(here, "SELECT day, tips, positives FROM reaction_days") == [("2026-11-01", 5, 5)]
 
 
 def test_ingest_reports_both_counts_and_lists_rejected_rows_without_their_text(call, here):

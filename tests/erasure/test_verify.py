@@ -76,7 +76,7 @@ def test_after_an_erasure_no_trace_is_found_and_all_places_are_listed(erased):
     report = verify(erased, RING, [ANNA])
     assert (report.traces, report.unchecked) == ([], [])
     said = "\n".join(report.searched)
-    for place in ("reactune.db: 12 tables", "database file", "rejected rows", "runs in"):
+    for place in ("reactune.db: 16 tables", "database file", "rejected rows", "runs in"):
         assert place in said
 
 

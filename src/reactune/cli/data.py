@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     from reactune.data.ingest import ingest as read_into
     from reactune.privacy.hashing import load_hashing_keys
     from reactune.store.database import opened_store
+    from reactune.store.labels import label_rule
+    from reactune.store.summaries import recount
 
     config = session.config()
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
@@ -69,6 +72,7 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
             without_consent=config.labels.without_consent,
             say=notes.append,
         )
+        recount(engine, label_rule(config.labels), now=datetime.now(UTC))
     rejected = _report(counts, rejects)
     for note in notes:
         click.echo(note)

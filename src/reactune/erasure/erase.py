@@ -18,10 +18,14 @@ from reactune.erasure.requests import Erasure, erasures_of
 from reactune.erasure.runs import erase_from_runs
 from reactune.privacy.hashing import HashingKeys, load_hashing_keys
 from reactune.release import registry
+from reactune.runs.folders import all_runs
 from reactune.runs.locks import lease, lock
 from reactune.runs.remote import RunRoot, pull, run_root
+from reactune.runs.summaries import summarise
 from reactune.store import queries
 from reactune.store.database import compact, reading, writing
+from reactune.store.labels import label_rule
+from reactune.store.summaries import recount
 
 Say = Callable[[str], None]
 RETRAIN_TAG = "reactune.retrain_by"
@@ -103,6 +107,8 @@ def finish(config: Config, hashing_keys: HashingKeys, *, now: datetime, say: Say
             done = erasures_of(engine, ids)
             with writing(engine) as connection:
                 requests.close(connection, done, now=now)
+            summarise(engine, root, all_runs(root.folder))
+            recount(engine, label_rule(config.labels), now=now)
     for each in done:
         say(f"erased    {line_of(each)}")
     return len(done)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from reactune.errors import DataError
 
-SCHEMA = "0007_choice"
+SCHEMA = "0008_pages"
 SCHEMA_TABLE = "reactune_schema"
 
 
@@ -67,6 +67,7 @@ tip_scores = sa.Table(
     sa.CheckConstraint("dwell_ms >= 0", name="dwell_not_negative"),
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity_is_chance"),
     sa.Index("ix_tip_scores_rollout_id_shown_at", "rollout_id", "shown_at"),
+    sa.Index("ix_tip_scores_created_at", "created_at"),
     sa.Index(
         "ix_tip_scores_refusals",
         "user_key",
@@ -212,4 +213,53 @@ erasures = sa.Table(
     sa.Column("steps_json", sa.Text, nullable=False),
     sa.Column("numbers_json", sa.Text, nullable=False),
     sa.Column("finished_at", UtcTime),
+)
+
+# What the pages read in place of run folders and of a million rows: counts and figures, no texts.
+stage_summaries = sa.Table(
+    "stage_summaries",
+    metadata,
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("stage", sa.Text, primary_key=True),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("counts_json", sa.Text, nullable=False),
+    sa.Column("figures_json", sa.Text, nullable=False),
+    sa.Column("lineage_json", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("finished_at", UtcTime, nullable=False),
+)
+
+reaction_days = sa.Table(
+    "reaction_days",
+    metadata,
+    sa.Column("day", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tips", sa.Integer, nullable=False),
+    sa.Column("shown", sa.Integer, nullable=False),
+    sa.Column("positives", sa.Integer, nullable=False),
+    sa.Column("negatives", sa.Integer, nullable=False),
+    sa.Column("dwell_json", sa.Text, nullable=False),
+)
+
+page_sessions = sa.Table(
+    "page_sessions",
+    metadata,
+    sa.Column("token_sha256", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+)
+
+page_actions = sa.Table(
+    "page_actions",
+    metadata,
+    sa.Column("action_id", sa.Integer, primary_key=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
 )
