@@ -25,7 +25,7 @@ RUN python -m build --wheel --outdir /wheels
 FROM python AS service
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    set -- /wheels/*.whl && pip install --constraint /constraints.txt "$1[llamacpp,postgres,reward,s3]"
+    set -- /wheels/*.whl && pip install --constraint /constraints.txt "$1[llamacpp,pages,postgres,reward,s3]"
 USER 10001
 EXPOSE 8765
 CMD ["reactune", "serve"]

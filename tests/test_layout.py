@@ -11,13 +11,14 @@ ROOT = Path(reactune.__file__).parent
 HEAVY = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "ibis", "pyarrow",
     "pandas", "matplotlib", "gguf", "safetensors", "xllamacpp",
-    "fsspec", "s3fs", "spacy", "py3langid", "onnxruntime", "onnx",
+    "fsspec", "s3fs", "spacy", "py3langid", "onnxruntime", "onnx", "vl_convert",
 }  # fmt: skip
 # Packages and modules of which a service, an app or an ingest may import any at its start.
 LIGHT = (
     "canary", "cli", "client.http", "client.router", "config", "data", "doctor", "errors", "model",
-    "pii", "privacy", "process", "records", "release", "reward.scorer", "runs", "service",
-    "store", "web",
+    "pages.facts", "pages.pictures", "pages.render", "pages.tables", "pages.verdicts",
+    "pages.views", "pii", "privacy", "process", "records", "release", "reward.scorer", "runs",
+    "service", "store", "web",
 )  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def test_the_images_take_extras_that_exist_and_the_service_takes_no_pytorch():
     }
     assert set(taken) == {"service", "trainer"}
     assert set(taken["trainer"]) <= set(extras)
-    assert set(taken["service"]) == {"llamacpp", "postgres", "reward", "s3"}
+    assert set(taken["service"]) == {"llamacpp", "pages", "postgres", "reward", "s3"}
     assert "torch" not in stages()["service"]
     trainer = stages()["trainer"]
     assert trainer.index("torch==") < trainer.index("$1[")

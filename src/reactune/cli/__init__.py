@@ -27,6 +27,7 @@ TRAIN = (
 EXTRA_OF = {
     **dict.fromkeys(TRAIN, "train"),
     "ray": "ray",
+    "vl_convert": "pages",
     "xllamacpp": "llamacpp",
     "psycopg": "postgres",
     "spacy": "names",

@@ -219,7 +219,7 @@ def keys() -> None:
     "--scope",
     "scopes",
     multiple=True,
-    type=click.Choice(["app", "operator", "read"]),
+    type=click.Choice(["app", "operator", "read", "content"]),
     default=["app"],
     show_default=True,
     help="Scope of the key; may be repeated.",
@@ -228,11 +228,14 @@ def keys() -> None:
 def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
     """Create a key and print it once: only its hash is kept.
 
-    app: tips, reactions, routing. operator: stop a rollout. read: metrics and what is live.
+    app: tips, reactions, routing. read: pages, metrics and what is live. operator: promote, roll
+    back and stop, here and on the pages. content: with one of these two, the texts of tips on the
+    pages; no other scope includes it.
 
     \b
     $ reactune keys create "phone app"
     $ reactune keys create prometheus --scope read
+    $ reactune keys create "Olga" --scope read --scope operator
     """
     from typing import cast
 

@@ -1,4 +1,6 @@
-"""Reports and plots: self-contained HTML and SVG, the same bytes for the same numbers.
+"""Pages, reports and plots: HTML and SVG without scripts, the same bytes for the same numbers.
 
-`plots` draws, for other packages too; `report` lays out sections by the template beside it.
+`facts` reads the database, `verdicts` says in plain words what it means, `views` makes sections of
+it (`tables`, `pictures`), and `render` lays them out by the templates. `plots` draws for other
+packages; `report` and `reward` are pages that are files.
 """

@@ -180,6 +180,11 @@ def key_ids(connection: sa.Connection) -> dict[str, int]:
     return rows
 
 
+def status_of_ids(connection: sa.Connection, ids: Sequence[HashedId]) -> UserStatus:
+    """The status of one user, who is known by any of these hashed ids."""
+    return latest_status(_read_statuses(connection, [each.mark for each in ids]).values())
+
+
 def latest_status(statuses: Iterable[UserStatus | None]) -> UserStatus:
     """One user's status out of those under each key: the latest decision and erasure."""
     known = [each for each in statuses if each is not None]

@@ -15,7 +15,7 @@ from reactune.errors import DataError
 from reactune.store.database import reading, writing
 from reactune.store.schema import api_keys
 
-Scope = Literal["app", "operator", "read"]
+Scope = Literal["app", "operator", "read", "content"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 TOKEN = re.compile(r"rt_([0-9a-f]{8})_([0-9a-zA-Z_-]{43})")
 UNKNOWN_DIGEST = hashlib.sha256(b"no key").hexdigest()

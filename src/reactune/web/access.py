@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import sqlalchemy as sa
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from starlette.types import Scope as Exchange
 
 from reactune.config.sections import ServeConfig
 from reactune.errors import AwayError, CanaryError, DataError, PrivacyError, ReactuneError
+from reactune.pages.render import html
 from reactune.process import Repeater
 from reactune.service.api_keys import ApiKey, Scope, all_keys, recognise
 from reactune.service.events import BusyError
@@ -32,6 +34,22 @@ from reactune.service.tips import UnknownTipError
 REFRESH_SECONDS = 1.0  # how long a revoked key may still be accepted
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PUBLIC = ("/healthz", "/readyz", "/openapi.json")
+# The first parts of the paths of pages, which have logins of their own (`web.pages`).
+PAGE_ROOTS = frozenset(
+    {"", "assets", "login", "logout", "reactions", "runs", "rollout", "models", "people",
+     "settings", "keys"}
+)  # fmt: skip
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+PAGES_RATE = "pages"  # all pages of a worker share one rate
 ANY_SCOPE: frozenset[Scope] = frozenset({"app", "operator", "read"})
 APP: frozenset[Scope] = frozenset({"app"})
 SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
@@ -122,24 +140,26 @@ class Access:
             refused = self._refusal(scope)
         await (refused or self.app)(scope, receive, send)
 
-    def _refusal(self, scope: Exchange) -> JSONResponse | None:
-        key_id = ""
-        if self.keys.is_required:
+    def _refusal(self, scope: Exchange) -> Response | None:
+        key_id, path = "", scope["path"]
+        is_page = is_page_path(path)
+        if self.keys.is_required and not is_page:
             token = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
             key = recognise(token, self.keys.keys)
             if key is None:
                 reason = "give a valid key: Authorization: Bearer rt_..."
                 return refusal(401, reason, {"www-authenticate": "Bearer"})
-            if not key.scopes & SCOPES_OF.get((scope["method"], scope["path"]), APP):
+            if not key.scopes & SCOPES_OF.get((scope["method"], path), APP):
                 return refusal(403, "the key's scopes do not allow this request")
             key_id = key.key_id
         scope["reactune_key"] = key_id
         rate = self.keys.settings.requests_per_second / self.keys.settings.workers
         now = self.clock()
-        bucket = self.buckets.setdefault(key_id, Bucket(math.inf, now))  # full
+        name = PAGES_RATE if is_page else key_id
+        bucket = self.buckets.setdefault(name, Bucket(math.inf, now))  # full
         if seconds := bucket.take(now, rate=rate):
             reason = f"more than {rate:g} requests a second; slow down"
-            return refusal(429, reason, {"retry-after": str(math.ceil(seconds))})
+            return refusal(429, reason, {"retry-after": str(math.ceil(seconds))}, path=path)
         return None
 
 
@@ -218,17 +238,26 @@ class TipSlots:
         self.free.release()
 
 
+def is_page_path(path: str) -> bool:
+    """Whether a path is that of a page, which people read."""
+    return path.lstrip("/").partition("/")[0] in PAGE_ROOTS
+
+
 def refusal(
     status: int, reason: str, headers: Mapping[str, str] | None = None, *, path: str = ""
-) -> JSONResponse:
-    """The form of every refusal; OpenAI's on OpenAI's path."""
+) -> Response:
+    """The form of every refusal: HTML to a reader of pages, OpenAI's on OpenAI's path."""
+    if path and is_page_path(path):
+        title = f"{status} {HTTPStatus(status).phrase}"
+        text = html("problem", title=title, reason=f"{reason}.", viewer=None, done="", now="")
+        return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
     error: object = reason
     if path.startswith("/v1/chat/"):
         error = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
     return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
 
 
-async def refuse_error(request: Request, error: Exception) -> JSONResponse:
+async def refuse_error(request: Request, error: Exception) -> Response:
     """Our errors: 404 for an unknown tip, 422 for an invalid request, 503 for what is away."""
     path = request.url.path
     if isinstance(error, BusyError | FullError):
@@ -249,14 +278,14 @@ async def refuse_error(request: Request, error: Exception) -> JSONResponse:
     return refusal(503, str(error), RETRY_SOON, path=path)
 
 
-async def refuse_invalid(request: Request, error: Exception) -> JSONResponse:
+async def refuse_invalid(request: Request, error: Exception) -> Response:
     """A body that does not fit: which field, and what it should be, but not what it was."""
     assert isinstance(error, RequestValidationError)
     reason = "; ".join(sorted({_problem(each) for each in error.errors()}))
     return refusal(422, reason, path=request.url.path)
 
 
-async def refuse_http(request: Request, error: Exception) -> JSONResponse:
+async def refuse_http(request: Request, error: Exception) -> Response:
     """No such path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
     return refusal(error.status_code, str(error.detail), path=request.url.path)

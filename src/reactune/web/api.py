@@ -17,6 +17,7 @@ from starlette.responses import Response
 import reactune
 from reactune.canary.rollout import roll_back
 from reactune.canary.routing import BUCKETS, bucket, bucket_ranges, propensity, route, unit_key
+from reactune.config.settings import Config
 from reactune.erasure.requests import request_erasure
 from reactune.errors import DataError, ReactuneError
 from reactune.privacy.consent import allow_training, refuse_training
@@ -50,6 +51,7 @@ from reactune.web.openai_chat import (
     models_answer,
     tip_request,
 )
+from reactune.web.pages import Pages, add_pages
 from reactune.web.schemas import (
     ErasureAnswer,
     ReactionBody,
@@ -72,10 +74,11 @@ NO_TELEMETRY: TelemetryConfig = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
-    """The API over an open service, which the caller closes.
+def create_app(service: Service, config: Config | None = None) -> FastAPI:
+    """The API over an open service, which the caller closes, and the pages for people.
 
-    While the app runs, it watches the rollout, so that no request waits for a change.
+    Without `config` the pages show the service's own settings among the defaults. While the app
+    runs, it watches the rollout, so that no request waits for a change.
     """
     keys, metrics = KeyRegistry(service.engine, service.settings), Metrics(service)
 
@@ -115,6 +118,8 @@ def create_app(service: Service) -> FastAPI:
     _add_users(app, service)
     _add_rollouts(app, service)
     _add_status(app, service, metrics)
+    config = config or Config(serve=service.settings, labels=service.labels)
+    add_pages(app, Pages(service, config, keys))
     return app
 
 

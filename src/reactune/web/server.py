@@ -108,7 +108,7 @@ def serve(
         root=root,
     )
     try:
-        _listen(create_app(service), config.serve, sockets)
+        _listen(create_app(service, config), config.serve, sockets)
     finally:
         close_service(service)
         engine.dispose()
