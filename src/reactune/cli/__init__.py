@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from reactune import __version__
-from reactune.cli import analysis, data, run, serve, users
+from reactune.cli import analysis, data, pages, run, serve, users
 from reactune.cli.session import Session, where, word_tracebacks
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent
@@ -79,7 +79,7 @@ def commands(
     session.file, session.overrides, session.verbose = file, overrides, verbose
 
 
-for module in (serve, data, run, analysis, users):
+for module in (serve, data, run, analysis, users, pages):
     for command in module.COMMANDS:
         commands.add_command(command)
 

@@ -1,0 +1,118 @@
+"""Pages as one HTML file each, for mail and archives: no link, no script, no text of a tip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from markupsafe import Markup
+
+from reactune.config.settings import Config
+from reactune.errors import DataError
+from reactune.pages import facts, views
+from reactune.pages.render import html, style_sheet
+from reactune.pages.tables import Section, moment
+from reactune.pages.verdicts import Words, words
+from reactune.records import write_atomically
+from reactune.store import queries
+from reactune.store.labels import label_rule
+from reactune.store.summaries import days_since
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a file shows; `words` are the three answers on top, if it is about a rollout."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    words: Words | None = None
+
+
+def run_report(connection: sa.Connection, run_id: str) -> Report:
+    """One run: its stages, gate, reward, training, dataset, and where it comes from.
+
+    Raises:
+        DataError: no run of this name is summarised.
+    """
+    run = facts.run(connection, run_id)
+    if run is None:
+        known = ", ".join(each.run_id for each in facts.runs(connection, limit=5)) or "none yet"
+        raise DataError(f"no run {run_id!r} in the database; the latest: {known}")
+    end = run.end
+    lead = f"{views.run_state(run)}: {end.line}" if end else str(views.run_state(run))
+    return Report(f"Run {run_id}", lead, views.run_page(run))
+
+
+def rollout_report(connection: sa.Connection, config: Config, *, now: datetime) -> Report:
+    """The rollout that is open, or the one that ended last.
+
+    Raises:
+        DataError: there was none.
+    """
+    live, before = facts.live_trial(connection, config), facts.last_trial(connection)
+    shown = live if live and live.rollout.challenger is not None else before
+    if shown is None:
+        raise DataError("no model was on trial yet; `reactune run` or `reactune deploy` begins one")
+    rollout = shown.rollout
+    lead = f"Version {rollout.challenger} against version {rollout.champion}, from "
+    lead += f"{moment(rollout.opened_at)} UTC on."
+    return Report(
+        f"Rollout {rollout.rollout_id}",
+        lead,
+        views.trial_sections(shown, config),
+        _words(connection, config, now),
+    )
+
+
+def period_report(connection: sa.Connection, config: Config, *, days: int, now: datetime) -> Report:
+    """The last days: what is live, reactions, runs, and erasures."""
+    since = facts.days_ago(now, days - 1)
+    counts = days_since(connection, label_rule(config.labels), since)
+    names = {each.version: each.name for each in queries.all_model_versions(connection)}
+    live = facts.live_trial(connection, config)
+    runs = [
+        each
+        for each in facts.runs(connection)
+        if each.started is not None and each.started.date() >= since
+    ]
+    sections = [
+        *views.reactions_page(counts, config.labels, names),
+        *(views.trial_sections(live, config) if live else ()),
+        Section("Runs", tables=(views.runs_table(runs),)),
+        *views.people_page(
+            [each for each in facts.all_erasures(connection) if each.asked_at.date() >= since],
+            facts.privacy(connection),
+            queries.versions_to_replace(connection),
+            names,
+            config,
+            now=now,
+        ),
+    ]
+    lead = f"From {since} to {facts.days_ago(now, 0)}."
+    return Report(f"The last {days} days", lead, sections, _words(connection, config, now))
+
+
+def write(report: Report, file: Path, *, now: datetime) -> None:
+    """Write a report as one HTML file, completely or not at all."""
+    text = html(
+        "file",
+        title=report.title,
+        lead=report.lead,
+        sections=report.sections,
+        words=report.words,
+        style=Markup(style_sheet()),
+        now=moment(now),
+    )
+    write_atomically(file, text.lstrip())
+
+
+def _words(connection: sa.Connection, config: Config, now: datetime) -> Words:
+    return words(
+        facts.live_trial(connection, config),
+        facts.last_trial(connection),
+        facts.progress(connection, config, now=now),
+        settings=config.canary,
+        now=now,
+    )
