@@ -19,11 +19,13 @@ from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.model.prompt import completion_ids, rebuild
 from reactune.process import child_environment
-from reactune.train.job import tokens_of, write_job
+from reactune.train.job import METHODS, tokens_of, write_job
 from reactune.train.trainer import (
+    FIRST_PAIRS,
     MIN_PAIRS,
     clear,
     explain,
+    in_order,
     is_same_job,
     keep_adapter,
     last_error,
@@ -130,7 +132,7 @@ def test_where_time_is_short_the_base_model_is_asked_about_the_first_steps_only(
     job = replace(job_for("kto", tiny, rows, epochs=2.0), max_seconds=0.01)
     trained = train(tmp_path, job, rows["kto"], settings=SETTINGS)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (job.steps, result["planned_steps"], trained.steps) == (24, 16, 1)
+    assert (job.steps, result["planned_steps"], trained.steps) == (24, 1, 1)
     assert len(json.loads((tmp_path / "reference.json").read_text())) == 16 * job.batch_size
 
 
@@ -268,18 +270,23 @@ def test_too_few_pairs_are_no_rows_of_dpo_and_no_positives_none_of_sft(chat):
 
 
 @pytest.mark.slow
-def test_the_methods_share_the_minutes_that_the_settings_allow(tiny, rows, tmp_path):
-    trained = train_methods(
+def test_a_schedule_is_shortened_to_the_minutes_that_the_settings_allow(tiny, rows, tmp_path):
+    settings = SETTINGS.model_copy(update={"epochs": 60.0, "time_budget_minutes": 15 / 60})
+    (trained,) = train_methods(
         tmp_path,
         {"sft": rows["sft"]},
         base_folder=tiny,
-        settings=SETTINGS.model_copy(update={"epochs": 9.0, "time_budget_minutes": 0.01 / 60}),
+        settings=settings,
         dtype="float32",
         progress=lambda job: lambda line: None,
     )
-    job = json.loads((tmp_path / "sft" / "job.json").read_text(encoding="utf-8"))
-    assert (job["steps"], job["max_seconds"]) == (54, pytest.approx(0.01))
-    assert [each.steps for each in trained] == [1]
+    folder = tmp_path / "sft"
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    planned = json.loads((folder / "schedule.json").read_text(encoding="utf-8"))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert (job["steps"], job["max_seconds"]) == (360, 15.0)
+    assert trained.steps <= result["planned_steps"] == planned["steps"] < 360
+    assert planned["seconds_per_step"] > 0
 
 
 def finished(folder, job, rows, *, seconds=30.0, loss=1.5):
@@ -292,30 +299,45 @@ def finished(folder, job, rows, *, seconds=30.0, loss=1.5):
     return folder
 
 
-def test_methods_divide_the_time_budget_and_leave_what_they_do_not_use(tiny, rows, tmp_path):
-    settings = SETTINGS.model_copy(update={"time_budget_minutes": 10.0})
-    for method in ("sft", "kto", "dpo"):
-        job = job_for(method, tiny, rows)
-        finished(tmp_path / method, job, rows[method], seconds=100.0)
+def of_auto(tmp_path, tiny, rows, minutes):
+    """Methods that `auto` trains in these minutes, and their time limits, from finished files."""
+    settings = SETTINGS.model_copy(update={"time_budget_minutes": minutes})
     jobs = []
     trained = train_methods(
         tmp_path, rows, base_folder=tiny, settings=settings, dtype="float32", progress=jobs.append
     )
-    assert [one.method for one in trained] == ["sft", "kto", "dpo"]
-    # 600 seconds for three, 500 for two, 400 for one.
-    assert [job.max_seconds for job in jobs] == [200.0, 250.0, 400.0]
+    return [one.method for one in trained], [job.max_seconds for job in jobs]
 
 
-def test_a_method_that_overran_leaves_a_minute_to_the_next(tiny, rows, tmp_path):
-    settings = SETTINGS.model_copy(update={"time_budget_minutes": 1.0})
+def test_the_first_method_has_all_the_time_and_others_what_is_left_if_it_suffices(
+    tiny, rows, tmp_path
+):
+    tokens = {}
+    for method in ("sft", "kto", "dpo"):
+        job = job_for(method, tiny, rows)
+        finished(tmp_path / method, job, rows[method], seconds=100.0)
+        tokens[method] = sum(map(tokens_of, rows[method]))
+    dpo = 100.0 * tokens["dpo"] / tokens["kto"]  # at the speed of KTO
+    assert of_auto(tmp_path, tiny, rows, 10.0) == (["kto", "dpo", "sft"], [600.0, 500.0, 400.0])
+    # One that is too long is left out; a shorter one after it is not.
+    minutes = (100.0 + dpo - 1) / 60
+    assert of_auto(tmp_path, tiny, rows, minutes)[0] == ["kto", "sft"]
+    assert of_auto(tmp_path, tiny, rows, 101.0 / 60)[0] == ["kto"]
+
+
+def test_a_method_that_overran_leaves_nothing_to_others(tiny, rows, tmp_path):
+    for method in ("sft", "kto"):
+        job = job_for(method, tiny, rows)
+        finished(tmp_path / method, job, rows[method], seconds=500.0)
     two = {method: rows[method] for method in ("sft", "kto")}
-    for method in two:
-        finished(tmp_path / method, job_for(method, tiny, rows), rows[method], seconds=500.0)
-    jobs = []
-    train_methods(
-        tmp_path, two, base_folder=tiny, settings=settings, dtype="float32", progress=jobs.append
-    )
-    assert [job.max_seconds for job in jobs] == [30.0, 60.0]
+    assert of_auto(tmp_path, tiny, two, 1.0) == (["kto"], [60.0])
+
+
+def test_dpo_comes_first_where_many_pairs_share_a_context():
+    many = {"sft": [{}], "kto": [{}], "dpo": [{}] * FIRST_PAIRS}
+    assert in_order(many, METHODS) == ["dpo", "kto", "sft"]
+    assert in_order({**many, "dpo": [{}] * (FIRST_PAIRS - 1)}, METHODS) == ["kto", "dpo", "sft"]
+    assert in_order({"sft": [{}], "kto": [{}]}, ("sft",)) == ["sft"]
 
 
 def test_a_finished_training_is_read_from_its_files(tiny, rows, tmp_path):

@@ -223,8 +223,8 @@ class TrainConfig(Section):
     processes: int = Field(1, ge=1)
     """Processes of the launcher, one a GPU; the result is that of one process."""
     method: Method = "auto"
-    """`auto` trains with every method that data and back-end allow, and keeps the best on the
-    validation part."""
+    """`auto` trains DPO where 300 pairs share a context, else KTO, with its whole schedule; other
+    methods only if theirs end within the time that is left, and the best on validation is kept."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the LoRA matrices."""
     lora_alpha: int = Field(32, ge=1)
@@ -248,7 +248,7 @@ class TrainConfig(Section):
     token_budget: int = Field(400_000, ge=1_000)
     """Tokens that one method trains on, at most: half an hour on two cores. Raise it on a GPU."""
     time_budget_minutes: float = Field(45.0, gt=0)
-    """Minutes that all methods of `auto` may take together."""
+    """Minutes that all training of a run may take; a schedule is shortened to what ends in them."""
     checkpoint_steps: int = Field(25, ge=1)
     """Optimiser steps between checkpoints."""
     seed: int = 7

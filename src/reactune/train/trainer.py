@@ -41,6 +41,7 @@ from reactune.train.job import (
 LOG = "trainer.log"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 MIN_PAIRS = 50  # for DPO
+FIRST_PAIRS = 300  # from which DPO is what `auto` trains first
 BETA = 0.1  # how closely KTO and DPO hold on to the reference model
 LORA_DROPOUT = 0.0
 Pair = tuple[Example, Example]  # a liked and a disliked tip for one context
@@ -107,17 +108,17 @@ def train_methods(
     dtype: str,
     progress: Callable[[Job], Progress],
 ) -> list[Trained]:
-    """Train the method of the settings, or with `auto` each one that has rows.
+    """Train the method of the settings, or with `auto` the first one of `in_order` and its whole
+    schedule; another one only where its schedule ends within the minutes that are left.
 
-    `auto` leaves out methods that the back-end cannot train on this machine, and divides the time
-    budget: what a method does not use is left to the next.
+    `auto` leaves out methods that the back-end cannot train on this machine.
 
     Raises:
         TrainingError: the back-end is not there or cannot train this here, there are no rows for
             the method, or its trainer failed.
     """
     usable = usable_methods(settings)
-    methods = [m for m in rows if m in usable] if settings.method == "auto" else [settings.method]
+    methods = in_order(rows, usable) if settings.method == "auto" else [settings.method]
     if not methods:
         raise TrainingError(
             f"[train] backend = {settings.backend!r} trains {', '.join(usable)} here, and the "
@@ -125,7 +126,7 @@ def train_methods(
         )
     seconds = 60 * settings.time_budget_minutes
     trained: list[Trained] = []
-    for place, method in enumerate(methods):
+    for method in methods:
         if method not in rows:
             raise TrainingError(
                 f"[train] method = {method!r}, but the dataset has no rows for it; "
@@ -138,12 +139,33 @@ def train_methods(
             base_folder=base_folder,
             settings=settings,
             dtype=dtype,
-            max_seconds=seconds / (len(methods) - place),
+            max_seconds=seconds,
         )
+        if trained and expected_seconds(job, chosen, trained) > seconds:
+            continue
         one = train(folder / method, job, chosen, settings=settings, progress=progress(job))
         trained.append(one)
-        seconds = max(seconds - one.seconds, 60.0)
+        seconds -= one.seconds
     return trained
+
+
+def in_order(
+    rows: Mapping[JobMethod, Sequence[dict[str, Any]]], usable: Sequence[JobMethod]
+) -> list[JobMethod]:
+    """The methods that have rows, in the order in which `auto` trains them.
+
+    DPO before KTO where many contexts have a liked and a disliked tip: there the pair says most.
+    """
+    has_pairs = len(rows.get("dpo", ())) >= FIRST_PAIRS
+    order: tuple[JobMethod, ...] = ("dpo", "kto", "sft") if has_pairs else ("kto", "dpo", "sft")
+    return [method for method in order if method in rows and method in usable]
+
+
+def expected_seconds(job: Job, rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> float:
+    """How long the job's whole schedule takes at the lowest speed of those that were trained."""
+    speed = min(each.tokens / each.seconds for each in trained)
+    tokens = job.steps * job.batch_size * sum(map(tokens_of, rows)) / len(rows)
+    return tokens / speed
 
 
 def within_budget(rows: Sequence[dict[str, Any]], settings: TrainConfig) -> list[dict[str, Any]]:
@@ -353,6 +375,7 @@ def progress_bars() -> Iterator[Callable[[Job], Progress]]:
             )
 
             def show(line: dict[str, Any]) -> None:
+                bar.total = line["steps"]
                 if "scored" in line:
                     bar.set_postfix_str(f"base model scored {line['scored']:,} of {line['of']:,}")
                     return

@@ -21,6 +21,7 @@ from reactune.train.with_trl import (
     processes,
     run,
     sft_row,
+    warmup,
 )
 
 SETTINGS = "axolotl.yml"
@@ -92,7 +93,7 @@ def axolotl_settings(
         "weight_decay": 0.0,
         "learning_rate": job.learning_rate,
         "lr_scheduler": "cosine",
-        "warmup_steps": max(1, job.steps // 20),
+        "warmup_steps": warmup(job.steps),
         "max_grad_norm": 1.0,
         "bf16": job.dtype == "bfloat16",
         "fp16": False,

@@ -7,11 +7,13 @@ training (rows, order, schedule, seeds, time limit, files) stands here once for 
 import json
 import math
 import os
+import statistics
 import sys
 import time
 import types
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ from reactune.train.job import (
 )
 
 REFERENCE_FILE = "reference.json"
+SCHEDULE_FILE = "schedule.json"
+# DPO alone also makes liked tips less probable, only not as much as disliked ones; the term of SFT
+# holds them up (arXiv:2405.16436).
+DPO_LOSSES = {"sigmoid": 1.0, "sft": 0.2}
+MEASURED_STEPS = 2  # after one that warms up
+SCHEDULED_SHARE = 0.9  # of the time left that the schedule may take: steps are not equally long
 CHUNK_STEPS = 16
 # A step costs four times as much as scoring its rows with the base model, so those that are not
 # reached in this share of the time limit could not be trained in the rest of it.
@@ -94,6 +102,7 @@ def finish(
     import torch
 
     deadline = started + job.max_seconds
+    plan_schedule(folder, trainer, deadline=deadline)
     trainer.add_callback(progress_callback(folder, job, rows, deadline=deadline))
     output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     model = trainer.model
@@ -110,6 +119,48 @@ def finish(
             torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         ),
     }
+
+
+def plan_schedule(folder: Path, trainer: Any, *, deadline: float) -> None:
+    """Shorten the training to the steps that end before the deadline, by the measured speed.
+
+    So the learning rate falls to its end however slow the machine is. The steps are written to a
+    file: a resumed training goes on with the same schedule.
+    """
+    file = folder / SCHEDULE_FILE
+    if file.is_file():
+        steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
+    else:
+        seconds = slowest_process(seconds_per_step(trainer))
+        left = SCHEDULED_SHARE * (deadline - time.monotonic())
+        steps = max(1, min(trainer.args.max_steps, int(left / seconds)))
+        if is_first():
+            plan = {"steps": steps, "seconds_per_step": seconds}
+            write_atomically(file, json.dumps(plan))
+    trainer.args.max_steps = steps
+    trainer.args.warmup_steps = warmup(steps)
+
+
+def seconds_per_step(trainer: Any) -> float:
+    """How long forward and backward pass of a step take; weights and seeds stay as they are."""
+    import torch
+
+    steps, seconds = 1 + MEASURED_STEPS, []
+    trainer.model.train()
+    with torch.random.fork_rng():
+        for inputs in islice(trainer.get_train_dataloader(), steps):
+            started = time.perf_counter()
+            trainer.compute_loss(trainer.model, trainer._prepare_inputs(inputs)).backward()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    trainer.model.zero_grad()
+    return statistics.fmean(seconds[1:] or seconds)
+
+
+def warmup(steps: int) -> int:
+    """Steps in which the learning rate rises."""
+    return max(1, steps // 20)
 
 
 def load_model(job: Job) -> Any:
@@ -202,7 +253,7 @@ def arguments(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, A
         "per_device_train_batch_size": job.batch_size // processes(),
         "learning_rate": job.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, steps // 20),
+        "warmup_steps": warmup(steps),
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         # Else a loss that is no number would be shown as the last one that was.
@@ -288,7 +339,11 @@ def dpo_trainer(
     return on_token_ids(DPOTrainer, has_reference=True)(
         model=model,
         args=DPOConfig(
-            **arguments(folder, job, rows), beta=job.beta, precompute_ref_log_probs=True
+            **arguments(folder, job, rows),
+            beta=job.beta,
+            loss_type=list(DPO_LOSSES),
+            loss_weights=list(DPO_LOSSES.values()),
+            precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -502,6 +557,18 @@ def processes() -> int:
 def is_first() -> bool:
     """Whether this is the process that writes files."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def slowest_process(seconds: float) -> float:
+    """The longest of what the processes measured."""
+    if processes() == 1:
+        return seconds
+    import torch
+    from accelerate import PartialState
+
+    longest = torch.tensor(seconds, device=PartialState().device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    return float(longest.item())
 
 
 def on_any_process(here: bool) -> bool:
