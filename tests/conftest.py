@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from reactune.process import limit_spinning
 from reactune.store.database import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
 
+limit_spinning()
 # Without a deadline: how long an example takes says nothing on a machine that others use too.
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from reactune.errors import DataError
-from reactune.process import PARENT, Repeater, child_environment
+from reactune.process import PARENT, Repeater, child_environment, limit_spinning
 from server_fixtures import wait_until
 
 
@@ -80,6 +80,15 @@ def test_a_child_knows_its_parent_and_keeps_the_environment_it_is_given(monkeypa
     assert environment[PARENT] == str(os.getpid())
     monkeypatch.delenv("GOMP_SPINCOUNT")
     assert child_environment()["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_threads_of_a_command_spin_briefly_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
 LINE = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"

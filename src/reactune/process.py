@@ -65,11 +65,19 @@ class Repeater:
 def child_environment() -> dict[str, str]:
     """The environment of a child that computes: ours, its parent's id, and how its threads wait.
 
-    They spin for some fifty microseconds, then sleep: threads that spin longer starve each other
-    on a busy machine, those that sleep at once lose two thirds of their time to waking up
-    (`bench/threads.py`).
+    Its threads wait as those of `limit_spinning`.
     """
     return {"GOMP_SPINCOUNT": SPINS, **os.environ, PARENT: str(os.getpid())}
+
+
+def limit_spinning() -> None:
+    """Let OpenMP's threads of this process spin for some fifty microseconds, then sleep.
+
+    Threads that spin longer starve each other on a busy machine, those that sleep at once lose two
+    thirds of their time to waking up (`bench/threads.py`). Called before PyTorch is imported; a
+    value that the user has set stays.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def die_with_parent() -> None:

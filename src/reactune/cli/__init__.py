@@ -17,7 +17,7 @@ from reactune import __version__
 from reactune.cli import analysis, data, pages, run, serve, users
 from reactune.cli.session import Session, where, word_tracebacks
 from reactune.errors import ReactuneError
-from reactune.process import PARENT, die_with_parent
+from reactune.process import PARENT, die_with_parent, limit_spinning
 
 TRAIN = (
     "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if PARENT in os.environ:
         die_with_parent()
+    limit_spinning()
     word_tracebacks()
     session = Session()
     try:
