@@ -35,12 +35,15 @@ from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import (
     Generator,
+    ask_judge,
     best_method,
     gate_report,
+    judge_line,
     rows_of,
     sample,
     score_rows,
     validation_reports,
+    with_judge,
 )
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
@@ -57,6 +60,7 @@ from reactune.reward.features import Floats as Features
 from reactune.reward.features import candidate_layers, layers_of
 from reactune.reward.learn import Learned, Read, learn
 from reactune.reward.model import FACTS, rewards
+from reactune.reward.model import load as load_reward
 from reactune.reward.quality import Accuracy, accuracy_of_folds
 from reactune.runs.folders import (
     StageResult,
@@ -339,6 +343,18 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
         adapters["champion"] = champion.adapter
     chosen = sample(examples["test"], limit=config.gate.max_examples)
     report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
+    if has_reward(run):
+        judged = ask_judge(
+            base,
+            chat,
+            [*examples["validation"], *examples["test"]],
+            examples["train"],
+            adapters,
+            load_reward(run / "reward"),
+            serve=config.serve,
+            settings=config.gate,
+        )
+        report = with_judge(report, judged, config.gate)
     tuned = Generator("tuned", run.name)
     generator = earlier_generator(config, run) if report.refusals else tuned
     gate = {**asdict(report), "generator": asdict(generator) if generator else None}
@@ -350,7 +366,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
         refused = f"tuned model {refused}; generator: {generator}, with the new reward"
     return StageResult(
         summary=f"{report.examples:,} held-out tips in, {report.pairs:,} pairs; {refused}; "
-        f"preference accuracy: {', '.join(accuracies)}",
+        f"preference accuracy: {', '.join(accuracies)}; {judge_line(report)}",
         outputs=("gate.json", "gate.svg"),
         counts={
             "examples": report.examples,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from reactune import deployment
 from reactune.config.settings import Config, without_passwords
@@ -105,18 +106,47 @@ def gate_picture(report: GateReport) -> str:
     return plots.intervals("preference accuracy on held-out users", rows, reference=0.5)
 
 
-def gate_table(gate: Mapping[str, object]) -> list[tuple[str, ...]]:
-    """Rows of a gate report that was read from `gate.json`: model, loss, accuracy, by gain."""
+def gate_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of a gate report that was read from `gate.json`: model, loss, accuracy, by gain, and the
+    judge's win rate of the tuned model's tips over this one's.
+    """
 
     def shown(values: Mapping[str, float] | None) -> str:
         return str(Estimate(**values)) if values else ""
 
     rows = gate["rows"]
     assert isinstance(rows, list)  # as `evaluate` wrote it
+    wins = {row["model"]: row["beside"]["win_rate"] for row in _judged(gate)}
     return [
-        (row["model"], shown(row["loss"]), shown(row["accuracy"]), shown(row["gain_accuracy"]))
+        (
+            row["model"],
+            shown(row["loss"]),
+            shown(row["accuracy"]),
+            shown(row["gain_accuracy"]),
+            shown(wins.get(row["model"])),
+        )
         for row in rows
     ]
+
+
+def judge_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How each judged generator writes: tips shown, words, distinct pairs, similarity, logprob."""
+    return [
+        (
+            row["model"],
+            f"{row['shown']:.0%}",
+            f"{row['words']:.1f}",
+            f"{row['distinct_pairs']:.2f}",
+            f"{row['similarity']:.2f}",
+            f"{row['logprob']:.2f}",
+        )
+        for row in (gate.get("judged") or {}).get("writing", ())
+    ]
+
+
+def _judged(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The judge's rows; none in a report without a judge."""
+    return list((gate.get("judged") or {}).get("rows", ()))
 
 
 def record_of(run: Path, *, generator: str) -> Record:
@@ -141,6 +171,10 @@ def record_of(run: Path, *, generator: str) -> Record:
     for row in gate["rows"]:
         metrics[f"gate/{row['model']}/loss"] = row["loss"]["value"]
         metrics[f"gate/{row['model']}/preference_accuracy"] = row["accuracy"]["value"]
+    for row in _judged(gate):
+        metrics[f"gate/{row['model']}/win_rate"] = row["beside"]["win_rate"]["value"]
+        metrics[f"gate/{row['model']}/gain_by_judge"] = row["beside"]["gain"]["value"]
+        metrics[f"gate/{row['model']}/gain_by_reward"] = row["teacher_gain"]
     if agreement := parity.get("reward"):
         metrics["parity/reward_largest"] = agreement["largest"]
     reward = done.get("reward")

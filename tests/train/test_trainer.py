@@ -451,8 +451,8 @@ def test_the_bar_follows_the_job_and_shows_loss_speed_and_time(tiny, rows, capsy
     job = job_for("kto", tiny, rows)
     with progress_bars() as open_bar:
         show = open_bar(job)
-        show({"step": 0, "scored": 1_234, "of": 5_000})
-        show({"step": 2, "loss": 0.5, "tokens_per_second": 81.2, "seconds_left": 75.9})
+        show({"step": 0, "steps": 12, "scored": 1_234, "of": 5_000})
+        show({"step": 2, "steps": 12, "loss": 0.5, "tokens_per_second": 81.2, "seconds_left": 75.9})
         open_bar(replace(job, method="dpo"))
     printed = capsys.readouterr().err
     assert "train kto" in printed

@@ -89,6 +89,21 @@ def test_the_last_layers_are_those_nearest_the_output(layers, wanted, chosen):
     assert last_layers(layers, wanted) == chosen
 
 
+def test_a_training_may_go_on_from_an_adapter(tiny, rows, tmp_path):
+    job = job_for("dpo", tiny, rows)
+    before = load_model(job)
+    for name, weight in before.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight)
+    before.save_pretrained(str(tmp_path / "earlier"))
+    after = load_model(replace(job, start=str(tmp_path / "earlier")))
+    for name, weight in before.named_parameters():
+        if "lora_" in name:
+            found = after.get_parameter(name)
+            assert torch.equal(found, weight)
+            assert found.requires_grad
+
+
 def test_an_adapter_sits_on_the_wanted_layers_only(tiny, rows):
     model = load_model(job_for("sft", tiny, rows, lora_layers=1))
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]

@@ -27,7 +27,7 @@ from reactune.runs.manifest import manifests
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
-from reactune.tracking import gate_table
+from reactune.tracking import gate_table, judge_table
 
 TIPS_SHOWN = 5
 CHOICES_SHOWN = 3
@@ -343,10 +343,22 @@ def _training(run: Path) -> list[Section]:
             Section(
                 title="Gate",
                 text="Held-out users; 95 % intervals. Loss is per token of liked tips; preference "
-                "accuracy is how often a liked tip ranks above a disliked one of the same kind.",
+                "accuracy is how often a liked tip ranks above a disliked one of its kind. The "
+                "win rate is that of the tuned model's tips over this one's, by rewards of people "
+                "whose reactions trained neither.",
                 pictures=((run / "evaluate" / "gate.svg").read_text(encoding="utf-8"),),
-                head=("model", "loss", "preference accuracy", "by gain over the base"),
+                head=("model", "loss", "preference accuracy", "by gain over the base", "win rate"),
                 rows=tuple(gate_table(table)),
+            )
+        )
+        sections.append(
+            Section(
+                title="What the models write",
+                text="On the same held-out contexts: texts that would be shown, words of a tip, "
+                "the share of different pairs of words, how alike two tips are (Jaccard index of "
+                "their words), and how probable the base model finds them (mean log-probability).",
+                head=("model", "shown", "words", "distinct pairs", "similarity", "log-probability"),
+                rows=tuple(judge_table(table)),
             )
         )
     return sections

@@ -6,7 +6,7 @@ trained model has to pass is `examine`'s.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,15 +14,24 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from reactune.config.sections import GateConfig
+from reactune.config.sections import GateConfig, ServeConfig
+from reactune.generation.judge import (
+    JudgeReport,
+    JudgeRow,
+    Writer,
+    contexts_of,
+    judge_writers,
+)
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model, score
 from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
 from reactune.records import Estimate, Example
+from reactune.reward.model import RewardModel
 
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
 SEED = 7  # of samples and bootstraps
+MOST_TEACHER_GAIN = 2.0
 FEW_SHOT = 3  # liked tips of the same kind shown to the few-shot base model
 MIN_SHARED_CONTEXTS = 50  # pairs within one context, below which pairs within one kind are taken
 
@@ -76,6 +85,8 @@ class GateReport:
     pairs: int
     examples: int
     refusals: tuple[str, ...]
+    judged: JudgeReport | None = None
+    """What a judge of other people says; None: they are too few, or there is no reward."""
 
 
 def gate_report(
@@ -86,7 +97,10 @@ def gate_report(
     adapters: Mapping[str, Path],
     settings: GateConfig,
 ) -> GateReport:
-    """Base, few-shot base and each of `adapters` ("tuned" is one of them) on the same examples."""
+    """Base, few-shot base and each of `adapters` ("tuned" is one of them) on the same examples.
+
+    By likelihood alone; `with_judge` adds what a judge says.
+    """
     rows, kinds = rows_of(chat, examples), [example.kind for example in examples]
     shots = few_shot_rows(chat, examples, train)
     plain, prompted = score_rows(base, None, [rows, shots], name="base", kinds=kinds)
@@ -94,6 +108,31 @@ def gate_report(
     for name, adapter in adapters.items():
         (scores[name],) = score_rows(base, adapter, [rows], name=name, kinds=kinds)
     return examine(held_out(examples), scores, settings=settings)
+
+
+def ask_judge(
+    base: BaseModel,
+    chat: Chat,
+    judges: Sequence[Example],
+    train: Sequence[Example],
+    adapters: Mapping[str, Path],
+    reward: RewardModel,
+    *,
+    serve: ServeConfig,
+    settings: GateConfig,
+) -> JudgeReport | None:
+    """The tuned model beside base, few-shot base and champion, by reactions that trained none."""
+    contexts = contexts_of(judges)
+    shots = [prompt for prompt, _ in few_shot_rows(chat, contexts, train)]
+    others = [Writer(name, adapter) for name, adapter in adapters.items() if name != "tuned"]
+    writers = [
+        Writer("tuned", adapters["tuned"]),
+        Writer("base"),
+        Writer("few-shot", prompts=shots),
+        *others,
+    ]
+    # Two ways lead through the gate: each has half of alpha.
+    return judge_writers(base, chat, judges, writers, reward, serve, alpha=settings.alpha / 2)
 
 
 def validation_reports(
@@ -267,6 +306,53 @@ def examine(
         )
     refusals = tuple(text for row in rows if (text := refusal(row, settings)))
     return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
+
+
+def with_judge(report: GateReport, judged: JudgeReport | None, settings: GateConfig) -> GateReport:
+    """The report with what the judge says, and the refusals of both.
+
+    The tuned model may be better by likelihood or by the judge, who sees what it writes. It is
+    refused where the judge certainly finds another model's tips better, and where the reward model
+    that chooses at serving sees more than `MOST_TEACHER_GAIN` times the gain that the judge can
+    see: such a generator has learned what the reward is wrong about (arXiv:2210.10760).
+    """
+    if judged is None:
+        return report
+    by_model = {row.model: row for row in judged.rows}
+    refusals = []
+    for row in report.rows:
+        of_judge = by_model.get(row.model)
+        if of_judge is None or not is_preferred(of_judge):
+            refusals.append(refusal(row, settings))
+        if of_judge is not None:
+            refusals.append(veto(of_judge))
+    return replace(report, refusals=tuple(filter(None, refusals)), judged=judged)
+
+
+def judge_line(report: GateReport) -> str:
+    """What the judge says, in one line."""
+    if report.judged is None:
+        return "no judge"
+    rows = (f"{row.model} {row.beside.win_rate}" for row in report.judged.rows)
+    return f"win rate of its tips by a judge over {', '.join(rows)}"
+
+
+def is_preferred(row: JudgeRow) -> bool:
+    """Whether the judge certainly finds the tuned model's tips better than this one's."""
+    return row.beside.win_rate.low > 0.5 and row.beside.gain.low > 0
+
+
+def veto(row: JudgeRow) -> str:
+    """Why the judge refuses the tuned model, or nothing."""
+    if row.beside.win_rate.high < 0.5 and row.beside.gain.high < 0:
+        return f"people who trained neither find its tips worse than {row.model}'s: {row.beside}"
+    seen = row.beside.gain
+    if row.teacher_gain > MOST_TEACHER_GAIN * max(seen.high, 0.0):
+        return (
+            f"over-optimised: beside {row.model} the reward model sees a gain of "
+            f"{row.teacher_gain:.3f}, other people's rewards one of {seen}"
+        )
+    return ""
 
 
 def refusal(row: GateRow, settings: GateConfig) -> str:

@@ -328,6 +328,11 @@ def completion_ids(chat: Chat, tip: str) -> tuple[int, ...]:
     return (*_encode(chat, text), *_encode(chat, chat.stop))
 
 
+def stop_id(chat: Chat) -> int:
+    """The id of the token that ends an answer."""
+    return _encode(chat, chat.stop)[-1]
+
+
 def tip_token_ids(chat: Chat, tip: str) -> tuple[int, ...]:
     """Token ids of a tip whose reward is wanted: those of `completion_ids` without the last."""
     return completion_ids(chat, tip)[:-1]

@@ -54,6 +54,8 @@ class Job:
     backend: str = "trl"
     mlflow_experiment: str = ""
     load_in_4bit: bool = False
+    start: str = ""
+    """Adapter that the training goes on from, which is DPO's and KTO's reference; empty: none."""
 
 
 def write_job(folder: Path, job: Job, rows: Sequence[Row]) -> Path:

@@ -164,9 +164,11 @@ def warmup(steps: int) -> int:
 
 
 def load_model(job: Job) -> Any:
-    """The base model in the job's type, with a fresh LoRA adapter in float32."""
+    """The base model in the job's type, with a LoRA adapter in float32: a fresh one, or the one
+    that the job starts from.
+    """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, job.dtype)
@@ -174,6 +176,8 @@ def load_model(job: Job) -> Any:
         job.base_folder, dtype=dtype, **(in_4bit(dtype) if job.load_in_4bit else {})
     )
     model.config.use_cache = False
+    if job.start:
+        return PeftModel.from_pretrained(model, job.start, is_trainable=True)
     return get_peft_model(
         model,
         LoraConfig(

@@ -1,0 +1,341 @@
+"""Generators compared by rewards that other people's reactions taught.
+
+The people who judge are neither those whose reactions trained the generator nor those who taught
+the reward model that chooses at serving. Rewards are linear in the features, so the people can be
+drawn anew, and the judge fitted anew, some hundred times: an interval holds what is uncertain of
+the judge as well as of the contexts.
+"""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from reactune.config.sections import ServeConfig
+from reactune.generation.samples import Sample, write_samples
+from reactune.model.files import BaseModel
+from reactune.model.logprobs import Row, best_dtype, open_model, score
+from reactune.model.prompt import Chat, completion_ids, rebuild, tip_token_ids
+from reactune.records import Estimate, Example, Prompt, plain_words
+from reactune.reward.cache import reward_rows
+from reactune.reward.comparisons import SEED, Reactions, compare
+from reactune.reward.features import Floats as Features
+from reactune.reward.features import open_layers, tip_features
+from reactune.reward.fit import Candidate, Fitted, dense_candidates, fit, standardised, validate
+from reactune.reward.model import RewardModel, rewards
+from reactune.reward.quality import Accuracy, accuracy_of_folds
+
+REFITS = 300
+MOST_REACTIONS = 2_000  # that a judge learns from
+PROMPTS, TIPS = 120, 2  # held-out contexts, and texts that each generator writes for one
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Weights of rewards as log-odds: of all judging people first, then of resamples of them.
+
+    `weights` has the shape (1 + refits, width), `counts` says how often each user was drawn.
+    """
+
+    weights: Floats = field(repr=False)
+    counts: Mapping[str, Floats] = field(repr=False)
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A generator beside another one.
+
+    `win_rate` is the chance that a tip of the first has the higher reward than one of the other in
+    the same context, `gain` the mean difference of their rewards, in log-odds.
+    """
+
+    win_rate: Estimate
+    gain: Estimate
+
+    def __str__(self) -> str:
+        """As the gate's line has it."""
+        return f"win rate {self.win_rate}, gain {self.gain}"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A generator that is judged: the base model, with an adapter or without.
+
+    `prompts` are what it reads in place of the usual prompts, as a few-shot base does.
+    """
+
+    name: str
+    adapter: Path | None = None
+    prompts: Sequence[Sequence[int]] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a generator writes, on the same prompts as the others.
+
+    `shown` is the share of its texts that a service would show. Of those: the mean number of
+    words; the share of different pairs of neighbouring words; the mean similarity of two tips
+    (Jaccard index of their words); and the mean log-probability per token under the base model.
+    """
+
+    model: str
+    shown: float
+    words: float
+    distinct_pairs: float
+    similarity: float
+    logprob: float
+
+
+@dataclass(frozen=True)
+class JudgeRow:
+    """The tuned model beside another one, and the gain that the served reward model sees."""
+
+    model: str
+    beside: Beside
+    teacher_gain: float
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What other people's rewards say about tips that were never shown."""
+
+    accuracy: Accuracy
+    reactions: int
+    prompts: int
+    rows: tuple[JudgeRow, ...]
+    writing: tuple[Writing, ...]
+
+
+def judge_writers(
+    base: BaseModel,
+    chat: Chat,
+    examples: Sequence[Example],
+    writers: Sequence[Writer],
+    reward: RewardModel,
+    settings: ServeConfig,
+    *,
+    alpha: float,
+) -> JudgeReport | None:
+    """The first of the writers beside each of the others, by people who taught neither.
+
+    `examples` are their reactions; tips are written for their contexts (`contexts_of`). None where
+    these people are too few to judge.
+    """
+    judging = _drawn(examples, MOST_REACTIONS)
+    rows = reward_rows(chat, judging)
+    judge = fit_judge(Reactions(judging), features_of_rows(base, rows, reward.layer, "the judges"))
+    if judge is None:
+        return None
+    contexts = contexts_of(examples)
+    asked = [rebuild(chat, each.kind, each.context_json) for each in contexts]
+    users = [each.user_key for each in contexts]
+    written = {each.name: _written(base, chat, asked, each, settings) for each in writers}
+    features = {
+        name: features_of_samples(base, chat, asked, samples, reward.layer, name)
+        for name, samples in written.items()
+    }
+    first, *others = [each.name for each in writers]
+    found = []
+    for other in others:
+        one = beside(judge, features[first], features[other], users, alpha=alpha)
+        if one is None:
+            continue
+        taught = [
+            float(rewards(reward, np.concatenate(features[name]))[0].mean())
+            for name in (first, other)
+        ]
+        found.append(JudgeRow(other, one, taught[0] - taught[1]))
+    return JudgeReport(
+        accuracy=judge.accuracy,
+        reactions=len(judging),
+        prompts=len(asked),
+        rows=tuple(found),
+        writing=_writing(base, chat, asked, written),
+    )
+
+
+def contexts_of(examples: Sequence[Example]) -> list[Example]:
+    """The examples whose contexts are asked about: each context once, drawn by a seed."""
+    different = {(each.kind, each.context_json): each for each in examples}
+    return _drawn(list(different.values()), PROMPTS)
+
+
+def _drawn(examples: Sequence[Example], limit: int) -> list[Example]:
+    ordered = sorted(examples, key=lambda each: each.tip_id)
+    return random.Random(SEED).sample(ordered, min(limit, len(ordered)))
+
+
+def _written(
+    base: BaseModel, chat: Chat, asked: Sequence[Prompt], writer: Writer, settings: ServeConfig
+) -> list[tuple[Sample, ...]]:
+    return write_samples(
+        base,
+        writer.adapter,
+        chat,
+        asked,
+        settings,
+        count=TIPS,
+        seed=SEED,
+        name=writer.name,
+        read=writer.prompts,
+    )
+
+
+def features_of_rows(base: BaseModel, rows: Sequence[Row], layer: int, name: str) -> Features:
+    """Features of rows as of `cache.reward_rows` after a layer, shape (rows, width)."""
+    with (
+        open_layers(base.folder, layer) as layers,
+        tqdm(total=len(rows), desc=f"features of {name}", unit="tip", leave=False) as bar,
+    ):
+        return tip_features(layers, rows, [layer], progress=bar.update)[:, 0]
+
+
+def features_of_samples(
+    base: BaseModel,
+    chat: Chat,
+    asked: Sequence[Prompt],
+    samples: Sequence[Sequence[Sample]],
+    layer: int,
+    name: str,
+) -> list[Features]:
+    """Features of the tips of each prompt, each of shape (tips, width)."""
+    rows = [
+        (prompt.token_ids, tip_token_ids(chat, each.text))
+        for prompt, some in zip(asked, samples, strict=True)
+        for each in some
+    ]
+    found = features_of_rows(base, rows, layer, f"tips of {name}")
+    ends = list(itertools.accumulate(map(len, samples)))
+    return [found[end - len(some) : end] for end, some in zip(ends, samples, strict=True)]
+
+
+def _writing(
+    base: BaseModel,
+    chat: Chat,
+    asked: Sequence[Prompt],
+    written: Mapping[str, Sequence[Sequence[Sample]]],
+) -> tuple[Writing, ...]:
+    found = []
+    with open_model(base.folder, dtype=best_dtype()) as model:
+        for name, samples in written.items():
+            texts = [each.text for some in samples for each in some]
+            rows = [
+                (prompt.token_ids, completion_ids(chat, each.text))
+                for prompt, some in zip(asked, samples, strict=True)
+                for each in some
+            ]
+            logprobs = [float(values.mean()) for values in score(model, rows)]
+            found.append(
+                Writing(
+                    model=name,
+                    shown=len(texts) / (TIPS * len(asked)),
+                    words=_mean([len(text.split()) for text in texts]),
+                    distinct_pairs=distinct_pairs(texts),
+                    similarity=similarity(texts),
+                    logprob=_mean(logprobs),
+                )
+            )
+    return tuple(found)
+
+
+def distinct_pairs(texts: Sequence[str]) -> float:
+    """The share of different ones among all pairs of neighbouring words (distinct-2)."""
+    words = [plain_words(text).split() for text in texts]
+    pairs = [pair for some in words for pair in itertools.pairwise(some)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def similarity(texts: Sequence[str]) -> float:
+    """The mean Jaccard index of the words of two texts."""
+    words = [frozenset(plain_words(text).split()) for text in texts]
+    found = [
+        len(one & other) / max(1, len(one | other))
+        for one, other in itertools.combinations(words, 2)
+    ]
+    return _mean(found)
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def fit_judge(reactions: Reactions, values: Features) -> Judge | None:
+    """A judge of the people of these reactions, from features of shape (reactions, width).
+
+    None where they are too few, or their rewards do not certainly rank better than chance.
+    """
+    scaled, _, deviation = standardised(values)
+    validated = validate(reactions, dense_candidates({"judge": scaled}))
+    if validated is None:
+        return None
+    accuracy = accuracy_of_folds(reactions, validated.scores, validated.folds)
+    if accuracy is None or not accuracy.is_above_chance:
+        return None
+    users = sorted(set(reactions.users))
+    places: dict[str, list[int]] = {user: [] for user in users}
+    for place, user in enumerate(reactions.users):
+        places[user].append(place)
+    rng = np.random.default_rng(SEED)
+    drawn = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=REFITS)
+    counts = np.vstack([np.ones(len(users), int), drawn])
+    weights: list[Floats] = []
+    start: Fitted | None = None
+    candidate = Candidate("judge", scaled, validated.chosen.variance)
+    for row in counts:
+        some = [p for user, n in zip(users, row.tolist(), strict=True) for p in places[user] * n]
+        fitted = fit(reactions, candidate, compare(reactions, np.array(some)), start=start)
+        start = start or fitted
+        weights.append(validated.scale * fitted.weights / deviation)
+    return Judge(
+        np.array(weights),
+        dict(zip(users, counts.T.astype(float), strict=True)),
+        accuracy,
+    )
+
+
+def beside(
+    judge: Judge,
+    first: Sequence[Features],
+    other: Sequence[Features],
+    users: Sequence[str],
+    *,
+    alpha: float,
+) -> Beside | None:
+    """Two generators on the same prompts: features of their tips by prompt, (tips, width).
+
+    `users` are those of the prompts. Prompts for which one of the two has no tip are left out;
+    None where none is left.
+    """
+    wins, gains, weights = [], [], []
+    for one, two, user in zip(first, other, users, strict=True):
+        if not len(one) or not len(two):
+            continue
+        left, right = one @ judge.weights.T, two @ judge.weights.T  # (tips, 1 + refits)
+        difference = left[:, None] - right[None]
+        wins.append(np.where(difference == 0, 0.5, difference > 0).mean((0, 1)))
+        gains.append(difference.mean((0, 1)))
+        weights.append(judge.counts.get(user, np.ones(len(judge.weights))))
+    if not wins:
+        return None
+    return Beside(
+        _estimate(np.array(wins), np.array(weights), alpha),
+        _estimate(np.array(gains), np.array(weights), alpha),
+    )
+
+
+def _estimate(values: Floats, weights: Floats, alpha: float) -> Estimate:
+    """The weighted mean over prompts, and the percentile interval over refits."""
+    totals = weights.sum(0)
+    means = np.divide(
+        (values * weights).sum(0), totals, out=np.full(len(totals), np.nan), where=totals > 0
+    )
+    low, high = np.nanquantile(means[1:], [alpha / 2, 1 - alpha / 2])
+    return Estimate(float(means[0]), float(min(low, means[0])), float(max(high, means[0])))

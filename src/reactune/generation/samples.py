@@ -1,0 +1,75 @@
+"""Tips that a model writes for contexts, in this process and as a service does.
+
+The same prompts, sampling and guard; what the guard refuses is left out, as is what was cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from reactune.config.sections import ServeConfig
+from reactune.model.files import BaseModel
+from reactune.model.logprobs import best_dtype, open_model
+from reactune.model.prompt import Chat, stop_id
+from reactune.model.sampling import Drawn, draw
+from reactune.records import Completion, Prompt, Sampling
+from reactune.service.guard import judge
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tip that a model wrote. `logprob` is its mean log-probability per token."""
+
+    text: str
+    logprob: float = field(repr=False)
+
+
+def write_samples(
+    base: BaseModel,
+    adapter: Path | None,
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    settings: ServeConfig,
+    *,
+    count: int,
+    seed: int,
+    name: str = "model",
+    read: Sequence[Sequence[int]] | None = None,
+) -> list[tuple[Sample, ...]]:
+    """The different tips among `count` texts for each prompt that a service would show.
+
+    The model reads the prompts, or what `read` has in their place, as token ids.
+    """
+    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
+    with (
+        open_model(base.folder, adapter, dtype=best_dtype()) as model,
+        tqdm(total=len(prompts), desc=f"tips of {name}", unit="prompt", leave=False) as bar,
+    ):
+        drawn = draw(
+            model,
+            [prompt.token_ids for prompt in prompts] if read is None else read,
+            stop=stop_id(chat),
+            sampling=sampling,
+            count=count,
+            progress=bar.update,
+        )
+    return [
+        _shown(chat, prompt, texts, settings) for prompt, texts in zip(prompts, drawn, strict=True)
+    ]
+
+
+def _shown(
+    chat: Chat, prompt: Prompt, drawn: Sequence[Drawn], settings: ServeConfig
+) -> tuple[Sample, ...]:
+    found: dict[str, Sample] = {}
+    for one in drawn:
+        if not one.is_whole:
+            continue
+        text = chat.tokenizer.decode(list(one.ids), skip_special_tokens=False)
+        completion = Completion(text, len(prompt.token_ids), len(one.ids), "stop", 0.0)
+        judged = judge(completion, prompt, settings, marks=chat.marks)
+        if judged.verdict == "passed":
+            found.setdefault(judged.text, Sample(judged.text, one.logprob))
+    return tuple(found.values())
