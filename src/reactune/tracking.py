@@ -12,7 +12,7 @@ from reactune.config.settings import Config, without_passwords
 from reactune.data.dataset.exports import EXAMPLES
 from reactune.errors import hide_passwords
 from reactune.evaluate.gate import GateReport
-from reactune.pages import plots
+from reactune.pages import pictures
 from reactune.records import Counts, Estimate, write_atomically
 from reactune.release.registry import Record
 from reactune.reward import model as reward_model
@@ -50,7 +50,7 @@ def write_training(
         "validation": {method: asdict(report) for method, report in reports.items()},
     }
     write_atomically(folder / "training.json", json.dumps(record))
-    write_atomically(folder / "loss.svg", plots.loss_curves(curves))
+    write_atomically(folder / "loss.svg", pictures.draw(pictures.loss_curves(curves)))
     logs = (f"== {each.method}\n{read_log(folder / each.method)}" for each in trained)
     write_atomically(folder / "trainer.log", hide_passwords("\n".join(logs)))
 
@@ -77,7 +77,8 @@ def reward_picture(quality: Quality) -> str:
         (name, each.estimate.value, each.estimate.low, each.estimate.high)
         for name, each in quality.accuracies.items()
     ]
-    return plots.intervals("preference accuracy on other users", rows, reference=0.5)
+    title = "preference accuracy on other users"
+    return pictures.draw(pictures.intervals(title, rows, reference=0.5))
 
 
 def reward_before(config: Config, run: Path) -> tuple[list[Path], int]:
@@ -103,7 +104,8 @@ def gate_picture(report: GateReport) -> str:
     rows = [
         (row.model, row.accuracy.value, row.accuracy.low, row.accuracy.high) for row in report.rows
     ]
-    return plots.intervals("preference accuracy on held-out users", rows, reference=0.5)
+    title = "preference accuracy on held-out users"
+    return pictures.draw(pictures.intervals(title, rows, reference=0.5))
 
 
 def gate_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from reactune.pages import plots
+from reactune.pages.pictures import arms, bars, bounds, draw, intervals, loss_curves
 from reactune.pages.report import Page, Section, inline_svg, write_report
 
 EVIL = "<script>alert('tip')</script> & <b>bold</b>"
@@ -29,13 +29,14 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def svgs():
-    return (
-        plots.loss_curves({"sft": [(step, 3 / step) for step in range(1, 30)]}),
-        plots.intervals("accuracy", [("base", 0.5, 0.4, 0.6), ("tuned", 0.7, 0.6, 0.8)]),
-        plots.bounds([1, 2, 3], [0, 0.1, 0.1], [-1, -0.2, 0], [1, 0.4, 0.2]),
-        plots.arms({"champion": [(1, 0.2)], "challenger": [(1, 0.3)]}),
-        plots.bars("minutes", {"train": 4.0, "export": 1.0}),
+    specs = (
+        loss_curves({"sft": [(step, 3 / step) for step in range(1, 30)]}),
+        intervals("accuracy", [("base", 0.5, 0.4, 0.6), ("tuned", 0.7, 0.6, 0.8)]),
+        bounds([1, 2, 3], [0, 0.1, 0.1], [-1, -0.2, 0], [1, 0.4, 0.2]),
+        arms({"champion": [(1, 0.2)], "challenger": [(1, 0.3)]}),
+        bars("minutes", {"train": 4.0, "export": 1.0}),
     )
+    return tuple(map(draw, specs))
 
 
 def read(file):
@@ -74,7 +75,7 @@ def test_every_text_of_a_report_is_escaped(tmp_path):
 
 def test_names_in_a_plot_are_escaped(tmp_path):
     file = tmp_path / "report.html"
-    picture = plots.bars("minutes", {EVIL: 1.0})
+    picture = draw(bars("minutes", {EVIL: 1.0}))
     write_report(page(Section("Time", "Minutes.", pictures=(picture,))), file)
     elements = read(file)
     assert "script" not in elements.names
@@ -83,14 +84,14 @@ def test_names_in_a_plot_are_escaped(tmp_path):
 
 def test_plots_without_data_can_be_drawn(tmp_path):
     empty = (
-        plots.loss_curves({"sft": []}),
-        plots.bounds([], [], [], []),
-        plots.arms({"champion": [], "challenger": []}),
-        plots.bars("minutes", {}),
-        plots.intervals("accuracy", []),
+        loss_curves({"sft": []}),
+        bounds([], [], [], []),
+        arms({"champion": [], "challenger": []}),
+        bars("minutes", {}),
+        intervals("accuracy", []),
     )
     file = tmp_path / "report.html"
-    write_report(page(Section("Nothing", "Yet.", pictures=empty)), file)
+    write_report(page(Section("Nothing", "Yet.", pictures=tuple(map(draw, empty)))), file)
     assert read(file).names.count("svg") == len(empty)
 
 

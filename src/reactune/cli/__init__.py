@@ -21,7 +21,7 @@ from reactune.process import PARENT, die_with_parent, limit_spinning
 
 TRAIN = (
     "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
-    "ibis", "matplotlib", "mlflow", "peft", "pyarrow", "pygments", "safetensors", "torch",
+    "ibis", "mlflow", "peft", "pyarrow", "pygments", "safetensors", "torch",
     "transformers", "trl",
 )  # fmt: skip
 EXTRA_OF = {

@@ -86,14 +86,14 @@ def compare(
     """
     from reactune.analysis import compare as comparing
     from reactune.analysis.tables import Columns, UnknownValueError
-    from reactune.pages import plots
+    from reactune.pages import pictures
 
     if bool(columns["tips"]) != bool(columns["positives"]):
         raise click.UsageError("--tips and --positives go together")
     if rows_are_arms and (arm or columns["unit"]):
         raise click.UsageError("--rows-are-arms goes with neither --arm nor --unit")
     if picture is not None:
-        plots.check_ending(picture)
+        pictures.check_ending(picture)
     settings = session.config()
     options = comparing.Options(
         positive=frozenset(positive or ("done",)),
@@ -113,7 +113,8 @@ def compare(
         click.echo(line)
     if picture is not None:
         rows = comparing.intervals_of(trials)
-        plots.save_intervals(picture, "difference in points", rows, reference=0)
+        drawn = pictures.intervals("difference in points", rows, reference=0)
+        pictures.save(drawn, picture)
     sys.exit(REFUSED if any(trial.refusal for trial in trials) else 0)
 
 
@@ -143,10 +144,10 @@ def plan(
     $ reactune plan --baseline 0.2 --lift 0.03
     """
     from reactune.analysis import plan as planning
-    from reactune.pages import plots
+    from reactune.pages import pictures
 
     if picture is not None:
-        plots.check_ending(picture)
+        pictures.check_ending(picture)
     config = session.config()
     traffic = planning.assumed_traffic(
         planning.recent_traffic(config, now=datetime.now(UTC)),
@@ -158,7 +159,8 @@ def plan(
     for line in planning.plan_lines(options, traffic, lift, settings=config.canary):
         click.echo(line)
     if picture is not None:
-        plots.save_plans(picture, planning.axis_of(options), planning.bars_of(options))
+        drawn = pictures.plans(planning.axis_of(options), planning.bars_of(options))
+        pictures.save(drawn, picture)
 
 
 @click.command

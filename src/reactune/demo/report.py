@@ -20,7 +20,7 @@ from reactune.canary.outcomes import Outcomes, read_outcomes
 from reactune.config.sections import LabelConfig
 from reactune.config.settings import Config
 from reactune.demo.audience import Audience, Town, Visit, expected_harm, expected_reward
-from reactune.pages import plots
+from reactune.pages import pictures
 from reactune.pages.report import Page, Section, write_report
 from reactune.records import Rollout
 from reactune.runs.manifest import manifests
@@ -213,7 +213,7 @@ def _reactions(config: Config, rollout: Rollout, outcomes: Outcomes) -> Section:
     effect = path.effect
     known = len(effect.estimate)
     units = [(place + 1) * len(outcomes.tips) / max(known, 1) for place in range(known)]
-    picture = plots.bounds(
+    difference = pictures.bounds(
         units,
         effect.estimate.tolist(),
         effect.low.tolist(),
@@ -224,7 +224,7 @@ def _reactions(config: Config, rollout: Rollout, outcomes: Outcomes) -> Section:
         title="Reactions by arm",
         text="Challenger minus champion, in positives per shown tip, with bounds that hold at "
         "every review. A unit is one user on one day. Dotted lines: the challenger's share grew.",
-        pictures=(picture, plots.arms(_by_arm(outcomes))),
+        pictures=(pictures.draw(difference), pictures.draw(pictures.arms(_by_arm(outcomes)))),
     )
 
 
@@ -251,14 +251,13 @@ def _by_arm(outcomes: Outcomes) -> dict[str, list[tuple[float, float]]]:
 
 
 def _policies(values: Mapping[str, PolicyValue]) -> Section:
+    rewards = pictures.bars("expected positives per tip", {n: v.reward for n, v in values.items()})
     return Section(
         title="What other policies would have earned",
         text="The expected share of positives on the same visits, as the audience itself states "
         "it, without the noise of reactions. A model that does not beat a policy without a model "
         "has learned nothing.",
-        pictures=(
-            plots.bars("expected positives per tip", {n: v.reward for n, v in values.items()}),
-        ),
+        pictures=(pictures.draw(rewards),),
         head=("policy", "positives per tip", "quick dismissals per tip", "tips"),
         rows=tuple(
             (n, f"{v.reward:.1%}", f"{v.harm:.1%}", f"{v.tips:,}") for n, v in values.items()
@@ -371,10 +370,11 @@ def _time(cycle: CycleResult) -> Section:
         **stages,
         "reactions to both": cycle.rollout_seconds,
     }
+    minutes = pictures.bars("minutes", {name: s / 60 for name, s in seconds.items()})
     return Section(
         title="Where the time went",
         text="Of this cycle, on this machine.",
-        pictures=(plots.bars("minutes", {name: s / 60 for name, s in seconds.items()}),),
+        pictures=(pictures.draw(minutes),),
         head=("step", "seconds"),
         rows=tuple((name, f"{value:,.0f}") for name, value in seconds.items()),
     )

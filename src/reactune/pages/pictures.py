@@ -40,6 +40,7 @@ _CONFIG: Spec = {
     "axis": {
         "domainColor": OTHER, "tickColor": OTHER, "gridColor": GRID, "labelColor": SOFT,
         "titleColor": SOFT, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
+        "labelLimit": 400,
     },
     "legend": {"labelColor": INK, "title": None, "orient": "top", "labelFontSize": 12},
     "header": {"labelColor": INK, "title": None, "labelAnchor": "start", "labelFontSize": 12},

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from reactune.pages import plots
+from reactune.pages import pictures
 from reactune.pages.report import Page, Section, write_report
 from reactune.reward.learn import Learned, Quality
 from reactune.reward.quality import Accuracy
@@ -42,12 +42,13 @@ def _sections(quality: Quality, beside: Mapping[str, Accuracy]) -> list[Section]
         (name, each.estimate.value, each.estimate.low, each.estimate.high)
         for name, each in quality.accuracies.items()
     ]
+    picture = pictures.intervals("preference accuracy on other users", rows, reference=0.5)
     correlates = {name: f"{value:+.2f}" for name, value in quality.correlates.items()}
     return [
         Section(
             "How often it is right",
             COMPARED.format(within=quality.within),
-            (plots.intervals("preference accuracy on other users", rows, reference=0.5),),
+            (pictures.draw(picture),),
             head,
             _table(quality.accuracies),
         ),

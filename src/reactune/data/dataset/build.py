@@ -32,7 +32,7 @@ from reactune.data.dataset.rules import (
     split,
 )
 from reactune.data.labelled import REFUSED, Batches, list_refused, one_row, quoted, workspace
-from reactune.pages import plots
+from reactune.pages import pictures
 from reactune.records import PARTS, Counts, Part
 
 if TYPE_CHECKING:
@@ -244,8 +244,8 @@ def write_card(
     }
     files = {
         CARD: text,
-        REACTIONS: plots.dwell_times(most_reacted(dwell), DWELL_SECONDS),
-        LOSSES: plots.bars("rows left out", reasons),
+        REACTIONS: pictures.draw(pictures.dwell_times(most_reacted(dwell), DWELL_SECONDS)),
+        LOSSES: pictures.draw(pictures.bars("rows left out", reasons)),
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
