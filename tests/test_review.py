@@ -484,3 +484,15 @@ def test_a_review_writes_what_the_pages_show(on_trial):
     assert figures["low"][-1] == pytest.approx(done.comparison.low)
     assert figures["low"][0] is None
     assert sum(each.tips for each in days if each.version) >= 2_000
+
+
+def test_a_review_as_json_has_no_number_that_json_does_not_know(on_trial, capsys):
+    expose(on_trial, 20, champion=0.5, challenger=0.5)
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(on_trial.folder / "reactune.toml"), "review", "--json"])
+    said = json.loads(
+        capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+    )
+    assert ended.value.code == 0
+    assert (said["verdict"], said["rollout"]["challenger"]) == ("wait", 2)
+    assert said["comparison"]["low"] is None

@@ -1,13 +1,14 @@
 """Commands of the loop: run, stage, status, evaluate, score, review, promote and rollback."""
 
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from reactune.cli.session import Session, require_training
+from reactune.cli.session import Session, as_json, print_json, require_training
 from reactune.records import REVIEW_STEPS, STAGES
 
 if TYPE_CHECKING:
@@ -73,17 +74,32 @@ def stage(session: Session, name: str, run_id: str, waiting_exit_code: int) -> N
 
 
 @click.command
+@as_json
 @click.pass_obj
-def status(session: Session) -> None:
+def status(session: Session, as_json: bool) -> None:
     """Report what is live, and what the next run waits for.
+
+    With --json it says what the overview of the pages says, from the database alone.
 
     \b
     $ reactune status
+    $ reactune status --json
     """
+    if as_json:
+        print_json(_status(session.config()))
+        return
     from reactune.status import status as lines_of
 
     for line in lines_of(session.config(), now=datetime.now(UTC)):
         click.echo(line)
+
+
+def _status(config: "Config") -> "Mapping[str, Any]":
+    from reactune.pages.archive import state_of
+    from reactune.store.database import opened_store, reading
+
+    with opened_store(config.store_url) as engine, reading(engine) as connection:
+        return state_of(connection, config, now=datetime.now(UTC))
 
 
 @click.command
@@ -255,9 +271,14 @@ def _require_base(config: "Config") -> None:
 @click.argument("step", required=False, type=click.Choice(REVIEW_STEPS))
 @click.option("--id", "review_id", help="Review that the step belongs to.")
 @WAITING_OPTION
+@as_json
 @click.pass_obj
 def judge(
-    session: Session, step: str | None, review_id: str | None, waiting_exit_code: int
+    session: Session,
+    step: str | None,
+    review_id: str | None,
+    waiting_exit_code: int,
+    as_json: bool,
 ) -> None:
     """Compare challenger and champion, and act on it.
 
@@ -275,11 +296,17 @@ def judge(
     """
     if (step is None) != (review_id is None):
         raise click.UsageError("STEP and --id go together; without both, all steps are done")
+    if as_json and step is not None:
+        raise click.UsageError("--json goes with a whole review, not with one STEP")
     now = datetime.now(UTC)
     if step is None or review_id is None:
         from reactune import review
 
-        click.echo(review.review(session.config(), now=now).line)
+        done = review.review(session.config(), now=now)
+        if as_json:
+            print_json(asdict(done))
+        else:
+            click.echo(done.line)
         return
     from reactune.review import run_step
 

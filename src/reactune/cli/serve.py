@@ -1,11 +1,12 @@
 """Commands that set up, check, serve and demonstrate: init, config, doctor, serve, demo."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, as_json, print_json
 
 
 @click.command
@@ -44,8 +45,9 @@ def init(session: Session) -> None:
 
 
 @click.command("config")
+@as_json
 @click.pass_obj
-def show_config(session: Session) -> None:
+def show_config(session: Session, as_json: bool) -> None:
     """Print every setting in force, as TOML.
 
     Passwords in URLs are hidden.
@@ -53,14 +55,18 @@ def show_config(session: Session) -> None:
     \b
     $ reactune --set train.method=kto config
     """
-    from reactune.config.settings import resolved
+    from reactune.config.settings import resolved, without_passwords
 
+    if as_json:
+        print_json(without_passwords(session.config()))
+        return
     click.echo(resolved(session.config()), nl=False)
 
 
 @click.command
+@as_json
 @click.pass_obj
-def doctor(session: Session) -> None:
+def doctor(session: Session, as_json: bool) -> None:
     """Report what is missing on this machine.
 
     Exit code 1 if something needed is. Checks versions, disk, memory, the key, the database,
@@ -73,8 +79,11 @@ def doctor(session: Session) -> None:
     from reactune.doctor import examine
 
     findings = examine(session.config())
-    for finding in findings:
-        click.echo(finding.line())
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(finding.line())
     sys.exit(1 if any(finding.state == "missing" for finding in findings) else 0)
 
 

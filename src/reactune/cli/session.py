@@ -1,15 +1,20 @@
-"""The options before a command, and tracebacks and logs that quote neither people nor passwords."""
+"""The options before a command, JSON, and tracebacks that quote neither people nor passwords."""
 
+import json
 import logging
 import os
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from reactune.errors import ReactuneError, hide_passwords
 
@@ -108,6 +113,22 @@ class Session:
         from reactune.config.settings import load
 
         return load(self.file, self.overrides)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def print_json(value: Any) -> None:
+    """Print plain values: times and paths as text, infinite numbers as null."""
+    click.echo(json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def require_training() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, as_json, print_json
 
 if TYPE_CHECKING:
     from reactune.config.settings import Config
@@ -248,8 +248,9 @@ def create(session: Session, name: str, scopes: tuple[str, ...]) -> None:
 
 
 @keys.command("list")
+@as_json
 @click.pass_obj
-def list_keys(session: Session) -> None:
+def list_keys(session: Session, as_json: bool) -> None:
     """List all keys: id, scopes, dates of creation and revocation, name.
 
     \b
@@ -259,10 +260,20 @@ def list_keys(session: Session) -> None:
     from reactune.store.database import opened_store
 
     with opened_store(session.config().store_url) as engine:
-        for key in all_keys(engine):
-            ended = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
-            scopes = ",".join(sorted(key.scopes))
-            click.echo(f"{key.key_id}  {scopes:<17} {key.created_at:%Y-%m-%d}  {ended}  {key.name}")
+        known = all_keys(engine)
+    if as_json:
+        fields = ("key_id", "name", "created_at", "revoked_at")
+        print_json(
+            [
+                {**{name: getattr(each, name) for name in fields}, "scopes": sorted(each.scopes)}
+                for each in known
+            ]
+        )
+        return
+    for key in known:
+        ended = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
+        scopes = ",".join(sorted(key.scopes))
+        click.echo(f"{key.key_id}  {scopes:<17} {key.created_at:%Y-%m-%d}  {ended}  {key.name}")
 
 
 @keys.command

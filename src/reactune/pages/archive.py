@@ -1,9 +1,10 @@
 """Pages as one HTML file each, for mail and archives: no link, no script, no text of a tip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from markupsafe import Markup
@@ -92,6 +93,27 @@ def period_report(connection: sa.Connection, config: Config, *, days: int, now: 
     ]
     lead = f"From {since} to {facts.days_ago(now, 0)}."
     return Report(f"The last {days} days", lead, sections, _words(connection, config, now))
+
+
+def state_of(connection: sa.Connection, config: Config, *, now: datetime) -> dict[str, Any]:
+    """What the overview says, as plain values."""
+    live = facts.live_trial(connection, config)
+    runs = facts.runs(connection, limit=1)
+    last = runs[0] if runs else None
+    return {
+        "live": live and asdict(replace(live.rollout, salt="")),
+        "answer": asdict(_words(connection, config, now)),
+        "comparison": live and live.comparison and asdict(live.comparison),
+        "progress": asdict(facts.progress(connection, config, now=now)),
+        "last_run": last
+        and {
+            "run_id": last.run_id,
+            "state": str(views.run_state(last)),
+            "line": last.end.line if last.end else "",
+        },
+        "erasures_open": facts.open_erasures(connection),
+        "replace_by": queries.versions_to_replace(connection),
+    }
 
 
 def write(report: Report, file: Path, *, now: datetime) -> None:
