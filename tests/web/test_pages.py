@@ -7,21 +7,28 @@ import re
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fastapi.testclient import TestClient
 
+from loop_fixtures import copy_of_trained
 from page_fixtures import ADDRESS, GONE, HOSTILE, NOW, client_of, fill, review, world
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config
 from reactune.erasure import requests
+from reactune.runs.folders import all_runs
+from reactune.runs.manifest import recorded_manifest
 from reactune.service.api_keys import revoke_key
 from reactune.service.sessions import LASTS
-from reactune.store.database import reading, writing
+from reactune.service.state import close_service
+from reactune.store.database import opened_store, reading, writing
 from reactune.store.queries import current_rollout
 from reactune.store.schema import decisions, page_actions, page_sessions
+from reactune.web.api import create_app
 from reactune.web.pages import PAGES, Pages
-from serving_fixtures import set_champion
+from serving_fixtures import ModelServer, service_of, set_champion
 
 PATHS = tuple(PAGES.values())
 RUN = "/runs/20261117-080000-0000"
@@ -455,3 +462,45 @@ def test_an_idle_service_says_when_the_next_model_comes(empty):
     assert "Version 1 answers everybody" in page
     assert ADDRESS not in page
     empty.set_now(NOW + timedelta(days=1))
+
+
+def test_a_real_run_is_shown_with_its_figures(tmp_path, chat):
+    config = copy_of_trained(tmp_path)
+    (run,) = all_runs(config.run_root)
+    gate = json.loads((run / "evaluate" / "gate.json").read_text())
+    manifest = recorded_manifest(run / "dataset")
+    with opened_store(config.store_url) as engine:
+        service = service_of(engine, chat, ModelServer({1: "a", 2: "b"}))
+        app = create_app(service, config)
+        with TestClient(app, base_url=ADDRESS) as client:
+            page = client.get(f"/runs/{run.name}")
+            said = text_of(page)
+            rows = list(csv.reader(io.StringIO(client.get(f"/runs/{run.name}?csv=files").text)))
+            models = text_of(client.get("/models"))
+            overview = client.get("/")
+        close_service(service)
+    assert (page.status_code, overview.status_code) == (200, 200)
+    for row in gate["rows"]:
+        shown = row["accuracy"]
+        assert f"{shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in said
+    assert manifest.counts["fingerprint"][:12] in said
+    assert manifest.counts["fingerprint"][:12] in models
+    digests = dict(rows[1:])
+    assert digests["dataset/README.md"] == manifest.outputs["README.md"]
+
+
+def test_while_the_database_is_away_pages_say_so_and_are_no_json(full, sqlite_url):
+    with client_of(full, full.key("read")) as client:
+        full.engine.dispose()
+        file = Path(sqlite_url.removeprefix("sqlite:///"))
+        kept = file.read_bytes()
+        for each in file.parent.glob(f"{file.name}*"):
+            each.unlink()
+        file.write_bytes(b"no database at all " * 1_000)
+        answer = client.get("/people")
+        full.engine.dispose()
+        file.write_bytes(kept)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "database does not answer" in answer.text

@@ -266,9 +266,9 @@ def open_erasures(connection: sa.Connection) -> int:
 def privacy(connection: sa.Connection) -> PrivacyFacts:
     """What users decided about training on their tips."""
     row = tip_scores.c
-    refused = sa.select(sa.func.count(), sa.func.count(row.user_key.distinct())).where(
-        sa.not_(row.training_allowed)
-    )
+    refused = sa.select(sa.func.count(), sa.func.count(row.user_key.distinct()))
+    # In the words of the index: SQLite finds it by them alone.
+    refused = refused.where(sa.text("NOT training_allowed"))
     tips, users = connection.execute(refused).one()
     # One decision is written under each of a user's marks, all of one moment.
     decided = sa.select(

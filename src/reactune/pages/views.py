@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from itertools import pairwise
 from math import exp, isfinite, log
 from typing import Any
@@ -302,7 +303,7 @@ def settings_page(config: Config) -> list[Section]:
     """Every setting in force, with its default and its meaning; passwords are hidden."""
     values, standard = without_passwords(config), without_passwords(Config())
     rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for section, key, kind, default, meaning in described():
+    for section, key, kind, default, meaning in _described():
         value = values[section][key]
         is_default = value == standard[section][key]
         shown = Mark(_value(value), "none" if is_default else "wait")
@@ -312,6 +313,11 @@ def settings_page(config: Config) -> list[Section]:
         Section(f"[{name}]", tables=(Table(name, f"[{name}]", head, tuple(each)),))
         for name, each in rows.items()
     ]
+
+
+@cache
+def _described() -> tuple[tuple[str, str, str, str, str], ...]:
+    return tuple(described())
 
 
 def keys_page(keys: Sequence[ApiKey], actions: Sequence[sa.RowMapping]) -> list[Section]:
