@@ -56,7 +56,7 @@ SEES: frozenset[Scope] = frozenset({"read", "operator"})
 DAYS_SHOWN, DAYS_ON_OVERVIEW = 28, 14
 MOST_REASON_CHARS = 500
 MOST_FIELDS = 10
-LOGINS_PER_SECOND = 1.0
+LOGINS_PER_SECOND, ADDRESSES_KNOWN = 2.0, 1_000
 COOKIE, SECURE_COOKIE = "reactune_session", "__Host-reactune_session"
 Action = Literal["promote", "roll-back", "stop"]
 ACTIONS: Mapping[Action, tuple[str, str]] = {
@@ -135,13 +135,13 @@ class Due:
 
 @dataclass
 class Pages:
-    """The pages over an open service. `logins` bounds the tries to log in."""
+    """The pages over an open service. `logins` bounds the tries to log in of each address."""
 
     service: Service
     config: Config
     keys: KeyRegistry
     clock: Callable[[], float] = time.monotonic
-    logins: Bucket = field(default_factory=lambda: Bucket(math.inf, time.monotonic()))
+    logins: dict[str, Bucket] = field(default_factory=dict)
 
     @property
     def is_open(self) -> bool:
@@ -210,6 +210,15 @@ class Pages:
             return self.problem(403, reason, viewer)
         return None
 
+    def login_wait(self, request: Request) -> float:
+        """Seconds that this address has to wait for its next try to log in; 0: it may try now."""
+        address = request.client.host if request.client else ""
+        if len(self.logins) > ADDRESSES_KNOWN:
+            self.logins.clear()
+        now = self.clock()
+        bucket = self.logins.setdefault(address, Bucket(math.inf, now))
+        return bucket.take(now, rate=LOGINS_PER_SECOND)
+
     def record(self, viewer: Viewer, action: str, **more: str) -> None:
         """Record what somebody did."""
         now = self.service.clock()
@@ -259,7 +268,7 @@ def _add_login(app: FastAPI, pages: Pages) -> None:
     def login(request: Request, form: Fields) -> Response:
         if not _is_same_site(request):
             return _login(pages, "The form comes from another site; try it here.", 403)
-        if seconds := pages.logins.take(pages.clock(), rate=LOGINS_PER_SECOND):
+        if seconds := pages.login_wait(request):
             answer = _login(pages, "Too many tries; wait a second.", 429)
             answer.headers["retry-after"] = str(math.ceil(seconds))
             return answer
