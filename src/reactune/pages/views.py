@@ -608,18 +608,23 @@ def _gate(run: RunFacts) -> Section | None:
     if stage is None or not stage.figures:
         return None
     figures = stage.figures
+    judged = (figures.get("judged") or {}).get("rows", ())  # runs of earlier versions have none
+    wins = {row["model"]: row["beside"]["win_rate"] for row in judged}
     rows = [
         (
             row["model"], _estimate(row["accuracy"]), _estimate(row["loss"]),
             _estimate(row["gain_accuracy"]), _estimate(row["accuracy_difference"]),
+            _estimate(wins.get(row["model"])),
         )
         for row in figures["rows"]
     ]  # fmt: skip
     head = ("model", "preference accuracy", "loss per token", "accuracy by gain",
-            "tuned minus this")  # fmt: skip
+            "tuned minus this", "tuned wins")  # fmt: skip
     table = Table("gate", "Gate", head, tuple(rows),
                   note="Preference accuracy: how often a liked tip is ranked above a disliked one; "
-                  "0.5 is chance. In brackets: 95 % interval.")  # fmt: skip
+                  "0.5 is chance. Tuned wins: how often its tips are liked more than this model's, "
+                  "by rewards of people whose reactions trained neither. In brackets: 95 % "
+                  "interval.")  # fmt: skip
     spec = pictures.intervals(
         "preference accuracy on held-out users",
         [(row["model"], *_values(row["accuracy"])) for row in figures["rows"]],
