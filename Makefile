@@ -84,5 +84,6 @@ airflow-pins: ## write constraints-airflow.txt from what is in .airflow/venv
 	@echo "# Written by \`make airflow-pins\`: versions of Airflow and its providers that were tried together." > constraints-airflow.txt
 	$(AIRFLOW)/python -m pip freeze >> constraints-airflow.txt
 
-docs: setup ## write the pages and tables that are made from the code
+docs: setup ## write the pages and tables that are made from the code, and the site in site/
 	$(BIN)/python scripts/document.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
