@@ -43,10 +43,10 @@ PATHS = (
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Tips of sixty days before the trial, of a fifth as many users, and their reactions."""
+    """Tips of sixty days up to now, of a fifth as many users, and their reactions."""
     draw = random.Random(11)
     for number in range(count):
-        at = NOW - timedelta(days=12 + DAYS * number / count)
+        at = NOW - timedelta(days=DAYS * number / count)
         reaction = draw.choices(["done", "dismiss", "snooze", None], [25, 30, 10, 35])[0]
         yield {
             "tip_id": f"old-{number}",

@@ -69,7 +69,8 @@ def world(url, chat, **serve):
 @contextlib.contextmanager
 def client_of(world, token=""):
     """A client of the pages; with a key it is logged in."""
-    with TestClient(world.app, base_url=ADDRESS, follow_redirects=False) as client:
+    local = {"base_url": ADDRESS, "client": ("127.0.0.1", 50_000)}
+    with TestClient(world.app, follow_redirects=False, **local) as client:
         if token:
             answer = client.post("/login", data={"key": token})
             assert (answer.status_code, answer.headers["location"]) == (303, "/")

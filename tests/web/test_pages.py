@@ -109,6 +109,13 @@ def test_a_name_of_another_site_that_leads_here_is_no_way_in(full):
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
 
 
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via"])
+def test_what_a_proxy_passes_on_is_not_from_this_machine(full, header):
+    with client_of(full) as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/", headers={header: "203.0.113.7"}).status_code == 303
+
+
 def test_once_there_is_a_key_every_page_asks_for_a_login(full):
     full.key("app")
     with client_of(full) as client:
@@ -472,7 +479,7 @@ def test_a_real_run_is_shown_with_its_figures(tmp_path, chat):
     with opened_store(config.store_url) as engine:
         service = service_of(engine, chat, ModelServer({1: "a", 2: "b"}))
         app = create_app(service, config)
-        with TestClient(app, base_url=ADDRESS) as client:
+        with TestClient(app, base_url=ADDRESS, client=("127.0.0.1", 50_000)) as client:
             page = client.get(f"/runs/{run.name}")
             said = text_of(page)
             rows = list(csv.reader(io.StringIO(client.get(f"/runs/{run.name}?csv=files").text)))

@@ -303,10 +303,15 @@ def inline(spec: Spec) -> Markup | None:
     """
     if not is_installed():
         return None
-    svg = _drawn(json.dumps({**spec, "background": None}))
+    svg = themed(_drawn(json.dumps({**spec, "background": None})))
+    return Markup(svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))
+
+
+def themed(svg: str) -> str:
+    """A picture of `draw` in the colours of the style sheet, light and dark, on no ground."""
     for colour, name in THEMED.items():
         svg = svg.replace(f'"{colour}"', f'"var(--{name})"')
-    return Markup(svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))
+    return svg.replace('fill="white"', 'fill="none"', 1)
 
 
 def save(spec: Spec, file: Path) -> None:

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment
 from markupsafe import Markup
 
+from reactune.pages.pictures import themed
+from reactune.pages.render import html, style_sheet
 from reactune.records import write_atomically
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title, a text, plots as SVG, and a table."""
+    """A title, a text, pictures as SVG, and a table."""
 
     title: str
     text: str
@@ -34,13 +34,10 @@ class Page:
 
 def write_report(page: Page, file: Path) -> None:
     """Write the page as one HTML file, completely or not at all."""
-    source = resources.files("reactune.pages").joinpath("report.html.jinja")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    text = template.render(page=page, svg=inline_svg)
+    text = html("report", page=page, svg=inline_svg, style=Markup(style_sheet()))
     write_atomically(file, text)
 
 
 def inline_svg(picture: str) -> Markup:
-    """The root element of an SVG document, to stand in a page."""
-    return Markup(picture[picture.index("<svg") :])
+    """The root element of an SVG document, to stand in a page, in the colours of its style."""
+    return Markup(themed(picture[picture.index("<svg") :]))

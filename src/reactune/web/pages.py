@@ -57,6 +57,7 @@ DAYS_SHOWN, DAYS_ON_OVERVIEW = 28, 14
 MOST_REASON_CHARS = 500
 MOST_FIELDS = 10
 LOGINS_PER_SECOND, ADDRESSES_KNOWN = 2.0, 1_000
+PASSED_ON = ("forwarded", "x-forwarded-for", "x-forwarded-host", "via")  # by a proxy
 COOKIE, SECURE_COOKIE = "reactune_session", "__Host-reactune_session"
 Action = Literal["promote", "roll-back", "stop"]
 ACTIONS: Mapping[Action, tuple[str, str]] = {
@@ -152,8 +153,7 @@ class Pages:
     def viewer(self, request: Request) -> Viewer | None:
         """Who asks, or None where a login is needed."""
         if self.is_open:
-            # The name of another site that leads to this machine is no way in.
-            return Viewer(is_open=True) if _host(request) in LOOPBACK else None
+            return Viewer(is_open=True) if _is_local(request) else None
         token = _token(request)
         key_id = key_of_session(self.service.engine, token, now=self.service.clock())
         key = self.keys.keys.get(key_id or "")
@@ -684,6 +684,16 @@ def _csv(table: Table) -> Response:
 
 def _host(request: Request) -> str:
     return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+
+
+def _is_local(request: Request) -> bool:
+    """Whether somebody on this machine asks, by its own name and not through a proxy.
+
+    The name of another site that leads to this machine is no way in.
+    """
+    is_passed_on = any(name in request.headers for name in PASSED_ON)
+    client = request.client.host if request.client else ""
+    return client in LOOPBACK and _host(request) in LOOPBACK and not is_passed_on
 
 
 def _is_same_site(request: Request) -> bool:
