@@ -1,6 +1,7 @@
 """The pages in a real browser: what is seen, pressed and read aloud, at phone and desktop width.
 
-`REACTUNE_SCREENSHOTS=FOLDER` keeps pictures of the pages there, for the README and docs.
+`REACTUNE_SCREENSHOTS=FOLDER` keeps pictures of the pages there: `pages-overview.png` and
+`pages-rollout.png` are those of README and docs.
 """
 
 import contextlib
@@ -269,10 +270,10 @@ def test_a_proposal_is_read_at_a_glance(browser, sqlite_url, chat):
         with listening(made.app) as address, tab(browser, address, token) as page:
             page.goto("/")
             assert "Yes: the new model is better." in page.locator(".big").inner_text()
-            keep(page, "overview-proposal")
+            keep(page, "pages-overview")
             page.get_by_role("link", name="To the rollout").click()
             assert "promote" in page.locator(".notice").inner_text()
-            keep(page, "rollout-proposal")
+            keep(page, "pages-rollout")
 
 
 def test_axe_finds_what_keeps_somebody_out(browser):
