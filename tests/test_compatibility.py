@@ -13,6 +13,7 @@ from contextlib import closing
 from datetime import UTC, date, datetime
 
 import pytest
+from fastapi.testclient import TestClient
 
 from places import TESTS
 from reactune import deployment
@@ -24,10 +25,17 @@ from reactune.model.prompt import load_chat, rebuild
 from reactune.privacy.consent import user_statuses
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.records import STAGES
-from reactune.service.api_keys import all_keys, recognise
+from reactune.runs.folders import all_runs
+from reactune.runs.remote import run_root
+from reactune.runs.summaries import summarise
+from reactune.service.api_keys import all_keys, make_key, recognise
+from reactune.service.state import close_service
 from reactune.status import status
 from reactune.store.database import create_store, open_store, opened_store, reading
 from reactune.store.queries import current_rollout
+from reactune.web.api import create_app
+from reactune.web.pages import PAGES
+from serving_fixtures import ModelServer, service_of
 
 ARTEFACTS = TESTS / "compatibility"
 FACTS = json.loads((ARTEFACTS / "reactune-0.1.facts.json").read_text(encoding="utf-8"))
@@ -220,3 +228,19 @@ def test_who_refused_then_is_left_out_now(installation):
     assert {name for name, status in found.items() if status.refuses(before)} == {
         "erased", "erased_and_came_back", "erasure_waits",
     }  # fmt: skip
+
+
+def test_its_runs_and_decisions_are_shown_on_the_pages(installation, chat):
+    config = load(installation / "reactune.toml")
+    with opened_store(config.store_url) as engine:
+        summarise(engine, run_root(config), all_runs(config.run_root))
+        server = ModelServer(dict.fromkeys(range(1, 9), "a tip"))
+        service = service_of(engine, chat, server)
+        key = make_key(engine, "reader", ["read"], now=datetime.now(UTC))
+        with TestClient(create_app(service, config), base_url="http://127.0.0.1:8765") as client:
+            client.post("/login", data={"key": key})
+            pages = {path: client.get(path) for path in (*PAGES.values(), f"/runs/{RUN}")}
+        close_service(service)
+    assert {page.status_code for page in pages.values()} == {200}
+    assert "preference accuracy" in pages[f"/runs/{RUN}"].text
+    assert RUN in pages["/models"].text

@@ -7,11 +7,11 @@ import sqlalchemy as sa
 
 from loop_fixtures import copy_of_trained
 from reactune.records import STAGES
-from reactune.runs.folders import all_runs
+from reactune.runs.folders import StageResult, all_runs, new_run, run_stage
 from reactune.runs.manifest import recorded_manifest, recorded_manifests, write_manifest
-from reactune.runs.remote import run_root
+from reactune.runs.remote import RunRoot, pull, push, run_root
 from reactune.runs.summaries import MOST_POINTS, _thinned, summarise
-from reactune.store.database import opened_store, reading, writing
+from reactune.store.database import create_store, opened_store, reading, writing
 from reactune.store.schema import stage_summaries, tip_scores
 from reactune.store.summaries import summaries_of
 
@@ -104,3 +104,26 @@ def test_a_long_curve_is_thinned_to_its_limit_and_keeps_its_end():
     assert thin[-1] == curve[-1]
     assert _thinned(curve[:7]) == curve[:7]
     assert _thinned([]) == []
+
+
+def test_the_figures_of_another_worker_s_run_are_fetched(tmp_path, store_url):
+    shared = (tmp_path / "shared").as_uri()
+    there, here = (RunRoot(tmp_path / name, url=shared) for name in ("there", "here"))
+    gate = {"rows": [{"model": "tuned"}], "pairs": 3, "examples": 2, "refusals": []}
+
+    def work(folder):
+        (folder / "gate.json").write_text(json.dumps(gate))
+        return StageResult("2 held-out tips in", outputs=("gate.json",))
+
+    run = new_run(there.folder, {}, run_id="20260102-030405-0000")
+    push(there, run, ["config.json"])
+    run_stage(run, "evaluate", work, inputs={}, settings={}, root=there)
+    pull(here)
+    (other,) = all_runs(here.folder)
+    assert not (other / "evaluate" / "gate.json").exists()
+    engine = create_store(store_url)
+    assert summarise(engine, here, [other]) == 1
+    with reading(engine) as connection:
+        (row,) = summaries_of(connection, [other.name])
+    engine.dispose()
+    assert (row.line, row.figures) == ("2 held-out tips in", gate)
