@@ -16,9 +16,9 @@ HEAVY = {
 # Packages and modules of which a service, an app or an ingest may import any at its start.
 LIGHT = (
     "canary", "cli", "client.http", "client.router", "config", "data", "doctor", "errors", "model",
-    "pages.facts", "pages.pictures", "pages.render", "pages.tables", "pages.verdicts",
-    "pages.views", "pii", "privacy", "process", "records", "release", "reward.scorer", "runs",
-    "service", "store", "web",
+    "pages.facts", "pages.overview", "pages.pictures", "pages.render", "pages.tables",
+    "pages.verdicts", "pages.views", "pii", "privacy", "process", "records", "release",
+    "reward.scorer", "runs", "service", "store", "web",
 )  # fmt: skip
 
 

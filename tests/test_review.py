@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from math import inf
 
 import pytest
@@ -19,7 +19,7 @@ from reactune.release import registry
 from reactune.review import Snapshot, compare_arms, judge, read_snapshot, reason_to_skip, run_step
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
-from reactune.store.summaries import counted_at, days_since, summaries_of
+from reactune.store.summaries import counted_at, days_since, latest_days, summaries_of
 from registry_fixtures import aliases_of
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -473,9 +473,8 @@ def test_a_review_writes_what_the_pages_show(on_trial):
     done = review.review(on_trial, now=now)
     with deployment.database(on_trial) as engine, reading(engine) as connection:
         (summary,) = summaries_of(connection, [done.rollout.rollout_id])
-        days = days_since(
-            connection, label_rule(on_trial.labels), NOW.date() - timedelta(days=9_999)
-        )
+        latest = latest_days(connection, label_rule(on_trial.labels))
+        days = days_since(connection, date.min, latest)
         assert counted_at(connection) == now
     figures = summary.figures
     assert (summary.stage, summary.finished_at) == ("review", now)

@@ -1,14 +1,24 @@
-"""`reactune report`: one file, without a script, a link or a text of a tip."""
+"""`reactune report` and `watch`: the pages as one file, and in a terminal; no text of a tip."""
 
+import os
+import pty
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from page_fixtures import HOSTILE, NOW, fill, world
+from reactune.canary import rollout as rollouts
 from reactune.cli import main
 from reactune.errors import DataError
 from reactune.pages import archive
+from reactune.records import Reason
 from reactune.store.database import reading
+from reactune.store.queries import current_rollout
 
 
 @pytest.fixture
@@ -91,3 +101,48 @@ def test_the_completion_of_a_shell_asks_this_command(shell, capsys):
         main(["completion", shell])
     assert ended.value.code == 0
     assert "_REACTUNE_COMPLETE" in capsys.readouterr().out
+
+
+def test_watch_prints_the_overview_once_where_there_is_no_terminal(full, sqlite_url, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--set", f"store.url={sqlite_url}", "watch"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "Is the new model better?" in said
+    assert "Not known yet: it may be better or worse." in said
+    assert "2 erasures not done everywhere" in said
+
+
+def test_watch_follows_the_database_in_a_terminal_until_it_is_interrupted(full, sqlite_url):
+    """A real terminal: what is shown changes with the database, and Ctrl-C ends it."""
+    screen, terminal = pty.openpty()
+    command = ["-c", "from reactune.cli import main; main()", "--set", f"store.url={sqlite_url}"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "50"}
+    with subprocess.Popen(
+        [sys.executable, *command, "watch", "--every", "0.5"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        shown = read_until(screen, "version 2")
+        with reading(full.engine) as connection:
+            live = current_rollout(connection)
+        rollouts.roll_back(full.engine, live, Reason("hand", "enough seen", {}, NOW))
+        shown = read_until(screen, "was not better")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert "Enough seen." in shown
+    os.close(screen)
+
+
+def read_until(screen, text):
+    """What a terminal shows until this text is there; fails if it never is."""
+    shown, deadline = "", time.monotonic() + 60
+    while text not in shown or "Live" not in shown.rpartition(text)[2]:
+        assert time.monotonic() < deadline, shown[-2_000:]
+        if select.select([screen], [], [], 0.5)[0]:
+            shown += os.read(screen, 65_536).decode(errors="replace")
+    return shown

@@ -19,6 +19,7 @@ from reactune.store.summaries import (
     counted_at,
     days_since,
     label_days,
+    latest_days,
     recount,
     remove_summaries,
     run_ids,
@@ -79,7 +80,7 @@ def store(engine, rows):
 
 def days_of(engine):
     with reading(engine) as connection:
-        return days_since(connection, RULE, START.date())
+        return days_since(connection, START.date(), latest_days(connection, RULE))
 
 
 def test_each_day_is_counted_as_its_rows_are(engine):
@@ -134,7 +135,7 @@ def test_labels_by_day_are_those_of_the_days_counts(engine):
     store(engine, rows)
     recount(engine, RULE, now=START + timedelta(days=8))
     with reading(engine) as connection:
-        days = label_days(connection, RULE)
+        days = label_days(connection, latest_days(connection, RULE))
     assert [day for day, *_ in days] == sorted({day for day, *_ in days})
     wanted = Counter(labelled(each) for each in rows)
     assert sum(each[1] for each in days) == wanted["positives"]

@@ -24,10 +24,11 @@ from reactune.service.api_keys import revoke_key
 from reactune.service.sessions import LASTS
 from reactune.service.state import close_service
 from reactune.store.database import opened_store, reading, writing
-from reactune.store.queries import current_rollout
+from reactune.store.queries import current_rollout, upsert_scores
 from reactune.store.schema import decisions, page_actions, page_sessions
 from reactune.web.api import create_app
-from reactune.web.pages import PAGES, Pages
+from reactune.web.pages import KEPT_SECONDS, PAGES, Pages
+from score_fixtures import row
 from serving_fixtures import ModelServer, service_of, set_champion
 
 PATHS = tuple(PAGES.values())
@@ -487,8 +488,8 @@ def test_a_real_run_is_shown_with_its_figures(tmp_path, chat):
             overview = client.get("/")
         close_service(service)
     assert (page.status_code, overview.status_code) == (200, 200)
-    for row in gate["rows"]:
-        shown = row["accuracy"]
+    for each in gate["rows"]:
+        shown = each["accuracy"]
         assert f"{shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in said
     assert manifest.counts["fingerprint"][:12] in said
     assert manifest.counts["fingerprint"][:12] in models
@@ -511,3 +512,22 @@ def test_while_the_database_is_away_pages_say_so_and_are_no_json(full, sqlite_ur
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "database does not answer" in answer.text
+
+
+def test_new_reactions_show_within_seconds(full):
+    pages = next(each for each in _pages_of(full) if isinstance(each, Pages))
+    now = [100.0]
+    pages.clock = lambda: now[0]
+
+    def shown(client):
+        rows = csv.DictReader(io.StringIO(client.get("/reactions?csv=versions").text))
+        return sum(int(row["shown"]) for row in rows)
+
+    with client_of(full) as client:
+        before = shown(client)
+        with writing(full.engine) as connection:
+            upsert_scores(connection, [row("new", created_at=NOW)])
+        now[0] += KEPT_SECONDS / 2
+        assert shown(client) == before
+        now[0] += KEPT_SECONDS
+        assert shown(client) == before + 1

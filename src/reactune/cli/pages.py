@@ -1,5 +1,6 @@
-"""Commands for people who would rather look than read: report, completion."""
+"""Commands for people who would rather look than read: watch, report, completion."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +76,55 @@ def _report(
 
 
 @click.command
+@click.option(
+    "--every",
+    type=click.FloatRange(0.5),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two readings of the database.",
+)
+@click.pass_obj
+def watch(session: Session, every: float) -> None:
+    """Show the overview of the pages in this terminal, until Ctrl-C.
+
+    Once, where the output is no terminal.
+
+    \b
+    $ reactune watch
+    """
+    from contextlib import suppress
+
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from reactune.pages.overview import overview
+    from reactune.pages.terminal import screen
+    from reactune.store.database import opened_store, reading
+    from reactune.store.labels import label_rule
+    from reactune.store.summaries import latest_days
+
+    config, console = session.config(), Console()
+    rule = label_rule(config.labels)
+    with opened_store(config.store_url) as engine:
+
+        def current() -> RenderableType:
+            with reading(engine) as connection:
+                latest = latest_days(connection, rule)
+                return screen(overview(connection, config, latest, now=datetime.now(UTC)))
+
+        if not console.is_terminal:
+            console.print(current())
+            return
+        with (
+            suppress(KeyboardInterrupt),
+            Live(current(), console=console, screen=True, auto_refresh=False) as live,
+        ):
+            while True:
+                time.sleep(every)
+                live.update(current(), refresh=True)
+
+
+@click.command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
@@ -93,4 +143,4 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(kind(root, {}, "reactune", "_REACTUNE_COMPLETE").source())
 
 
-COMMANDS = (report, completion)
+COMMANDS = (watch, report, completion)

@@ -18,7 +18,7 @@ from reactune.pages.verdicts import Words, words
 from reactune.records import write_atomically
 from reactune.store import queries
 from reactune.store.labels import label_rule
-from reactune.store.summaries import days_since
+from reactune.store.summaries import days_since, latest_days
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def rollout_report(connection: sa.Connection, config: Config, *, now: datetime) 
 def period_report(connection: sa.Connection, config: Config, *, days: int, now: datetime) -> Report:
     """The last days: what is live, reactions, runs, and erasures."""
     since = facts.days_ago(now, days - 1)
-    counts = days_since(connection, label_rule(config.labels), since)
+    latest = latest_days(connection, label_rule(config.labels))
+    counts = days_since(connection, since, latest)
     names = {each.version: each.name for each in queries.all_model_versions(connection)}
     live = facts.live_trial(connection, config)
     runs = [
@@ -104,7 +105,7 @@ def state_of(connection: sa.Connection, config: Config, *, now: datetime) -> dic
         "live": live and asdict(replace(live.rollout, salt="")),
         "answer": asdict(_words(connection, config, now)),
         "comparison": live and live.comparison and asdict(live.comparison),
-        "progress": asdict(facts.progress(connection, config, now=now)),
+        "progress": asdict(_progress(connection, config, now)),
         "last_run": last
         and {
             "run_id": last.run_id,
@@ -134,7 +135,12 @@ def _words(connection: sa.Connection, config: Config, now: datetime) -> Words:
     return words(
         facts.live_trial(connection, config),
         facts.last_trial(connection),
-        facts.progress(connection, config, now=now),
+        _progress(connection, config, now),
         settings=config.canary,
         now=now,
     )
+
+
+def _progress(connection: sa.Connection, config: Config, now: datetime) -> facts.Progress:
+    latest = latest_days(connection, label_rule(config.labels))
+    return facts.progress(connection, config, latest, now=now)

@@ -21,7 +21,6 @@ from reactune.data.labels.scores import DayCount, forecast
 from reactune.erasure.requests import STEPS
 from reactune.records import STAGES, ModelVersion, Rollout, Verdict
 from reactune.store import queries
-from reactune.store.labels import label_rule
 from reactune.store.schema import (
     consents,
     decisions,
@@ -31,7 +30,7 @@ from reactune.store.schema import (
     rollouts,
     tip_scores,
 )
-from reactune.store.summaries import Summary, label_days, run_ids, summaries_of
+from reactune.store.summaries import Latest, Summary, label_days, run_ids, summaries_of
 
 RUNS_SHOWN, ACTIONS_SHOWN, TIPS_SHOWN = 50, 50, 6
 STEP_NAMES = dict(
@@ -202,7 +201,9 @@ def versions(connection: sa.Connection) -> dict[int, tuple[ModelVersion, datetim
     }
 
 
-def progress(connection: sa.Connection, config: Config, *, now: datetime) -> Progress:
+def progress(
+    connection: sa.Connection, config: Config, latest: Latest, *, now: datetime
+) -> Progress:
     """How far the next training is: before the first one from all reactions, later from new ones.
 
     Reactions are counted before duplicates and caps, at the share of the last dataset that these
@@ -220,7 +221,7 @@ def progress(connection: sa.Connection, config: Config, *, now: datetime) -> Pro
     began = RunFacts(trained, ()).started if trained else None
     days = [
         DayCount(*each)
-        for each in label_days(connection, label_rule(config.labels))
+        for each in label_days(connection, latest)
         if began is None or each[0] >= began.date()
     ]
     positives = round(kept * sum(each.positives for each in days))

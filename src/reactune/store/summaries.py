@@ -75,6 +75,14 @@ class DayCounts:
         return sum(self.dwell.get(reaction, ()))
 
 
+@dataclass(frozen=True)
+class Latest:
+    """Days that are counted anew when they are read: from `since` on, or all of them if None."""
+
+    since: date | None
+    days: tuple[DayCounts, ...]
+
+
 def write_summaries(connection: sa.Connection, summaries: Collection[Summary]) -> None:
     """Write these summaries in place of earlier ones of the same subject and stage."""
     rows = [
@@ -157,30 +165,37 @@ def counted_at(connection: sa.Connection) -> datetime | None:
     return connection.execute(query).scalar()
 
 
-def days_since(connection: sa.Connection, rule: LabelRule, since: date) -> list[DayCounts]:
-    """The counts of every day from this one on: as last counted, and the latest days anew."""
-    fresh, row = max(since, _first_fresh_day(connection) or since), reaction_days.c
-    stored = sa.select(reaction_days).where(
-        row.day >= since.isoformat(), row.day < fresh.isoformat()
-    )
+def latest_days(connection: sa.Connection, rule: LabelRule) -> Latest:
+    """The latest days as they are now; all days before the first count."""
+    before = counted_at(connection)
+    since = None if before is None else (before - RECENT).astimezone(UTC).date()
+    return Latest(since, tuple(count_days(connection, rule, since=since)))
+
+
+def days_since(connection: sa.Connection, since: date, latest: Latest) -> list[DayCounts]:
+    """The counts of every day from this one on: as they were last counted, then the latest."""
+    row = reaction_days.c
+    stored = sa.select(reaction_days).where(row.day >= since.isoformat())
+    if latest.since is not None:
+        stored = stored.where(row.day < latest.since.isoformat())
     counted = [_counts(each) for each in connection.execute(stored).mappings()]
-    return [*counted, *count_days(connection, rule, since=fresh)]
+    return [*counted, *(each for each in latest.days if each.day >= since)]
 
 
-def label_days(connection: sa.Connection, rule: LabelRule) -> list[tuple[date, int, int]]:
-    """The positives and negatives of every day, oldest first; the latest days counted anew."""
-    fresh, row = _first_fresh_day(connection), reaction_days.c
+def label_days(connection: sa.Connection, latest: Latest) -> list[tuple[date, int, int]]:
+    """The positives and negatives of every day, oldest first."""
+    row = reaction_days.c
     sums = sa.func.sum(row.positives), sa.func.sum(row.negatives)
     stored = sa.select(row.day, *sums).group_by(row.day).order_by(row.day)
-    if fresh is not None:
-        stored = stored.where(row.day < fresh.isoformat())
+    if latest.since is not None:
+        stored = stored.where(row.day < latest.since.isoformat())
     found = [(date.fromisoformat(day), *counts) for day, *counts in connection.execute(stored)]
-    latest: dict[date, list[int]] = {}
-    for each in count_days(connection, rule, since=fresh):
-        counts = latest.setdefault(each.day, [0, 0])
+    anew: dict[date, list[int]] = {}
+    for each in latest.days:
+        counts = anew.setdefault(each.day, [0, 0])
         counts[0] += each.positives
         counts[1] += each.negatives
-    return [*found, *((day, *counts) for day, counts in sorted(latest.items()))]
+    return [*found, *((day, *counts) for day, counts in sorted(anew.items()))]
 
 
 def count_days(
@@ -207,12 +222,6 @@ def count_days(
         )
         for (day, kind, source, version), group in sorted(groups.items())
     ]
-
-
-def _first_fresh_day(connection: sa.Connection) -> date | None:
-    """The day from which on tips are counted anew; None before the first count."""
-    before = counted_at(connection)
-    return None if before is None else (before - RECENT).astimezone(UTC).date()
 
 
 def _counts_query(

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,9 +21,10 @@ from reactune.config.settings import Config
 from reactune.errors import DataError
 from reactune.pages import facts, views
 from reactune.pages.facts import Trial
+from reactune.pages.overview import overview as overview_of
 from reactune.pages.render import html, style_sheet
-from reactune.pages.tables import NONE, Mark, Section, Table, find_table, moment, percent, plural
-from reactune.pages.verdicts import Words, words
+from reactune.pages.tables import Mark, Section, Table, find_table, moment, plural
+from reactune.pages.verdicts import words
 from reactune.privacy.consent import status_of_ids, with_rows
 from reactune.privacy.hashing import hashed_ids, rare_hashed_ids
 from reactune.privacy.user_ids import id_in_url
@@ -45,7 +45,7 @@ from reactune.store import queries
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
-from reactune.store.summaries import DayCounts, days_since
+from reactune.store.summaries import Latest, days_since, latest_days
 from reactune.web.access import LOOPBACK, PAGE_HEADERS, Bucket, KeyRegistry
 
 PAGES = {
@@ -53,7 +53,8 @@ PAGES = {
     "Models": "/models", "People": "/people", "Settings": "/settings", "Keys": "/keys",
 }  # fmt: skip
 SEES: frozenset[Scope] = frozenset({"read", "operator"})
-DAYS_SHOWN, DAYS_ON_OVERVIEW = 28, 14
+DAYS_SHOWN = 28
+KEPT_SECONDS = 15.0  # how old the counts of the latest days may be
 MOST_REASON_CHARS = 500
 MOST_FIELDS = 10
 LOGINS_PER_SECOND, ADDRESSES_KNOWN = 2.0, 1_000
@@ -111,29 +112,6 @@ class View:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the loop on the overview."""
-
-    name: str
-    href: str
-    value: str
-    note: str
-    part: float | None = None
-    is_now: bool = False
-
-
-@dataclass(frozen=True)
-class Due:
-    """Something that waits for somebody."""
-
-    word: str
-    tone: str
-    text: str
-    href: str = ""
-    link: str = ""
-
-
 @dataclass
 class Pages:
     """The pages over an open service. `logins` bounds the tries to log in of each address."""
@@ -143,6 +121,7 @@ class Pages:
     keys: KeyRegistry
     clock: Callable[[], float] = time.monotonic
     logins: dict[str, Bucket] = field(default_factory=dict)
+    counted: tuple[float, Latest] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -209,6 +188,13 @@ class Pages:
             reason = "The form does not come from a page of this session; open it again."
             return self.problem(403, reason, viewer)
         return None
+
+    def latest(self, connection: sa.Connection) -> Latest:
+        """The counts of the latest days, no older than `KEPT_SECONDS`."""
+        now = self.clock()
+        if self.counted is None or now - self.counted[0] > KEPT_SECONDS:
+            self.counted = (now, latest_days(connection, label_rule(self.config.labels)))
+        return self.counted[1]
 
     def login_wait(self, request: Request) -> float:
         """Seconds that this address has to wait for its next try to log in; 0: it may try now."""
@@ -294,14 +280,15 @@ def _add_login(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_overview(app: FastAPI, pages: Pages) -> None:
-    config, rule = pages.config, label_rule(pages.config.labels)
+    config = pages.config
 
     @app.get("/", include_in_schema=False)
     def overview(request: Request) -> Response:
         def build(connection: sa.Connection, viewer: Viewer) -> View:
             now = pages.service.clock()
-            days = days_since(connection, rule, facts.days_ago(now, DAYS_ON_OVERVIEW - 1))
-            return _overview(connection, config, days, now)
+            found = overview_of(connection, config, pages.latest(connection), now=now)
+            recent = Section("The last two weeks", pictures=(views.by_day(found.days),))
+            return View("overview", "Overview", (recent,), {"overview": found})
 
         return pages.show(request, build)
 
@@ -309,7 +296,7 @@ def _add_overview(app: FastAPI, pages: Pages) -> None:
     def reactions(request: Request) -> Response:
         def build(connection: sa.Connection, viewer: Viewer) -> View:
             since = facts.days_ago(pages.service.clock(), DAYS_SHOWN - 1)
-            days = days_since(connection, rule, since)
+            days = days_since(connection, since, pages.latest(connection))
             names = _names(connection)
             lead = f"Tips written in the last {DAYS_SHOWN} days, and what users did with them."
             sections = tuple(views.reactions_page(days, config.labels, names))
@@ -370,7 +357,7 @@ def _add_rollout(app: FastAPI, pages: Pages) -> None:
     def rollout(request: Request) -> Response:
         def build(connection: sa.Connection, viewer: Viewer) -> View:
             done = DONE.get(request.query_params.get("done", ""), "")
-            return _rollout(connection, config, viewer, pages.service.clock(), done)
+            return _rollout(pages, connection, viewer, done)
 
         return pages.show(request, build)
 
@@ -450,94 +437,10 @@ def _add_settings(app: FastAPI, pages: Pages) -> None:
         return pages.show(request, build)
 
 
-def _overview(
-    connection: sa.Connection, config: Config, days: list[DayCounts], now: datetime
-) -> View:
-    trial = facts.live_trial(connection, config)
-    progress = facts.progress(connection, config, now=now)
-    runs = facts.runs(connection, limit=1)
-    said = words(trial, facts.last_trial(connection), progress, settings=config.canary, now=now)
-    counts = views.week(days, facts.days_ago(now, 6))
-    more = {
-        "words": said,
-        "loop_steps": _loop(trial, progress, runs, counts),
-        "due": _due(connection, said, trial, runs, now),
-    }
-    recent = Section("The last two weeks", pictures=(views.by_day(days),))
-    return View("overview", "Overview", (recent,), more)
-
-
-def _loop(
-    trial: Trial | None,
-    progress: facts.Progress,
-    runs: list[facts.RunFacts],
-    counts: Mapping[str, int],
-) -> list[Step]:
-    rollout = trial.rollout if trial else None
-    on_trial = rollout is not None and rollout.challenger is not None
-    is_running = bool(runs) and runs[0].end is None
-    first, *rest = views.progress_figures(progress)
-    example_note = "; ".join([*(f"{each.value} {each.name}" for each in rest), first.note])
-    comparison = trial.comparison if trial and on_trial else None
-    run_value = str(views.run_state(runs[0])) if runs else "none yet"
-    return [
-        Step("Tips shown", "/reactions", f"{counts['shown']:,} this week",
-             f"{counts['done']:,} done, {counts['dismissed']:,} dismissed, "
-             f"{counts['snoozed']:,} snoozed"),
-        Step("Examples", "/reactions", f"{first.value} {first.name}", example_note,
-             min([first.part or 0.0, *(each.part or 0.0 for each in rest)]),
-             not on_trial and not is_running),
-        Step("Last run", "/runs", run_value, runs[0].run_id if runs else "reactune run starts one",
-             None, is_running and not on_trial),
-        Step("On trial", "/rollout",
-             f"version {rollout.challenger}" if rollout and on_trial else "no model",
-             f"{rollout.phase}, {percent(rollout.share, 0)} of the tips"
-             if rollout and on_trial else "", None, on_trial),
-        Step("Evidence", "/rollout",
-             f"{percent(min(1.0, comparison.progress), 0)} of the plan" if comparison else NONE,
-             plural(comparison.units, "unit") + " observed" if comparison else "",
-             min(1.0, comparison.progress) if comparison else None),
-        Step("Live", "/models", f"version {rollout.champion}" if rollout else "nothing",
-             f"answers {percent(1 - rollout.share, 0)} of the tips" if rollout else ""),
-    ]  # fmt: skip
-
-
-def _due(
-    connection: sa.Connection,
-    said: Words,
-    trial: Trial | None,
-    runs: list[facts.RunFacts],
-    now: datetime,
-) -> list[Due]:
-    due = []
-    if said.proposal:
-        text = f"The review proposes to {said.proposal}: a person decides."
-        due.append(Due("decide", "wait", text, "/rollout", "To the rollout"))
-    if waiting := facts.open_erasures(connection):
-        text = f"{plural(waiting, 'erasure')} not done everywhere: `reactune erase` finishes them."
-        due.append(Due("erase", "bad", text, "/people", "To the people"))
-    live = {trial.rollout.champion, trial.rollout.challenger} if trial else set()
-    for version, date in sorted(queries.versions_to_replace(connection).items()):
-        is_late = date < now
-        word, tone = ("overdue", "bad") if is_late else ("retrain", "wait")
-        what = "has to be replaced" if version in live else "is not live and has to be removed"
-        command = "reactune run" if version in live else "reactune erase --expired"
-        text = (
-            f"Version {version} learned from somebody who was erased, and {what} by "
-            f"{date:%Y-%m-%d}: `{command}`."
-        )
-        due.append(Due(word, tone, text, "/models", "To the models"))
-    if runs and runs[0].end is None:
-        text = f"Run {runs[0].run_id} was interrupted, or is under way: `reactune run` resumes it."
-        due.append(Due("resume", "wait", text, f"/runs/{runs[0].run_id}", "To the run"))
-    return due
-
-
-def _rollout(
-    connection: sa.Connection, config: Config, viewer: Viewer, now: datetime, done: str
-) -> View:
+def _rollout(pages: Pages, connection: sa.Connection, viewer: Viewer, done: str) -> View:
+    config, now = pages.config, pages.service.clock()
     live, before = facts.live_trial(connection, config), facts.last_trial(connection)
-    progress = facts.progress(connection, config, now=now)
+    progress = facts.progress(connection, config, pages.latest(connection), now=now)
     names = _names(connection)
     said = words(live, before, progress, settings=config.canary, now=now)
     on_trial = live is not None and live.rollout.challenger is not None
