@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 from faker import Faker
-from tagger_words import DEMONYMS, FORMS, PLAIN, REPORTS, SMALL_TALK, TASKS, TITLES, words_in
+from tagger_words import (
+    AMBIGUOUS,
+    DEMONYMS,
+    FORMS,
+    NOUNS,
+    PLAIN,
+    REPORTS,
+    SMALL_TALK,
+    TASKS,
+    TITLES,
+    VERBS,
+    words_in,
+)
 
 from reactune.pii.tagger import lexicon
 
@@ -24,7 +36,7 @@ LOCALES = words_in(
 ENGLISH = LOCALES[:7]
 PLACEHOLDER = re.compile(r"<[A-Z]+_\d>")
 SLOT = re.compile(r"\{(\w+)\}")
-TEMPLATES = ((SMALL_TALK, 10), (REPORTS, 7), (FORMS, 5), (TASKS, 3), (PLAIN, 4))
+TEMPLATES = ((SMALL_TALK, 10), (REPORTS, 7), (FORMS, 5), (TASKS, 3), (PLAIN, 4), (AMBIGUOUS, 3))
 KINDS = {"p": "PERSON", "first": "PERSON", "last": "PERSON", "full": "PERSON", "t": "TITLE",
          "j": "TITLE", "a": "ADDRESS", "k": "ADDRESS", "c": "PLACE", "o": "ORGANIZATION",
          "g": "GROUP"}  # fmt: skip
@@ -214,6 +226,8 @@ def _other(slot: str, rng: random.Random) -> str:
         return str(rng.choice((rng.randrange(1, 100), rng.randrange(100, 100_000))))
     if slot == "e":
         return str(fake.email() if rng.random() < 0.6 else fake.url())
+    if slot in ("u", "v"):
+        return rng.choice(NOUNS if slot == "u" else VERBS)
     if slot == "w":
         word = rng.choice(_words_with("01"))
         return word.capitalize() if rng.random() < 0.5 else word
@@ -340,3 +354,41 @@ def _dress(marked: Marked, rng: random.Random) -> Marked:
     draw = rng.random()
     other = text.lower() if draw < 0.12 else text.upper() if draw < 0.15 else text
     return (other, spans) if len(other) == len(text) else marked
+
+
+def renamed(marked: Marked, rng: random.Random) -> Marked:
+    """A post with other people and places in it, written in the case of those that it had."""
+    text, spans = marked
+    out, marks, end = "", [], 0
+    for start, stop, kind in sorted(spans):
+        if start < end:
+            return marked
+        value = text[start:stop]
+        is_name = (
+            value.replace(" ", "").isalpha() and text[max(0, start - 2) : start].strip() != "@"
+        )
+        if is_name and kind in ("PERSON", "PLACE") and rng.random() < 0.7:
+            value = _cased(_another(value, kind, rng), value)
+        out += text[end:start]
+        marks.append((len(out), len(out) + len(value), kind))
+        out += value
+        end = stop
+    return out + text[end:], marks
+
+
+def _another(value: str, kind: str, rng: random.Random) -> str:
+    fake = faker(rng.choice(ENGLISH) if rng.random() < 0.4 else rng.choice(LOCALES))
+    if kind == "PLACE":
+        return _place(fake, rng) if rng.random() < 0.7 else value
+    match value.count(" "):
+        case 0:
+            return _first(fake, rng) if rng.random() < 0.6 else _last(fake, rng)
+        case 1:
+            return f"{_first(fake, rng)} {_last(fake, rng)}"
+    return value
+
+
+def _cased(new: str, old: str) -> str:
+    if old.islower():
+        return new.lower()
+    return new.upper() if old.isupper() and len(old) > 3 else new

@@ -3,7 +3,7 @@
 In a sentence, {p} stands for a person, {first}, {last} and {full} for parts and forms of a name,
 {t} for a title, {j} for a job, {a} for a postal address, {k} for a street corner or a named road,
 {c} for a place, {o} for an organisation, {g} for a nationality, {d} for a date or a year,
-{n} for a number, {w} for a common word, {x} for that of a card or a paper, {h} for a telephone number, {e} for an e-mail or
+{n} for a number, {w} for a common word, {v} and {u} for a verb and a noun that are names, too, {x} for that of a card or a paper, {h} for a telephone number, {e} for an e-mail or
 web address.
 """
 
@@ -182,4 +182,36 @@ The Civil War ended in {d}.|World Cup final tonight|The Bible says so.|Act III, 
 Open the mail, sort it, close it.|Put the phone in another room.|Go to bed at Ten.|Stand up, stretch, sit down.
 Pick the hardest task first.|Note three good things.|Reply with Yes or No.|Press Enter.|Click Here|Sign Up Now
 """
+)
+
+# Words that are names, too, in sentences that name nobody. {v} is such a verb, {u} such a noun.
+AMBIGUOUS = sentences_in(
+    """
+{v} the {w} before lunch.|{v} your {w} for {n} minutes.|{v} two {w} and stop.|{v} one more {w} today.|{v} it twice.
+{v} a {w}, then {w}.|{v} up the {w}.|{v} less, {w} more.|{v} first, {w} later.|{v} every {w} once.|{v} {n} {w} this week.
+{u} is a good start.|{u} for {n} minutes.|{u} before {w}, always.|{u} needs {n} minutes a day.|{u}: {n} of {n} done.
+{u} and {w} go well together.|{u} or {w}? Pick one.|{u} tea, {n} minutes.|{u} walk tonight?|{u} first!|{u} {w} today.
+More {u}, less {w}.|Try {u} with {w}.|Add {u} to the {w}.|A bit of {u} helps.|Make room for {u}.|{u}, {w} and {w}: start now.
+{u} in the morning, {w} at night.|{u} counts.|{u} won't wait.|No {u} today? {w} instead.|{u} week {n}: keep going.
+"""
+)
+VERBS = words_in(
+    """
+    Mark Chase Cook Bill Rob Drew Skip Pat Sue Nick Jack Grant Frank Wade Pierce Lance Chuck Hunt
+    Reed Carry Mary Josh Jimmy Peg Bob Hank Will Trace Dash Don Harry Pitch Pluck Rally Dunk
+    Ward Shepherd Marshal Tuck Rusk Buzz Clip Heath Tap Hope Bond Nip Trey Ty Spike Flip Curt
+    """
+)
+NOUNS = words_in(
+    """
+    Joy Hope Faith Grace Rose Ivy Lily Iris Violet Daisy Heather Olive Ginger Basil Sage Rosemary
+    Pepper Amber Ruby Pearl Crystal Jade Opal Dawn Eve Summer Autumn April May June August Sky
+    Star Storm River Brook Cliff Glen Forest Stone Wood Hill Park Young Long Sharp Strong Swift
+    Walker Turner Carter Fisher Piper Porter Page Parker Tanner Taylor Mason Hunter Baker Smith
+    Butler Sandy Rusty Misty Penny Buck Charity Patience Harmony Melody Mercy Honor Victor King
+    Prince Bishop Judge Major Dean Earl Duke Gene Jean Jersey China Turkey Chile Jordan Florence
+    Austin Sydney Virginia Dallas Madison Miles Chance Art Ray Max Rich Max Norm Bay Cash Chip
+    Ace Angel Bliss Clay Coral Destiny Dusty Fern Hazel Holly Iron Lake Lark Laurel Maple Marina
+    Myrtle Ocean Piper Poppy Rain Raven Robin Rocky Saffron Sonny Stormy Trinity Winter Wren
+    """
 )

@@ -15,12 +15,14 @@ from reactune.pii.tagger import (
     LEXICON,
     MARGIN,
     ROWS,
+    case_of,
     classes_of,
     features_of,
     find_names,
     lexicon,
     load_tagger,
     probabilities,
+    rows_of,
     shape_of,
     words_of,
 )
@@ -41,6 +43,7 @@ def names(*texts, kinds=("PERSON",)):
         ("Call Anna-Lena at 10:30!", ["Call", "Anna", "-", "Lena", "at", "10", ":", "30", "!"]),
         ("a_b\nc", ["a", "_", "b", "\n", "c"]),
         ("6XE", ["6", "XE"]),
+        ("@an_na: a@b.c", ["@an_na", ":", "a", "@", "b", ".", "c"]),
         ("", []),
         ("  ", []),
     ],
@@ -110,7 +113,7 @@ def test_without_words_there_are_no_probabilities_above_zero():
 def reference(words):
     """The network as one convolution after the other, word by word."""
     table, width = TAGGER.table, TAGGER.table.shape[1]
-    vectors = [table[list(features_of(word))].sum(axis=0) for word in words]
+    vectors = [table[list(rows_of(TAGGER, word))].sum(axis=0) for word in words]
     hidden = len(TAGGER.first_bias)
     first = TAGGER.flat_first.reshape(width, 5, hidden)
 
@@ -121,6 +124,7 @@ def reference(words):
     seen = [
         np.maximum(
             TAGGER.first_bias
+            + TAGGER.by_case[case_of(words)]
             + sum(v @ first[:, o] for o, v in enumerate(window(vectors, place, width))),
             0,
         )
@@ -137,6 +141,17 @@ def test_the_batched_network_is_the_one_computed_word_by_word():
     words = ["Call", "Anna", "Schmidt", "in", "Berlin", "at", "12"]
     likely, (start,) = probabilities(TAGGER, [words])
     assert np.allclose(likely[start : start + len(words)], list(reference(words)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", ["Call Anna in Berlin now", "call anna", "CALL ANNA NOW", "Anna In Her Town"]
+)
+def test_a_text_of_any_case_is_computed_as_word_by_word(case):
+    words = case.split()
+    likely, (start,) = probabilities(TAGGER, [words])
+    assert np.allclose(likely[start : start + len(words)], list(reference(words)), atol=1e-5)
+    assert case_of(words) == ["Call Anna in Berlin now", "call anna", "CALL ANNA NOW",
+                              "Anna In Her Town"].index(case)  # fmt: skip
 
 
 def test_a_long_text_is_read_in_blocks_as_in_one(monkeypatch):
@@ -178,3 +193,23 @@ def test_the_weights_are_read_once_and_hold_no_name_as_the_first_kind():
     assert 0 < TAGGER.threshold < 1
     assert "table" not in repr(TAGGER)
     assert pickle.loads(pickle.dumps(TAGGER)).kinds == TAGGER.kinds
+
+
+def test_a_frequent_word_has_a_row_of_its_own_in_any_case():
+    word = next(iter(TAGGER.frequent))
+    assert rows_of(TAGGER, word)[-1] == TAGGER.frequent[word] >= ROWS
+    assert rows_of(TAGGER, word.upper())[-1] >= ROWS
+    assert rows_of(TAGGER, "zzyzxqw") == features_of("zzyzxqw")
+    assert len(TAGGER.table) == ROWS + len(TAGGER.frequent)
+
+
+def test_a_handle_is_no_name_and_a_nationality_no_place():
+    assert names("@anna_b said so", kinds=("PERSON", "PLACE")) == [[]]
+    assert names("an Italian restaurant in Rome", kinds=("PLACE",)) == [["Rome"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["Bench 5x5 at 60, 65, 70, 75, 80 kg.", "Close issues 4021, 4033 and 4035 first."]
+)
+def test_a_list_of_numbers_is_no_address(text):
+    assert names(text, kinds=("ADDRESS",)) == [[]]

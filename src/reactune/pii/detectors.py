@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import PrivacyError
 from reactune.pii.patterns import find_patterns
-from reactune.pii.spans import Detector, Span, without_overlaps
+from reactune.pii.spans import WORD, Detector, Span, without_overlaps
 from reactune.pii.tagger import classes_of, find_names, load_tagger, words_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ KIND_OF_LABEL = {
     "orgName": "ORGANIZATION", "NORP": "GROUP",
 }  # fmt: skip
 
-SURE = 0.75  # above it, the model knows a first word for a name from what follows
+THRESHOLD_ELSEWHERE = 0.75  # of the tagger in other languages, which it hardly knows
+# From these scores on, a first word is a name: one that is a common word as well, one that an
+# object follows, any other, one that speaks or does what only people do.
+SURE_OF_COMMON, SURE_BEFORE_OBJECT, SURE, SURE_BEFORE_SPEECH = 0.95, 0.9, 0.8, 0.5
+SPEECH_AFTER = re.compile(
+    r"\s+(?:said|says|asked|told|wrote|called|replied|thinks|wants|knows|lives|works|came|left)\b"
+)
+NO_NAMES_IN: Kinds = frozenset({"EMAIL", "URL"})
 OBJECT_AFTER = re.compile(
     r"\s+(?:an?|the|this|that|these|those|your|one|two|three|each|every|some|any|up|out|off|down|\d+)\b"
 )
@@ -93,8 +100,8 @@ def open_detector(settings: PrivacyConfig) -> Detector:
     """
     models = tuple(settings.models.items())
     check_languages(settings.models)
-    for _, model in models:
-        _name_finder(model)
+    for language, model in models:
+        _name_finder(model, language)
     return partial(detect, models, frozenset(settings.kinds))
 
 
@@ -108,14 +115,22 @@ def detect(
 ) -> list[list[Span]]:
     """The spans of every text; where a pattern and a name overlap, the pattern is kept whole.
 
+    No name is found within an address of mail or web, whether or not these are asked for.
     `models` are pairs of a language and the model of its names.
     """
     folds = [fold(text) for text in texts]
     folded = [text for text, _ in folds]
-    patterns = find_patterns(folded, kinds=kinds)
+    patterns = find_patterns(folded, kinds=kinds | NO_NAMES_IN)
     names = _names(models, kinds, folded) if models else [[] for _ in texts]
     return [
-        unfolded(without_overlaps(text, [*by_pattern, *_without_verbs(text, by_model)]), places)
+        unfolded(
+            [
+                span
+                for span in without_overlaps(text, [*by_pattern, *_likely(text, by_model)])
+                if span.kind in kinds
+            ],
+            places,
+        )
         if by_pattern or by_model
         else []
         for (text, places), by_pattern, by_model in zip(folds, patterns, names, strict=True)
@@ -284,40 +299,53 @@ def _names(
 ) -> list[list[Span]]:
     """Names in each text by the model of its language; by the first where it is unclear."""
     if len(models) == 1:
-        return _name_finder(models[0][1])(texts, kinds)
+        language, model = models[0]
+        return _name_finder(model, language)(texts, kinds)
     languages = tuple(language for language, _ in models)
     detected = [language_of(text, languages) or languages[0] for text in texts]
     found: list[list[Span]] = [[] for _ in texts]
     for language, model in models:
         numbers = [number for number, each in enumerate(detected) if each == language]
-        spans_of_texts = _name_finder(model)([texts[number] for number in numbers], kinds)
+        spans_of_texts = _name_finder(model, language)([texts[number] for number in numbers], kinds)
         for number, spans in zip(numbers, spans_of_texts, strict=True):
             found[number] = spans
     return found
 
 
-def _without_verbs(text: str, spans: list[Span]) -> list[Span]:
-    """The spans without single first words of a sentence that an object follows: `Chase one goal`.
+def _likely(text: str, spans: list[Span]) -> list[Span]:
+    """The spans without first words of a sentence that are hardly names there.
 
-    Many names are verbs too, and a tip begins with a verb. Of names that the model is sure of none
-    is left out.
+    A tip begins with a verb or a noun, and many of these are names too: `Chase one goal`, `Pearl
+    barley`. The model must be surer of them than of other words, but for `Pearl Smith`.
     """
     return [
         span
         for span in spans
         if span.kind != "PERSON"
-        or span.score >= SURE
-        or not text[span.start : span.end].isalpha()
+        or span.score >= SURE_OF_COMMON
         or not begins_sentence(text, span.start)
-        or not OBJECT_AFTER.match(text, span.end)
+        or span.score >= _needed(text, span)
     ]
 
 
+def _needed(text: str, span: Span) -> float:
+    """The score from which on a person who begins a sentence counts."""
+    first, *rest = WORD.findall(text, span.start, span.end) or [""]
+    if any(word[0].isupper() for word in rest):
+        return 0
+    if SPEECH_AFTER.match(text, span.end):
+        return SURE_BEFORE_SPEECH
+    if ENGLISH.intersection(classes_of(first.casefold())):
+        return SURE_OF_COMMON
+    return SURE_BEFORE_OBJECT if OBJECT_AFTER.match(text, span.end) else SURE
+
+
 @cache
-def _name_finder(model: str) -> NameFinder:
-    if model == OUR_MODEL:
-        tagger = load_tagger()
-        return lambda texts, kinds: find_names(tagger, texts, kinds=kinds)
+def _name_finder(model: str, language: str) -> NameFinder:
+    if model == OUR_MODEL or model.endswith(".npz"):  # another tagger: see bench/pii.py
+        tagger = load_tagger() if model == OUR_MODEL else load_tagger(Path(model))
+        threshold = None if language == "en" else THRESHOLD_ELSEWHERE
+        return lambda texts, kinds: find_names(tagger, texts, kinds=kinds, threshold=threshold)
     pipeline = load_spacy(model)
     return lambda texts, kinds: find_with_spacy(pipeline, texts, kinds=kinds)
 

@@ -1,6 +1,7 @@
 """Names of people, places and organisations, and postal addresses, by a small neural network.
 
-Two convolutions over sums of hashed word features, in numpy; trained by scripts/train_tagger.py.
+Two convolutions over sums of word features, in numpy; trained by scripts/train_tagger.py. A word
+has hashed features and, if it is frequent, a vector of its own, from a language model's embeddings.
 The weights depend on the features: change neither without training again.
 """
 
@@ -9,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from zlib import crc32
@@ -31,12 +32,14 @@ CHUNK_WORDS = 6_000
 REACH = 2 * MARGIN  # words on either side that influence a word
 CACHED_FEATURES = 1 << 16
 CACHED_PRODUCTS = 10_000  # 2.5 KB each
+MOSTLY = 0.6  # share of a text's words
 MAX_WORD = 40  # characters that features use
 MIN_ADDRESS = 4  # characters
 # Kinds that say less about a person and are less clear need a higher score.
-MIN_SCORE = {"ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
+MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
 
-WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_|\n")
+WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
+LETTERS = re.compile(r"[^\W\d_]{2,}")
 LONG_RUN = re.compile(r"(.)\1{4,}")
 MAX_WITHIN = 2  # words between two parts of an address
 WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
@@ -48,13 +51,15 @@ class Tagger:
 
     kinds: tuple[str, ...]
     threshold: float
-    table: Matrix = field(repr=False)  # features x width
+    table: Matrix = field(repr=False)  # features and frequent words x width
+    by_case: Matrix = field(repr=False)  # cases of a text x hidden
     flat_first: Matrix = field(repr=False)  # width x (window x hidden)
     first_bias: Matrix = field(repr=False)
     second: Matrix = field(repr=False)  # window x hidden x hidden
     second_bias: Matrix = field(repr=False)
     out: Matrix = field(repr=False)  # hidden x kinds
     out_bias: Matrix = field(repr=False)
+    frequent: Mapping[str, int] = field(repr=False)  # word = its row of the table
     products: dict[str, Matrix] = field(repr=False, default_factory=dict)
 
 
@@ -63,7 +68,8 @@ def load_tagger(file: Path = WEIGHTS) -> Tagger:
     """The tagger of a file; read once."""
     with np.load(file) as held:
         table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
-        names = ("first_bias", "second", "second_bias", "out", "out_bias")
+        names = ("first_bias", "by_case", "second", "second_bias", "out", "out_bias")
+        words = bytes(held["words"]).decode().split("\n")
         first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
         # With another memory order, matrix products take many times as long.
         arrays: dict[str, Any] = {
@@ -74,16 +80,23 @@ def load_tagger(file: Path = WEIGHTS) -> Tagger:
             threshold=float(held["threshold"]),
             table=table,
             flat_first=np.ascontiguousarray(first, np.float32),
+            frequent={word: row for row, word in enumerate(words, start=ROWS)},
             **arrays,
         )
 
 
-def find_names(tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str]) -> list[list[Span]]:
-    """The spans of these kinds in every text; texts do not influence each other."""
+def find_names(
+    tagger: Tagger, texts: Sequence[str], *, kinds: Collection[str], threshold: float | None = None
+) -> list[list[Span]]:
+    """The spans of these kinds in every text; texts do not influence each other.
+
+    A word from the threshold on belongs to a name; without one, the tagger's counts.
+    """
+    threshold = tagger.threshold if threshold is None else threshold
     wanted = [number for number, kind in enumerate(tagger.kinds) if kind in kinds]
     if not wanted:
         return [[] for _ in texts]
-    return [spans for chunk in _chunks(texts) for spans in _find(tagger, chunk, wanted)]
+    return [spans for chunk in _chunks(texts) for spans in _find(tagger, chunk, wanted, threshold)]
 
 
 def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matrix, list[int]]:
@@ -92,23 +105,27 @@ def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matri
     Between two texts there are rows of no word. Memory for all but the result is bounded.
     """
     rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
+    cases = np.zeros(len(rows), np.intp)
     known: dict[str, int] = {}
     at, starts = MARGIN, []
     for words in texts:
         starts.append(at)
         rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
+        cases[at : at + len(words)] = case_of(words)
         at += len(words) + MARGIN
     scores = np.zeros((len(rows), len(tagger.kinds)), np.float32)
     all_words = list(known)
     for first in range(0, len(rows), CHUNK_WORDS):
         end = min(first + CHUNK_WORDS, len(rows))
         near = slice(max(first - REACH, 0), min(end + REACH, len(rows)))
-        found = _block(tagger, all_words, rows[near])
+        found = _block(tagger, all_words, rows[near], cases[near])
         scores[first:end] = found[first - near.start : end - near.start]
     return scores, starts
 
 
-def _block(tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp]) -> Matrix:
+def _block(
+    tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp], cases: NDArray[np.intp]
+) -> Matrix:
     """Probabilities for rows of words, by number; right but for `REACH` rows at either end."""
     numbers, places = np.unique(rows, return_inverse=True)
     if numbers[0] < 0:  # the rows of no word: they stay -1
@@ -117,12 +134,24 @@ def _block(tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp]) -> 
         return np.zeros((len(rows), len(tagger.kinds)), np.float32)
     is_word = (rows >= 0)[:, None]
     products = _products(tagger, [all_words[number] for number in numbers])
-    seen = np.maximum(_first_convolution(tagger, products, places), 0) * is_word
+    seen = _first_convolution(tagger, products, places) + tagger.by_case[cases]
+    seen = np.maximum(seen, 0) * is_word
     wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
     scores = wide @ tagger.out + tagger.out_bias
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     return np.asarray(scores * is_word, np.float32)
+
+
+def case_of(words: Sequence[str]) -> int:
+    """How a text writes its words: 0 mixed, 1 all small, 2 mostly in capitals, 3 as in titles."""
+    letters = [word for word in words if word[0].isalpha() and len(word) > 1]
+    large = sum(word[0].isupper() for word in letters)
+    if not large:
+        return 1
+    if sum(word.isupper() for word in letters) > MOSTLY * len(letters):
+        return 2
+    return 3 if len(letters) > 3 and large > MOSTLY * len(letters) else 0
 
 
 def words_of(text: str) -> list[Word]:
@@ -141,6 +170,14 @@ def features_of(word: str) -> tuple[int, ...]:
     names += [f"s{low[-n:]}" for n in (1, 2, 3, 4)]
     names += [f"g{framed[at : at + 3]}" for at in range(len(framed) - 2)]
     return tuple(crc32(name.encode("utf-8", "surrogatepass")) % ROWS for name in names)
+
+
+def rows_of(tagger: Tagger, word: str) -> tuple[int, ...]:
+    """The rows of the table that add up to the word's vector."""
+    for form in (word, word.capitalize(), word.lower()):
+        if form in tagger.frequent:
+            return (*features_of(word), tagger.frequent[form])
+    return features_of(word)
 
 
 def shape_of(word: str) -> str:
@@ -170,14 +207,16 @@ END_OF_SIGNS = "\u0530"  # Latin, Greek and Cyrillic come before it
 SIGNS = {code: _sign(chr(code)) for code in range(ord(END_OF_SIGNS))}
 
 
-def _find(tagger: Tagger, texts: Sequence[str], wanted: Sequence[int]) -> list[list[Span]]:
+def _find(
+    tagger: Tagger, texts: Sequence[str], wanted: Sequence[int], threshold: float
+) -> list[list[Span]]:
     words = [words_of(text) for text in texts]
     as_text = [[text[s:e] for s, e in of] for text, of in zip(texts, words, strict=True)]
     likelihood, starts = probabilities(tagger, as_text)
-    likelihood = likelihood[:, wanted]
+    likelihood = likelihood[:, wanted] * _may_be_name(as_text, starts, len(likelihood))
     likely, best = likelihood.sum(axis=1), likelihood.argmax(axis=1)
     found: list[list[Span]] = [[] for _ in texts]
-    for first, end in _runs(np.flatnonzero(likely >= tagger.threshold), best):
+    for first, end in _runs(np.flatnonzero(likely >= threshold), best):
         number = bisect_right(starts, first) - 1
         kind = tagger.kinds[wanted[best[first]]]
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
@@ -185,9 +224,23 @@ def _find(tagger: Tagger, texts: Sequence[str], wanted: Sequence[int]) -> list[l
         if score >= MIN_SCORE.get(kind, 0) and _can_be(kind, texts[number][at : last[1]]):
             found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
     return [
-        without_overlaps(text, _joined(text, spans)) if spans else []
+        without_overlaps(text, filter(partial(_is_plausible, text), _joined(text, spans)))
+        if spans
+        else []
         for text, spans in zip(texts, found, strict=True)
     ]
+
+
+def _may_be_name(
+    texts: Sequence[Sequence[str]], starts: Sequence[int], count: int
+) -> NDArray[np.float32]:
+    """Which rows are no handle (`@anna`): these have a form of their own."""
+    may_be = np.ones((count, 1), np.float32)
+    for words, start in zip(texts, starts, strict=True):
+        for number, word in enumerate(words):
+            if word[0] == "@" and len(word) > 1:
+                may_be[start + number] = 0
+    return may_be
 
 
 def _whole(text: str, span: Span) -> Span:
@@ -215,6 +268,14 @@ def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
+def _is_plausible(text: str, span: Span) -> bool:
+    """Whether an address has a word with a capital or of a street: a list of numbers is none."""
+    if span.kind != "ADDRESS":
+        return True
+    words = LETTERS.findall(text, span.start, span.end)
+    return any(word[0].isupper() or "s" in classes_of(word.casefold()) for word in words)
+
+
 def _runs(rows: NDArray[np.intp], best: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
     """First row and end of adjacent rows of one kind: together they are one name."""
     first = end = -1
@@ -236,7 +297,7 @@ def _products(tagger: Tagger, words: Sequence[str]) -> Matrix:
     products = [tagger.products.get(word) for word in words]
     new = [number for number, product in enumerate(products) if product is None]
     if new:
-        features = [features_of(words[number]) for number in new]
+        features = [rows_of(tagger, words[number]) for number in new]
         starts = np.cumsum([0, *(len(of) for of in features[:-1])])
         flat = np.array([row for of in features for row in of])
         vectors = np.add.reduceat(tagger.table[flat], starts)
@@ -276,7 +337,15 @@ def _can_be(kind: str, value: str) -> bool:
     if kind == "ADDRESS":
         is_small_word = value.islower() and value.isalpha()
         return len(value) >= MIN_ADDRESS and not is_small_word
+    if kind == "PLACE" and _is_nationality(value):
+        return False
     return sum(char.isalpha() for char in value) > 1
+
+
+def _is_nationality(value: str) -> bool:
+    """Whether the value is a word such as `Italian`, and no place of that name is large."""
+    classes = classes_of(value.casefold())
+    return "g" in classes and not {"N", "C"} & set(classes)
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from reactune.data.deidentify.rows import (
 from reactune.data.labelled import clean_schema, read_batches, write_batches
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
+from reactune.pii.detectors import open_detector
 
 PROMPT = PromptConfig(
     instruction="Write a tip.",
@@ -325,8 +327,9 @@ def test_rows_in_a_language_without_a_model_are_withheld_and_counted(chat_with_n
     german = row("Ruf heute Nachmittag deine Schwester an.", context={"free_text": "guten Tag"})
     both = PrivacyConfig(models={"en": "names", "de": "names"})
     assert refusals(chat_with_names, german, row(), privacy=NAMES) == {FOREIGN: 1}
-    assert refusals(chat_with_names, german, row(), privacy=both) == {}
-    assert refusals(chat_with_names, german, row(), privacy=PRIVACY) == {}
+    in_both = replace(chat_with_names, detect=open_detector(both))
+    assert refusals(in_both, german, row(), privacy=both) == {}
+    assert refusals(in_both, german, row(), privacy=PRIVACY) == {}
 
 
 def test_rows_that_lose_a_key_which_is_not_allowed_are_counted(chat):
