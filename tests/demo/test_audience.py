@@ -19,7 +19,7 @@ def test_a_seed_gives_the_numbers_that_it_always_gave():
     reactions = [audience.react(visit, tip_of(visit)) for visit in visits]
     counts = Counter(each.reaction for each in reactions)
     assert counts == {"dismiss": 144, None: 81, "snooze": 69, "done": 62}
-    assert sum(each.dwell_ms or 0 for each in reactions) == 4_367_016
+    assert sum(each.dwell_ms or 0 for each in reactions) == 4_367_756
     assert (visits[0].user_id, f"{visits[0].moment:%d %H:%M:%S}") == ("user-0234", "02 07:04:38")
 
 
