@@ -39,12 +39,13 @@ class Span:
 class Text:
     """A text, and a label that helps detectors: `city: ` before `Berlin`.
 
-    Where detectors are not asked, only people are replaced whom other texts name.
+    What a model takes for a name with a score below `least` is left alone, unless another text of
+    the row names that person.
     """
 
     label: str
     value: str = field(repr=False)
-    is_asked: bool = True
+    least: float = 0.0
 
 
 def labelled(name: str, value: str) -> Text:
@@ -61,6 +62,12 @@ def without_label(spans: Iterable[Span], label: str) -> list[Span]:
         for span in spans
         if span.end > shift
     ]
+
+
+def spans_in(text: Text, found: Iterable[Span]) -> list[Span]:
+    """What was found in label and text that counts, as places in the text."""
+    spans = without_label(found, text.label)
+    return [span for span in spans if span.kind not in MODEL_KINDS or span.score >= text.least]
 
 
 def without_overlaps(text: str, spans: Iterable[Span]) -> list[Span]:
@@ -107,11 +114,10 @@ def scrub_rows(
     work = [_Row(row, of) for row, of in zip(rows, placeholders, strict=True)]
     todo = [(row, index) for row in work for index in range(len(row.texts))]
     while todo:
-        asked = [(row, index) for row, index in todo if row.is_asked[index]]
-        found = detect([row.labels[index] + row.texts[index] for row, index in asked])
-        spans: dict[int, dict[int, list[Span]]] = {id(row): {} for row, _ in todo}
-        for (row, index), here in zip(asked, found, strict=True):
-            spans[id(row)][index] = without_label(here, row.labels[index])
+        found = detect([row.given[index].label + row.texts[index] for row, index in todo])
+        spans: dict[int, dict[int, list[Span]]] = {}
+        for (row, index), here in zip(todo, found, strict=True):
+            spans.setdefault(id(row), {})[index] = spans_in(row.given[index], here)
         todo = [
             (row, index)
             for row in work
@@ -133,9 +139,8 @@ class _Row:
     """The texts of one row, which share placeholders, while they are scrubbed."""
 
     def __init__(self, row: Sequence[Text], placeholders: MutableMapping[str, str]) -> None:
-        self.labels = [text.label for text in row]
+        self.given = row
         self.texts = [text.value for text in row]
-        self.is_asked = [text.is_asked for text in row]
         self._placeholders = placeholders
         self._placeholder_of = {folded_text(value): name for name, value in placeholders.items()}
         present = (match.group() for text in self.texts for match in PLACEHOLDER.finditer(text))

@@ -466,3 +466,14 @@ def test_nothing_that_was_planted_survives_in_any_format(tmp_path_factory, rows,
             after = (gzip.decompress(after) if name.endswith("gz") else after).decode()
         assert (summary.came_in, summary.went_out) == (len(rows), len(rows))
         assert [secret for secret in secrets if secret in after] == []
+
+
+def test_usual_names_of_columns_are_taken_for_no_persons(tmp_path):
+    names = (
+        "Name;First Name;Unit Price;Grace Period;Mark;Order Date;Ship Mode;Chase Bank;March;E-mail;"
+        "Street Address;Home Phone;Is Active;Team A;Will Attend;Time Of Day;UserName;Zip Code"
+    )
+    after, _ = deidentified(tmp_path, "a.csv", f"{names}\n{';' * names.count(';')}\n")
+    assert after.decode().startswith(names)
+    row = dict.fromkeys(names.split(";"), 1)
+    assert json.loads(deidentified(tmp_path, "a.jsonl", json.dumps(row))[0]) == row

@@ -43,7 +43,7 @@ from reactune.data.readers import (
 from reactune.errors import DataError
 from reactune.pii.detectors import cached, is_foreign_row, open_detector
 from reactune.pii.patterns import names_a_number
-from reactune.pii.spans import PLACEHOLDER, Detector, labelled, scrub_rows, without_label
+from reactune.pii.spans import PLACEHOLDER, Detector, labelled, scrub_rows, spans_in
 from reactune.records import replacing
 
 if TYPE_CHECKING:
@@ -245,9 +245,9 @@ def _check_names(path: Path, columns: Sequence[str], detect: Detector) -> None:
     absent = [name for name in columns if name not in names]
     if absent:
         raise DataError(f"{path}: no column {absent[0]!r}; it has {', '.join(names)}")
-    looked_at = [] if columns else [name for name in (*names, *nested) if key_text(name).is_asked]
-    for name, spans in zip(looked_at, detect(looked_at), strict=True):
-        if spans:
+    looked_at = [] if columns else [*names, *nested]
+    for name, found in zip(looked_at, detect(looked_at), strict=True):
+        if spans := spans_in(key_text(name), found):
             number = [*names, *nested].index(name) + 1
             raise DataError(
                 f"{path}: the name of column {number} looks like {spans[0].kind}: the file may lack"
@@ -286,15 +286,14 @@ def _values(pieces: Sequence[Piece], texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _spans(pieces: Sequence[Sequence[Piece]], first: int, detect: Detector) -> Iterator[FoundSpan]:
-    texts = [piece.text for row in pieces for piece in row if piece.text.is_asked]
+    texts = [piece.text for row in pieces for piece in row]
     found = iter(detect([text.label + text.value for text in texts]))
     for number, row in enumerate(pieces, start=first):
         counts: Counter[str] = Counter()
         for piece in row:
             at = -1 if piece.is_name else counts[piece.column]
             counts[piece.column] += not piece.is_name
-            spans = without_label(next(found), piece.text.label) if piece.text.is_asked else ()
-            for span in spans:
+            for span in spans_in(piece.text, next(found)):
                 value = piece.text.value[span.start : span.end]
                 yield FoundSpan(
                     number, piece.column, at, span.kind, span.start, span.end, span.score, value

@@ -24,9 +24,10 @@ Role = Literal["value", "key", "number"]
 Row = str | tuple[tuple[str, Any], ...]
 
 TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s"{}\[\],:]+', re.S)
-# Keys that programs write: in them, only people are replaced whom the row names elsewhere.
+# Keys that programs write: of names, only people are replaced whom the row names elsewhere.
 IDENTIFIER = re.compile(r"(?!.*\d{5})[a-z_][A-Za-z0-9_]*")
 NO_COLUMN = ""
+SURE, NEVER = 0.9, 2.0  # scores from which on a name in a key counts: `Unit Price` is none
 
 
 class UnholdableError(DataError):
@@ -94,8 +95,8 @@ def row_with(row: Row, texts: Iterator[str], columns: Collection[str] = ()) -> R
 
 
 def key_text(key: str) -> Text:
-    """A key as detectors see it; not at all, if it is a word as programs write them."""
-    return Text("", key, is_asked=not IDENTIFIER.fullmatch(key))
+    """A key as detectors see it; one that is a word as programs write them holds no name."""
+    return Text("", key, least=NEVER if IDENTIFIER.fullmatch(key) else SURE)
 
 
 def json_text(value: Any) -> str:
