@@ -13,7 +13,7 @@ from reactune.model.logprobs import Progress, common_prefix_length, logits_at
 from reactune.records import Sampling
 
 ROWS = 64  # texts that are drawn together
-NUCLEUS = 256  # tokens among which those of `top_p` nearly always are
+NUCLEUS = 512  # tokens among which those of `top_p` nearly always are
 
 
 @dataclass(frozen=True)
@@ -145,21 +145,27 @@ class _Batch:
 
     def _choose(self, logits: Any) -> tuple[Any, Any]:
         """The next token of each row, and its log-probability at temperature 1."""
-        import torch
-
         logprobs = logits.log_softmax(-1)
         if self.sampling.temperature == 0:
             tokens = logits.argmax(-1)
         else:
             ordered, order = logprobs.topk(min(NUCLEUS, logprobs.shape[1]))
-            if (ordered.exp().sum(-1) < self.sampling.top_p).any():
-                ordered, order = logprobs.sort(-1, descending=True)
-            before = ordered.exp().cumsum(-1) - ordered.exp()
-            kept = ordered.masked_fill(before >= self.sampling.top_p, -torch.inf)
-            chances = (kept / self.sampling.temperature).softmax(-1)
-            drawn = torch.multinomial(chances, 1, generator=self.generator)
-            tokens = order.gather(1, drawn)[:, 0]
+            tokens = self._drawn(ordered, order)
+            # Few rows are so flat that their nucleus is larger: they alone are sorted whole.
+            flat = (ordered.exp().sum(-1) < self.sampling.top_p).nonzero()[:, 0]
+            if len(flat):
+                tokens[flat] = self._drawn(*logprobs[flat].sort(-1, descending=True))
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+    def _drawn(self, ordered: Any, order: Any) -> Any:
+        """A token of each row's nucleus: log-probabilities in falling order, and their tokens."""
+        import torch
+
+        chances = ordered.exp()
+        outside = chances.cumsum(-1) - chances >= self.sampling.top_p
+        kept = ordered.masked_fill(outside, -torch.inf)
+        weights = (kept / self.sampling.temperature).softmax(-1)
+        return order.gather(1, torch.multinomial(weights, 1, generator=self.generator))[:, 0]
 
 
 def _by_length(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
