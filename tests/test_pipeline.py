@@ -97,7 +97,7 @@ def test_each_stage_names_the_files_it_read_by_what_is_in_them(went_through):
         "extract": (),
         "dataset": ("extract/labelled.parquet",),
         "reward": ("dataset/examples.parquet",),
-        "train": ("dataset/examples.parquet",),
+        "train": ("dataset/examples.parquet", quality),
         "evaluate": ("dataset/examples.parquet", quality, *weights),
         "export": ("dataset/examples.parquet", quality, *weights, "evaluate/gate.json"),
         "register": (

@@ -45,6 +45,7 @@ from reactune.evaluate.gate import (
     validation_reports,
     with_judge,
 )
+from reactune.generation.on_policy import train_on_own_tips
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
@@ -116,7 +117,10 @@ READS = {
     "extract": Reads((), ("source", "labels", "privacy", "prompt", "model")),
     "dataset": Reads(("extract/labelled.parquet",), ("dataset",)),
     "reward": Reads(("dataset/examples.parquet",), ("prompt", "privacy", "model")),
-    "train": Reads(("dataset/examples.parquet",), ("train", "gate", "prompt", "privacy", "model")),
+    "train": Reads(
+        ("dataset/examples.parquet", QUALITY),
+        ("train", "gate", "serve", "prompt", "privacy", "model"),
+    ),
     "evaluate": Reads(
         ("dataset/examples.parquet", QUALITY, *TRAINED),
         ("gate", "serve", "prompt", "privacy", "model"),
@@ -299,12 +303,14 @@ def beside_generator(
 
 
 def train(config: Config, run: Path, folder: Path) -> StageResult:
-    """Examples -> one adapter: every method the settings ask for, the best on validation kept."""
+    """Examples -> one adapter: by a method and then on own tips, or by the best of methods."""
     base = base_model(config.model)
     chat = _chat(config, run, base)
     deployment.prove_base(config, base)
     examples = read_examples(run / "dataset")
     rows = rows_by_method(chat, examples["train"], pairs(examples["train"]))
+    goes_on = config.train.method == "auto" and config.train.backend == "trl" and has_reward(run)
+    reward = load_reward(run / "reward") if goes_on else None
     with progress_bars() as bar:
         trained = train_methods(
             folder,
@@ -313,7 +319,20 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
             settings=config.train,
             dtype=best_dtype(),
             progress=bar,
+            only_first=reward is not None,
         )
+        own = train_on_own_tips(
+            folder,
+            trained[0],
+            base,
+            chat,
+            examples["train"],
+            reward,
+            serve=config.serve,
+            settings=config.train,
+            progress=bar,
+        )
+    trained += [own] if own else []
     adapters: dict[str, Path] = {each.method: each.adapter for each in trained}
     validation = sample(examples["validation"], limit=config.gate.max_examples)
     reports = validation_reports(base, chat, validation, adapters, config.gate)
@@ -321,7 +340,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     keep_adapter(best.adapter, folder / "adapter")
     write_training(folder, best, trained, reports)
     return StageResult(
-        summary=f"{len(rows[best.method]):,} rows in; {best.tokens:,} tokens in {best.steps:,} "
+        summary=f"{len(examples['train']):,} tips in; {best.tokens:,} tokens in {best.steps:,} "
         f"steps of {best.method} (tried {', '.join(adapters)})",
         outputs=(*ADAPTER, "training.json", "trainer.log", "loss.svg"),
         counts={each.method: {"steps": each.steps, "tokens": each.tokens} for each in trained},

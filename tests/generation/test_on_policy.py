@@ -1,11 +1,34 @@
-"""Pairs of a model's own tips, on made-up rewards."""
+"""Pairs of a model's own tips, on made-up rewards, and the training on them."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from reactune.generation.on_policy import Ranked, best_against_worst
+from reactune.config.sections import ModelConfig, PromptConfig, ServeConfig, TrainConfig
+from reactune.generation.on_policy import (
+    LEAST_PAIRS,
+    ON_POLICY,
+    PAIRS,
+    Ranked,
+    best_against_worst,
+    own_pairs,
+    train_on_own_tips,
+)
 from reactune.generation.samples import Sample
+from reactune.model.files import base_model
+from reactune.model.prompt import load_chat
 from reactune.records import Prompt
+from reactune.reward.features import layers_of
+from reactune.reward.model import RewardModel
+from reactune.train.trainer import Trained, plan_job
+from reactune.train.with_trl import load_model
+from reward_fixtures import example
 
 
 def prompt(number):
@@ -68,3 +91,83 @@ def test_every_pair_is_of_one_prompt_and_its_margin_is_what_the_rewards_say(rewa
             pair.best.text.split()[0] == pair.worst.text.split()[0] == pair.prompt.text.split()[1]
         )
         assert pair.margin == by_text[pair.best.text] - by_text[pair.worst.text] > 0
+
+
+# PEFT asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing.:FutureWarning")
+SETTINGS = TrainConfig(batch_size=4, lora_rank=4, lora_alpha=8, checkpoint_steps=5, threads=1)
+
+
+@pytest.fixture
+def first(tiny, rows, tmp_path):
+    """An adapter of the tiny model that has changed nothing yet."""
+    job = plan_job(
+        "kto", rows["kto"], base_folder=tiny, settings=SETTINGS, dtype="float32", max_seconds=60
+    )
+    load_model(job).save_pretrained(str(tmp_path / "kto" / "adapter"))
+    return Trained("kto", tmp_path / "kto" / "adapter", 5, 0.5, 30.0, 1_000, ())
+
+
+REWARD = RewardModel(np.ones((5, 32), np.float32), np.zeros(5, np.float32), 1, "cd" * 32)
+
+
+def own_training(folder, first, base, chat, *, settings=SETTINGS, reward=REWARD):
+    return train_on_own_tips(
+        folder,
+        first,
+        base,
+        chat,
+        [],
+        reward,
+        serve=ServeConfig(),
+        settings=settings,
+        progress=lambda job: lambda line: None,
+    )
+
+
+def keep_pairs(folder, rows):
+    (folder / PAIRS).parent.mkdir()
+    (folder / PAIRS).write_text(json.dumps(rows))
+
+
+def test_the_training_goes_on_from_the_first_adapter_with_the_tips_that_were_kept(
+    tiny_graphs, chat, rows, first, tmp_path
+):
+    keep_pairs(tmp_path, rows["dpo"][:LEAST_PAIRS])
+    trained = own_training(tmp_path, first, tiny_graphs[0], chat)
+    assert (trained.method, trained.steps) == (ON_POLICY, 2 * LEAST_PAIRS // 4)
+    job = json.loads((tmp_path / ON_POLICY / "job.json").read_text())
+    assert (job["method"], Path(job["start"])) == ("dpo", first.adapter)
+    before, after = (
+        load_file(each / "adapter_model.safetensors") for each in (first.adapter, trained.adapter)
+    )
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_without_reward_time_or_pairs_nothing_is_trained(tiny_graphs, chat, rows, first, tmp_path):
+    assert own_training(tmp_path, first, tiny_graphs[0], chat, reward=None) is None
+    short = SETTINGS.model_copy(update={"time_budget_minutes": 1.4})
+    assert own_training(tmp_path, first, tiny_graphs[0], chat, settings=short) is None
+    assert not (tmp_path / PAIRS).exists()
+    keep_pairs(tmp_path, rows["dpo"][: LEAST_PAIRS - 1])
+    assert own_training(tmp_path, first, tiny_graphs[0], chat) is None
+    assert not (tmp_path / ON_POLICY).exists()
+
+
+@pytest.mark.slow
+def test_the_real_model_writes_pairs_that_a_reward_tells_apart(tmp_path):
+    base = base_model(ModelConfig())
+    chat = load_chat(base.folder, PromptConfig())
+    layer = round(layers_of(base.folder) / 2)
+    direction = np.random.default_rng(4).normal(size=(5, 576)).astype(np.float32)
+    reward = RewardModel(direction, np.zeros(5, np.float32), layer, base.digest)
+    contexts = [f'{{"free_text":"call {name}"}}' for name in ("Ann", "Bo", "Cem", "Dora")]
+    examples = [
+        replace(example(n, context=context), kind="break") for n, context in enumerate(contexts)
+    ]
+    serve = ServeConfig(max_tokens=40)
+    found = own_pairs(base, None, chat, examples, reward, serve, seed=3)
+    assert 1 <= len(found) <= 4
+    assert all(each.margin > 0 and each.best.text != each.worst.text for each in found)
+    assert own_pairs(base, None, chat, examples, reward, serve, seed=3) == found

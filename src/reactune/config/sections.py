@@ -223,8 +223,9 @@ class TrainConfig(Section):
     processes: int = Field(1, ge=1)
     """Processes of the launcher, one a GPU; the result is that of one process."""
     method: Method = "auto"
-    """`auto` trains DPO where 300 pairs share a context, else KTO, with its whole schedule; other
-    methods only if theirs end within the time that is left, and the best on validation is kept."""
+    """`auto` trains DPO where 300 pairs share a context, else KTO, with its whole schedule, and
+    goes on with the model's own tips, ranked by the reward. Without a reward it trains other
+    methods if theirs end within the time that is left, and keeps the best on validation."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the LoRA matrices."""
     lora_alpha: int = Field(32, ge=1)

@@ -22,6 +22,7 @@ from reactune.generation.judge import (
     contexts_of,
     judge_writers,
 )
+from reactune.generation.on_policy import ON_POLICY
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model, score
 from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
@@ -160,7 +161,13 @@ def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
     Of methods that certainly rank better than the base the one that ranks best, by mean
     log-probability or by gain; where none does, of those that certainly fit better the one with
     the lowest loss: a ranking that so few users do not distinguish from the base's is chance.
+    A training on own tips built on another method, and is kept unless its loss is more than
+    `max_loss_rise` above the base's: what it gains lies in what it writes, which the judge sees.
     """
+    if ON_POLICY in reports:
+        base = next(row for row in reports[ON_POLICY].rows if row.model == "base")
+        if differences(base)[0].value <= settings.max_loss_rise:
+            return ON_POLICY
 
     def rank(method: str) -> tuple[int, float, float]:
         base = next(row for row in reports[method].rows if row.model == "base")

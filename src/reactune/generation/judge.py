@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from reactune.config.sections import ServeConfig
-from reactune.generation.samples import Sample, write_samples
+from reactune.generation.samples import (
+    Sample,
+    features_of_rows,
+    features_of_samples,
+    write_samples,
+)
 from reactune.model.files import BaseModel
-from reactune.model.logprobs import Row, best_dtype, open_model, score
-from reactune.model.prompt import Chat, completion_ids, rebuild, tip_token_ids
+from reactune.model.logprobs import best_dtype, open_model, score
+from reactune.model.prompt import Chat, completion_ids, rebuild
 from reactune.records import Estimate, Example, Prompt, plain_words
 from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import SEED, Reactions, compare
 from reactune.reward.features import Floats as Features
-from reactune.reward.features import open_layers, tip_features
 from reactune.reward.fit import Candidate, Fitted, dense_candidates, fit, standardised, validate
 from reactune.reward.model import RewardModel, rewards
 from reactune.reward.quality import Accuracy, accuracy_of_folds
@@ -187,34 +190,6 @@ def _written(
         name=writer.name,
         read=writer.prompts,
     )
-
-
-def features_of_rows(base: BaseModel, rows: Sequence[Row], layer: int, name: str) -> Features:
-    """Features of rows as of `cache.reward_rows` after a layer, shape (rows, width)."""
-    with (
-        open_layers(base.folder, layer) as layers,
-        tqdm(total=len(rows), desc=f"features of {name}", unit="tip", leave=False) as bar,
-    ):
-        return tip_features(layers, rows, [layer], progress=bar.update)[:, 0]
-
-
-def features_of_samples(
-    base: BaseModel,
-    chat: Chat,
-    asked: Sequence[Prompt],
-    samples: Sequence[Sequence[Sample]],
-    layer: int,
-    name: str,
-) -> list[Features]:
-    """Features of the tips of each prompt, each of shape (tips, width)."""
-    rows = [
-        (prompt.token_ids, tip_token_ids(chat, each.text))
-        for prompt, some in zip(asked, samples, strict=True)
-        for each in some
-    ]
-    found = features_of_rows(base, rows, layer, f"tips of {name}")
-    ends = list(itertools.accumulate(map(len, samples)))
-    return [found[end - len(some) : end] for end, some in zip(ends, samples, strict=True)]
 
 
 def _writing(

@@ -1,8 +1,10 @@
 """Tips that a model writes for contexts, in this process and as a service does.
 
-The same prompts, sampling and guard; what the guard refuses is left out, as is what was cut.
+The same prompts, sampling and guard; what the guard refuses is left out, as is what was cut. Their
+features are those of the reward.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +13,12 @@ from tqdm import tqdm
 
 from reactune.config.sections import ServeConfig
 from reactune.model.files import BaseModel
-from reactune.model.logprobs import best_dtype, open_model
-from reactune.model.prompt import Chat, stop_id
+from reactune.model.logprobs import Row, best_dtype, open_model
+from reactune.model.prompt import Chat, stop_id, tip_token_ids
 from reactune.model.sampling import Drawn, draw
 from reactune.records import Completion, Prompt, Sampling
+from reactune.reward.features import Floats as Features
+from reactune.reward.features import open_layers, tip_features
 from reactune.service.guard import judge
 
 
@@ -58,6 +62,34 @@ def write_samples(
     return [
         _shown(chat, prompt, texts, settings) for prompt, texts in zip(prompts, drawn, strict=True)
     ]
+
+
+def features_of_rows(base: BaseModel, rows: Sequence[Row], layer: int, name: str) -> Features:
+    """Features of rows as of `cache.reward_rows` after a layer, shape (rows, width)."""
+    with (
+        open_layers(base.folder, layer) as layers,
+        tqdm(total=len(rows), desc=f"features of {name}", unit="tip", leave=False) as bar,
+    ):
+        return tip_features(layers, rows, [layer], progress=bar.update)[:, 0]
+
+
+def features_of_samples(
+    base: BaseModel,
+    chat: Chat,
+    asked: Sequence[Prompt],
+    samples: Sequence[Sequence[Sample]],
+    layer: int,
+    name: str,
+) -> list[Features]:
+    """Features of the tips of each prompt, each of shape (tips, width)."""
+    rows = [
+        (prompt.token_ids, tip_token_ids(chat, each.text))
+        for prompt, some in zip(asked, samples, strict=True)
+        for each in some
+    ]
+    found = features_of_rows(base, rows, layer, f"tips of {name}")
+    ends = list(itertools.accumulate(map(len, samples)))
+    return [found[end - len(some) : end] for end, some in zip(ends, samples, strict=True)]
 
 
 def _shown(

@@ -50,9 +50,12 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter, and how it came about. `curve` holds (step, loss)."""
+    """An adapter, and how it came about: by `method`, in a folder of that name.
 
-    method: JobMethod
+    `curve` holds (step, loss).
+    """
+
+    method: str
     adapter: Path
     steps: int
     loss: float
@@ -107,9 +110,11 @@ def train_methods(
     settings: TrainConfig,
     dtype: str,
     progress: Callable[[Job], Progress],
+    only_first: bool = False,
 ) -> list[Trained]:
     """Train the method of the settings, or with `auto` the first one of `in_order` and its whole
-    schedule; another one only where its schedule ends within the minutes that are left.
+    schedule; another one only where its schedule ends within the minutes that are left, and not
+    with `only_first`.
 
     `auto` leaves out methods that the back-end cannot train on this machine.
 
@@ -126,7 +131,7 @@ def train_methods(
         )
     seconds = 60 * settings.time_budget_minutes
     trained: list[Trained] = []
-    for method in methods:
+    for method in methods[:1] if only_first else methods:
         if method not in rows:
             raise TrainingError(
                 f"[train] method = {method!r}, but the dataset has no rows for it; "
