@@ -45,9 +45,9 @@ UNDECIDING = {"store", "run", "data"}
 # The check before the first stage reads them; they decide whether it is done, not what it makes.
 CHECKED = {"extract": {"train", "export", "registry", "serve"}}
 # Where runs are kept at a URL, the model server decides which of their files are fetched.
-FETCHED = {stage: {"serve"} for stage in ("dataset", "reward", "train")}
+FETCHED = {stage: {"serve"} for stage in ("dataset", "reward")}
 # Before the first training, the base is exported and proved.
-PROVED = {"train": {"serve", "export"}}
+PROVED = {"train": {"export"}}
 
 
 @pytest.fixture(autouse=True)

@@ -132,11 +132,12 @@ def gate_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def judge_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """How each judged generator writes: tips shown, words, distinct pairs, similarity, logprob."""
+    """How each judged generator writes: tips shown, reward, words, distinct pairs and so on."""
     return [
         (
             row["model"],
             f"{row['shown']:.0%}",
+            f"{row['reward']:+.2f}",
             f"{row['words']:.1f}",
             f"{row['distinct_pairs']:.2f}",
             f"{row['similarity']:.2f}",

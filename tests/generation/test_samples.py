@@ -53,7 +53,7 @@ def test_tips_are_whole_different_and_such_as_a_service_shows(base, chat, prompt
 
 def test_what_the_guard_refuses_is_left_out(base, chat, prompts):
     drawn = write_samples(base, None, chat, prompts, SERVE, count=2, seed=3)
-    words = tuple(each.text.split()[0] for some in drawn for each in some)
+    words = tuple(max(each.text.split(), key=len) for some in drawn for each in some)
     strict = SERVE.model_copy(update={"unsafe_texts": words})
     assert write_samples(base, None, chat, prompts, strict, count=2, seed=3) == [(), ()]
 
@@ -74,6 +74,10 @@ def people(count, *, start):
             )
         )
     return found
+
+
+def against(report, model):
+    return next(row for row in report.rows if row.model == model)
 
 
 @pytest.mark.slow
@@ -111,9 +115,11 @@ def test_a_judge_of_the_real_model_compares_what_its_adapters_write(
     assert report.accuracy.is_above_chance
     assert [row.model for row in report.rows] == ["base", "few-shot"]
     assert [row.model for row in report.writing] == ["tuned", "base", "few-shot"]
+    by_name = {row.model: row.reward for row in report.writing}
+    assert against(report, "base").teacher_gain == pytest.approx(by_name["tuned"] - by_name["base"])
     # An adapter that was not trained yet is the base: neither certainly better nor worse.
-    against_base = report.rows[0]
-    assert against_base.beside.win_rate.low <= 0.5 <= against_base.beside.win_rate.high
+    win_rate = against(report, "base").beside.win_rate
+    assert win_rate.low <= 0.5 <= win_rate.high
     assert all(0 < row.shown <= 1 and row.words > 1 and row.logprob < 0 for row in report.writing)
     told = judge_line(with_judge(GateReport((), 0, 0, ()), report, GateConfig()))
     assert told.startswith("win rate of its tips by a judge over base ")

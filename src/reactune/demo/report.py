@@ -353,10 +353,19 @@ def _training(run: Path) -> list[Section]:
         sections.append(
             Section(
                 title="What the models write",
-                text="On the same held-out contexts: texts that would be shown, words of a tip, "
+                text="On the same held-out contexts: texts that would be shown, their mean reward "
+                "by the model that chooses at serving, words of a tip, "
                 "the share of different pairs of words, how alike two tips are (Jaccard index of "
                 "their words), and how probable the base model finds them (mean log-probability).",
-                head=("model", "shown", "words", "distinct pairs", "similarity", "log-probability"),
+                head=(
+                    "model",
+                    "shown",
+                    "reward",
+                    "words",
+                    "distinct pairs",
+                    "similarity",
+                    "log-probability",
+                ),
                 rows=tuple(judge_table(table)),
             )
         )

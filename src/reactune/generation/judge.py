@@ -84,13 +84,15 @@ class Writer:
 class Writing:
     """How a generator writes, on the same prompts as the others.
 
-    `shown` is the share of its texts that a service would show. Of those: the mean number of
-    words; the share of different pairs of neighbouring words; the mean similarity of two tips
-    (Jaccard index of their words); and the mean log-probability per token under the base model.
+    `shown` is the share of its texts that a service would show. Of those: the mean reward by the
+    model that chooses at serving; the mean number of words; the share of different pairs of
+    neighbouring words; the mean similarity of two tips (Jaccard index of their words); and the mean
+    log-probability per token under the base model.
     """
 
     model: str
     shown: float
+    reward: float
     words: float
     distinct_pairs: float
     similarity: float
@@ -145,23 +147,22 @@ def judge_writers(
         name: features_of_samples(base, chat, asked, samples, reward.layer, name)
         for name, samples in written.items()
     }
+    taught = {
+        name: float(rewards(reward, np.concatenate(some))[0].mean()) if any(map(len, some)) else 0.0
+        for name, some in features.items()
+    }
     first, *others = [each.name for each in writers]
     found = []
     for other in others:
         one = beside(judge, features[first], features[other], users, alpha=alpha)
-        if one is None:
-            continue
-        taught = [
-            float(rewards(reward, np.concatenate(features[name]))[0].mean())
-            for name in (first, other)
-        ]
-        found.append(JudgeRow(other, one, taught[0] - taught[1]))
+        if one is not None:
+            found.append(JudgeRow(other, one, taught[first] - taught[other]))
     return JudgeReport(
         accuracy=judge.accuracy,
         reactions=len(judging),
         prompts=len(asked),
         rows=tuple(found),
-        writing=_writing(base, chat, asked, written),
+        writing=_writing(base, chat, asked, written, taught),
     )
 
 
@@ -197,6 +198,7 @@ def _writing(
     chat: Chat,
     asked: Sequence[Prompt],
     written: Mapping[str, Sequence[Sequence[Sample]]],
+    taught: Mapping[str, float],
 ) -> tuple[Writing, ...]:
     found = []
     with open_model(base.folder, dtype=best_dtype()) as model:
@@ -212,6 +214,7 @@ def _writing(
                 Writing(
                     model=name,
                     shown=len(texts) / (TIPS * len(asked)),
+                    reward=taught[name],
                     words=_mean([len(text.split()) for text in texts]),
                     distinct_pairs=distinct_pairs(texts),
                     similarity=similarity(texts),

@@ -75,7 +75,8 @@ def train_on_own_tips(
     """Train `first` further, on tips that it writes for contexts of the examples.
 
     Within what it left of the time limit; None where there is no reward, where the time is too
-    short, or where the reward tells too few tips apart. A training that was killed goes on, with the same tips.
+    short, or where the reward tells too few tips apart. A training that was killed goes on, with
+    the same tips.
 
     Raises:
         TrainingError: as `trainer.train`.
