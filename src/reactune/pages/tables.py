@@ -38,7 +38,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head; `name` is that of its CSV file. Cells are texts, numbers, links, marks."""
+    """Rows under a head; `name` is that of its CSV file. Cells are texts, numbers, links, marks.
+
+    In texts, what stands between backticks is code, unless they are verbatim.
+    """
 
     name: str
     title: str
@@ -46,6 +49,7 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     note: str = ""
     empty: str = "Nothing yet."
+    is_verbatim: bool = False
 
     def csv(self) -> str:
         """The table as CSV; no cell is a formula to a spreadsheet."""

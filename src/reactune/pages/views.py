@@ -310,7 +310,7 @@ def settings_page(config: Config) -> list[Section]:
         rows[section].append((key, shown, "" if is_default else default, kind, meaning))
     head = ("setting", "in force", "default", "type", "meaning")
     return [
-        Section(f"[{name}]", tables=(Table(name, f"[{name}]", head, tuple(each)),))
+        Section(f"[{name}]", tables=(Table(name, "Settings", head, tuple(each)),))
         for name, each in rows.items()
     ]
 
@@ -383,6 +383,7 @@ def tips_tables(found: Mapping[str, Sequence[sa.RowMapping]]) -> tuple[Table, ..
                 (row["kind"], row["tip_content"], OUTCOMES.get(row["reaction"] or "", NONE))
                 for row in rows
             ),
+            is_verbatim=True,
         )
         for arm, rows in found.items()
     )
@@ -489,7 +490,7 @@ def _difference(trial: Trial, comparison: Comparison, labels: LabelConfig) -> Se
     head = ("review (UTC)", "units", "difference", "at least", "at most")
     table = Table("difference", "The difference at each review, in points", head,
                   tuple(reversed(rows)), note="A point is one liked tip more of 100.")  # fmt: skip
-    units = f"{comparison.challenger_units:,} of {comparison.units:,} units"
+    units = f"{comparison.challenger_units:,} of {comparison.units:,} units on the new model"
     figures = (
         Figure("new model", percent(comparison.challenger_rate), "of its tips were liked"),
         Figure("old model", percent(comparison.champion_rate), "of its tips were liked"),
