@@ -27,6 +27,7 @@ from reactune.data.readers import (
     parse_json,
     plain_text,
     read,
+    read_records,
     read_rows,
 )
 from reactune.errors import DataError
@@ -263,3 +264,26 @@ def test_a_refusal_does_not_quote_the_text():
     with pytest.raises(Refused) as caught:
         parse_json('{"name": "Anna"')
     assert "Anna" not in str(caught.value)
+
+
+def test_two_columns_of_one_name_are_one_error_and_nameless_ones_are_not(write):
+    with pytest.raises(DataError, match=r"a\.csv: two columns are called 'note'; rename one"):
+        list(read_rows(write("a.csv", "note,id,note\nx,1,y\n")))
+    assert results(write("b.csv", "id,,\n1,,\n")) == [(2, {"id": "1", "": ""})]
+
+
+def test_records_are_read_as_they_stand(write):
+    csv = list(read_records(write("a.csv", 'a;a\r\n"1\n2";x\n3\n')))
+    assert [(each.number, each.source, each.cells, each.refusal) for each in csv] == [
+        (1, "a;a\r\n", ("a", "a"), ""),
+        (2, '"1\n2";x\n', ("1\n2", "x"), ""),
+        (4, "", ("3",), "wrong number of columns"),
+    ]
+    jsonl = list(
+        read_records(write("a.jsonl", '{"n": NaN,  "n": 1e400}\n\n[]\n{"half": "\\ud83d"}'))
+    )
+    assert [(each.number, each.source, each.refusal) for each in jsonl] == [
+        (1, '{"n": NaN,  "n": 1e400}\n', ""),
+        (3, "", "not a JSON object"),
+        (4, '{"half": "\\ud83d"}', ""),
+    ]

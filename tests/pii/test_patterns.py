@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from reactune.config.sections import KINDS, PrivacyConfig
 from reactune.pii import patterns
-from reactune.pii.patterns import PATTERNS, find_patterns, is_card, is_iban, is_ip, is_phone
+from reactune.pii.patterns import (
+    PATTERNS,
+    find_patterns,
+    is_card,
+    is_iban,
+    is_ip,
+    is_phone,
+    names_a_number,
+)
 from reactune.pii.spans import MODEL_KINDS
 
 
@@ -242,3 +250,21 @@ def test_a_named_group_of_a_pattern_is_the_last_one_that_matches():
     for pattern in PATTERNS:
         assert pattern.regex.groupindex.keys() <= {"value", "this"}
         assert pattern.regex.groups == len(pattern.regex.groupindex), pattern.kind
+
+
+@pytest.mark.parametrize(
+    ("label", "is_given"),
+    [("phone: ", True), ("phone numbers: ", True), ("date of birth: ", True), ("card: ", True),
+     ("count: ", False), ("created at: ", False), ("idea: ", False), ("telescope: ", False)],
+)  # fmt: skip
+def test_the_name_of_a_field_says_whether_a_number_is_somebodys(label, is_given):
+    assert names_a_number(label) == is_given
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("call 5551234 now", "5551234"), ("mobile: 01701234567", "01701234567")]
+)
+def test_digits_in_one_are_a_telephone_number_right_after_its_word(text, number):
+    (spans,) = find_patterns([text], kinds={"PHONE"})
+    assert [text[span.start : span.end] for span in spans] == [number]
+    assert find_patterns(["call 123 times, 5551234 steps"], kinds={"PHONE"}) == [[]]
