@@ -215,12 +215,12 @@ def test_no_canary_leaves_the_places_that_are_made_for_it(here):
     (here / "in.jsonl").write_text("\n".join(lines))
     assert "5 rejected" in call(here, "ingest", "ingest", "in.jsonl", code=2)
 
-    # A source in which texts stand where numbers should: the engine's own error would quote one.
+    # A source in which texts stand where numbers should: an engine's error would quote one.
     wrong = {**rows[-1], "user_key": user_key(HashingKey(b"k"), ID)}
     pq.write_table(pa.Table.from_pylist([wrong]), here / "x.parquet")
-    columns = 'source.columns={training_allowed = "tip_content"}'
+    columns = 'source.columns={dwell_ms = "tip_content"}'
     source = ("--set", "source.url=parquet://x.parquet", "--set", columns)
-    assert "x.parquet" in call(here, "source", *source, "run", code=1)
+    assert "tip_content is of type string" in call(here, "source", *source, "run", code=1)
 
     # A trainer that diverges, and a registry that is no database.
     call(here, "diverged", "--set", "train.learning_rate=1e30", "run", code=1)
