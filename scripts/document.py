@@ -2,22 +2,30 @@
 
     .venv/bin/python scripts/document.py
 
-The pages of settings and commands, the map of the code in the README, and in docs/architecture.md
-the table and the picture of the floors.
+The pages of settings, commands and HTTP requests, the map of the code in the README, and in
+docs/architecture.md the table and the picture of the floors.
 """
 
 import ast
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
 from reactune.cli import commands
 from reactune.cli.session import Session
+from reactune.config.sections import ServeConfig
 from reactune.config.settings import described, sections
+from reactune.privacy.hashing import HashingKey
+from reactune.service.state import open_service
+from reactune.store.database import create_store
+from reactune.web.access import APP, PUBLIC, SCOPES_OF
+from reactune.web.api import create_app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -65,6 +73,83 @@ def _described(name: str, command: click.Command, parent: click.Context) -> list
             for below, other in command.commands.items():
                 lines += _described(below, other, context)
     return lines
+
+
+def http_page() -> str:
+    """Every request of the API, as the service itself describes it."""
+    api = openapi()
+    lines = [
+        "# HTTP requests",
+        "",
+        WRITTEN,
+        "What the service answers, as it states itself at `/openapi.json`. How to use it, refusals",
+        "and what happens when something breaks are in [the service](service.md).",
+        "",
+    ]
+    for path, methods in api["paths"].items():
+        for method, request in methods.items():
+            lines += _request(method.upper(), path, request, api["components"]["schemas"])
+    return "\n".join(lines)
+
+
+def openapi() -> dict[str, Any]:
+    """The description of the API; a service that answers nobody gives it."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = create_store(f"sqlite:///{folder}/reactune.db")
+        none = cast(Any, None)  # neither a template nor a model server is asked
+        key = HashingKey(b"no user is hashed with this key here")
+        service = open_service(engine, chat=none, runtime=none, key=key, settings=ServeConfig())
+        described_api = create_app(service).openapi()
+        service.recorder.close()
+        engine.dispose()
+    return described_api
+
+
+def _request(method: str, path: str, request: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
+    """Scope, parameters, body and answer of one request."""
+    scopes = sorted(SCOPES_OF.get((method, path), APP))
+    who = "none" if path in PUBLIC else " or ".join(f"`{scope}`" for scope in scopes)
+    lines = [f"## `{method} {path}`", "", request["description"], "", f"Scope: {who}.", ""]
+    rows = [
+        (each["name"], each["in"], each.get("required", False), each["schema"])
+        for each in request.get("parameters", ())
+    ]
+    body = request.get("requestBody", {}).get("content", {}).get("application/json", {})
+    for name in _names_in(body):
+        needed = schemas[name].get("required", ())
+        fields = schemas[name].get("properties", {})
+        rows += [(field, "body", field in needed, each) for field, each in fields.items()]
+    if rows:
+        lines += ["| name | in | required | type | meaning |", "|---|---|---|---|---|"]
+        for field, place, is_needed, schema in rows:
+            meaning = " ".join(schema.get("description", "").split())
+            cells = (f"`{field}`", place, "yes" if is_needed else "", _kind(schema), meaning)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    for status, answer in request["responses"].items():
+        if status.startswith("2"):
+            parts = _names_in(answer)
+            fields = [f"`{f}`" for name in parts for f in schemas[name].get("properties", {})]
+            lines += [f"Answer: {status}{' with ' + ', '.join(fields) if fields else ''}.", ""]
+    return lines
+
+
+def _names_in(part: dict[str, Any]) -> list[str]:
+    """The schemas that a part of the description refers to first."""
+    content = part.get("content", {}).get("application/json", part)
+    reference = content.get("schema", {}).get("$ref", "")
+    return [reference.rpartition("/")[2]] if reference else []
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The type of a field in a word or two."""
+    if "enum" in schema:
+        return " or ".join(f"`{each}`" for each in schema["enum"])
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_kind, schema["anyOf"])))
+    return str(schema.get("type", "any"))
 
 
 def floors() -> list[list[str]]:
@@ -142,6 +227,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each page that is written here, wholly or in part, and what it must hold."""
     yield DOCS / "settings.md", settings_page()
     yield DOCS / "commands.md", commands_page()
+    yield DOCS / "http.md", http_page()
     yield ROOT / "README.md", between_markers(ROOT / "README.md", map=code_map())
     architecture = DOCS / "architecture.md"
     yield architecture, between_markers(architecture, floors=floor_table())
