@@ -237,3 +237,18 @@ def test_a_stop_reaches_every_worker_in_under_a_second(fresh_postgres_url, tmp_p
         assert set(versions(late)) == {1}
         again = httpx.post(f"{address}/v1/rollouts/current/stop", trust_env=False)
         assert again.status_code == 200
+
+
+def test_the_pages_of_a_real_service_open_on_this_machine_alone(sqlite_url, tmp_path):
+    with (
+        served(sqlite_url, tmp_path) as (_, address, _),
+        httpx.Client(base_url=address, trust_env=False) as client,
+    ):
+        page, styles = client.get("/"), client.get("/assets/pages.css")
+        elsewhere = client.get("/", headers={"host": "evil.example"})
+        settings = client.get("/settings").text
+    assert page.status_code == styles.status_code == 200
+    assert "There is no new model on trial." in page.text
+    assert "reactune keys create" in page.text
+    assert (elsewhere.status_code, elsewhere.headers["location"]) == (303, "/login")
+    assert "100000" in settings  # requests_per_second, as the file has it
