@@ -231,4 +231,10 @@ def test_the_command_line_prints_the_accuracy(went_through, write, monkeypatch, 
     names = ("generator by mean", "generator by gain", "reward model", "system as served")
     for line, name in zip(lines, names, strict=True):
         assert line.startswith(f"champion: {name}")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--pairs", str(write(as_pairs(4))), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["pairs"], facts["refused"]) == ("champion", 4, 0)
+    assert facts["accuracy"].keys() == {"value", "low", "high"}
+    assert f"{facts['served_accuracy']['value']:.3f} [" in lines[3]
     assert deployment.current(went_through).challenger == 2

@@ -6,11 +6,11 @@ A comparison whose data cannot be trusted is refused with the reason, never repo
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import ceil, exp, inf, isfinite, log, sqrt
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
@@ -208,6 +208,34 @@ def lines_of(trial: Trial) -> list[str]:
     if trial.refusal:
         return [head + trial.refusal]
     return [head + _line_of(each) for each in trial.contrasts]
+
+
+def facts_of(trial: Trial) -> dict[str, Any]:
+    """One comparison as plain values, differences in positives per tip; no units one by one."""
+    return {
+        "name": trial.name,
+        "refusal": trial.refusal,
+        "notes": trial.notes,
+        "contrasts": [
+            {
+                "champion": _arm_facts(each.champion),
+                "arm": _arm_facts(each.arm),
+                "difference": each.estimate,
+                "error": each.error,
+                "low": each.low,
+                "high": each.high,
+                "finding": each.finding,
+                "flaw": each.flaw,
+            }
+            for each in trial.contrasts
+        ],
+    }
+
+
+def _arm_facts(arm: Arm) -> dict[str, Any]:
+    facts = asdict(replace(arm, each=None))
+    del facts["each"]
+    return {**facts, "rate": arm.rate}
 
 
 def intervals_of(trials: Sequence[Trial]) -> list[tuple[str, float, float, float]]:

@@ -1,9 +1,10 @@
 """How long a rollout takes: planned at recent traffic, and forecast while it is open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from math import ceil
+from typing import Any
 
 from reactune import deployment
 from reactune.canary.compare import Comparison
@@ -150,6 +151,30 @@ def plan_lines(
             "plan for a larger lift"
         )
     return lines
+
+
+def plan_facts(
+    options: Sequence[Option], traffic: Traffic, lift: float, *, settings: CanaryConfig
+) -> dict[str, Any]:
+    """What `plan_lines` says, as plain values; days are null where no traffic is known."""
+    return {
+        "unit": settings.unit,
+        "traffic": {**asdict(traffic), "units_per_day": traffic.units_per_day or None},
+        "lift": lift,
+        "planned_units": options[-1].plan.planned_units,
+        "max_units": settings.max_units,
+        "min_days": settings.min_days,
+        "options": [
+            {
+                "name": each.name,
+                **asdict(each.plan),
+                "likely_days": each.days(each.plan.likely_units),
+                "days": each.days(each.plan.units),
+                "is_cut": each.plan.units > settings.max_units,
+            }
+            for each in options
+        ],
+    }
 
 
 def axis_of(options: Sequence[Option]) -> str:

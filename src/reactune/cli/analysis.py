@@ -1,13 +1,14 @@
 """Commands that change nothing: compare a file, plan a rollout, evaluate logged choices."""
 
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, as_json, print_json
 
 if TYPE_CHECKING:
     from reactune.analysis.offpolicy import Evaluation
@@ -57,6 +58,7 @@ PICTURE_OPTION = click.option(
     help="Units at which bounds are tightest, with --looks many; fix it before the first reading.",
 )  # fmt: skip
 @PICTURE_OPTION
+@as_json
 @click.pass_obj
 def compare(
     session: Session,
@@ -70,6 +72,7 @@ def compare(
     looks: str,
     planned: int,
     picture: Path | None,
+    as_json: bool,
     **columns: str,
 ) -> None:
     """Compare the arms of any file of reactions.
@@ -78,7 +81,8 @@ def compare(
     column a. Values are compared by what they mean: `Done` is `done`, `1` is 1.0, `t` is true; a
     missing key is a null. Exit code 0: compared, whatever the result; 2: a positive or the champion
     is in no row; 3: a comparison was refused, because units and shares do not match, units met
-    several arms, or an arm is missing.
+    several arms, or an arm is missing. With --json: a list of comparisons, whose differences and
+    bounds are in positives per tip, not in points.
 
     \b
     $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
@@ -109,8 +113,10 @@ def compare(
         trials = comparing.compare_file(file, named, options, settings.labels)
     except UnknownValueError as error:
         raise click.UsageError(str(error)) from error
-    for line in comparing.report(trials):
-        click.echo(line)
+    if as_json:
+        print_json([comparing.facts_of(trial) for trial in trials])
+    else:
+        click.echo("\n".join(comparing.report(trials)))
     if picture is not None:
         rows = comparing.intervals_of(trials)
         drawn = pictures.intervals("difference in points", rows, reference=0)
@@ -125,6 +131,7 @@ def compare(
 @click.option("--units-per-day", type=NUMBER, help="Units a day.  [default: recent]")
 @click.option("--tips-per-unit", type=NUMBER, help="Tips per unit.  [default: recent]")
 @PICTURE_OPTION
+@as_json
 @click.pass_obj
 def plan(
     session: Session,
@@ -134,6 +141,7 @@ def plan(
     units_per_day: float | None,
     tips_per_unit: float | None,
     picture: Path | None,
+    as_json: bool,
 ) -> None:
     """Compute how many tips and days a rollout takes.
 
@@ -142,6 +150,7 @@ def plan(
 
     \b
     $ reactune plan --baseline 0.2 --lift 0.03
+    $ reactune plan --baseline 0.2 --units-per-day 500 --json
     """
     from reactune.analysis import plan as planning
     from reactune.pages import pictures
@@ -156,8 +165,10 @@ def plan(
         tips_per_unit=tips_per_unit,
     )
     options = planning.plan_options(config.canary, traffic, lift, power=power)
-    for line in planning.plan_lines(options, traffic, lift, settings=config.canary):
-        click.echo(line)
+    if as_json:
+        print_json(planning.plan_facts(options, traffic, lift, settings=config.canary))
+    else:
+        click.echo("\n".join(planning.plan_lines(options, traffic, lift, settings=config.canary)))
     if picture is not None:
         drawn = pictures.plans(planning.axis_of(options), planning.bars_of(options))
         pictures.save(drawn, picture)
@@ -183,6 +194,7 @@ def plan(
 @click.option(
     "--clip", type=NUMBER, default=float("inf"), help="Clip weights here.  [default: not]"
 )
+@as_json
 @click.pass_obj
 def ope(
     session: Session,
@@ -199,6 +211,7 @@ def ope(
     given: tuple[str, ...],
     most_weight: float,
     clip: float,
+    as_json: bool,
 ) -> None:
     """Estimate the reward of another policy from a log of choices.
 
@@ -238,13 +251,16 @@ def ope(
     evaluations = {
         name: offpolicy.evaluate(each, alpha=alpha, clip=clip) for name, each in logs.items()
     }
-    _report(evaluations, known)
+    if as_json:
+        print_json(_facts(evaluations, known))
+    else:
+        _report(evaluations, known)
     is_unknown = any(each.conclusion == "unknown" for each in evaluations.values())
     sys.exit(REFUSED if is_unknown else 0)
 
 
 def _report(evaluations: "dict[str, Evaluation]", known: str) -> None:
-    from reactune.analysis.offpolicy import lines_of, rank
+    from reactune.analysis.offpolicy import lines_of
 
     for name, each in evaluations.items():
         for line in lines_of(name, each):
@@ -252,9 +268,23 @@ def _report(evaluations: "dict[str, Evaluation]", known: str) -> None:
     if known:
         click.echo(known)
     if len(evaluations) > 1:
-        names = list(evaluations)
-        order = ", ".join(names[n] for n in rank(list(evaluations.values()))) or "none"
-        click.echo(f"ranked by lower bound: {order}")
+        click.echo(f"ranked by lower bound: {', '.join(_ranked(evaluations)) or 'none'}")
+
+
+def _facts(evaluations: "dict[str, Evaluation]", known: str) -> dict[str, Any]:
+    return {
+        "policies": {name: asdict(each) for name, each in evaluations.items()},
+        "ranked": _ranked(evaluations),
+        "note": known,
+    }
+
+
+def _ranked(evaluations: "dict[str, Evaluation]") -> list[str]:
+    """Names of the allowed policies, the highest lower bound first."""
+    from reactune.analysis.offpolicy import rank
+
+    names = list(evaluations)
+    return [names[n] for n in rank(list(evaluations.values()))]
 
 
 COMMANDS = (compare, plan, ope)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reactune.cli.session import Session
+from reactune.cli.session import Session, as_json, print_json
 from reactune.records import replacing
 
 if TYPE_CHECKING:
@@ -99,14 +99,16 @@ def _report(counts: "Counts", rejects: Path) -> int:
 
 @click.command
 @click.option("--dialect", default="", help="Dialect of SQL.  [default: that of the source]")
+@as_json
 @click.pass_obj
-def explain(session: Session, dialect: str) -> None:
+def explain(session: Session, dialect: str, as_json: bool) -> None:
     """Print the SQL that labels reactions, and what leaves the database.
 
     It decides which reactions become positives and negatives, and runs inside the database.
 
     \b
     $ reactune explain --dialect duckdb
+    $ reactune explain --json
     """
     from pygments import highlight
     from pygments.formatters import TerminalFormatter
@@ -118,6 +120,10 @@ def explain(session: Session, dialect: str) -> None:
     config = session.config()
     url = config.source.url or config.store_url
     sql = label_sql(config.source, config.labels, url=url, dialect=dialect)
+    if as_json:
+        where = {"url": hide_passwords(url), "table": config.source.table}
+        print_json({**where, "columns": LABELLED_COLUMNS, "sql": sql})
+        return
     notes = (
         f"What leaves {config.source.table} of {hide_passwords(url)}: "
         f"{len(LABELLED_COLUMNS)} columns of positives and negatives.",
@@ -272,8 +278,9 @@ def _print_summary(summary: "Summary", *, keep_foreign: bool) -> int:
     type=click.IntRange(min=2),
     help="Users that share a value, at least, if it is not to be rare.",
 )
+@as_json
 @click.pass_obj
-def audit(session: Session, min_users: int) -> None:
+def audit(session: Session, min_users: int, as_json: bool) -> None:
     """Propose an allow-list of context keys from the stored reactions.
 
     Shows for each key: the share of rows that hold it, its values, how many users share one (the
@@ -281,11 +288,12 @@ def audit(session: Session, min_users: int) -> None:
 
     \b
     $ reactune audit
+    $ reactune audit --json
     """
     from tqdm import tqdm
 
     from reactune.data.deidentify.audit import audit as report_on
-    from reactune.data.deidentify.audit import proposal
+    from reactune.data.deidentify.audit import proposal, proposed
     from reactune.pii.detectors import open_detector
 
     config = session.config()
@@ -293,6 +301,10 @@ def audit(session: Session, min_users: int) -> None:
         reports = report_on(
             contexts, detect=open_detector(config.privacy), enough=min_users, progress=bar.update
         )
+    if as_json:
+        settings = proposed(reports, config, enough=min_users)
+        print_json({"keys": [asdict(each) for each in reports], "settings": settings})
+        return
     if not reports:
         click.echo("no labelled reaction has a context; ingest some first")
         return

@@ -116,8 +116,9 @@ def _status(config: "Config") -> "Mapping[str, Any]":
     metavar="base|champion|challenger|RUN_ID",
     help="Version whose preference is measured.",
 )
+@as_json
 @click.pass_obj
-def evaluate(session: Session, pairs: Path, model: str) -> None:
+def evaluate(session: Session, pairs: Path, model: str, as_json: bool) -> None:
     """Measure how often a version prefers the better of two texts.
 
     Four lines with 95 % intervals: its generator by mean log-probability and by the gain over the
@@ -130,8 +131,11 @@ def evaluate(session: Session, pairs: Path, model: str) -> None:
     """
     from reactune.evaluate.pairs import evaluate_pairs
 
-    for line in evaluate_pairs(session.config(), pairs, model).lines:
-        click.echo(line)
+    result = evaluate_pairs(session.config(), pairs, model)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        click.echo("\n".join(result.lines))
 
 
 @click.command

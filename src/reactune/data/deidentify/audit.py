@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from reactune.config.settings import Config
 from reactune.errors import DataError
@@ -77,7 +77,23 @@ def audit(
 
 
 def proposal(reports: Sequence[KeyReport], config: Config, *, enough: int) -> str:
-    """The settings that follow from the reports, as TOML; keys keep the order they have there."""
+    """The settings of `proposed`, as TOML."""
+    sections = proposed(reports, config, enough=enough)
+    return "\n\n".join(
+        "\n".join([f"[{section}]", *(f"{key} = {json.dumps(each)}" for key, each in keys.items())])
+        for section, keys in sections.items()
+    )
+
+
+def proposed(
+    reports: Sequence[KeyReport], config: Config, *, enough: int
+) -> dict[str, dict[str, Any]]:
+    """The settings that follow from the reports, by section; keys keep the order they have there.
+
+    None without reports: of contexts that hold nothing, nothing follows.
+    """
+    if not reports:
+        return {}
     allowed = {report.key.partition(".")[0] for report in reports if report.advice != "leave out"}
     order = [key for key in config.prompt.context_keys if key in allowed]
     keys = [*order, *sorted(allowed - set(order))]
@@ -88,11 +104,10 @@ def proposal(reports: Sequence[KeyReport], config: Config, *, enough: int) -> st
         if report.advice == "watch"
         or (report.advice == "leave out" and report.key.partition(".")[0] in allowed)
     )
-    lines = ["[prompt]", f"context_keys = {json.dumps(keys)}"]
+    settings: dict[str, dict[str, Any]] = {"prompt": {"context_keys": keys}}
     if watched:
-        lines += ["", "[privacy]", f"rare_keys = {json.dumps(watched)}"]
-        lines += [f"min_users_per_value = {enough}"]
-    return "\n".join(lines)
+        settings["privacy"] = {"rare_keys": watched, "min_users_per_value": enough}
+    return settings
 
 
 def _batches(
