@@ -17,7 +17,7 @@ HEAVY = {
 LIGHT = (
     "canary", "cli", "client.http", "client.router", "config", "data", "doctor", "errors", "model",
     "pages.facts", "pages.overview", "pages.pictures", "pages.render", "pages.tables",
-    "pages.verdicts", "pages.views", "pii", "privacy", "process", "records", "release",
+    "pages.verdicts", "pages.views", "pii", "privacy", "process", "progress", "records", "release",
     "reward.scorer", "runs", "service", "store", "web",
 )  # fmt: skip
 

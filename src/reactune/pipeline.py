@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from reactune import deployment, doctor
 from reactune.config.settings import Config, deciding
@@ -51,6 +50,7 @@ from reactune.model.logprobs import best_dtype
 from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
 from reactune.pages.reward import write_reward_report
 from reactune.privacy.hashing import load_hashing_keys
+from reactune.progress import progress_bar
 from reactune.records import STAGES, Counts, Example, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
@@ -245,22 +245,23 @@ def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
     examples = read_examples(run / "dataset")
     earlier, layer = reward_before(config, run)
     layers = (layer,) if layer else candidate_layers(layers_of(base.folder))
-    with ExitStack() as stack:
 
-        def read(some: Sequence[Example], chosen: Sequence[int]) -> Features:
+    def read(some: Sequence[Example], chosen: Sequence[int]) -> Features:
+        with ExitStack() as stack:
+
+            def bar(total: int) -> Callable[[int], object]:
+                shown = progress_bar("features", total=total, unit="tip")
+                return stack.enter_context(shown).update
+
             return cached_features(
                 base, chat, some, chosen, folder=folder, earlier=earlier, progress=bar
             )
 
-        def bar(total: int) -> Callable[[int], object]:
-            shown = tqdm(total=total, desc="features", unit="tip", leave=False)
-            return stack.enter_context(shown).update
-
-        mark = dataset_fingerprint(run)
-        train = examples["train"]
-        learned = learn(train, read, layers, base_digest=base.digest, fingerprint=mark)
-        held_out = sample(examples["validation"], limit=HELD_OUT_TIPS)
-        beside = beside_generator(config, base, chat, held_out, learned, read)
+    mark = dataset_fingerprint(run)
+    train = examples["train"]
+    learned = learn(train, read, layers, base_digest=base.digest, fingerprint=mark)
+    held_out = sample(examples["validation"], limit=HELD_OUT_TIPS)
+    beside = beside_generator(config, base, chat, held_out, learned, read)
     keep_features(base, chat, learned, folder=folder)
     outputs = write_reward(folder, learned, beside)
     write_reward_report(folder / "report.html", learned, beside)

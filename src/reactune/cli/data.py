@@ -45,10 +45,9 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     \b
     $ reactune ingest scores.jsonl.gz
     """
-    from tqdm import tqdm
-
     from reactune.data.ingest import ingest as read_into
     from reactune.privacy.hashing import load_hashing_keys
+    from reactune.progress import progress_bar
     from reactune.store.database import opened_store
     from reactune.store.labels import label_rule
     from reactune.store.summaries import recount
@@ -59,7 +58,7 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     size, notes = sum(file.stat().st_size for file in files), list[str]()
     with (
         opened_store(config.store_url) as engine,
-        tqdm(total=size, unit="B", unit_scale=True, desc="ingest", disable=None) as bar,
+        progress_bar("ingest", total=size, unit="B", is_kept=True, is_bytes=True) as bar,
     ):
         counts = read_into(
             engine,
@@ -179,25 +178,18 @@ def deidentify(
     \b
     $ reactune deidentify notes.jsonl --out safe.jsonl --spans -
     """
-    from tqdm import tqdm
-
     from reactune.data.deidentify.file import deidentify_file
+    from reactune.progress import progress_bar
 
     if out is None and spans is None:
         raise click.UsageError("name --out to write the file, or --spans to list what is found")
     _check_outputs(file, out, spans)
     size = file.stat().st_size
     cores = os.cpu_count() or 1
-    is_packed = file.suffix == ".gz"
+    total = None if file.suffix == ".gz" else size
     with (
         _span_writer(spans, with_text=with_text) as on_span,
-        tqdm(
-            total=None if is_packed else size,
-            unit="B",
-            unit_scale=True,
-            desc="deidentify",
-            disable=None,
-        ) as bar,
+        progress_bar("deidentify", total=total, unit="B", is_kept=True, is_bytes=True) as bar,
     ):
         summary = deidentify_file(
             file,
@@ -290,14 +282,16 @@ def audit(session: Session, min_users: int, as_json: bool) -> None:
     $ reactune audit
     $ reactune audit --json
     """
-    from tqdm import tqdm
-
     from reactune.data.deidentify.audit import audit as report_on
     from reactune.data.deidentify.audit import proposal, proposed
     from reactune.pii.detectors import open_detector
+    from reactune.progress import progress_bar
 
     config = session.config()
-    with tqdm(unit=" rows", desc="audit", disable=None) as bar, _contexts(config) as contexts:
+    with (
+        progress_bar("audit", total=None, unit="row", is_kept=True) as bar,
+        _contexts(config) as contexts,
+    ):
         reports = report_on(
             contexts, detect=open_detector(config.privacy), enough=min_users, progress=bar.update
         )

@@ -12,7 +12,7 @@ from reactune.cli.session import Session, as_json, print_json, require_training
 from reactune.records import REVIEW_STEPS, STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from reactune.config.settings import Config
 
@@ -162,6 +162,7 @@ def score(session: Session, file: Path, out: Path | None, run_id: str | None) ->
     """
     require_training()
     from reactune.evaluate import rewards
+    from reactune.progress import progress_bar
 
     config = session.config()
     run_id = run_id or rewards.live_or_newest(config)
@@ -171,9 +172,11 @@ def score(session: Session, file: Path, out: Path | None, run_id: str | None) ->
         sys.exit(NOTHING_LEARNED)
     refused = 0
 
-    def scored() -> "Iterator[Mapping[str, Any]]":
+    def scored(
+        progress: "Callable[[int], object]" = lambda done: None,
+    ) -> "Iterator[Mapping[str, Any]]":
         nonlocal refused
-        for row in rewards.score_file(config, model, file, run_id=run_id):
+        for row in rewards.score_file(config, model, file, run_id=run_id, progress=progress):
             if row.refusal:
                 refused += 1
                 click.echo(f"{file}, line {row.number}: {row.refusal}", err=True)
@@ -181,7 +184,8 @@ def score(session: Session, file: Path, out: Path | None, run_id: str | None) ->
                 yield row.values
 
     if out is not None:
-        rewards.write_scored(scored(), out)
+        with progress_bar("score", total=None, unit="tip") as bar:
+            rewards.write_scored(scored(bar.update), out)
     else:
         for values in scored():
             click.echo(rewards.json_line(values))

@@ -18,8 +18,6 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
-from tqdm import tqdm
-
 from reactune import deployment, pipeline, review
 from reactune.config.settings import CONFIG_NAME, Config, load
 from reactune.data.labels.scores import daily_counts
@@ -40,6 +38,7 @@ from reactune.errors import CanaryError
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
 from reactune.privacy.hashing import load_hashing_key
+from reactune.progress import progress_bar
 from reactune.records import STAGES, Rollout
 from reactune.release.runtimes import connect
 from reactune.runs.folders import all_runs
@@ -230,7 +229,7 @@ def serve_day(demo: Demo, day: int) -> list[Served]:
     served: list[Served] = []
     with (
         ThreadPoolExecutor(size) as threads,
-        tqdm(total=len(visits), desc=f"day {day + 1}", unit="tip", leave=False) as bar,
+        progress_bar(f"day {day + 1}", total=len(visits), unit="tip") as bar,
     ):
         for start in range(0, len(visits), size):
             batch = visits[start : start + size]

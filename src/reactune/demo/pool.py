@@ -20,7 +20,6 @@ from typing import Literal
 import click
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from tqdm import tqdm
 
 from reactune.config.settings import Config, load
 from reactune.demo.situations import Situation, demo_settings, situations
@@ -28,6 +27,7 @@ from reactune.errors import DataError
 from reactune.model.files import base_model
 from reactune.model.prompt import Chat, assemble, load_chat
 from reactune.pii.spans import refill
+from reactune.progress import progress_bar
 from reactune.records import Completion, ModelVersion, Prompt, Runtime, Sampling, replacing
 from reactune.release.gguf import export_release
 from reactune.release.runtimes import connect
@@ -264,7 +264,10 @@ def make_pool(config: Config, *, count: int, folder: Path) -> Pool:
     with drafts.open(encoding="utf-8") as lines:
         tips = {int(row.pop("number")): _tip(row) for row in map(json.loads, lines)}
     jobs = [job for job in enumerate(situations(count, seed=SEED)) if job[0] not in tips]
-    with drafts.open("a", encoding="utf-8") as file, tqdm(total=len(jobs), unit="tip") as bar:
+    with (
+        drafts.open("a", encoding="utf-8") as file,
+        progress_bar("pool", total=len(jobs), unit="tip", is_kept=True) as bar,
+    ):
         for number, tip in _write_tips(config, chat, model, jobs):
             tips[number] = tip
             file.write(f"{json.dumps({'number': number, **asdict(tip)})}\n")

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from reactune.config.sections import GateConfig, ServeConfig
 from reactune.generation.judge import (
@@ -26,6 +25,7 @@ from reactune.generation.on_policy import ON_POLICY
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model, score
 from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
+from reactune.progress import progress_bar
 from reactune.records import Estimate, Example
 from reactune.reward.model import RewardModel
 
@@ -247,7 +247,7 @@ def score_rows(
     with open_model(base.folder, adapter, dtype=best_dtype()) as model:
         for one in rows:
             scores: list[Floats] = [np.empty(0)] * len(one)
-            with tqdm(total=len(one), desc=f"score {name}", unit="tip", leave=False) as bar:
+            with progress_bar(f"score {name}", total=len(one), unit="tip") as bar:
                 for places in places_with_one_prefix(one, kinds):
                     part = score(model, [one[i] for i in places], progress=bar.update)
                     for place, values in zip(places, part, strict=True):

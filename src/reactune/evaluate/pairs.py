@@ -18,6 +18,7 @@ from reactune.evaluate.rewards import open_scorer, reward_of_run, score_texts
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
+from reactune.progress import progress_bar
 from reactune.records import Estimate, folded_text, read_utf8
 from reactune.reward.quality import share_won
 from reactune.runs.folders import find_run, prompt_of_run
@@ -109,8 +110,11 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     served = by_mean
     if reward is not None:
         tips = [(prompt, completion[:-1]) for prompt, completion in flat]
-        with open_scorer(reward, base) as layers:
-            rewards, bounds = score_texts(reward, layers, tips)
+        with (
+            open_scorer(reward, base) as layers,
+            progress_bar("score reward", total=len(tips), unit="tip") as bar,
+        ):
+            rewards, bounds = score_texts(reward, layers, tips, progress=bar.update)
         by_reward, served = (share_won(_wins(each), clusters) for each in (rewards, bounds))
     return PairsResult(
         model=name,

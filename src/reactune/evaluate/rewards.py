@@ -3,14 +3,12 @@
 import csv
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from reactune import deployment
 from reactune.config.settings import Config
@@ -89,15 +87,25 @@ def open_scorer(model: RewardModel, base: BaseModel) -> Iterator[Any]:
 
 
 def score_texts(
-    model: RewardModel, layers: Any, rows: Sequence[Row], *, name: str = "reward"
+    model: RewardModel,
+    layers: Any,
+    rows: Sequence[Row],
+    *,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[Floats, Floats]:
     """Reward and lower bound of each row: token ids of a prompt, and of a tip without its end."""
-    with tqdm(total=len(rows), desc=f"score {name}", unit="tip", leave=False, disable=None) as bar:
-        features = tip_features(layers, rows, [model.layer], progress=bar.update)
+    features = tip_features(layers, rows, [model.layer], progress=progress)
     return rewards(model, features[:, 0])
 
 
-def score_file(config: Config, model: RewardModel, file: Path, *, run_id: str) -> Iterator[Scored]:
+def score_file(
+    config: Config,
+    model: RewardModel,
+    file: Path,
+    *,
+    run_id: str,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Iterator[Scored]:
     """Each row of `{kind, context, text}` with `reward` and `lower_bound`, in the file's order.
 
     The prompts are those of the run that learned the model.
@@ -114,7 +122,7 @@ def score_file(config: Config, model: RewardModel, file: Path, *, run_id: str) -
         while some := list(islice(lines, ROWS_AT_ONCE)):
             checked = [_checked(chat, line) for line in some]
             rows = [row for row in checked if not isinstance(row, str)]
-            scores = zip(*score_texts(model, layers, rows), strict=True)
+            scores = zip(*score_texts(model, layers, rows, progress=progress), strict=True)
             for line, row in zip(some, checked, strict=True):
                 if isinstance(row, str):
                     yield Scored(line.number, line.values, row)

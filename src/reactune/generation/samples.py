@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from reactune.config.sections import ServeConfig
 from reactune.model.files import BaseModel
 from reactune.model.logprobs import Row, best_dtype, open_model
 from reactune.model.prompt import Chat, stop_id, tip_token_ids
 from reactune.model.sampling import Drawn, draw
+from reactune.progress import progress_bar
 from reactune.records import Completion, Prompt, Sampling
 from reactune.reward.features import Floats as Features
 from reactune.reward.features import open_layers, tip_features
@@ -49,7 +48,7 @@ def write_samples(
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
     with (
         open_model(base.folder, adapter, dtype=best_dtype()) as model,
-        tqdm(total=len(prompts), desc=f"tips of {name}", unit="prompt", leave=False) as bar,
+        progress_bar(f"tips of {name}", total=len(prompts), unit="prompt") as bar,
     ):
         drawn = draw(
             model,
@@ -68,7 +67,7 @@ def features_of_rows(base: BaseModel, rows: Sequence[Row], layer: int, name: str
     """Features of rows as of `cache.reward_rows` after a layer, shape (rows, width)."""
     with (
         open_layers(base.folder, layer) as layers,
-        tqdm(total=len(rows), desc=f"features of {name}", unit="tip", leave=False) as bar,
+        progress_bar(f"features of {name}", total=len(rows), unit="tip") as bar,
     ):
         return tip_features(layers, rows, [layer], progress=bar.update)[:, 0]
 

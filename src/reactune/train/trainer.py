@@ -19,11 +19,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from reactune.config.sections import TrainConfig
 from reactune.errors import TrainingError
 from reactune.model.prompt import Chat, completion_ids, rebuild
+from reactune.progress import progress_bar
 from reactune.records import Example
 from reactune.train.backends import command, environment, usable_methods
 from reactune.train.job import (
@@ -376,20 +375,21 @@ def progress_bars() -> Iterator[Callable[[Job], Progress]]:
         def open_bar(job: Job) -> Progress:
             stack.close()
             bar = stack.enter_context(
-                tqdm(total=job.steps, desc=f"train {job.method}", unit="step")
+                progress_bar(f"train {job.method}", total=job.steps, unit="step", is_kept=True)
             )
 
             def show(line: dict[str, Any]) -> None:
-                bar.total = line["steps"]
                 if "scored" in line:
-                    bar.set_postfix_str(f"base model scored {line['scored']:,} of {line['of']:,}")
+                    bar.set_note(f"base model scored {line['scored']:,} of {line['of']:,}")
                     return
                 left = int(line["seconds_left"])
-                bar.set_postfix_str(
+                note = (
                     f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
                     f"{left // 60}:{left % 60:02d} left"
                 )
-                bar.update(line["step"] - bar.n)
+                bar.show(line["step"], total=line["steps"], note=note)
+                if line["step"] >= line["steps"]:
+                    stack.close()
 
             return show
 
