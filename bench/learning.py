@@ -54,7 +54,7 @@ from reactune.runs.folders import prompt_of_run
 from record import record
 from reward import NO_TIME
 
-FOLDS, SEEDS = 5, 3
+FOLDS = 5
 PAIRS_PER_CARTOON, LEAST_Z, LEAST_RATINGS = 90, 2.0, 30
 CANDIDATES = 4
 DEMO_SEEDS = 5
@@ -263,11 +263,13 @@ def accuracies(
     return found
 
 
-def by_folds(cells: Cells, name: str, ranks: Rankings, source: Labelled) -> dict[str, Any]:
+def by_folds(
+    cells: Cells, name: str, ranks: Rankings, source: Labelled, *, seeds: int
+) -> dict[str, Any]:
     """Each method's accuracy over all folds and seeds; the interval is clustered by group."""
     wins: dict[str, list[float]] = {}
     groups: dict[str, list[str]] = {}
-    for seed, fold in itertools.product(range(SEEDS), range(FOLDS)):
+    for seed, fold in itertools.product(range(seeds), range(FOLDS)):
         folds = folds_of(source.groups, seed)
         learned, judged = split(source, folds, fold)
 
@@ -282,16 +284,16 @@ def by_folds(cells: Cells, name: str, ranks: Rankings, source: Labelled) -> dict
     return {
         method: {
             **asdict(share_won(np.array(some), groups[method])),
-            "seeds": _by_seed(some),
-            "pairs": len(some) // SEEDS,
+            "seeds": _by_seed(some, seeds),
+            "pairs": len(some) // seeds,
         }
         for method, some in wins.items()
     }
 
 
-def _by_seed(wins: list[float]) -> list[float]:
-    size = len(wins) // SEEDS
-    return [statistics.fmean(wins[at * size : (at + 1) * size]) for at in range(SEEDS)]
+def _by_seed(wins: list[float], seeds: int) -> list[float]:
+    size = len(wins) // seeds
+    return [statistics.fmean(wins[at * size : (at + 1) * size]) for at in range(seeds)]
 
 
 def on_heldout(cells: Cells, ranks: Rankings, train: Labelled, heldout: Labelled) -> dict[str, Any]:
@@ -418,6 +420,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", default="upworthy,captions,demo")
+    parser.add_argument("--seeds", type=int, default=3, help="of folds")
     parser.add_argument("--demo-seeds", type=int, default=DEMO_SEEDS)
     options = parser.parse_args()
     only = options.only.split(",")
@@ -429,11 +432,15 @@ def main() -> None:
     if "upworthy" in only:
         train = upworthy(chat, options.data / "upworthy" / "pairs_train.jsonl")
         heldout = upworthy(chat, options.data / "upworthy" / "pairs_heldout.jsonl")
-        tables["upworthy, five folds"] = by_folds(cells, "upworthy", ranks, train)
+        tables["upworthy, five folds"] = by_folds(
+            cells, "upworthy", ranks, train, seeds=options.seeds
+        )
         tables["upworthy, kept back"] = on_heldout(cells, ranks, train, heldout)
     if "captions" in only:
         drawn = captions(chat, options.data / "caption_contest")
-        tables["captions, five folds"] = by_folds(cells, "captions", ranks, drawn)
+        tables["captions, five folds"] = by_folds(
+            cells, "captions", ranks, drawn, seeds=options.seeds
+        )
     for title, table in tables.items():
         print(*lines(title, table, METHODS), sep="\n")
     if "demo" in only:

@@ -87,7 +87,7 @@ def assert_ended_once(config, said):
     assert versions(config) == [1, 2]
     code, out, err = finished(config.folder, "status")
     assert code == 0, err
-    assert "champion tip-generator:v1, challenger tip-generator:v2 at 5%" in out
+    assert re.search("champion tip-generator:v1, challenger tip-generator:v2 .*at 5%", out)
     code, out, err = finished(config.folder, "run")
     assert (code, "waiting" in out) == (0, True), err
     assert versions(config) == [1, 2]

@@ -259,6 +259,6 @@ def test_a_demo_keeps_the_settings_that_are_there_and_its_key_to_itself(tmp_path
 def test_a_new_folder_gets_the_settings_of_the_demo(tmp_path, monkeypatch):
     monkeypatch.setenv("REACTUNE_KEY", "another key of the same length..")
     config = set_up(tmp_path / "new", seed=1)
-    assert config.train.method == "kto"
+    assert config.train.method == "auto"
     assert config.canary.planned_units == 3_000
     assert (tmp_path / "new" / "reactune.db").is_file()
