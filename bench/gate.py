@@ -35,6 +35,7 @@ from reactune.generation import judge
 from reactune.generation.samples import write_samples
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat, rebuild
+from reactune.process import limit_spinning
 from reactune.records import Example
 from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions
@@ -191,6 +192,7 @@ def upper_bound(passes: int, cases: int) -> float:
 
 def main() -> None:
     """Measure, print and record."""
+    limit_spinning()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", default="1-10", help="FIRST-LAST")

@@ -40,6 +40,7 @@ from reactune.evaluate.pairs import Pair, read_pairs
 from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import BaseModel, base_model
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat, tip_token_ids
+from reactune.process import limit_spinning
 from reactune.records import Estimate, Example, Prompt, folded_text
 from reactune.reward import quality
 from reactune.reward.cache import cached_features, reward_rows
@@ -176,6 +177,16 @@ def tips_of(places: Sequence[int]) -> list[int]:
     return [place for pair in places for place in (2 * pair, 2 * pair + 1)]
 
 
+def reactions_of(tips: Sequence[Example]) -> list[Example]:
+    """What a service would have seen: each text once, and none that won here and lost there."""
+    labels: dict[tuple[str, str, str], set[bool]] = {}
+    first: dict[tuple[str, str, str], Example] = {}
+    for each in tips:
+        labels.setdefault(_key(each), set()).add(each.label)
+        first.setdefault(_key(each), each)
+    return [each for key, each in first.items() if len(labels[key]) == 1]
+
+
 class Rankings:
     """Scores of tips by each method that needs no generator to be trained."""
 
@@ -274,7 +285,7 @@ def by_folds(
         learned, judged = split(source, folds, fold)
 
         def measure(learned: list[int] = learned, judged: list[int] = judged) -> dict[str, Any]:
-            taught = [source.tips[place] for place in tips_of(learned)]
+            taught = reactions_of([source.tips[place] for place in tips_of(learned)])
             return {"judged": judged, "wins": accuracies(ranks, source, taught, judged)}
 
         cell = cells.get(f"{name} seed {seed} fold {fold}", measure)
@@ -306,7 +317,7 @@ def on_heldout(cells: Cells, ranks: Rankings, train: Labelled, heldout: Labelled
     ]
     cell = cells.get(
         "upworthy heldout",
-        lambda: {"wins": accuracies(ranks, heldout, train.tips, judged)},
+        lambda: {"wins": accuracies(ranks, heldout, reactions_of(train.tips), judged)},
     )
     groups = [heldout.groups[place] for place in judged]
     return {
@@ -416,6 +427,7 @@ def lines(title: str, table: dict[str, Any], methods: Sequence[str]) -> Iterator
 
 def main() -> None:
     """Measure, print and record."""
+    limit_spinning()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
