@@ -23,6 +23,7 @@ USER = "anna.schmidt"
         (("--verify", "--user", USER, "--expired"), "--verify goes with --user"),
         (("--user", USER, "--reason", "asked", "--also", "."), "--also goes with --verify"),
         (("--verify", "--user", USER, "--also", "nowhere"), "nowhere"),
+        (("--user", USER, "--reason", "asked", "--json"), "--json goes with --verify"),
     ],
 )
 def test_options_of_erase_that_do_not_fit_change_nothing(call, here, arguments, named):

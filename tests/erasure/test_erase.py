@@ -394,11 +394,17 @@ def test_contradictory_options_of_erase_change_nothing(config, call, arguments):
 
 def test_the_commands_erase_verify_and_record_consent(config, run, call, monkeypatch):
     assert call("erase", "--verify", "--user", ANNA).code == 3
+    before = call("erase", "--verify", "--user", ANNA, "--json")
+    assert (before.code, json.loads(before.out)["traces"] != []) == (3, True)
     asked = call("erase", "--user", ANNA, "--user", OTHERS[0], "--reason", "ticket 4711")
     assert asked.code == 0
     assert "2 people: 12 rows removed, erased from 1 runs" in asked.out
     verified = call("erase", "--verify", "--user", ANNA)
     assert (verified.code, verified.out.splitlines()[-1]) == (0, "found     nothing")
+    after = call("erase", "--verify", "--user", ANNA, "--json")
+    facts = json.loads(after.out)
+    assert (after.code, facts["traces"], facts["unchecked"]) == (0, [], [])
+    assert facts["searched"]
     assert call("erase").out == "nothing is waiting to be erased\n"
     monkeypatch.setattr(
         "sys.stdin", io.TextIOWrapper(io.BytesIO(f"{OTHERS[1]}\n{OTHERS[2]}\n".encode()))
@@ -407,7 +413,7 @@ def test_the_commands_erase_verify_and_record_consent(config, run, call, monkeyp
     assert not deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
     assert call("consent", "allow", "--user", OTHERS[2]).code == 0
     assert deployment.user_statuses(config, RING).of_id(OTHERS[2]).training_allowed
-    lines = [asked.out, verified.out]
+    lines = [before.out, asked.out, verified.out, after.out]
     assert not any(name in text for name in (ANNA, *OTHERS) for text in lines)
 
 

@@ -47,6 +47,7 @@ ALLOW_UNKNOWN_OPTION = click.option(
     type=click.Path(path_type=Path, exists=True),
     help="With --verify: a file or folder to search as well, such as the service's logs.",
 )
+@as_json
 @click.pass_obj
 def erase(
     session: Session,
@@ -56,6 +57,7 @@ def erase(
     expired: bool,
     verify: bool,
     also: tuple[Path, ...],
+    as_json: bool,
 ) -> None:
     """Erase users everywhere, or tips that are too old.
 
@@ -70,7 +72,8 @@ def erase(
 
     \b
     With --verify nothing is changed. Exit code 0: nothing was found; 3: traces were found, listed
-    with their places; 4: nothing was found, but not everything could be searched.
+    with their places; 4: nothing was found, but not everything could be searched. With --json as
+    well, places and traces are lists.
 
     \b
     $ reactune erase --user u-7 --reason "asked by mail, ticket 4711"
@@ -81,10 +84,12 @@ def erase(
 
     ids = _ids(users)
     _check(ids, reason, expired=expired, verify=verify, also=also)
+    if as_json and not verify:
+        raise click.UsageError("--json goes with --verify")
     config = session.config()
     hashing_keys = load_hashing_keys(config.privacy, os.environ)
     if verify:
-        sys.exit(_verify(config, hashing_keys, ids, also))
+        sys.exit(_verify(config, hashing_keys, ids, also, as_json=as_json))
     unknown = _erase(config, hashing_keys, ids, reason or "", expired=expired)
     _end(unknown, len(ids), allow_unknown=allow_unknown)
 
@@ -182,7 +187,12 @@ def _erase(
 
 
 def _verify(
-    config: "Config", hashing_keys: "HashingKeys", ids: Sequence[str], also: Sequence[Path]
+    config: "Config",
+    hashing_keys: "HashingKeys",
+    ids: Sequence[str],
+    also: Sequence[Path],
+    *,
+    as_json: bool,
 ) -> int:
     from reactune.cli.session import require_training
 
@@ -190,15 +200,20 @@ def _verify(
     from reactune.erasure.verify import verify
 
     report = verify(config, hashing_keys, ids, also=also)
-    for title, lines in (
-        ("searched", report.searched),
-        ("elsewhere", report.elsewhere),
-        ("unchecked", report.unchecked),
-        ("trace", report.traces),
-    ):
-        for line in lines:
-            click.echo(f"{title:10}{line}")
-    click.echo(f"found     {len(report.traces):,} traces" if report.traces else "found     nothing")
+    found = {
+        "searched": report.searched,
+        "elsewhere": report.elsewhere,
+        "unchecked": report.unchecked,
+        "trace": report.traces,
+    }
+    if as_json:
+        print_json({"traces" if title == "trace" else title: each for title, each in found.items()})
+    else:
+        for title, lines in found.items():
+            for line in lines:
+                click.echo(f"{title:10}{line}")
+        number = f"{len(report.traces):,} traces" if report.traces else "nothing"
+        click.echo(f"found     {number}")
     if report.traces:
         return TRACES_FOUND
     return NOT_ALL_SEARCHED if report.unchecked else 0
