@@ -101,6 +101,9 @@ def test_a_model_worse_than_the_champion_is_refused():
         ({"sft": (0.01, 1.0), "kto": (0.5, 0.0), "dpo": (0.9, -0.2)}, "dpo"),
         ({"sft": (0.0, 1.0), "kto": (0.0, 0.3), "dpo": (0.0, -0.2)}, "sft"),
         ({"sft": (-0.9, 1.0), "kto": (-0.02, 0.0), "dpo": (0.02, -0.1)}, "dpo"),
+        # What is trained on its own tips leaves the way in which others wrote.
+        ({"kto": (0.5, 0.0), "on-policy": (0.4, -2.0)}, "on-policy"),
+        ({"kto": (0.5, 0.0), "on-policy": (-0.9, -2.0)}, "kto"),
     ],
 )
 def test_the_method_that_is_kept_is_certainly_better_where_one_is(worlds, best):

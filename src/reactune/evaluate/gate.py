@@ -161,12 +161,13 @@ def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
     Of methods that certainly rank better than the base the one that ranks best, by mean
     log-probability or by gain; where none does, of those that certainly fit better the one with
     the lowest loss: a ranking that so few users do not distinguish from the base's is chance.
-    A training on own tips built on another method, and is kept unless its loss is more than
-    `max_loss_rise` above the base's: what it gains lies in what it writes, which the judge sees.
+    A training on own tips built on another method, and is kept unless it ranks worse by gain than
+    the base by mean log-probability. Its loss says little, since it moves away from how the base
+    writes; what it gains lies in what it writes, which the judge sees.
     """
     if ON_POLICY in reports:
         base = next(row for row in reports[ON_POLICY].rows if row.model == "base")
-        if differences(base)[0].value <= settings.max_loss_rise:
+        if differences(base)[2].value >= 0:
             return ON_POLICY
 
     def rank(method: str) -> tuple[int, float, float]:
