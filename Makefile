@@ -37,10 +37,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m reactune.model.files
 	@touch $@
 
-demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (6 to 20 minutes)
+demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (11 to 20 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
-test: setup airflow-env ## all tests but the slow ones (5 to 11 minutes)
+test: setup airflow-env ## all tests but the slow ones (7 to 11 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: setup airflow-env ## every test
