@@ -27,7 +27,7 @@ from scipy import stats
 
 from reactune.config.settings import Config, load
 from reactune.data.dataset.exports import read_examples
-from reactune.demo.audience import Town
+from reactune.demo.audience import Town, Visit
 from reactune.demo.loop import run_demo
 from reactune.demo.report import policy_value
 from reactune.evaluate import gate
@@ -128,13 +128,18 @@ def verdict(kept: Kept, config: Config, *, seed: int | None) -> gate.GateReport:
     return gate.with_judge(report, judged, config.gate)
 
 
+def fresh_visits(seed: int) -> list[Visit]:
+    """Visits of an audience that came after the training, in order of time."""
+    town = Town(seed)
+    visits = [visit for day in range(3) for visit in town.visits(FIRST_FRESH_DAY + day)]
+    return sorted(random.Random(seed).sample(visits, VISITS), key=lambda visit: visit.moment)
+
+
 def true_rates(config: Config, run: Path, seed: int) -> dict[str, float]:
     """The audience's own rate of positives for one tip of each model, on visits not seen before."""
     base = base_model(config.model)
     chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
-    town = Town(seed)
-    visits = [visit for day in range(3) for visit in town.visits(FIRST_FRESH_DAY + day)]
-    visits = sorted(random.Random(seed).sample(visits, VISITS), key=lambda visit: visit.moment)
+    visits = fresh_visits(seed)
     prompts = [assemble(chat, visit.kind, visit.context) for visit in visits]
     found = {}
     for name in MODELS:

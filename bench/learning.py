@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 from tqdm import tqdm
 
-from gate import FIRST_FRESH_DAY, VISITS, played
+from gate import fresh_visits, played
 from reactune.config.sections import ModelConfig, PromptConfig
 from reactune.data.dataset.exports import read_examples
 from reactune.demo.audience import Town
@@ -53,7 +53,7 @@ from reactune.reward.model import rewards
 from reactune.reward.quality import share_won
 from reactune.runs.folders import prompt_of_run
 from record import record
-from reward import NO_TIME
+from reward import NO_TIME, example
 
 FOLDS = 5
 PAIRS_PER_CARTOON, LEAST_Z, LEAST_RATINGS = 90, 2.0, 30
@@ -92,22 +92,10 @@ def labelled(chat: Chat, pairs: list[Pair], groups: list[str]) -> Labelled:
     """The pairs with their tips as the dataset stage would give them."""
     tips = []
     for place, (pair, group) in enumerate(zip(pairs, groups, strict=True)):
-        prompt = assemble(chat, pair.kind, pair.context)
         for label, text in ((True, pair.chosen), (False, pair.rejected)):
+            name = f"{place:05}-{int(label)}"
             tips.append(
-                Example(
-                    tip_id=f"{place:05}-{int(label)}",
-                    user_key=group,
-                    kind=pair.kind,
-                    context_json=prompt.context_json,
-                    instruction="",
-                    input="",
-                    prompt="",
-                    tip=text,
-                    label=label,
-                    dwell_ms=0,
-                    created_at=NO_TIME,
-                )
+                example(chat, pair.kind, pair.context, text, user=group, label=label, tip_id=name)
             )
     return Labelled(pairs, groups, tips)
 
@@ -332,9 +320,7 @@ def demo_rates(folder: Path, seed: int) -> dict[str, float]:
     base = base_model(config.model)
     chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
     train = read_examples(run / "dataset")["train"]
-    town = Town(seed)
-    visits = [visit for day in range(3) for visit in town.visits(FIRST_FRESH_DAY + day)]
-    visits = sorted(random.Random(seed).sample(visits, VISITS), key=lambda visit: visit.moment)
+    visits = fresh_visits(seed)
     prompts = [assemble(chat, visit.kind, visit.context) for visit in visits]
     asked = [
         Example("", "", p.kind, p.context_json, "", "", "", "", False, 0, NO_TIME) for p in prompts

@@ -165,14 +165,11 @@ def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
     the base by mean log-probability. Its loss says little, since it moves away from how the base
     writes; what it gains lies in what it writes, which the judge sees.
     """
-    if ON_POLICY in reports:
-        base = next(row for row in reports[ON_POLICY].rows if row.model == "base")
-        if differences(base)[2].value >= 0:
-            return ON_POLICY
+    if ON_POLICY in reports and differences(_row_of(reports[ON_POLICY], "base"))[2].value >= 0:
+        return ON_POLICY
 
     def rank(method: str) -> tuple[int, float, float]:
-        base = next(row for row in reports[method].rows if row.model == "base")
-        tuned = next(row for row in reports[method].rows if row.model == "tuned")
+        base, tuned = (_row_of(reports[method], model) for model in ("base", "tuned"))
         gain = tuned.gain_accuracy.value if tuned.gain_accuracy else 0.0
         accuracy, fit = max(tuned.accuracy.value, gain), -tuned.loss.value
         if ranks_better(base, settings):
@@ -180,6 +177,10 @@ def best_method(reports: Mapping[str, GateReport], settings: GateConfig) -> str:
         return (1, fit, accuracy) if fits_better(base, settings) else (0, accuracy, fit)
 
     return max(reports, key=rank)
+
+
+def _row_of(report: GateReport, model: str) -> GateRow:
+    return next(row for row in report.rows if row.model == model)
 
 
 def sample(examples: Sequence[Example], *, limit: int) -> list[Example]:

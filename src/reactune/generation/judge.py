@@ -143,25 +143,30 @@ def judge_writers(
     asked = [rebuild(chat, each.kind, each.context_json) for each in contexts]
     users = [each.user_key for each in contexts]
     written = {each.name: _written(base, chat, asked, each, settings) for each in writers}
+    # All in one pass: the layers are opened once, and a prompt is computed once for all writers.
+    everything = [some for samples in written.values() for some in samples]
+    found = features_of_samples(
+        base, chat, asked * len(written), everything, reward.layer, "the writers"
+    )
+    ends = range(len(asked), len(found) + 1, len(asked))
     features = {
-        name: features_of_samples(base, chat, asked, samples, reward.layer, name)
-        for name, samples in written.items()
+        name: found[end - len(asked) : end] for name, end in zip(written, ends, strict=True)
     }
     taught = {
         name: float(rewards(reward, np.concatenate(some))[0].mean()) if any(map(len, some)) else 0.0
         for name, some in features.items()
     }
     first, *others = [each.name for each in writers]
-    found = []
+    rows_beside = []
     for other in others:
         one = beside(judge, features[first], features[other], users, alpha=alpha)
         if one is not None:
-            found.append(JudgeRow(other, one, taught[first] - taught[other]))
+            rows_beside.append(JudgeRow(other, one, taught[first] - taught[other]))
     return JudgeReport(
         accuracy=judge.accuracy,
         reactions=len(judging),
         prompts=len(asked),
-        rows=tuple(found),
+        rows=tuple(rows_beside),
         writing=_writing(base, chat, asked, written, taught),
     )
 

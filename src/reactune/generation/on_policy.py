@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from reactune.config.sections import ServeConfig, TrainConfig
-from reactune.generation.samples import Sample, features_of_samples, write_samples
+from reactune.generation.samples import Sample, draw_samples, features_of_samples
 from reactune.model.files import BaseModel
-from reactune.model.logprobs import best_dtype
-from reactune.model.prompt import Chat, completion_ids, rebuild
+from reactune.model.logprobs import best_dtype, open_model
+from reactune.model.prompt import Chat, rebuild
 from reactune.records import Example, Prompt, plain_words, write_atomically
 from reactune.reward.model import RewardModel, rewards
 from reactune.train.job import Job
-from reactune.train.trainer import Progress, Trained, plan_job, train
+from reactune.train.trainer import Progress, Trained, pair_row, plan_job, train
 
 ON_POLICY = "on-policy"  # the name of this training beside those of methods
 CONTEXTS, TEXTS = 160, 6  # contexts of the training part, and texts for each
@@ -98,7 +98,10 @@ def train_on_own_tips(
             seed=settings.seed,
             goes_on=lambda: time.monotonic() < until,
         )
-        write_atomically(file, json.dumps([_row(chat, each) for each in found]))
+        pairs = [
+            pair_row(chat, each.prompt.token_ids, each.best.text, each.worst.text) for each in found
+        ]
+        write_atomically(file, json.dumps(pairs))
     rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     if len(rows) < LEAST_PAIRS:
         return None
@@ -135,16 +138,17 @@ def own_pairs(
     random.Random(seed).shuffle(order)
     chosen = order[:CONTEXTS]
     prompts: list[Prompt] = []
-    ranked: list[list[Ranked]] = []
-    for number, start in enumerate(range(0, len(chosen), CONTEXTS_AT_ONCE)):
-        if number and not goes_on():
-            break
-        some = [rebuild(chat, *each) for each in chosen[start : start + CONTEXTS_AT_ONCE]]
-        samples = write_samples(
-            base, adapter, chat, some, serve, count=TEXTS, seed=seed + number, name="its own"
-        )
-        prompts += some
-        ranked += rank(base, chat, some, samples, reward)
+    samples: list[tuple[Sample, ...]] = []
+    with open_model(base.folder, adapter, dtype=best_dtype()) as model:
+        for number, start in enumerate(range(0, len(chosen), CONTEXTS_AT_ONCE)):
+            if number and not goes_on():
+                break
+            some = [rebuild(chat, *each) for each in chosen[start : start + CONTEXTS_AT_ONCE]]
+            prompts += some
+            samples += draw_samples(
+                model, chat, some, serve, count=TEXTS, seed=seed + number, name="its own"
+            )
+    ranked = rank(base, chat, prompts, samples, reward)
     liked = [each.tip for each in examples if each.label]
     return best_against_worst(prompts, ranked, liked=liked)
 
@@ -161,14 +165,6 @@ def rank(
     values, bounds = rewards(reward, np.concatenate(features))
     found = iter(zip(itertools.chain(*samples), values.tolist(), bounds.tolist(), strict=True))
     return [[Ranked(*next(found)) for _ in some] for some in samples]
-
-
-def _row(chat: Chat, pair: Preferred) -> dict[str, list[int]]:
-    return {
-        "prompt_ids": list(pair.prompt.token_ids),
-        "chosen_ids": list(completion_ids(chat, pair.best.text)),
-        "rejected_ids": list(completion_ids(chat, pair.worst.text)),
-    }
 
 
 def best_against_worst(

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reactune.config.sections import ServeConfig
 from reactune.model.files import BaseModel
@@ -41,15 +42,30 @@ def write_samples(
     name: str = "model",
     read: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[Sample, ...]]:
+    """As `draw_samples`, of the base model, with the adapter if one is given."""
+    with open_model(base.folder, adapter, dtype=best_dtype()) as model:
+        return draw_samples(
+            model, chat, prompts, settings, count=count, seed=seed, name=name, read=read
+        )
+
+
+def draw_samples(
+    model: Any,
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    settings: ServeConfig,
+    *,
+    count: int,
+    seed: int,
+    name: str = "model",
+    read: Sequence[Sequence[int]] | None = None,
+) -> list[tuple[Sample, ...]]:
     """The different tips among `count` texts for each prompt that a service would show.
 
     The model reads the prompts, or what `read` has in their place, as token ids.
     """
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
-    with (
-        open_model(base.folder, adapter, dtype=best_dtype()) as model,
-        progress_bar(f"tips of {name}", total=len(prompts), unit="prompt") as bar,
-    ):
+    with progress_bar(f"tips of {name}", total=len(prompts), unit="prompt") as bar:
         drawn = draw(
             model,
             [prompt.token_ids for prompt in prompts] if read is None else read,

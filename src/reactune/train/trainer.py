@@ -86,11 +86,7 @@ def rows_by_method(
         for each in examples
     ]
     paired = [
-        {
-            "prompt_ids": prompt_ids(liked.kind, liked.context_json),
-            "chosen_ids": list(completion_ids(chat, liked.tip)),
-            "rejected_ids": list(completion_ids(chat, disliked.tip)),
-        }
+        pair_row(chat, prompt_ids(liked.kind, liked.context_json), liked.tip, disliked.tip)
         for liked, disliked in pairs
     ]
     rows: dict[JobMethod, list[dict[str, Any]]] = {
@@ -99,6 +95,17 @@ def rows_by_method(
         "dpo": paired if len(paired) >= MIN_PAIRS else [],
     }
     return {method: some for method, some in rows.items() if some}
+
+
+def pair_row(
+    chat: Chat, prompt_ids: Sequence[int], chosen: str, rejected: str
+) -> dict[str, list[int]]:
+    """A row of DPO."""
+    return {
+        "prompt_ids": list(prompt_ids),
+        "chosen_ids": list(completion_ids(chat, chosen)),
+        "rejected_ids": list(completion_ids(chat, rejected)),
+    }
 
 
 def train_methods(

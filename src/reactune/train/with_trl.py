@@ -131,7 +131,7 @@ def plan_schedule(folder: Path, trainer: Any, *, deadline: float) -> None:
     if file.is_file():
         steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
     else:
-        seconds = slowest_process(seconds_per_step(trainer))
+        seconds = highest(seconds_per_step(trainer))
         left = SCHEDULED_SHARE * (deadline - time.monotonic())
         steps = max(1, min(trainer.args.max_steps, int(left / seconds)))
         if is_first():
@@ -563,28 +563,21 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def slowest_process(seconds: float) -> float:
-    """The longest of what the processes measured."""
-    if processes() == 1:
-        return seconds
-    import torch
-    from accelerate import PartialState
-
-    longest = torch.tensor(seconds, device=PartialState().device)
-    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-    return float(longest.item())
-
-
 def on_any_process(here: bool) -> bool:
     """Whether the flag is set on any process: all must decide alike, or they wait for ever."""
+    return bool(highest(float(here)))
+
+
+def highest(here: float) -> float:
+    """The highest of the values of all processes."""
     if processes() == 1:
         return here
     import torch
     from accelerate import PartialState
 
-    flag = torch.tensor(int(here), device=PartialState().device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag.item())
+    value = torch.tensor(here, device=PartialState().device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return float(value.item())
 
 
 if __name__ == "__main__":
