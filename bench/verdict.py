@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import beta
@@ -35,6 +36,7 @@ SETTINGS = CanaryConfig()
 BATCH = 50
 CHUNK = 50
 NEVER = np.iinfo(np.int64).max
+ARMS = Path(__file__).parent.parent / "build/verdict-arms.jsonl"
 
 
 @dataclass(frozen=True)
@@ -286,9 +288,12 @@ def main() -> None:
     parser.add_argument(
         "--arms", action="store_true", help="instead: arms of all sizes, see verdict_arms.py"
     )
+    parser.add_argument(
+        "--cells", type=Path, default=ARMS, help="with --arms: where cells that are done are kept"
+    )
     options = parser.parse_args()
     if options.arms:
-        figures = verdict_arms.run(options.worlds, options.seed)
+        figures = verdict_arms.run(options.worlds, options.seed, options.cells)
         named = {"worlds": options.worlds, "seed": options.seed, **figures}
         print(f"kept in {record('verdict-arms', named, packages=('numpy', 'scipy')).name}")
         return

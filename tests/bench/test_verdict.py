@@ -122,7 +122,30 @@ def test_equal_arms_are_rarely_told_apart_and_unequal_ones_usually(bench, monkey
     monkeypatch.setattr(arms, "SHARES", (0.1,))
     monkeypatch.setattr(arms, "RATES", (0.02, 0.3))
     monkeypatch.setattr(arms, "PER_UNIT", (1,))
-    rng = np.random.default_rng(4)
-    assert not any(each.fails for each in arms.compare_cells(200, rng))
-    assert not any(each.fails for each in arms.review_cells(20, rng))
-    assert arms.power(400, rng)["once"] > 0.8
+    cells = [*arms.compare_cells(), *arms.review_cells()]
+    worlds = {True: 20, False: 200}
+    found = [arms.simulated(each, worlds[each.rule in arms.GUARDS], 4) for each in cells]
+    assert len(found) == 2 * 2 * 2 + 2 * 2 * len(arms.GUARDS)
+    assert not any(each.fails for each in found)
+    decided = arms.power(400, np.random.default_rng(4))
+    assert decided["once"] > 0.9
+    assert decided["many, 1,000 planned"] > 0.8
+
+
+def test_cells_that_are_done_are_not_simulated_again(bench, monkeypatch, tmp_path, capsys):
+    arms = sys.modules["verdict_arms"]
+    monkeypatch.setattr(arms, "TIPS", (20,))
+    monkeypatch.setattr(arms, "SHARES", (0.5,))
+    monkeypatch.setattr(arms, "RATES", (0.3,))
+    monkeypatch.setattr(arms, "PER_UNIT", (1,))
+    file = tmp_path / "deep/cells.jsonl"
+    first = arms.run(20, 1, file)
+    assert "1 of 7: " in capsys.readouterr().out
+    kept = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(kept[:-1]) + "\n", encoding="utf-8")
+    assert arms.run(20, 1, file) == first
+    said = capsys.readouterr().out
+    assert "7 of 7: " in said
+    assert "6 of 7: " not in said
+    arms.run(20, 2, file)
+    assert "1 of 7: " in capsys.readouterr().out
