@@ -5,6 +5,7 @@ import random
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from reactune.canary import rollout as rollouts
@@ -15,7 +16,7 @@ from reactune.config.sections import CanaryConfig, LabelConfig, ServeConfig
 from reactune.config.settings import Config
 from reactune.erasure.requests import request_erasure
 from reactune.privacy.hashing import HashingKeys, user_key
-from reactune.records import STAGES, Counts, Reason
+from reactune.records import STAGES, Counts, Reason, canonical_json
 from reactune.review import Snapshot, summary_of
 from reactune.service.api_keys import make_key
 from reactune.service.state import close_service
@@ -32,6 +33,17 @@ ADDRESS = "http://127.0.0.1:8765"
 CANARY = CanaryConfig(share=0.25, ramp=(0.5,), planned_units=4_000, min_units_per_step=100)
 HOSTILE = "<script>alert('tip')</script><img src=x onerror=alert(1)>"
 GONE = "gone@example.org"
+CHOICE = canonical_json(
+    {
+        "candidates": [
+            {"text": HOSTILE, "verdict": "passed", "reward": 0.5, "bound": 0.3, "chance": 0.9},
+            {"text": "", "verdict": "empty", "reward": None, "bound": None, "chance": 0.0},
+            {"text": "Walk.", "verdict": "passed", "reward": -0.2, "bound": -0.4, "chance": 0.1},
+        ],
+        "chosen": 2,
+        "problem": None,
+    }
+)
 
 
 @dataclass
@@ -112,6 +124,7 @@ def exposures(count, rollout, *, lift=0.0, seed=3):
                 "dwell_ms": dwell.get(reaction, 20_000) if reaction else None,
                 "reacted_at": at if reaction else None,
                 "answer_ms": 40,
+                "choice_json": CHOICE if arm == "challenger" and number % 11 == 0 else None,
             }
         )
     return rows
@@ -138,6 +151,47 @@ def fill(world, *, tips=1_500, lift=0.0, reviews=3):
         schedule_replacement(connection, 2, NOW + timedelta(days=20))
     recount(engine, label_rule(world.config.labels), now=NOW)
     return opened
+
+
+MANY_TIPS = """
+INSERT INTO tip_scores (tip_id, user_key, key_id, kind, source, context_json, tip_content,
+    model_version, created_at, shown_at, reaction, dwell_ms, reacted_at, training_allowed, cut)
+WITH RECURSIVE numbers(number) AS (
+    SELECT CAST(0 AS BIGINT) UNION ALL SELECT number + 1 FROM numbers WHERE number < {count} - 1
+), drawn AS (
+    SELECT number, (number * 2654435761) % 4294967296 AS draw, {moment} AS at FROM numbers
+), reacted AS (
+    SELECT number, draw, at, CASE WHEN draw % 100 < 25 THEN 'done' WHEN draw % 100 < 55
+        THEN 'dismiss' WHEN draw % 100 < 65 THEN 'snooze' END AS reaction FROM drawn
+)
+SELECT 'old-' || number, {user}, 'bench',
+    CASE draw / 128 % 3 WHEN 0 THEN 'focus' WHEN 1 THEN 'rest' ELSE 'headline' END, 'llm', '{{}}',
+    'Write the first line of your essay now.', 1, at, at, reaction,
+    CASE WHEN reaction IS NOT NULL THEN draw / 1024 % 120000 END,
+    CASE WHEN reaction IS NOT NULL THEN at END, true, false
+FROM reacted
+"""
+MANY_DAYS = 60
+
+
+def many_tips(engine, count):
+    """Tips of sixty days up to now, of a fifth as many users, and their reactions; set-wise."""
+    pause = MANY_DAYS * 86_400 / count
+    user = f"draw / 4096 % {count // 5}"
+    parts = {
+        "sqlite": {
+            "moment": f"strftime('%Y-%m-%d %H:%M:%f', '{NOW:%F %T}', (-number * {pause})"
+            " || ' seconds') || '000'",
+            "user": f"printf('%064x', {user})",
+        },
+        "postgresql": {
+            "moment": f"timestamptz '{NOW:%F %T}+00' - number * interval '{pause} seconds'",
+            "user": f"lpad(to_hex({user}), 64, '0')",
+        },
+    }[engine.dialect.name]
+    with engine.begin() as connection:
+        connection.execute(sa.text(MANY_TIPS.format(count=count, **parts)))
+        connection.exec_driver_sql("ANALYZE")
 
 
 def review(world, opened, now, *, settings=CANARY):
@@ -190,6 +244,14 @@ def write_runs(engine):
         "evaluate": {
             "rows": [{"model": name, **row} for name in ("base", "tuned")],
             "pairs": 900, "examples": 260, "refusals": [],
+            "judged": {
+                "rows": [{"model": "base", "beside": {"win_rate": estimate}}],
+                "writing": [
+                    {"model": name, "shown": 0.98, "reward": reward, "words": 11.5,
+                     "distinct_pairs": 0.81, "similarity": 0.04, "logprob": -2.1}
+                    for name, reward in (("base", -0.12), ("tuned", 0.74))
+                ],
+            },
         },
         "export": {"prompts": 24, "tokens": 400, "logprob_gap": 0.04, "failures": 0},
     }  # fmt: skip

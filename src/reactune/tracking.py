@@ -13,7 +13,7 @@ from reactune.data.dataset.exports import EXAMPLES
 from reactune.errors import hide_passwords
 from reactune.evaluate.gate import GateReport
 from reactune.pages import pictures
-from reactune.records import Counts, Estimate, write_atomically
+from reactune.records import Counts, write_atomically
 from reactune.release.registry import Record
 from reactune.reward import model as reward_model
 from reactune.reward.cache import FEATURES
@@ -106,45 +106,6 @@ def gate_picture(report: GateReport) -> str:
     ]
     title = "preference accuracy on held-out users"
     return pictures.draw(pictures.intervals(title, rows, reference=0.5))
-
-
-def gate_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of a gate report that was read from `gate.json`: model, loss, accuracy, by gain, and the
-    judge's win rate of the tuned model's tips over this one's.
-    """
-
-    def shown(values: Mapping[str, float] | None) -> str:
-        return str(Estimate(**values)) if values else ""
-
-    rows = gate["rows"]
-    assert isinstance(rows, list)  # as `evaluate` wrote it
-    wins = {row["model"]: row["beside"]["win_rate"] for row in _judged(gate)}
-    return [
-        (
-            row["model"],
-            shown(row["loss"]),
-            shown(row["accuracy"]),
-            shown(row["gain_accuracy"]),
-            shown(wins.get(row["model"])),
-        )
-        for row in rows
-    ]
-
-
-def judge_table(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """How each judged generator writes: tips shown, reward, words, distinct pairs and so on."""
-    return [
-        (
-            row["model"],
-            f"{row['shown']:.0%}",
-            f"{row['reward']:+.2f}",
-            f"{row['words']:.1f}",
-            f"{row['distinct_pairs']:.2f}",
-            f"{row['similarity']:.2f}",
-            f"{row['logprob']:.2f}",
-        )
-        for row in (gate.get("judged") or {}).get("writing", ())
-    ]
 
 
 def _judged(gate: Mapping[str, Any]) -> list[dict[str, Any]]:

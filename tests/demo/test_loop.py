@@ -96,12 +96,17 @@ def test_the_demo_runs_a_cycle_on_another_audience(finished_demo):
 def test_the_report_of_the_demo_is_one_file_and_states_the_verdict(finished_demo):
     _, report, _ = finished_demo
     text = report.read_text(encoding="utf-8")
-    for title in ("Reactions by arm", "Training", "Gate", "Where the time went"):
+    for title in (
+        "Reactions by arm", "Stage by stage",
+        "Did it get better on held-out users?", "The reward: what people like", "Training",
+        "Where the time went",
+    ):  # fmt: skip
         assert f"<h2>{title}</h2>" in text
+    assert "Nothing yet." not in text
     assert text.count("<svg") >= 5
     assert not re.search(r"""(src|href)=["'](?!#)""", text)
     assert "<script" not in text
-    verdict = re.search(r'<div class="verdict">(.*?)</div>', text, re.S).group(1)
+    verdict = re.search(r'<p class="lead">(.*?)</p>', text, re.S).group(1)
     assert verdict.split(":")[0] in ("promote", "roll back")
 
 

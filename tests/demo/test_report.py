@@ -18,6 +18,7 @@ from reactune.demo.report import (
     policy_value,
     shortest_tip,
 )
+from reactune.pages.tables import NONE
 from reactune.records import Rollout, canonical_json
 from reactune.service.choice import Candidate, choose, first_passed
 from reactune.store.database import opened_store, writing
@@ -140,8 +141,9 @@ def test_the_candidates_of_three_tips_are_shown_with_their_rewards(tmp_path):
     assert {first_candidate(each) for each in choices_of(config, trial).values()} == {"Tip <b>."}
     cycle = CycleResult(tmp_path, trial, "promoted", [], [], [], [], 1.0, 1.0)
     (section,) = candidates_shown(config, cycle)
-    assert len(section.rows) == 9
-    chance = f"{chosen.candidates[0].chance:.0%}"
-    assert section.rows[0] == ("1", "Tip <b>.", "+0.50", "+0.40", chance, "shown")
-    assert section.rows[1] == ("1", "(refused: empty)", "", "", "", "")
+    (table,) = section.tables
+    assert len(table.rows) == 9
+    chance = f"{100 * chosen.candidates[0].chance:.0f} %"
+    assert table.rows[0] == (1, "Tip <b>.", "+0.50", "+0.40", chance, "shown")
+    assert table.rows[1] == (1, "(refused: empty)", NONE, NONE, NONE, "")
     assert candidates_shown(config, replace(cycle, rollout=replace(trial, rollout_id="x"))) == []

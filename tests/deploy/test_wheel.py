@@ -108,7 +108,7 @@ def test_the_wheel_holds_what_it_needs_and_no_tests(wheel):
     }
     assert {name for name in names if ".dist-info/" not in name} == ours
     for needed in (
-        "py.typed", "pages/report.html.jinja", "demo/pool.jsonl.gz",
+        "py.typed", "pages/file.html.jinja", "demo/pool.jsonl.gz",
         "store/migrations/versions/v0001_first_tables.py",
     ):  # fmt: skip
         assert f"reactune/{needed}" in ours

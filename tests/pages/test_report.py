@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from reactune.pages.pictures import arms, bars, bounds, draw, intervals, loss_curves
-from reactune.pages.report import Page, Section, inline_svg, write_report
+from reactune.pages.pictures import arms, bars, bounds, intervals, loss_curves
+from reactune.pages.report import Report, write
+from reactune.pages.tables import Figure, Picture, Section, Table
 
 EVIL = "<script>alert('tip')</script> & <b>bold</b>"
 
@@ -27,8 +28,12 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
+def picture(spec, title="Numbers"):
+    return Picture(spec, f"Picture of {title}", Table("numbers", title, ("a", "b"), ((1, 2),)))
+
+
 @pytest.fixture(scope="module")
-def svgs():
+def drawings():
     specs = (
         loss_curves({"sft": [(step, 3 / step) for step in range(1, 30)]}),
         intervals("accuracy", [("base", 0.5, 0.4, 0.6), ("tuned", 0.7, 0.6, 0.8)]),
@@ -36,7 +41,7 @@ def svgs():
         arms({"champion": [(1, 0.2)], "challenger": [(1, 0.3)]}),
         bars("minutes", {"train": 4.0, "export": 1.0}),
     )
-    return tuple(map(draw, specs))
+    return tuple(map(picture, specs))
 
 
 def read(file):
@@ -45,15 +50,15 @@ def read(file):
     return elements
 
 
-def page(*sections, verdict="promote"):
-    return Page("reactune demo", verdict, {"tips": "1,234"}, sections)
+def report(*sections, lead="promote"):
+    return Report("reactune demo", lead, sections)
 
 
-def test_a_report_is_one_file_without_links(tmp_path, svgs):
+def test_a_report_is_one_file_without_links(tmp_path, drawings):
     file = tmp_path / "report.html"
-    write_report(page(Section("Gate", "Held-out users.", pictures=svgs)), file)
+    write(report(Section("Gate", "Held-out users.", pictures=drawings)), file)
     elements = read(file)
-    assert elements.names.count("svg") == len(svgs)
+    assert elements.names.count("svg") == len(drawings)
     assert elements.names.count("html") == 1
     assert elements.links == []
     assert not {"img", "script", "link", "iframe"} & set(elements.names)
@@ -65,18 +70,20 @@ def test_a_report_is_one_file_without_links(tmp_path, svgs):
 
 def test_every_text_of_a_report_is_escaped(tmp_path):
     file = tmp_path / "report.html"
-    section = Section(EVIL, EVIL, head=(EVIL,), rows=((EVIL,),))
-    write_report(Page(EVIL, EVIL, {EVIL: EVIL}, (section,)), file)
+    table = Table("evil", EVIL, (EVIL,), ((EVIL,),), note=EVIL, is_verbatim=True)
+    section = Section(EVIL, EVIL, figures=(Figure(EVIL, EVIL, EVIL),), tables=(table,))
+    write(Report(EVIL, EVIL, (section,), note=EVIL), file)
     elements = read(file)
     assert "script" not in elements.names
-    # Title twice, verdict, two of the figure, and headline, sentence, head and cell of the section.
-    assert "".join(elements.texts).count(EVIL) == 9
+    # Title twice, lead, headline and text of the section, three of the figure, caption, head, cell
+    # and note of the table, and the note at the end.
+    assert "".join(elements.texts).count(EVIL) == 13
 
 
 def test_names_in_a_plot_are_escaped(tmp_path):
     file = tmp_path / "report.html"
-    picture = draw(bars("minutes", {EVIL: 1.0}))
-    write_report(page(Section("Time", "Minutes.", pictures=(picture,))), file)
+    drawing = picture(bars("minutes", {EVIL: 1.0}))
+    write(report(Section("Time", "Minutes.", pictures=(drawing,))), file)
     elements = read(file)
     assert "script" not in elements.names
     assert EVIL in "".join(elements.texts)
@@ -91,18 +98,19 @@ def test_plots_without_data_can_be_drawn(tmp_path):
         intervals("accuracy", []),
     )
     file = tmp_path / "report.html"
-    write_report(page(Section("Nothing", "Yet.", pictures=tuple(map(draw, empty)))), file)
+    write(report(Section("Nothing", "Yet.", pictures=tuple(map(picture, empty)))), file)
     assert read(file).names.count("svg") == len(empty)
 
 
 def test_a_report_that_is_written_again_replaces_the_old_one(tmp_path):
     file = tmp_path / "report.html"
-    for verdict in ("wait", "promote"):
-        write_report(page(Section("Time", "Minutes."), verdict=verdict), file)
+    for lead in ("wait", "promote"):
+        write(report(Section("Time", "Minutes."), lead=lead), file)
     text = file.read_text(encoding="utf-8")
-    assert ('"verdict">promote' in text, '"verdict">wait' in text) == (True, False)
+    assert ('"lead">promote' in text, '"lead">wait' in text) == (True, False)
 
 
-def test_an_svg_in_a_page_begins_at_its_root_element():
-    document = "<?xml version='1.0'?>\n<!DOCTYPE svg>\n<svg><text>a &lt; b</text></svg>"
-    assert inline_svg(document) == "<svg><text>a &lt; b</text></svg>"
+def test_the_same_numbers_give_the_same_bytes(tmp_path, drawings):
+    for name in ("one", "two"):
+        write(report(Section("Gate", pictures=drawings)), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from reactune.config.settings import Config
-    from reactune.pages.archive import Report
+    from reactune.pages.report import Report
 
 
 @click.command
@@ -47,7 +47,7 @@ def report(session: Session, run_id: str | None, rollout: bool, days: int, out: 
     """
     if run_id is not None and rollout:
         raise click.UsageError("--run and --rollout are two reports: name one")
-    from reactune.pages.archive import write
+    from reactune.pages.report import write
     from reactune.store.database import opened_store, reading
 
     config, now = session.config(), datetime.now(UTC)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,20 @@ from reactune.canary.outcomes import Outcomes, read_outcomes
 from reactune.config.sections import LabelConfig
 from reactune.config.settings import Config
 from reactune.demo.audience import Audience, Town, Visit, expected_harm, expected_reward
-from reactune.pages import pictures
-from reactune.pages.report import Page, Section, write_report
+from reactune.pages import facts, pictures
+from reactune.pages.report import Report, write
+from reactune.pages.tables import Figure, Picture, Section, Table, percent, plural, points
+from reactune.pages.views import candidates_table, run_page
 from reactune.records import Rollout
 from reactune.runs.manifest import manifests
 from reactune.store.database import reading
 from reactune.store.labels import label_rule
 from reactune.store.schema import tip_scores
-from reactune.tracking import gate_table, judge_table
 
 TIPS_SHOWN = 5
 CHOICES_SHOWN = 3
 RATE_BATCHES = 60
+ROWS = 20  # of the table of a curve
 
 Policy = Callable[[Visit], str]
 
@@ -84,23 +87,20 @@ def write_demo_report(
     """Write `report.html` into the demo's folder; `audience` makes one that has seen no tip."""
     last = cycles[-1]
     sections: list[Section] = []
-    figures: dict[str, str] = {}
     if last.rollout is not None:
         outcomes = _outcomes(config, last.rollout, now)
-        figures |= _rates(outcomes)
-        sections.append(_reactions(config, last.rollout, outcomes))
+        sections.append(_reactions(config, last, outcomes))
     if last.after:
-        values = policy_values(last, audience, config)
-        figures["tips that the challenger wrote"] = f"{len(last.after):,}"
-        sections.append(_policies(values))
+        sections.append(_policies(policy_values(last, audience, config)))
         sections.append(_five_tips(last))
         sections += candidates_shown(config, last)
-    sections += _training(last.run)
+    sections += _of_run(config, last.run)
     sections.append(_time(last))
     if len(cycles) > 1:
         sections.insert(0, _cycles(cycles))
     file = config.folder / "report.html"
-    write_report(Page("reactune demo", last.verdict, figures, sections), file)
+    report = Report("reactune demo", last.verdict, sections, note="the users are simulated")
+    write(report, file, now=now)
     return file
 
 
@@ -199,33 +199,53 @@ def _outcomes(config: Config, rollout: Rollout, now: datetime) -> Outcomes:
         )
 
 
-def _rates(outcomes: Outcomes) -> dict[str, str]:
-    figures = {}
-    for name, chosen in (("champion", ~outcomes.challenger), ("challenger", outcomes.challenger)):
-        tips = int(outcomes.tips[chosen].sum())
-        rate = outcomes.positives[chosen].sum() / max(tips, 1)
-        figures[f"done after 15 s to 2 min: {name}, {tips:,} tips"] = f"{rate:.1%}"
-    return figures
-
-
-def _reactions(config: Config, rollout: Rollout, outcomes: Outcomes) -> Section:
-    path = bounds_over_time(outcomes, settings=config.canary, planned_units=rollout.planned_units)
+def _reactions(config: Config, cycle: CycleResult, outcomes: Outcomes) -> Section:
+    assert cycle.rollout is not None
+    planned = cycle.rollout.planned_units
+    path = bounds_over_time(outcomes, settings=config.canary, planned_units=planned)
     effect = path.effect
     known = len(effect.estimate)
     units = [(place + 1) * len(outcomes.tips) / max(known, 1) for place in range(known)]
-    difference = pictures.bounds(
-        units,
-        effect.estimate.tolist(),
-        effect.low.tolist(),
-        effect.high.tolist(),
-        share_steps=_steps(outcomes),
-    )
+    curves = effect.estimate.tolist(), effect.low.tolist(), effect.high.tolist()
+    difference = pictures.bounds(units, *curves, share_steps=_steps(outcomes))
+    rows = [
+        (round(unit), *(points(value if isfinite(value) else None) for value in values))
+        for unit, *values in list(zip(units, *curves, strict=True))[:: -max(1, known // ROWS)]
+    ]
+    rates = _by_arm(outcomes)
+    arms = [
+        (round(unit), arm, percent(rate))
+        for arm, curve in rates.items()
+        for unit, rate in curve[:: -max(1, len(curve) // ROWS)]
+    ]
     return Section(
-        title="Reactions by arm",
-        text="Challenger minus champion, in positives per shown tip, with bounds that hold at "
-        "every review. A unit is one user on one day. Dotted lines: the challenger's share grew.",
-        pictures=(pictures.draw(difference), pictures.draw(pictures.arms(_by_arm(outcomes)))),
-    )
+        "Reactions by arm",
+        "Challenger minus champion, in positives per shown tip, with bounds that hold at every "
+        "review. A unit is one user on one day. Dotted lines: the challenger's share grew.",
+        figures=_rates(outcomes),
+        pictures=(
+            Picture(
+                difference,
+                "Challenger minus champion; the band holds at every reading",
+                Table("difference", "The difference, in points",
+                      ("units", "difference", "at least", "at most"), tuple(rows)),
+            ),
+            Picture(
+                pictures.arms(rates),
+                "Positives per shown tip of each arm so far",
+                Table("arms", "Rates of the arms", ("units", "arm", "positives"), tuple(arms)),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _rates(outcomes: Outcomes) -> tuple[Figure, ...]:
+    figures = []
+    for name, chosen in (("champion", ~outcomes.challenger), ("challenger", outcomes.challenger)):
+        tips = int(outcomes.tips[chosen].sum())
+        rate = float(outcomes.positives[chosen].sum()) / max(tips, 1)
+        figures.append(Figure(name, percent(rate), f"of {plural(tips, 'tip')} are positives"))
+    return tuple(figures)
 
 
 def _steps(outcomes: Outcomes) -> list[tuple[float, float]]:
@@ -251,16 +271,24 @@ def _by_arm(outcomes: Outcomes) -> dict[str, list[tuple[float, float]]]:
 
 
 def _policies(values: Mapping[str, PolicyValue]) -> Section:
-    rewards = pictures.bars("expected positives per tip", {n: v.reward for n, v in values.items()})
+    rewards = {name: value.reward for name, value in values.items()}
+    table = Table(
+        "policies",
+        "Policies",
+        ("policy", "positives per tip", "quick dismissals per tip", "tips"),
+        tuple((n, percent(v.reward), percent(v.harm), v.tips) for n, v in values.items()),
+    )
     return Section(
-        title="What other policies would have earned",
-        text="The expected share of positives on the same visits, as the audience itself states "
-        "it, without the noise of reactions. A model that does not beat a policy without a model "
-        "has learned nothing.",
-        pictures=(pictures.draw(rewards),),
-        head=("policy", "positives per tip", "quick dismissals per tip", "tips"),
-        rows=tuple(
-            (n, f"{v.reward:.1%}", f"{v.harm:.1%}", f"{v.tips:,}") for n, v in values.items()
+        "What other policies would have earned",
+        "The expected share of positives on the same visits, as the audience itself states it, "
+        "without the noise of reactions. A model that does not beat a policy without a model has "
+        "learned nothing.",
+        pictures=(
+            Picture(
+                pictures.bars("expected positives per tip", rewards),
+                "Expected positives per tip of each policy",
+                table,
+            ),
         ),
     )
 
@@ -268,14 +296,15 @@ def _policies(values: Mapping[str, PolicyValue]) -> Section:
 def _five_tips(cycle: CycleResult) -> Section:
     pairs = list(zip(cycle.before, cycle.after, strict=True))
     step = max(1, len(pairs) // TIPS_SHOWN)
+    rows = tuple(
+        (f"{visit.kind}: {_context(visit)}", before, after)
+        for (_, before), (visit, after) in pairs[::step][:TIPS_SHOWN]
+    )
+    head = ("kind and context", "base model", "challenger")
     return Section(
-        title="Five tips, before and after",
-        text="Base model and challenger on the same visits, at even distances in time.",
-        head=("kind and context", "base model", "challenger"),
-        rows=tuple(
-            (f"{visit.kind}: {_context(visit)}", before, after)
-            for (_, before), (visit, after) in pairs[::step][:TIPS_SHOWN]
-        ),
+        "Five tips, before and after",
+        "Base model and challenger on the same visits, at even distances in time.",
+        tables=(Table("tips", "Tips", head, rows, is_verbatim=True),),
     )
 
 
@@ -302,24 +331,8 @@ def candidates_shown(config: Config, cycle: CycleResult) -> list[Section]:
     if not choices:
         return []
     step = max(1, len(choices) // CHOICES_SHOWN)
-    rows = []
-    for number, choice in enumerate(choices[::step][:CHOICES_SHOWN], 1):
-        for place, each in enumerate(choice["candidates"]):
-            shown = "shown" if place == choice["chosen"] else ""
-            if each["verdict"] != "passed":
-                rows.append((str(number), f"(refused: {each['verdict']})", "", "", "", shown))
-                continue
-            values = (f"{each['reward']:+.2f}", f"{each['bound']:+.2f}", f"{each['chance']:.0%}")
-            rows.append((str(number), each["text"], *values, shown))
-    return [
-        Section(
-            title="Three tips and their candidates",
-            text="The reward is the log-odds that a tip is liked in its context, against the "
-            "average tip. The choice is drawn, by the lower bounds; the chance is logged.",
-            head=("tip", "candidate", "reward", "lower bound", "chance", ""),
-            rows=tuple(rows),
-        )
-    ]
+    table = candidates_table(choices[::step][:CHOICES_SHOWN])
+    return [Section("Three tips and their candidates", tables=(table,))]
 
 
 def _context(visit: Visit) -> str:
@@ -330,46 +343,11 @@ def _context(visit: Visit) -> str:
     )
 
 
-def _training(run: Path) -> list[Section]:
-    sections = []
-    loss, gate = run / "train" / "loss.svg", run / "evaluate" / "gate.json"
-    if loss.is_file():
-        summary = manifests(run)["train"].summary
-        sections.append(Section("Training", summary, pictures=(loss.read_text(encoding="utf-8"),)))
-    if gate.is_file():
-        table = json.loads(gate.read_text(encoding="utf-8"))
-        sections.append(
-            Section(
-                title="Gate",
-                text="Held-out users; 95 % intervals. Loss is per token of liked tips; preference "
-                "accuracy is how often a liked tip ranks above a disliked one of its kind. The "
-                "win rate is that of the tuned model's tips over this one's, by rewards of people "
-                "whose reactions trained neither.",
-                pictures=((run / "evaluate" / "gate.svg").read_text(encoding="utf-8"),),
-                head=("model", "loss", "preference accuracy", "by gain over the base", "win rate"),
-                rows=tuple(gate_table(table)),
-            )
-        )
-        sections.append(
-            Section(
-                title="What the models write",
-                text="On the same held-out contexts: texts that would be shown, their mean reward "
-                "by the model that chooses at serving, words of a tip, "
-                "the share of different pairs of words, how alike two tips are (Jaccard index of "
-                "their words), and how probable the base model finds them (mean log-probability).",
-                head=(
-                    "model",
-                    "shown",
-                    "reward",
-                    "words",
-                    "distinct pairs",
-                    "similarity",
-                    "log-probability",
-                ),
-                rows=tuple(judge_table(table)),
-            )
-        )
-    return sections
+def _of_run(config: Config, run: Path) -> list[Section]:
+    """What the page of a run shows: gate, rewards before and after, learning curve, training."""
+    with deployment.database(config) as engine, reading(engine) as connection:
+        found = facts.run(connection, run.name)
+    return run_page(found) if found else []
 
 
 def _time(cycle: CycleResult) -> Section:
@@ -380,19 +358,19 @@ def _time(cycle: CycleResult) -> Section:
         "reactions to both": cycle.rollout_seconds,
     }
     minutes = pictures.bars("minutes", {name: s / 60 for name, s in seconds.items()})
+    rows = tuple((name, f"{value:,.0f}") for name, value in seconds.items())
+    table = Table("time", "Time", ("step", "seconds"), rows)
     return Section(
-        title="Where the time went",
-        text="Of this cycle, on this machine.",
-        pictures=(pictures.draw(minutes),),
-        head=("step", "seconds"),
-        rows=tuple((name, f"{value:,.0f}") for name, value in seconds.items()),
+        "Where the time went",
+        "Of this cycle, on this machine.",
+        pictures=(Picture(minutes, "Minutes that each step took", table),),
     )
 
 
 def _cycles(cycles: Sequence[CycleResult]) -> Section:
+    rows = tuple((n, each.run.name, each.verdict) for n, each in enumerate(cycles, 1))
     return Section(
-        title="Cycles of the loop",
-        text="Each trains on all reactions so far; the sections below are about the last one.",
-        head=("cycle", "run", "result"),
-        rows=tuple((str(n), each.run.name, each.verdict) for n, each in enumerate(cycles, 1)),
+        "Cycles of the loop",
+        "Each trains on all reactions so far; the sections below are about the last one.",
+        tables=(Table("cycles", "Cycles", ("cycle", "run", "result"), rows),),
     )

@@ -1,34 +1,20 @@
-"""Pages as one HTML file each, for mail and archives: no link, no script, no text of a tip."""
+"""Reports from the database alone: a run, a rollout, the last days; no text of a tip."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from markupsafe import Markup
 
 from reactune.config.settings import Config
 from reactune.errors import DataError
 from reactune.pages import facts, views
-from reactune.pages.render import html, style_sheet
+from reactune.pages.report import Report
 from reactune.pages.tables import Section, moment
 from reactune.pages.verdicts import Words, words
-from reactune.records import write_atomically
 from reactune.store import queries
 from reactune.store.labels import label_rule
 from reactune.store.summaries import days_since, latest_days
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a file shows; `words` are the three answers on top, if it is about a rollout."""
-
-    title: str
-    lead: str
-    sections: Sequence[Section]
-    words: Words | None = None
 
 
 def run_report(connection: sa.Connection, run_id: str) -> Report:
@@ -115,20 +101,6 @@ def state_of(connection: sa.Connection, config: Config, *, now: datetime) -> dic
         "erasures_open": facts.open_erasures(connection),
         "replace_by": queries.versions_to_replace(connection),
     }
-
-
-def write(report: Report, file: Path, *, now: datetime) -> None:
-    """Write a report as one HTML file, completely or not at all."""
-    text = html(
-        "file",
-        title=report.title,
-        lead=report.lead,
-        sections=report.sections,
-        words=report.words,
-        style=Markup(style_sheet()),
-        now=moment(now),
-    )
-    write_atomically(file, text.lstrip())
 
 
 def _words(connection: sa.Connection, config: Config, now: datetime) -> Words:

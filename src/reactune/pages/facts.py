@@ -32,7 +32,8 @@ from reactune.store.schema import (
 )
 from reactune.store.summaries import Latest, Summary, label_days, run_ids, summaries_of
 
-RUNS_SHOWN, ACTIONS_SHOWN, TIPS_SHOWN = 50, 50, 6
+RUNS_SHOWN, ACTIONS_SHOWN, TIPS_SHOWN, CHOICES_SHOWN = 50, 50, 6, 3
+CHOICES_READ = 50  # to find some in which the reward could be computed
 STEP_NAMES = dict(
     zip(
         STEPS,
@@ -302,6 +303,22 @@ def latest_tips(
         newest = of_arm.order_by(row.shown_at.desc()).limit(limit)
         found[arm] = list(connection.execute(newest).mappings())
     return found
+
+
+def latest_choices(
+    connection: sa.Connection, rollout_id: str, *, limit: int = CHOICES_SHOWN
+) -> list[Mapping[str, Any]]:
+    """The candidates of the tips of a rollout among which a reward chose last, the newest first.
+
+    For readers with the scope for texts.
+    """
+    row = tip_scores.c
+    query = sa.select(row.choice_json).where(
+        row.rollout_id == rollout_id, row.shown_at.is_not(None), row.choice_json.is_not(None)
+    )
+    newest = query.order_by(row.shown_at.desc()).limit(CHOICES_READ)
+    found = (json.loads(text) for text in connection.execute(newest).scalars())
+    return [each for each in found if each["problem"] is None][:limit]
 
 
 def rollout_of_version(connection: sa.Connection, version: int) -> str | None:

@@ -1,43 +1,44 @@
-"""A report as one HTML file without scripts and links; all texts in it are escaped."""
+"""A report as one HTML file, for mail and archives: no link, no script, every text is escaped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from markupsafe import Markup
 
-from reactune.pages.pictures import themed
 from reactune.pages.render import html, style_sheet
+from reactune.pages.tables import Section, moment
+from reactune.pages.verdicts import Words
 from reactune.records import write_atomically
 
-
-@dataclass(frozen=True)
-class Section:
-    """A title, a text, pictures as SVG, and a table."""
-
-    title: str
-    text: str
-    pictures: tuple[str, ...] = ()
-    head: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
+NO_TEXT = "counts and figures only, no text of a tip"
 
 
 @dataclass(frozen=True)
-class Page:
-    """A report: the verdict in one sentence, the main figures, and sections."""
+class Report:
+    """What a file shows; `words` are the three answers on top, if it is about a rollout.
+
+    `note` stands at the end, and says whether there are texts of tips in it.
+    """
 
     title: str
-    verdict: str
-    figures: Mapping[str, str]
+    lead: str
     sections: Sequence[Section]
+    words: Words | None = None
+    note: str = NO_TEXT
 
 
-def write_report(page: Page, file: Path) -> None:
-    """Write the page as one HTML file, completely or not at all."""
-    text = html("report", page=page, svg=inline_svg, style=Markup(style_sheet()))
-    write_atomically(file, text)
-
-
-def inline_svg(picture: str) -> Markup:
-    """The root element of an SVG document, to stand in a page, in the colours of its style."""
-    return Markup(themed(picture[picture.index("<svg") :]))
+def write(report: Report, file: Path, *, now: datetime | None = None) -> None:
+    """Write a report as one HTML file, completely or not at all; `now` is named in it, if given."""
+    text = html(
+        "file",
+        title=report.title,
+        lead=report.lead,
+        sections=report.sections,
+        words=report.words,
+        note=report.note,
+        style=Markup(style_sheet()),
+        now=moment(now) if now else "",
+    )
+    write_atomically(file, text.lstrip())

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reactune.pages import pictures
-from reactune.pages.report import Page, Section, write_report
+from reactune.pages.report import Report, write
+from reactune.pages.tables import Figure, Picture, Section, Table
 from reactune.reward.learn import Learned, Quality
 from reactune.reward.quality import Accuracy
 
@@ -23,50 +24,72 @@ SEEN = (
 
 
 def write_reward_report(file: Path, learned: Learned, beside: Mapping[str, Accuracy]) -> None:
-    """Write the page; `beside` are accuracies on held-out tips that the generator ranked too."""
+    """Write the report; `beside` are accuracies on held-out tips that the generator ranked too."""
     quality = learned.quality
     verdict = f"No reward model: {learned.reason}." if learned.model is None else learned.line()
-    figures = {
-        "reactions read": f"{quality.reactions:,} of {quality.available:,}",
-        "users": f"{quality.users:,}",
-        "layer": str(quality.layer or "none"),
-    }
-    write_report(Page("Reward model", verdict, figures, list(_sections(quality, beside))), file)
+    figures = (
+        Figure("reactions read", f"{quality.reactions:,} of {quality.available:,}"),
+        Figure("users", f"{quality.users:,}"),
+        Figure("layer", str(quality.layer or "none")),
+    )
+    read = Section("What it learned from", figures=figures)
+    write(Report("Reward model", verdict, [read, *_sections(quality, beside)]), file)
 
 
 def _sections(quality: Quality, beside: Mapping[str, Accuracy]) -> list[Section]:
     if not quality.accuracies:
         return []
-    head = ("ranking", "accuracy with 95 % interval", "pairs")
-    rows = [
-        (name, each.estimate.value, each.estimate.low, each.estimate.high)
-        for name, each in quality.accuracies.items()
-    ]
-    picture = pictures.intervals("preference accuracy on other users", rows, reference=0.5)
-    correlates = {name: f"{value:+.2f}" for name, value in quality.correlates.items()}
+    curve = {f"{count:,}": each for count, each in sorted(quality.curve.items())}
+    rising = [(count, *_values(each)) for count, each in sorted(quality.curve.items())]
+    ranked = [(name, *_values(each)) for name, each in quality.accuracies.items()]
     return [
         Section(
             "How often it is right",
             COMPARED.format(within=quality.within),
-            (pictures.draw(picture),),
-            head,
-            _table(quality.accuracies),
+            pictures=(
+                Picture(
+                    pictures.intervals("preference accuracy on other users", ranked, reference=0.5),
+                    "How often each ranking is right on other users",
+                    _table("rankings", "Rankings", "ranking", quality.accuracies),
+                ),
+            ),
         ),
         Section(
-            "Beside the generator", "On held-out users, the same tips.", (), head, _table(beside)
+            "Beside the generator",
+            "On held-out users, the same tips.",
+            tables=(_table("beside", "On held-out users", "ranking", beside),),
         ),
         Section(
             "What more data brings",
             CURVE,
-            (),
-            ("reactions", *head[1:]),
-            _table({f"{count:,}": each for count, each in sorted(quality.curve.items())}),
+            pictures=(
+                Picture(
+                    pictures.curve("accuracy", "reactions learned from", rising),
+                    "Accuracy by the number of reactions learned from",
+                    _table("learning", "Learning curve", "reactions", curve),
+                ),
+            ),
         ),
         Section(
-            "What it goes by", SEEN, (), ("in the tip", "correlation"), tuple(correlates.items())
+            "What it goes by",
+            SEEN,
+            tables=(
+                Table(
+                    "correlates",
+                    "Rank correlation with the reward",
+                    ("in the tip", "correlation"),
+                    tuple((name, f"{value:+.2f}") for name, value in quality.correlates.items()),
+                ),
+            ),
         ),
     ]
 
 
-def _table(accuracies: Mapping[str, Accuracy]) -> tuple[tuple[str, ...], ...]:
-    return tuple((name, str(each.estimate), f"{each.pairs:,}") for name, each in accuracies.items())
+def _table(name: str, title: str, of: str, accuracies: Mapping[str, Accuracy]) -> Table:
+    rows = tuple((each, str(a.estimate), f"{a.pairs:,}") for each, a in accuracies.items())
+    return Table(name, title, (of, "accuracy with 95 % interval", "pairs"), rows)
+
+
+def _values(accuracy: Accuracy) -> tuple[float, float, float]:
+    estimate = accuracy.estimate
+    return estimate.value, estimate.low, estimate.high

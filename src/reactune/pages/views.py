@@ -165,7 +165,7 @@ def run_state(run: RunFacts) -> Mark:
 def run_page(run: RunFacts) -> list[Section]:
     """One run: its stages, what was left out, training, gate, reward, and where it comes from."""
     parts: tuple[Callable[[RunFacts], Section | None], ...] = (
-        _stages, _gate, _reward, _training, _dataset, _refusals, _parity, _lineage,
+        _stages, _gate, _writing, _reward, _training, _dataset, _refusals, _parity, _lineage,
     )  # fmt: skip
     return [section for part in parts if (section := part(run))]
 
@@ -386,6 +386,30 @@ def tips_tables(found: Mapping[str, Sequence[sa.RowMapping]]) -> tuple[Table, ..
             is_verbatim=True,
         )
         for arm, rows in found.items()
+    )
+
+
+def candidates_table(choices: Sequence[Mapping[str, Any]]) -> Table:
+    """The candidates of some tips with their rewards, and which of them was shown."""
+    rows: list[tuple[Any, ...]] = []
+    for number, choice in enumerate(choices, 1):
+        for place, each in enumerate(choice["candidates"]):
+            values = (f"(refused: {each['verdict']})", NONE, NONE, NONE)
+            if each["verdict"] == "passed":
+                values = (
+                    each["text"], f"{each['reward']:+.2f}", f"{each['bound']:+.2f}",
+                    percent(each["chance"], 0),
+                )  # fmt: skip
+            rows.append((number, *values, "shown" if place == choice["chosen"] else ""))
+    return Table(
+        "candidates",
+        "Candidates and their rewards",
+        ("tip", "candidate", "reward", "lower bound", "chance", ""),
+        tuple(rows),
+        note="The reward is the log-odds that a tip is liked in its context, against the average "
+        "tip. The choice is drawn, by the lower bounds; the chance is logged.",
+        empty="No reward chose among candidates here.",
+        is_verbatim=True,
     )
 
 
@@ -637,6 +661,44 @@ def _gate(run: RunFacts) -> Section | None:
     caption = "How often each model ranks a liked tip above a disliked one, on held-out users"
     return Section("Did it get better on held-out users?", text,
                    pictures=(Picture(spec, caption, table),))  # fmt: skip
+
+
+def _writing(run: RunFacts) -> Section | None:
+    stage = run.stage("evaluate")
+    judged = stage.figures.get("judged") if stage else None
+    if not judged:
+        return None
+    written = judged["writing"]
+    rewards = {row["model"]: row["reward"] for row in written if row.get("reward") is not None}
+    rows = [
+        (
+            row["model"], percent(row["shown"], 0),
+            f"{rewards[row['model']]:+.2f}" if row["model"] in rewards else NONE,
+            f"{row['words']:.1f}", f"{row['distinct_pairs']:.2f}", f"{row['similarity']:.2f}",
+            f"{row['logprob']:.2f}",
+        )
+        for row in written
+    ]  # fmt: skip
+    head = ("model", "shown", "reward", "words", "distinct pairs", "similarity", "log-probability")
+    note = (
+        "Shown: texts that the guard lets through. Distinct pairs: the share of different pairs of "
+        "words. Similarity: how alike two tips are (Jaccard index of their words). "
+        "Log-probability: how probable the base model finds a tip, per token."
+    )
+    table = Table("writing", "What the models write", head, tuple(rows), note=note)
+    text = (
+        "Rewards before and after: each model wrote tips for the same held-out contexts, and this "
+        "is their mean reward by the model that chooses at serving, in log-odds; 0 is the average "
+        "tip that it learned from."
+    )
+    if not rewards:
+        return Section("What the models write", text, tables=(table,))
+    spec = pictures.bars("mean reward, in log-odds", rewards)
+    return Section(
+        "What the models write",
+        text,
+        pictures=(Picture(spec, "Mean reward of what each model writes", table),),
+    )
 
 
 def _reward(run: RunFacts) -> Section | None:
