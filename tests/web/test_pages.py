@@ -5,10 +5,13 @@ import io
 import json
 import re
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
@@ -29,7 +32,7 @@ from reactune.store.schema import decisions, page_actions, page_sessions
 from reactune.web.api import create_app
 from reactune.web.pages import KEPT_SECONDS, PAGES, Pages
 from score_fixtures import row
-from serving_fixtures import ModelServer, service_of, set_champion
+from serving_fixtures import ModelServer, listening, service_of, set_champion
 
 PATHS = tuple(PAGES.values())
 RUN = "/runs/20261117-080000-0000"
@@ -242,6 +245,30 @@ def test_of_two_operators_the_second_is_told_that_it_has_ended(full):
     assert actions_of(full.engine)[-1] == ("roll back", "nothing: it had ended")
 
 
+def test_of_two_operators_at_the_same_moment_one_decides(store_url, chat):
+    with world(store_url, chat) as made:
+        fill(made, tips=300, reviews=1)
+        keys = {"promote": made.key("operator"), "roll-back": made.key("operator")}
+        with listening(made.app) as address, ThreadPoolExecutor(2) as pool:
+            together = Barrier(2)
+
+            def press(action):
+                with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+                    client.post("/login", data={"key": keys[action]})
+                    fields = open_action(client, action)
+                    together.wait(60)
+                    return client.post(f"/rollout/{action}", data=fields).status_code
+
+            statuses = dict(zip(keys, pool.map(press, keys), strict=True))
+        with reading(made.engine) as connection:
+            live = current_rollout(connection)
+        done = actions_of(made.engine)[-2:]
+    assert sorted(statuses.values()) == [303, 409]
+    winner = min(statuses, key=statuses.get)
+    assert (live.champion, live.challenger) == ({"promote": 2, "roll-back": 1}[winner], None)
+    assert sorted(outcome for _, outcome in done) == ["done", "nothing: it had ended"]
+
+
 def test_an_action_on_a_rollout_of_before_does_nothing(full):
     with client_of(full, full.key("operator")) as client:
         fields = open_action(client) | {"rollout": "20250101-000000-old"}
@@ -317,6 +344,24 @@ def test_texts_are_shown_to_the_scope_for_them_alone_and_never_as_html(full):
     everything = [page for each in pages.values() for page in each]
     assert not any(HOSTILE in page or "<script" in page or "<img" in page for page in everything)
     assert not any("secret diary" in page for page in everything)
+
+
+def test_a_run_shows_rewards_before_and_after_and_candidates_to_who_may_see_texts(full):
+    for scopes, is_shown in ((("read",), False), (("read", "content"), True)):
+        with client_of(full, full.key(*scopes)) as client:
+            run, rollout = client.get(RUN), client.get("/rollout")
+        said = text_of(run)
+        assert "Rewards before and after" in said
+        assert "base 98 % -0.12 11.5" in said
+        assert "tuned 98 % +0.74 11.5" in said
+        assert "Learning curve" in said
+        for page in (run, rollout):
+            assert ('id="candidates"' in page.text) == is_shown
+            if is_shown:
+                rows = re.search(r'<table id="candidates">.*?</table>', page.text, re.S)[0]
+                assert rows.count("<tr>") == 1 + 3 * 3
+                assert "+0.50" in rows
+                assert "(refused: empty)" in rows
 
 
 def test_somebody_is_looked_up_by_an_id_that_is_neither_shown_stored_nor_logged(

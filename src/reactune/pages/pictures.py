@@ -296,6 +296,12 @@ def draw(spec: Spec) -> str:
     return _drawn(json.dumps({**spec, "background": "white"}))
 
 
+def get_ready() -> None:
+    """Start what draws, so that the first page need not wait for it; quick the second time."""
+    if is_installed():
+        draw(bars("", {}))
+
+
 def inline(spec: Spec) -> Markup | None:
     """The picture as SVG to stand in a page, in the colours of its style sheet.
 

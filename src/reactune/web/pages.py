@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -22,6 +23,7 @@ from reactune.errors import DataError
 from reactune.pages import facts, views
 from reactune.pages.facts import Trial
 from reactune.pages.overview import overview as overview_of
+from reactune.pages.pictures import get_ready
 from reactune.pages.render import html, style_sheet
 from reactune.pages.tables import Mark, Section, Table, find_table, moment, plural
 from reactune.pages.verdicts import words
@@ -248,7 +250,9 @@ def _add_login(app: FastAPI, pages: Pages) -> None:
     def login_page(request: Request) -> Response:
         if pages.is_open:
             return RedirectResponse("/", 303, PAGE_HEADERS)
-        return _login(pages, "", 200)
+        answer = _login(pages, "", 200)
+        answer.background = BackgroundTask(get_ready)  # while somebody pastes a key
+        return answer
 
     @app.post("/login", include_in_schema=False)
     def login(request: Request, form: Fields) -> Response:
@@ -327,7 +331,7 @@ def _add_runs(app: FastAPI, pages: Pages) -> None:
                 rollout_id = facts.rollout_of_version(connection, int(register.counts["version"]))
             tips: tuple[Table, ...] | None = ()
             if rollout_id and viewer.sees_texts:
-                tips = views.tips_tables(facts.latest_tips(connection, rollout_id))
+                tips = _texts(connection, rollout_id)
             elif rollout_id:
                 tips = None
             more = {"run": found, "state": views.run_state(found), "tips": tips}
@@ -450,7 +454,7 @@ def _rollout(pages: Pages, connection: sa.Connection, viewer: Viewer, done: str)
         sections = [_of_last_trial(each) for each in sections]
     tips = None
     if shown and viewer.sees_texts:
-        tips = views.tips_tables(facts.latest_tips(connection, shown.rollout.rollout_id))
+        tips = _texts(connection, shown.rollout.rollout_id)
     buttons = [
         {"name": name, "tone": tone, "href": f"/rollout/{action}"}
         for action, (name, tone) in ACTIONS.items()
@@ -463,6 +467,13 @@ def _rollout(pages: Pages, connection: sa.Connection, viewer: Viewer, done: str)
         "done": done,
     }
     return View("rollout", "Rollout", tuple(sections), more)
+
+
+def _texts(connection: sa.Connection, rollout_id: str) -> tuple[Table, ...]:
+    """What both models wrote last, and the candidates among which a reward chose."""
+    tips = views.tips_tables(facts.latest_tips(connection, rollout_id))
+    choices = facts.latest_choices(connection, rollout_id)
+    return (*tips, views.candidates_table(choices)) if choices else tips
 
 
 def _of_last_trial(section: Section) -> Section:
@@ -513,9 +524,12 @@ def _act(pages: Pages, viewer: Viewer, action: Action, form: Form) -> Response:
     if action == "promote":
         holdback = holdback_after(config.canary, live.rollout)
         after = rollouts.promote(service.engine, live.rollout, why, holdback=holdback)
+        wanted = live.rollout.challenger
     else:
         after = rollouts.roll_back(service.engine, live.rollout, why)
-    if after.rollout_id != f"{asked}{queries.AFTER}" or after.opened_at != now:
+        wanted = live.rollout.champion
+    ours = (f"{asked}{queries.AFTER}", now, wanted)
+    if (after.rollout_id, after.opened_at, after.champion) != ours:
         return _ended(pages, viewer, action, asked, reason)
     service.watcher.drop_withdrawn()
     pages.record(viewer, action.replace("-", " "), subject=asked, reason=text)
