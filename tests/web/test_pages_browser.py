@@ -1,23 +1,31 @@
 """The pages in a real browser: what is seen, pressed and read aloud, at phone and desktop width.
 
+On SQLite always; the same on PostgreSQL, and over a million tips on both, with the slow tests.
 `REACTUNE_SCREENSHOTS=FOLDER` keeps pictures of the pages there: `pages-overview.png` and
 `pages-rollout.png` are those of README and docs.
 """
 
 import contextlib
+import csv
 import json
 import os
 import shutil
+from datetime import UTC, datetime, time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from page_fixtures import NOW, fill, review, world
+from page_fixtures import NOW, fill, many_tips, review, world
 from places import TESTS
 from reactune.config.sections import CanaryConfig
+from reactune.pages.facts import days_ago
 from reactune.store.database import reading
+from reactune.store.labels import label_rule
 from reactune.store.queries import current_rollout
-from reactune.web.pages import PAGES
+from reactune.store.schema import tip_scores
+from reactune.store.summaries import recount
+from reactune.web.pages import DAYS_SHOWN, PAGES
 from serving_fixtures import listening
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -26,6 +34,8 @@ RUN = "/runs/20261117-080000-0000"
 PATHS = (*PAGES.values(), RUN, "/login", "/rollout/promote", "/rollout/stop")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SERIOUS = ("serious", "critical")
+MANY = 1_000_000
+SLOW_POSTGRES = (pytest.mark.postgres, pytest.mark.slow)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -42,10 +52,17 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=SLOW_POSTGRES)])
+def database(request):
+    """An empty database of either kind; that on PostgreSQL is for the slow tests."""
+    name = {"sqlite": "sqlite_url", "postgres": "fresh_postgres_url"}[request.param]
+    return request.getfixturevalue(name)
+
+
 @pytest.fixture
-def served(sqlite_url, chat):
+def served(database, chat):
     """A world with a rollout, its address, and a key that may everything."""
-    with world(sqlite_url, chat) as made:
+    with world(database, chat) as made:
         fill(made)
         token = made.key("read", "operator", "content", name="Olga")
         with listening(made.app) as address:
@@ -111,9 +128,9 @@ def test_every_page_of_a_rollout_is_readable_by_everybody(browser, served, size,
             keep(page, f"{name_of(path)}-{scheme}")
 
 
-def test_every_page_of_an_empty_database_is_readable_by_everybody(browser, sqlite_url, chat):
+def test_every_page_of_an_empty_database_is_readable_by_everybody(browser, database, chat):
     with (
-        world(sqlite_url, chat) as made,
+        world(database, chat) as made,
         listening(made.app) as address,
         tab(browser, address, size=PHONE) as page,
     ):
@@ -122,6 +139,27 @@ def test_every_page_of_an_empty_database_is_readable_by_everybody(browser, sqlit
             assert page.get_by_role("button", disabled=False).count() == 0
             assert not is_wider_than_the_screen(page), path
             assert findings(page) == [], path
+
+
+@pytest.mark.slow
+def test_every_page_of_a_million_tips_is_readable_by_everybody(browser, served):
+    many_tips(served.engine, MANY)
+    recount(served.engine, label_rule(served.config.labels), now=NOW)
+    with tab(browser, served.address, served.token, size=PHONE) as page:
+        for path in PATHS:
+            assert page.goto(path).status == 200
+            assert not is_wider_than_the_screen(page), path
+            assert findings(page) == [], path
+        page.goto("/reactions")
+        with page.expect_download() as download:
+            page.locator('a[download="kinds.csv"]').click()
+        kinds = csv.DictReader(Path(download.value.path()).read_text("utf-8").splitlines())
+        shown = sum(int(each["shown"]) for each in kinds)
+    with reading(served.engine) as connection:
+        row, since = tip_scores.c, days_ago(NOW, DAYS_SHOWN - 1)
+        of_days = row.created_at >= datetime.combine(since, time(), UTC)
+        query = sa.select(sa.func.count()).where(of_days, row.shown_at.is_not(None))
+        assert shown == connection.execute(query).scalar_one() > MANY / 4
 
 
 def test_a_stranger_reads_the_four_answers(browser, served):
@@ -203,6 +241,64 @@ def test_a_wrong_key_is_refused_and_a_log_out_ends_the_session(browser, served):
     context.close()
 
 
+def test_a_reader_finds_every_button_off_and_no_other_way(browser, served):
+    context = browser.new_context(base_url=served.address)
+    page = context.new_page()
+    log_in(page, served.key("read"))
+    page.goto("/rollout")
+    for name in ("Promote", "Roll back", "Stop now"):
+        assert page.get_by_role("button", name=name).is_disabled()
+        assert page.get_by_role("link", name=name).count() == 0
+    assert "scope operator" in page.locator("main").inner_text()
+    assert "Texts of tips are shown to keys with the scope content only" in page.content().replace(
+        "<code>content</code>", "content"
+    )
+    csrf = page.locator('input[name="csrf"]').first.get_attribute("value")
+    with reading(served.engine) as connection:
+        rollout = current_rollout(connection).rollout_id
+    for action in ("promote", "roll-back", "stop"):
+        assert page.goto(f"/rollout/{action}").status == 403
+        assert "scope operator" in page.locator("main").inner_text()
+        form = {"csrf": csrf, "rollout": rollout, "reason": "r"}
+        answer = page.request.post(f"/rollout/{action}", form=form)
+        assert answer.status == 403
+    context.close()
+    with reading(served.engine) as connection:
+        assert current_rollout(connection).challenger == 2
+
+
+def test_without_a_key_every_page_leads_to_the_login(browser, served):
+    with tab(browser, served.address) as page:
+        for path in PATHS:
+            page.goto(path)
+            assert page.url.endswith("/login"), path
+    context = browser.new_context(base_url=served.address)
+    for action in ("promote", "roll-back", "stop"):
+        answer = context.request.post(f"/rollout/{action}", form={"csrf": "", "rollout": "r"})
+        assert answer.status == 401
+    context.close()
+    with reading(served.engine) as connection:
+        assert current_rollout(connection).challenger == 2
+
+
+def test_of_two_operators_at_once_the_second_is_told_that_it_has_ended(browser, served):
+    first = browser.new_context(base_url=served.address).new_page()
+    second = browser.new_context(base_url=served.address).new_page()
+    for page, action in ((first, "promote"), (second, "roll-back")):
+        log_in(page, served.token)
+        page.goto(f"/rollout/{action}")
+        page.get_by_label("Reason").fill(f"{action} is right")
+    first.get_by_role("button", name="Promote").click()
+    second.get_by_role("button", name="Roll back").click()
+    second.wait_for_function("document.title.startsWith('Nothing was done')")
+    assert "ended meanwhile" in second.locator("main").inner_text()
+    first.wait_for_url("**/rollout?done=promote")
+    for page in (first, second):
+        page.context.close()
+    with reading(served.engine) as connection:
+        assert current_rollout(connection).champion == 2
+
+
 def test_a_page_of_another_site_cannot_press_a_button(browser, served, tmp_path):
     """The other site is another port of this machine: to the browser as foreign as any."""
     with reading(served.engine) as connection:
@@ -261,8 +357,8 @@ def test_a_table_is_downloaded_as_csv(browser, served):
     assert text.startswith("kind,written,shown,done")
 
 
-def test_a_proposal_is_read_at_a_glance(browser, sqlite_url, chat):
-    with world(sqlite_url, chat) as made:
+def test_a_proposal_is_read_at_a_glance(browser, database, chat):
+    with world(database, chat) as made:
         opened = fill(made, tips=3_000, lift=0.3, reviews=2)
         settings = CanaryConfig(**{**made.config.canary.model_dump(), "decides": "propose"})
         review(made, opened, NOW, settings=settings)
