@@ -10,8 +10,8 @@ from reactune.config.settings import Config
 from reactune.errors import DataError
 from reactune.pages import facts, views
 from reactune.pages.report import Report
-from reactune.pages.tables import Section, moment
-from reactune.pages.verdicts import Words, words
+from reactune.pages.tables import Section, Words, moment
+from reactune.pages.verdicts import words
 from reactune.store import queries
 from reactune.store.labels import label_rule
 from reactune.store.summaries import days_since, latest_days

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from reactune.config.settings import Config
 from reactune.pages import facts, views
 from reactune.pages.facts import Progress, RunFacts, Trial
-from reactune.pages.tables import NONE, Tone, percent, plural
-from reactune.pages.verdicts import Words, words
+from reactune.pages.tables import NONE, Tone, Words, percent, plural
+from reactune.pages.verdicts import words
 from reactune.store import queries
 from reactune.store.summaries import DayCounts, Latest, days_since
 

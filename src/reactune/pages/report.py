@@ -8,8 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from reactune.pages.render import html, style_sheet
-from reactune.pages.tables import Section, moment
-from reactune.pages.verdicts import Words
+from reactune.pages.tables import Section, Words, moment
 from reactune.records import write_atomically
 
 NO_TEXT = "counts and figures only, no text of a tip"

@@ -94,6 +94,17 @@ class Section:
         return (*(each.table for each in self.pictures), *self.tables)
 
 
+@dataclass(frozen=True)
+class Words:
+    """Three answers for somebody who knows nothing of statistics. `proposal` waits for a person."""
+
+    tone: Tone
+    answer: str
+    sure: str
+    next: str
+    proposal: str = ""
+
+
 def find_table(sections: Iterable[Section], name: str) -> Table | None:
     """The table of this name in a page."""
     tables = (table for section in sections for table in section.all_tables())

@@ -1,6 +1,5 @@
 """The state of a rollout in plain words: is it better, how sure is that, what is next?"""
 
-from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 
@@ -9,24 +8,13 @@ from reactune.canary.compare import Comparison
 from reactune.canary.rollout import ShadowReport
 from reactune.config.sections import CanaryConfig
 from reactune.pages.facts import Progress, Trial
-from reactune.pages.tables import Tone, percent, plural, points
+from reactune.pages.tables import Tone, Words, percent, plural, points
 
 BOUNDS = (
     "Of 100 tips, users like {low} to {high} more of {new} than of {old} (negative: fewer). These "
     "bounds are wrong with a chance of at most {alpha}, however often they are read."
 )
 PROPOSED = " is proposed: "
-
-
-@dataclass(frozen=True)
-class Words:
-    """Three answers for somebody who knows nothing of statistics. `proposal` waits for a person."""
-
-    tone: Tone
-    answer: str
-    sure: str
-    next: str
-    proposal: str = ""
 
 
 def words(
