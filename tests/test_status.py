@@ -9,7 +9,7 @@ from reactune import pipeline, review
 from reactune.cli import main
 from reactune.data.labels.scores import DayCount
 from reactune.runs.folders import all_runs, new_run
-from reactune.status import forecast_line, kept_share, status
+from reactune.status import forecast_line, status
 
 TODAY = START + timedelta(hours=12)
 
@@ -134,7 +134,3 @@ def test_the_forecast_needs_both_labels():
 def test_the_forecast_is_today_with_enough_examples():
     line = forecast_line([day_of(-1, 50, 50)], (50, 50), (40, 40), 1.0, TODAY)
     assert line.startswith("forecast  enough for a training")
-
-
-def test_without_a_dataset_all_labels_are_taken_as_kept(tmp_path):
-    assert kept_share(install(tmp_path)) == 1.0

@@ -10,7 +10,7 @@ from datetime import datetime
 from reactune import deployment
 from reactune.analysis.plan import forecast as forecast_verdict
 from reactune.config.settings import Config
-from reactune.data.labels.scores import DayCount, daily_counts, forecast
+from reactune.data.labels.scores import DayCount, daily_counts, forecast, kept_share
 from reactune.data.labels.sources import open_scores
 from reactune.erasure import requests
 from reactune.privacy.consent import key_ids
@@ -102,7 +102,7 @@ def progress_lines(config: Config, *, now: datetime) -> list[str]:
     have = (sum(day.positives for day in days), sum(day.negatives for day in days))
     settings = config.dataset
     need = (settings.min_positives, settings.min_negatives)
-    kept = kept_share(config)
+    kept = _last_kept_share(config)
     line = (
         f"examples  {have[0]:,} positives and {have[1]:,} negatives before duplicates and caps; "
         f"a training needs {need[0]:,} + {need[1]:,} after them"
@@ -127,13 +127,12 @@ def forecast_line(
     return f"forecast  enough on {day:%Y-%m-%d} at the rate of the last two weeks"
 
 
-def kept_share(config: Config) -> float:
+def _last_kept_share(config: Config) -> float:
     """The share of labelled rows that duplicates and caps left in the last dataset; 1 before."""
     for run in reversed(all_runs(config.run_root)):
         manifest = manifests(run).get("dataset")
-        counts = manifest.counts["counts"] if manifest else {}
-        if counts and counts["came_in"]:
-            return float(counts["went_out"]) / float(counts["came_in"])
+        if manifest and manifest.counts["counts"].get("came_in"):
+            return kept_share(manifest.counts["counts"])
     return 1.0
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from reactune.canary.compare import Comparison
 from reactune.canary.rollout import ShadowReport, read_shadow
 from reactune.config.settings import Config
-from reactune.data.labels.scores import DayCount, forecast
+from reactune.data.labels.scores import DayCount, forecast, kept_share
 from reactune.erasure.requests import STEPS
 from reactune.records import STAGES, ModelVersion, Rollout, Verdict
 from reactune.store import queries
@@ -218,7 +218,7 @@ def progress(
         key=lambda each: each.subject,
         default=None,
     )
-    kept = _kept_share(dataset)
+    kept = kept_share(dataset.counts.get("counts", {})) if dataset else 1.0
     began = RunFacts(trained, ()).started if trained else None
     days = [
         DayCount(*each)
@@ -350,12 +350,6 @@ def _trial(
     summaries = summaries_of(connection, [rollout.rollout_id])
     path = summaries[0].figures if summaries else {}
     return Trial(rollout, taken, closed_at, verdict, path, shadow)
-
-
-def _kept_share(dataset: Summary | None) -> float:
-    counts = dataset.counts.get("counts", {}) if dataset else {}
-    came_in = counts.get("came_in", 0)
-    return float(counts["went_out"]) / came_in if came_in else 1.0
 
 
 def _erasure(row: sa.RowMapping) -> ErasureFacts:

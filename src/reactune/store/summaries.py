@@ -30,6 +30,10 @@ REACTIONS, COUNT = (
 )  # subject and stage of the row that says when it was counted
 RECENT = timedelta(days=2)  # within which most reactions to a tip arrive
 PER_INSERT = 500
+OF_SUMMARY = ("subject", "stage", "outcome", "line", "finished_at", "seconds")
+AS_JSON = ("counts", "figures", "lineage")
+OF_DAY = ("kind", "source", "version", "tips", "shown", "positives", "negatives")
+"""Fields of a record that are columns of the same name; those of `AS_JSON` are JSON."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,8 @@ def write_summaries(connection: sa.Connection, summaries: Collection[Summary]) -
     """Write these summaries in place of earlier ones of the same subject and stage."""
     rows = [
         {
-            "subject": each.subject,
-            "stage": each.stage,
-            "outcome": each.outcome,
-            "line": each.line,
-            "counts_json": json.dumps(each.counts, default=str),
-            "figures_json": json.dumps(each.figures, default=str),
-            "lineage_json": json.dumps(each.lineage, default=str),
-            "seconds": each.seconds,
-            "finished_at": each.finished_at,
+            **{name: getattr(each, name) for name in OF_SUMMARY},
+            **{f"{name}_json": json.dumps(getattr(each, name), default=str) for name in AS_JSON},
         }
         for each in summaries
     ]
@@ -261,23 +258,19 @@ def _day(connection: sa.Connection) -> sa.ColumnElement[str]:
 
 
 def _row(counts: DayCounts) -> dict[str, Any]:
-    same = ("kind", "source", "version", "tips", "shown", "positives", "negatives")
-    values = {name: getattr(counts, name) for name in same}
+    values = {name: getattr(counts, name) for name in OF_DAY}
     return {"day": counts.day.isoformat(), "dwell_json": json.dumps(counts.dwell), **values}
 
 
 def _counts(row: sa.RowMapping) -> DayCounts:
     dwell = {name: tuple(bins) for name, bins in json.loads(row["dwell_json"]).items()}
-    same = ("kind", "source", "version", "tips", "shown", "positives", "negatives")
-    return DayCounts(
-        date.fromisoformat(row["day"]), **{name: row[name] for name in same}, dwell=dwell
-    )
+    values = {name: row[name] for name in OF_DAY}
+    return DayCounts(date.fromisoformat(row["day"]), **values, dwell=dwell)
 
 
 def _summary(row: sa.RowMapping) -> Summary:
-    same = ("subject", "stage", "outcome", "line", "finished_at", "seconds")
-    parts = {name: json.loads(row[f"{name}_json"]) for name in ("counts", "figures", "lineage")}
-    return Summary(**{name: row[name] for name in same}, **parts)
+    parts = {name: json.loads(row[f"{name}_json"]) for name in AS_JSON}
+    return Summary(**{name: row[name] for name in OF_SUMMARY}, **parts)
 
 
 def _place(stage: str) -> int:

@@ -16,6 +16,7 @@ from reactune.data.labels.scores import (
     after_consent,
     daily_counts,
     forecast,
+    kept_share,
     label_counts,
     label_sql,
     read_scores,
@@ -263,6 +264,11 @@ def test_the_day_is_forecast_from_the_recent_rate():
     assert forecast(days, have=(300, 150), need=need, today=today) == date(2026, 5, 29)
     assert forecast(days, have=(500, 900), need=need, today=today) == today
     assert forecast(days, have=(300, 450), need=need, today=today, kept=0.5) == date(2026, 4, 29)
+
+
+def test_duplicates_and_caps_leave_a_share_and_before_a_dataset_all():
+    assert kept_share({"came_in": 1_777, "went_out": 1_333}) == pytest.approx(0.75, abs=1e-3)
+    assert kept_share({"came_in": 0, "went_out": 0}) == kept_share({}) == 1.0
 
 
 def test_young_data_is_not_diluted_by_days_before_it_began():

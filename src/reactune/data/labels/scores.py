@@ -5,7 +5,7 @@ is handed out; ids are hashed by then.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -232,6 +232,15 @@ def daily_counts(opened: OpenScores, labels: LabelConfig) -> list[DayCount]:
         )
         for row in opened.answers.rows(days.order_by("day"))
     ]
+
+
+def kept_share(counts: Mapping[str, Any]) -> float:
+    """The share of labelled rows that duplicates and caps left in a dataset; 1 of no rows.
+
+    `counts` are those of the stage `dataset`: `came_in` and `went_out`.
+    """
+    came_in = counts.get("came_in", 0)
+    return float(counts["went_out"]) / float(came_in) if came_in else 1.0
 
 
 def forecast(
