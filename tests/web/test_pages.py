@@ -21,6 +21,7 @@ from page_fixtures import ADDRESS, GONE, HOSTILE, NOW, client_of, fill, review, 
 from reactune.config.sections import CanaryConfig
 from reactune.config.settings import Config
 from reactune.erasure import requests
+from reactune.pages import pictures
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import recorded_manifest
 from reactune.service.api_keys import revoke_key
@@ -496,6 +497,14 @@ def test_without_the_extra_the_tables_stand_alone(full, monkeypatch):
             page = client.get(path).text
             assert "<svg" not in page
             assert "<table" in page
+
+
+def test_what_draws_is_started_while_somebody_pastes_a_key(full):
+    pictures._drawn.cache_clear()
+    full.key("read")
+    with client_of(full) as client:
+        assert client.get("/login").status_code == 200
+    assert pictures._drawn.cache_info().currsize == 1
 
 
 def test_sessions_in_the_database_are_hashes(full):
