@@ -2,12 +2,14 @@
 
     .venv/bin/python scripts/document.py
 
-The pages of settings, commands and HTTP requests, the map of the code in the README, and in
+The pages of settings, commands, HTTP requests and Python, the map of the code in the README, and in
 docs/architecture.md the table and the picture of the floors.
 """
 
 import ast
+import re
 import tempfile
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from html import escape
@@ -32,6 +34,25 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "reactune"
 WRITTEN = "<!-- Written by scripts/document.py (`make docs`); do not edit. -->\n"
 WIDTH = 96
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+IMPORTED: dict[str, tuple[str, ...]] = {
+    "reactune.client.http": (
+        "Client", "AsyncClient", "ClientTip", "ServiceError", "UnsendableError",
+    ),
+    "reactune.client.router": ("Router", "Decision"),
+    "reactune.client.openfeature": ("ReactuneProvider",),
+    "reactune.privacy.hashing": ("HashingKey", "load_hashing_key"),
+    "reactune.records": (
+        "Rollout", "Exposure", "ModelVersion", "Example", "Prompt", "Sampling", "Completion",
+        "Runtime", "Estimate", "Counts",
+    ),
+    "reactune.demo.audience": ("Audience", "Visit", "Response", "load_audience"),
+    "reactune.errors": (
+        "ReactuneError", "ConfigError", "DataError", "AwayError", "PrivacyError", "TrainingError",
+        "ReleaseError", "CanaryError",
+    ),
+}  # fmt: skip
+"""What programs of others may import, by module."""
 
 
 def settings_page() -> str:
@@ -152,6 +173,83 @@ def _kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "any"))
 
 
+def python_page() -> str:
+    """Classes and functions that programs of others may import, from their source."""
+    lines = [
+        "# Python",
+        "",
+        WRITTEN,
+        "What an app may import. `Client`, `AsyncClient` and `Router` are in `reactune` itself,",
+        "and `ReactuneProvider` is in `reactune.openfeature_provider`. Every error is a",
+        "`ReactuneError` with one line for people. Whatever is not on this page may change in any",
+        "version. How to use it is in [the service](service.md).",
+        "",
+    ]
+    for module, names in IMPORTED.items():
+        tree = ast.parse(source_of(module))
+        found = {
+            node.name: node
+            for node in tree.body
+            if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        }
+        lines += [f"## `{module}`", "", *_prose(ast.get_docstring(tree))]
+        for name in names:
+            lines += _documented(found[name])
+    return "\n".join(lines)
+
+
+def source_of(module: str) -> str:
+    """The source text of a module of ours."""
+    file = PACKAGE / Path(*module.split(".")[1:]).with_suffix(".py")
+    return file.read_text(encoding="utf-8")
+
+
+def _documented(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """A class with its fields and methods, or a function."""
+    if isinstance(node, ast.FunctionDef):
+        return [f"### `{node.name}`", "", *_signature(node), *_prose(ast.get_docstring(node))]
+    lines = [f"### `{node.name}`", ""]
+    methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    shown = [ast.unparse(each) for each in fields if not ast.unparse(each.target).startswith("_")]
+    if shown:
+        lines += ["```python", *shown, "```", ""]
+    for each in methods:
+        if each.name == "__init__":
+            lines += _signature(each, name=node.name)
+    lines += _prose(ast.get_docstring(node))
+    for each in methods:
+        if not each.name.startswith("_"):
+            lines += [f"#### `{node.name}.{each.name}`", "", *_signature(each)]
+            lines += _prose(ast.get_docstring(each))
+    return lines
+
+
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef, *, name: str = "") -> list[str]:
+    """How a function is called, as code; without `self`."""
+    decorators = [f"@{ast.unparse(each)}" for each in node.decorator_list]
+    arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
+    arguments = re.sub(r"(?<=\S)=(?=\S)", " = ", arguments)
+    answer = f" -> {ast.unparse(node.returns)}" if node.returns and not name else ""
+    start = "async def " if isinstance(node, ast.AsyncFunctionDef) else "def " if not name else ""
+    call = f"{start}{name or node.name}({arguments}){answer}"
+    wrapped = textwrap.wrap(call, WIDTH, subsequent_indent="    ", break_long_words=False)
+    return ["```python", *decorators, *wrapped, "```", ""]
+
+
+def _prose(docstring: str | None) -> list[str]:
+    """A docstring as Markdown: what it raises as a list."""
+    if not docstring:
+        return []
+    text, _, raises = docstring.partition("\nRaises:\n")
+    lines = [*text.strip().splitlines(), ""]
+    if raises:
+        parts = re.split(r"\n    (?=\w)", f"\n{raises}")
+        errors = [" ".join(part.split()).partition(": ") for part in parts if part.strip()]
+        lines += ["Raises:", "", *(f"* `{name}`: {why}" for name, _, why in errors), ""]
+    return lines
+
+
 def floors() -> list[list[str]]:
     """The packages and modules of each floor, from the top down, as the import linter has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -228,6 +326,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield DOCS / "settings.md", settings_page()
     yield DOCS / "commands.md", commands_page()
     yield DOCS / "http.md", http_page()
+    yield DOCS / "python.md", python_page()
     yield ROOT / "README.md", between_markers(ROOT / "README.md", map=code_map())
     architecture = DOCS / "architecture.md"
     yield architecture, between_markers(architecture, floors=floor_table())
