@@ -14,12 +14,20 @@ from reactune.cli import main
 
 GUIDES = {
     "forgotten.md": 4,
+    "own-model.md": 1,
     "own-table.md": 3,
+    "pages.md": 2,
+    "postgresql.md": 2,
     "runbook.md": 2,
     "thresholds.md": 4,
     "verdict.md": 1,
 }
 """Pages whose consoles run here, and how many commands they show at least."""
+PLACES = {
+    "postgresql://reactune@db.example/tips": "fresh_postgres_url",
+    "/models/Llama-3.2-1B-Instruct": "tiny",
+}
+"""Places that pages name, and the fixtures that stand in for them here."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,12 @@ def test_every_decision_is_listed(site):
 
 
 @pytest.mark.parametrize("page", GUIDES)
-def test_the_commands_of_a_guide_run_in_their_order(page, tmp_path, monkeypatch, capsys):
+def test_the_commands_of_a_guide_run_in_their_order(page, request, tmp_path, monkeypatch, capsys):
+    names = {
+        name: str(request.getfixturevalue(fixture))
+        for name, fixture in PLACES.items()
+        if name in (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REACTUNE_KEY", KEY)
     monkeypatch.delenv("REACTUNE_CONFIG", raising=False)
@@ -95,6 +108,8 @@ def test_the_commands_of_a_guide_run_in_their_order(page, tmp_path, monkeypatch,
     commands = commands_of(page)
     assert len(commands) >= GUIDES[page] - 1
     for command in ("init", "ingest rows.jsonl", *commands):
+        for name, ours in names.items():
+            command = command.replace(name, ours)
         arguments = [a or b for a, b in re.findall(r'"([^"]*)"|(\S+)', command)]
         with pytest.raises(SystemExit) as ended:
             main(arguments)
