@@ -15,7 +15,7 @@ import click
 
 from reactune import __version__
 from reactune.cli import analysis, data, pages, run, serve, users
-from reactune.cli.session import Session, where, word_tracebacks
+from reactune.cli.session import Session, print_any_text, where, word_tracebacks
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent, limit_spinning
 
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         die_with_parent()
     limit_spinning()
     word_tracebacks()
+    print_any_text()
     session = Session()
     try:
         commands.main(arguments, prog_name="reactune", obj=session)

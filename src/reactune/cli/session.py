@@ -1,5 +1,6 @@
 """The options before a command, JSON, and tracebacks that quote neither people nor passwords."""
 
+import io
 import json
 import logging
 import os
@@ -76,6 +77,12 @@ def word_tracebacks() -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(without_secrets)
+
+
+def print_any_text() -> None:
+    """Let standard output take half an emoji, and letters that its encoding lacks, as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def without_secrets(record: logging.LogRecord) -> bool:

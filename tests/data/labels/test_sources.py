@@ -203,6 +203,12 @@ def test_an_engine_that_is_not_installed_says_what_to_install():
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_url_that_is_none_is_named_without_its_password():
+    with pytest.raises(ConfigError, match=r"Port could not be cast.*\[source\] url") as caught:
+        read(SourceConfig(url="postgresql://joe:hunter2@db:port/tips"))
+    assert "hunter2" not in str(caught.value)
+
+
 def test_an_engine_that_nobody_knows_is_refused_with_those_that_are_known():
     with pytest.raises(ConfigError, match=r"bigquery.*snowflake.*trino"):
         read(SourceConfig(url="oracel://somewhere/db"))
@@ -430,3 +436,11 @@ def test_dwell_times_that_are_no_numbers_are_refused(tmp_path):
     pq.write_table(table, tmp_path / "scores.parquet")
     with pytest.raises(DataError, match="column dwell_ms is of type string"):
         read(SourceConfig(url="parquet://scores.parquet"), folder=tmp_path)
+
+
+@pytest.mark.parametrize("table", ["absent", "nowhere.tip_scores", "'; drop"])
+def test_a_table_that_is_not_there_is_named(tmp_path, table):
+    create_store(f"sqlite:///{tmp_path / 'store.db'}").dispose()
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    with pytest.raises(DataError, match=f"cannot read table {re.escape(table)} of sqlite"):
+        read(SourceConfig(url=url, table=table))

@@ -136,14 +136,14 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
         ConfigError: the URL names no engine that is installed, `[source] columns` a column that is
             not ours, or `where` is not one condition.
     """
-    from ibis.common.exceptions import IbisError
+    from ibis.common.exceptions import IbisError, TableNotFound
 
     url = source.url or store_url
     try:
         backend, table = _open(url, source.table, folder)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise _not_installed(url, error) from error
-    except (IbisError, *remote_errors(), *_driver_errors()) as error:
+    except (IbisError, TableNotFound, *remote_errors(), *_driver_errors()) as error:
         raise _unreadable(source.table, url, error) from error
     try:
         scores = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
@@ -435,11 +435,20 @@ def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
         backend = ibis.sqlite.connect(_existing(Path(absolute.removeprefix("sqlite:///"))))
     elif scheme in {*backends(), "postgresql"}:
         # SQLAlchemy names the driver in the scheme, `postgresql+psycopg`; Ibis has one for each.
-        backend = ibis.connect(f"{scheme}://{rest}")
+        try:
+            backend = ibis.connect(f"{scheme}://{rest}")
+        except ValueError as error:
+            raise ConfigError(
+                f"{url}: {error}; correct it in [source] url, or in [store] url"
+            ) from error
     else:
         return _open_parquet(url, name, folder)
     *schema, table = name.split(".")
-    return backend, backend.table(table, database=tuple(schema) or None)
+    with ExitStack() as failed:
+        failed.callback(backend.disconnect)
+        opened = backend.table(table, database=tuple(schema) or None)
+        failed.pop_all()
+    return backend, opened
 
 
 def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
@@ -497,11 +506,11 @@ def _driver_errors() -> tuple[type[Exception], ...]:
     return (sqlite3.Error, duckdb.Error, psycopg.Error, adbc_driver_manager.Error)
 
 
-def _not_installed(url: str, error: ModuleNotFoundError) -> ConfigError:
+def _not_installed(url: str, error: ImportError) -> ConfigError:
     scheme = _scheme(url)
     return ConfigError(
-        f"source.url = {url} needs {error.name}, which is not installed; run "
-        f"`pip install 'ibis-framework[{scheme}]'`"
+        f"{url} needs {error.name or 'what Ibis needs for it'}, which is not installed; run "
+        f"`pip install 'ibis-framework[{scheme}]'`, or name another in [source] url"
     )
 
 
