@@ -6,136 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-import reactune
-from places import BENCH, TESTS
-from reactune.config.sections import ModelConfig, PromptConfig, ServeConfig
+from reactune.config.sections import ServeConfig
 from reactune.errors import ConfigError
-from reactune.model.files import base_model
-from reactune.model.prompt import load_chat, write_prompt_folder
-from reactune.store.database import create_store
 from reactune.web import server
-from server_fixtures import answers, free_port, wait_until
+from server_fixtures import wait_until
+from service_processes import PATHS, Load, check_nothing_acknowledged_is_lost, served
 from serving_fixtures import rows_of, set_challenger, set_champion, version
-
-PATHS = (str(TESTS), str(Path(reactune.__file__).parents[1]))
-STUB = BENCH / "model_stub.py"
-TIP = {"kind": "focus", "context": {"free_text": "essay"}}
-
-
-@contextlib.contextmanager
-def running(*command, ready, folder):
-    """A process, once `ready` (an address) answers; ended at the end."""
-    environment = {
-        **os.environ, "REACTUNE_KEY": "k" * 32, "PYTHONPATH": os.pathsep.join(PATHS)
-    }  # fmt: skip
-    log = folder / f"log-{free_port()}"
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment, cwd=folder, stderr=output
-        ) as process,
-    ):
-        try:
-            wait_until(lambda: answers(ready), seconds=120, process=process, log=log)
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-@contextlib.contextmanager
-def served(url, folder, *, workers=1, set_up=set_champion, stub=()):
-    """`reactune serve` on a database, with a model server that answers at once; its address."""
-    prompts, base = folder / "prompt", base_model(ModelConfig()).folder
-    write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
-    engine = create_store(url)
-    set_up(engine, replace(version(1), prompt_folder=prompts))
-    port, model_port = free_port(), free_port()
-    settings = folder / "reactune.toml"
-    settings.write_text(
-        f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nworkers = {workers}\nruntime = 'ollama'\n"
-        f"ollama_url = 'http://127.0.0.1:{model_port}'\nrequests_per_second = 100000\n"
-    )
-    serve = ("-c", "from reactune.cli import main; main()", "--config", settings, "serve")
-    model = (STUB, "--port", model_port, "--delay-ms", 5, *stub)
-    address = f"http://127.0.0.1:{port}"
-    with (
-        running(*model, ready=f"http://127.0.0.1:{model_port}/api/tags", folder=folder),
-        running(*serve, ready=f"{address}/readyz", folder=folder) as process,
-    ):
-        yield engine, address, process
-    engine.dispose()
-
-
-class Load:
-    """Asks for tips and reacts to them from threads, and remembers what was acknowledged."""
-
-    def __init__(self, address, threads=8):
-        self.address, self.stop = address, threading.Event()
-        self.given, self.reacted, self.failed = set(), {}, 0
-        self.lock = threading.Lock()
-        self.pool = ThreadPoolExecutor(threads)
-        self.jobs = [self.pool.submit(self._ask, n) for n in range(threads)]
-
-    def _ask(self, number):
-        count = 0
-        # A connection for each request, so that every worker gets some.
-        closing = {"connection": "close"}
-        client = httpx.Client(base_url=self.address, timeout=30, trust_env=False, headers=closing)
-        while not self.stop.is_set():
-            count += 1
-            try:
-                self._one(client, f"u{number}-{count}", count)
-            except httpx.TransportError:
-                self.failed += 1
-                time.sleep(0.02)
-
-    def _one(self, client, user, dwell_ms):
-        tip = client.post("/v1/tips", json={**TIP, "user": user})
-        if tip.status_code != 200:
-            return
-        tip_id = tip.json()["tip_id"]
-        with self.lock:
-            self.given.add(tip_id)
-        reaction = {"tip_id": tip_id, "reaction": "done", "dwell_ms": dwell_ms}
-        if client.post("/v1/reactions", json=reaction).status_code == 204:
-            with self.lock:
-                self.reacted[tip_id] = dwell_ms
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.stop.set()
-        self.pool.shutdown()
-
-    def end(self):
-        self.__exit__()
-        assert [job.result() for job in self.jobs] == [None] * len(self.jobs)
 
 
 @pytest.fixture
 def stack():
     with contextlib.ExitStack() as stack:
         yield stack
-
-
-def check_nothing_acknowledged_is_lost(engine, load):
-    rows = {row["tip_id"]: row for row in rows_of(engine)}
-    assert len(load.given) > 20
-    assert load.given <= rows.keys()
-    assert {tip_id: rows[tip_id]["dwell_ms"] for tip_id in load.reacted} == load.reacted
 
 
 def tips_counted(address):
