@@ -2,7 +2,7 @@
 
 import json
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, product
 
 import httpx
 import pytest
@@ -127,6 +127,15 @@ def send_malformed(url, folder, examples):
 
 def test_a_malformed_request_is_refused_and_costs_nothing_else(sqlite_url, tmp_path):
     send_malformed(sqlite_url, tmp_path, 150)
+
+
+def test_a_host_or_an_origin_that_is_none_is_no_fault_of_the_service(sqlite_url, tmp_path):
+    paths = ("/", "/login", "/people", "/rollout/stop", "/v1/none", "/runs/", "/readyz")
+    names, values = ("host", "origin"), (b"]D", b"[", b"http://[", b"a:b:c", b"\xc4")
+    with watched(sqlite_url, tmp_path) as (client, _, check):
+        for asked in product(("GET", "POST"), paths, names, values):
+            method, path, name, value = asked
+            check(client.request(method, path, headers={name: value}), asked)
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ def refusal(
 
 async def refuse_error(request: Request, error: Exception) -> Response:
     """Our errors: 404 for an unknown tip, 422 for an invalid request, 503 for what is away."""
-    path = request.url.path
+    path = request.scope["path"]
     if isinstance(error, BusyError | FullError):
         return refusal(503, str(error), RETRY_SOON, path=path)
     if isinstance(error, AwayError | sa.exc.SQLAlchemyError):
@@ -282,13 +282,13 @@ async def refuse_invalid(request: Request, error: Exception) -> Response:
     """A body that does not fit: which field, and what it should be, but not what it was."""
     assert isinstance(error, RequestValidationError)
     reason = "; ".join(sorted({_problem(each) for each in error.errors()}))
-    return refusal(422, reason, path=request.url.path)
+    return refusal(422, reason, path=request.scope["path"])
 
 
 async def refuse_http(request: Request, error: Exception) -> Response:
     """No such path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    return refusal(error.status_code, str(error.detail), path=request.url.path)
+    return refusal(error.status_code, str(error.detail), path=request.scope["path"])
 
 
 def _problem(problem: dict[str, Any]) -> str:

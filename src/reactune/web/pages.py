@@ -7,6 +7,7 @@ and comes from the same site; every action leaves a row. Answers forbid scripts,
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -157,7 +158,7 @@ class Pages:
         if name := request.query_params.get("csv", ""):
             table = find_table(view.sections, name)
             return _csv(table) if table else self.problem(404, "There is no such table.", viewer)
-        return self.page(view, viewer, here=request.url.path)
+        return self.page(view, viewer, here=request.scope["path"])
 
     def page(
         self, view: View, viewer: Viewer | None, *, here: str = "", status: int = 200
@@ -600,7 +601,9 @@ def _csv(table: Table) -> Response:
 
 
 def _host(request: Request) -> str:
-    return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    with suppress(ValueError):
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    return ""
 
 
 def _is_local(request: Request) -> bool:
@@ -619,11 +622,15 @@ def _is_same_site(request: Request) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    if origin is None:
+        return True
+    # Compared as texts, for neither need be a URL: browsers write the scheme before their Host.
+    _, is_url, host = origin.partition("://")
+    return bool(is_url) and host == headers.get("host")
 
 
 def _is_secure(request: Request) -> bool:
-    return request.url.scheme == "https"
+    return str(request.scope["scheme"]) == "https"
 
 
 def _token(request: Request) -> str:
