@@ -30,7 +30,6 @@ from reactune.train.with_trl import (
     processes,
     progress_callback,
     report_progress,
-    score_only_labelled_positions,
     sft_row,
     targets_of,
     with_reference,
@@ -50,28 +49,6 @@ def job_for(method, tiny, rows, **changes):
 
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
-
-
-def test_the_head_that_scores_labels_only_gives_trls_own_losses(tiny, rows):
-    import torch
-    from transformers import AutoModelForCausalLM
-    from trl.trainer.utils import add_fused_lm_head
-
-    fields = ("log_probs", "entropy", "mean_logits", "is_top1")
-    outputs = []
-    for patch in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(tiny)
-        add_fused_lm_head(model, outputs=fields)
-        if patch:
-            score_only_labelled_positions(model)
-        row = sft_row(rows["sft"][0])
-        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
-        out = model(input_ids=ids, labels=labels, fused_lm_head=True)
-        out.loss.backward()
-        grad = model.model.layers[0].mlp.up_proj.weight.grad
-        outputs.append([out.loss, *(getattr(out, name).float() for name in fields), grad])
-    for theirs, ours in zip(*outputs, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_counts_the_completion_only(rows):

@@ -10,7 +10,6 @@ import os
 import statistics
 import sys
 import time
-import types
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from reactune.errors import TrainingError
-from reactune.model.logprobs import Row, logits_at, score
+from reactune.model.logprobs import Row, score
 from reactune.process import die_with_parent
 from reactune.records import write_atomically
+from reactune.train.forward import speed_up_forward
 from reactune.train.job import (
     EXIT_BAD_JOB,
     EXIT_DIVERGED,
@@ -74,7 +74,7 @@ def train(folder: Path, job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Run the job from its last whole checkpoint, or from the start, and save the adapter."""
     started = time.monotonic()
     trainer = trainer_for(folder, job, rows)
-    score_only_labelled_positions(trainer.model.get_base_model())
+    speed_up_forward(trainer.model.get_base_model())
     return finish(folder, job, rows, trainer, started=started)
 
 
@@ -447,62 +447,6 @@ def _reference_scores(
 
 def _scored_row(row: dict[str, Any], answer: str) -> Row:
     return tuple(row["prompt_ids"]), tuple(row[answer])
-
-
-def score_only_labelled_positions(model: Any) -> None:
-    """Replace the forward that TRL gave the causal language model; same values, fewer products."""
-    import torch
-
-    original = model.forward
-
-    def forward(
-        self: Any,
-        *args: Any,
-        labels: Any = None,
-        fused_lm_head: bool = False,
-        num_items_in_batch: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not fused_lm_head:
-            return original(*args, labels=labels, **kwargs)
-        targets = labels[:, 1:]
-        places = torch.nn.functional.pad(targets != -100, (0, 1))
-        logits = logits_at(self, places, *args, **kwargs).float()
-        return fused_output(logits, targets, num_items_in_batch)
-
-    model.forward = types.MethodType(forward, model)
-
-
-def fused_output(logits: Any, targets: Any, num_items_in_batch: Any) -> Any:
-    """Log-probabilities of the targets that are not -100, zero elsewhere, in TRL's form.
-
-    `logits` has one row for each of these targets.
-    """
-    import torch
-    from trl.trainer.utils import FusedCausalLMOutput
-
-    mask = targets != -100
-
-    def spread(values: Any) -> Any:
-        return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-    log_probs = torch.log_softmax(logits, dim=-1)
-    chosen = log_probs.gather(1, targets[mask][:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        mean_logits = logits.mean(-1)
-        is_top1 = logits.argmax(-1) == targets[mask]
-    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return FusedCausalLMOutput(
-        loss=-chosen.sum() / count,
-        log_probs=spread(chosen),
-        entropy=spread(entropy),
-        log_sum_sq_probs=None,
-        mean_logits=spread(mean_logits),
-        is_top1=spread(is_top1),
-        label_mask=mask,
-        aux_loss=None,
-    )
 
 
 def progress_callback(
