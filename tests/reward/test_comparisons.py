@@ -83,3 +83,11 @@ def test_the_past_of_a_user_is_what_came_before():
     past = some.circumstances[:, -1]
     assert past[0] == past[4] == 0  # nothing is known of either yet
     assert (np.diff(past[:4]) > 0).all()
+
+
+def test_what_came_at_one_moment_is_not_earlier():
+    """Else the order of rows of one moment would explain their labels."""
+    some = Reactions([example(n, user="a", label=n < 2, hours=n // 4) for n in range(5)])
+    past = some.circumstances[:, -1]
+    assert past[:4].tolist() == [0, 0, 0, 0]
+    assert past[4] == pytest.approx(np.log((2 + 4 * 0.4) / (2 + 4 * 0.6)) - np.log(0.4 / 0.6))

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +78,18 @@ class Reactions:
         seen: dict[str, list[float]] = defaultdict(lambda: [share * PRIOR_REACTIONS,
                                                             PRIOR_REACTIONS])  # fmt: skip
         found = np.zeros(len(self))
-        order = sorted(range(len(self)), key=lambda i: (self.examples[i].created_at, i))
-        for place in order:
-            past = seen[self.users[place]]
-            odds = past[0] / (past[1] - past[0])
-            found[place] = math.log(odds) - math.log(share / (1 - share))
-            past[0] += self.liked[place]
-            past[1] += 1
+        order = sorted(range(len(self)), key=lambda place: self.examples[place].created_at)
+        # What came at one moment is not earlier than anything else of that moment.
+        for _, moment in groupby(order, key=lambda place: self.examples[place].created_at):
+            places = list(moment)
+            for place in places:
+                past = seen[self.users[place]]
+                odds = past[0] / (past[1] - past[0])
+                found[place] = math.log(odds) - math.log(share / (1 - share))
+            for place in places:
+                past = seen[self.users[place]]
+                past[0] += self.liked[place]
+                past[1] += 1
         return found
 
 
