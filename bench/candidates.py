@@ -1,9 +1,9 @@
 """Time of a tip with four candidates and a reward, beside one candidate, in alternating requests.
 
 The service on the demo's settings and situations, the base model of the demo as Q8_0 on the
-embedded llama.cpp, and a reward of random weights on the layer in its middle: what a reward says
-costs the same time whatever its weights are. Each situation is asked for once by each service, in
-an order that is drawn.
+embedded llama.cpp, and a reward of random weights on the layers that rewards read: what a reward
+says costs the same time whatever its weights are. Each situation is asked for once by each service,
+in an order that is drawn.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from reactune.model.prompt import load_chat
 from reactune.privacy.hashing import HashingKey
 from reactune.records import ModelVersion
 from reactune.release.llamacpp import LlamaCpp
-from reactune.reward.features import candidate_layers, layers_of
+from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.graph import write_graph
 from reactune.reward.model import RewardModel, save
 from reactune.service import state
@@ -61,11 +61,12 @@ class Times:
 def export_with_reward(config: Config, folder: Path) -> ModelVersion:
     """The base model as every version is exported, with a reward of random weights."""
     base = base_model(config.model)
-    layer = candidate_layers(layers_of(base.folder))[1]
+    layers = reward_layers(layers_of(base.folder))
     reward = folder / "reward"
-    write_graph(base.folder, layer, reward)
-    weights = np.random.default_rng(SEED).normal(size=(5, _width(base.folder))).astype(np.float32)
-    save(RewardModel(weights, np.zeros(5, np.float32), layer, base.digest), reward)
+    write_graph(base.folder, layers, reward)
+    shape = (6, len(layers) * _width(base.folder))
+    weights = np.random.default_rng(SEED).normal(size=shape).astype(np.float32)
+    save(RewardModel(weights, np.zeros(6, np.float32), layers, base.digest), reward)
     return replace(deployment.export_base_model(config, base), version=1, reward=reward)
 
 

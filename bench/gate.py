@@ -71,7 +71,7 @@ def kept_of(config: Config, run: Path) -> Kept:
     adapter = run / "train" / "adapter"
     (tuned,) = gate.score_rows(base, adapter, [rows], name="tuned", kinds=kinds)
     judging = [*examples["validation"], *examples["test"]]
-    layer = load_reward(run / "reward").layer
+    layers = load_reward(run / "reward").layers
     read = reward_rows(chat, judging)
     contexts = judge.contexts_of(judging)
     asked = [rebuild(chat, each.kind, each.context_json) for each in contexts]
@@ -80,12 +80,12 @@ def kept_of(config: Config, run: Path) -> Kept:
         samples = write_samples(
             base, each, chat, asked, config.serve, count=judge.TIPS, seed=1, name=name
         )
-        tips[name] = judge.features_of_samples(base, chat, asked, samples, layer, name)
+        tips[name] = judge.features_of_samples(base, chat, asked, samples, layers, name)
     return Kept(
         held_out=held_out,
         scores={"base": plain, "few-shot": prompted, "tuned": tuned},
         judging=judging,
-        features=judge.features_of_rows(base, read, layer, "the judges"),
+        features=judge.features_of_rows(base, read, layers, "the judges"),
         users=[each.user_key for each in contexts],
         tips=tips,
     )

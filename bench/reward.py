@@ -30,7 +30,7 @@ from reactune.model.logprobs import Row, best_dtype
 from reactune.model.prompt import assemble, load_chat
 from reactune.records import Estimate, Example, folded_text
 from reactune.reward.cache import cached_features, reward_rows
-from reactune.reward.features import candidate_layers, layers_of
+from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.graph import GRAPH_FILES, write_graph
 from reactune.reward.learn import Learned, learn
 from reactune.reward.model import RewardModel, rewards, save
@@ -108,9 +108,9 @@ def served(model: RewardModel, base: BaseModel, rows: Sequence[Row]) -> dict:
     """
     with tempfile.TemporaryDirectory() as name:
         out, started = Path(name), time.process_time()
-        write_graph(base.folder, model.layer, out)
+        write_graph(base.folder, model.layers, out)
         figures = {
-            "layer": model.layer,
+            "layers": model.layers,
             "write_seconds": round(time.process_time() - started, 1),
             "megabytes": round(sum((out / each).stat().st_size for each in GRAPH_FILES) / 1e6, 1),
         }
@@ -152,9 +152,9 @@ def main() -> None:
         for pair in read_pairs(options.data / "upworthy" / "pairs_heldout.jsonl")
         if not known & {folded_text(pair.chosen), folded_text(pair.rejected)}
     ]
-    computed = 0
+    computed, layers = 0, reward_layers(layers_of(base.folder))
 
-    def read(some, layers):
+    def read(some):
         def bar(total):
             nonlocal computed
             computed += total
@@ -163,7 +163,6 @@ def main() -> None:
         return cached_features(base, chat, some, layers, folder=options.cache, progress=bar)
 
     def learned_from(some: list[Example]) -> Learned:
-        layers = candidate_layers(layers_of(base.folder))
         return learn(some, read, layers, base_digest=base.digest, fingerprint="upworthy")
 
     started, cpu = time.monotonic(), time.process_time()
@@ -185,9 +184,7 @@ def main() -> None:
         for tip in (pair.chosen, pair.rejected)
     ]
     if found.model is not None:
-        features = read(tips, candidate_layers(layers_of(base.folder)))
-        at = candidate_layers(layers_of(base.folder)).index(found.model.layer)
-        both = rewards(found.model, features[:, at])
+        both = rewards(found.model, read(tips))
         for name, scores in zip(("reward", "lower_bound"), both, strict=True):
             estimate = accuracy_on(pairs, scores)
             figures[name] = asdict(estimate)

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 def tiny_graphs(tiny):
     """The tiny model as a base, and a cache folder with the graph of its first layer."""
     base = BaseModel("tiny", tiny, None, "cd" * 32, "unknown")
-    return base, made_once("graphs", lambda folder: graph_of(base, 1, cache=folder))
+    return base, made_once("graphs", lambda folder: graph_of(base, (1,), cache=folder))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ from reactune.reward.cache import cached_features, keep_features, reward_rows
 from reactune.reward.comparisons import Reactions
 from reactune.reward.export import Exported, export_reward
 from reactune.reward.features import Floats as Features
-from reactune.reward.features import candidate_layers, layers_of
+from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.learn import Learned, Read, learn
 from reactune.reward.model import FACTS, rewards
 from reactune.reward.model import load as load_reward
@@ -80,10 +80,10 @@ from reactune.tracking import (
     consent_stated,
     dataset_fingerprint,
     earlier_counts,
+    features_before,
     gate_picture,
     last_trained,
     record_of,
-    reward_before,
     start_run,
     write_reward,
     write_training,
@@ -243,10 +243,10 @@ def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
     base = base_model(config.model)
     chat = _chat(config, run, base)
     examples = read_examples(run / "dataset")
-    earlier, layer = reward_before(config, run)
-    layers = (layer,) if layer else candidate_layers(layers_of(base.folder))
+    earlier = features_before(config, run)
+    layers = reward_layers(layers_of(base.folder))
 
-    def read(some: Sequence[Example], chosen: Sequence[int]) -> Features:
+    def read(some: Sequence[Example]) -> Features:
         with ExitStack() as stack:
 
             def bar(total: int) -> Callable[[int], object]:
@@ -254,7 +254,7 @@ def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
                 return stack.enter_context(shown).update
 
             return cached_features(
-                base, chat, some, chosen, folder=folder, earlier=earlier, progress=bar
+                base, chat, some, layers, folder=folder, earlier=earlier, progress=bar
             )
 
     mark = dataset_fingerprint(run)
@@ -262,7 +262,7 @@ def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
     learned = learn(train, read, layers, base_digest=base.digest, fingerprint=mark)
     held_out = sample(examples["validation"], limit=HELD_OUT_TIPS)
     beside = beside_generator(config, base, chat, held_out, learned, read)
-    keep_features(base, chat, learned, folder=folder)
+    keep_features(base, chat, learned, layers, folder=folder)
     outputs = write_reward(folder, learned, beside)
     write_reward_report(folder / "report.html", learned, beside)
     return StageResult(
@@ -293,8 +293,7 @@ def beside_generator(
     (tokens,) = score_rows(base, adapter, [rows_of(chat, examples)], name="generator", kinds=kinds)
     scores = {"generator": np.array([each.mean() for each in tokens])}
     if learned.model:
-        features = read(examples, (learned.model.layer,))[:, 0]
-        scores["reward"] = rewards(learned.model, features)[0]
+        scores["reward"] = rewards(learned.model, read(examples))[0]
     reactions, together = Reactions(examples), np.zeros(len(examples), np.int64)
     found = {
         name: accuracy_of_folds(reactions, each, together, is_fitted=False)

@@ -81,17 +81,14 @@ def reward_picture(quality: Quality) -> str:
     return pictures.draw(pictures.intervals(title, rows, reference=0.5))
 
 
-def reward_before(config: Config, run: Path) -> tuple[list[Path], int]:
-    """The features of the last run before this one, and the layer of its reward model (0: none)."""
+def features_before(config: Config, run: Path) -> list[Path]:
+    """The file with the features of the last run before this one, if there is one."""
     for other in reversed(all_runs(config.run_root)):
         done = manifests(other) if other.name < run.name else {}
         if "reward" in done:
             fetch(run_root(config), other.name, "reward")
-            folder = other / "reward"
-            layer = json.loads((folder / QUALITY).read_text(encoding="utf-8"))["quality"]["layer"]
-            is_learned = reward_model.FACTS in done["reward"].outputs
-            return [folder / FEATURES], layer if is_learned else 0
-    return [], 0
+            return [other / "reward" / FEATURES]
+    return []
 
 
 def dataset_fingerprint(run: Path) -> str:
@@ -165,7 +162,7 @@ def reward_metrics(run: Path) -> dict[str, float]:
     """The figures of a run's reward model for MLflow; those of its rankings by their names."""
     record = json.loads((run / "reward" / QUALITY).read_text(encoding="utf-8"))
     quality = record["quality"]
-    found = {f"reward/{name}": float(quality[name]) for name in ("reactions", "users", "layer")}
+    found = {f"reward/{name}": float(quality[name]) for name in ("reactions", "users")}
     for name, each in quality["accuracies"].items():
         place = f"reward/{name.replace(' ', '_')}_accuracy"
         found |= {f"{place}": each["estimate"]["value"], f"{place}_low": each["estimate"]["low"]}

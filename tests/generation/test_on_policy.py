@@ -24,7 +24,7 @@ from reactune.generation.samples import Sample
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat
 from reactune.records import Prompt
-from reactune.reward.features import layers_of
+from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.model import RewardModel
 from reactune.train.trainer import Trained, plan_job
 from reactune.train.with_trl import load_model
@@ -108,7 +108,7 @@ def first(tiny, rows, tmp_path):
     return Trained("kto", tmp_path / "kto" / "adapter", 5, 0.5, 30.0, 1_000, ())
 
 
-REWARD = RewardModel(np.ones((5, 32), np.float32), np.zeros(5, np.float32), 1, "cd" * 32)
+REWARD = RewardModel(np.ones((5, 32), np.float32), np.zeros(5, np.float32), (1,), "cd" * 32)
 
 
 def own_training(folder, first, base, chat, *, settings=SETTINGS, reward=REWARD):
@@ -159,9 +159,9 @@ def test_without_reward_time_or_pairs_nothing_is_trained(tiny_graphs, chat, rows
 def test_the_real_model_writes_pairs_that_a_reward_tells_apart(tmp_path):
     base = base_model(ModelConfig())
     chat = load_chat(base.folder, PromptConfig())
-    layer = round(layers_of(base.folder) / 2)
-    direction = np.random.default_rng(4).normal(size=(5, 576)).astype(np.float32)
-    reward = RewardModel(direction, np.zeros(5, np.float32), layer, base.digest)
+    layers = reward_layers(layers_of(base.folder))
+    direction = np.random.default_rng(4).normal(size=(6, 576 * len(layers))).astype(np.float32)
+    reward = RewardModel(direction, np.zeros(6, np.float32), layers, base.digest)
     contexts = [f'{{"free_text":"call {name}"}}' for name in ("Ann", "Bo", "Cem", "Dora")]
     examples = [
         replace(example(n, context=context), kind="break") for n, context in enumerate(contexts)

@@ -13,7 +13,7 @@ from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, rebuild
 from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions
-from reactune.reward.features import layers_of
+from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.fit import dense_candidates, standardised, validate
 from reactune.reward.model import assemble_model, rewards
 from reward_fixtures import example
@@ -92,14 +92,14 @@ def test_a_judge_of_the_real_model_compares_what_its_adapters_write(
         monkeypatch.setattr(judge, name, value)
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype="float32")
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
-    layer = round(layers_of(base.folder) / 2)
+    layers = reward_layers(layers_of(base.folder))
     taught = people(150, start=0)
     rows = reward_rows(chat, taught)
-    features = judge.features_of_rows(base, rows, layer, "teacher")
+    features = judge.features_of_rows(base, rows, layers, "teacher")
     scaled, mean, deviation = standardised(features)
-    validated = validate(Reactions(taught), dense_candidates({str(layer): scaled}))
+    validated = validate(Reactions(taught), dense_candidates(scaled))
     reward = assemble_model(
-        validated, mean, deviation, layer=layer, base_digest=base.digest, facts={}
+        validated, mean, deviation, layers=layers, base_digest=base.digest, facts={}
     )
     assert rewards(reward, features)[0].std() > 0
     report = ask_judge(

@@ -55,13 +55,13 @@ def test_a_killed_computation_goes_on_at_its_last_chunk(model, tmp_path, count):
     found = cached_features(*model, TIPS, [1], folder=tmp_path)
     assert count == [4]
     assert found == pytest.approx(whole, abs=1e-3)
-    assert whole.shape == (14, 1, 32)
+    assert whole.shape == (14, 32)
 
 
 def test_an_earlier_run_has_texts_in_the_same_prompt(model, tmp_path, count):
     first = cached_features(*model, TIPS[:9], [1], folder=tmp_path / "first")
-    learned = Learned(None, "", Quality(9, 9, 3, layer=1), TIPS[:9], first[:, 0])
-    keep_features(*model, learned, folder=tmp_path / "first")
+    learned = Learned(None, "", Quality(9, 9, 3), TIPS[:9], first)
+    keep_features(*model, learned, [1], folder=tmp_path / "first")
     assert not (tmp_path / "first" / CHUNKS).exists()
     count.clear()
     earlier = [tmp_path / "first" / FEATURES]
@@ -76,16 +76,16 @@ def test_an_earlier_run_has_texts_in_the_same_prompt(model, tmp_path, count):
 def test_every_row_has_its_user(model, tmp_path):
     features = cached_features(*model, TIPS, [1], folder=tmp_path)
     (chunk,) = (tmp_path / CHUNKS).iterdir()
-    keep_features(*model, Learned(None, "", Quality(14, 14, 3, layer=1), TIPS, features[:, 0]),
-                  folder=tmp_path)  # fmt: skip
+    learned = Learned(None, "", Quality(14, 14, 3), TIPS, features)
+    keep_features(*model, learned, [1], folder=tmp_path)
     rows = pq.read_table(tmp_path / FEATURES).to_pylist()
     assert [(row["tip_id"], row["user_key"], row["created_at"]) for row in rows] == [
         (each.tip_id, each.user_key, each.created_at) for each in TIPS
     ]
-    assert np.frombuffer(rows[3]["features"], np.float16) == pytest.approx(features[3, 0])
+    assert np.frombuffer(rows[3]["features"], np.float16) == pytest.approx(features[3])
     assert not chunk.exists()
 
 
 def test_a_run_that_read_nothing_keeps_an_empty_file(model, tmp_path):
-    keep_features(*model, Learned(None, "too few", Quality(0, 0, 0)), folder=tmp_path)
+    keep_features(*model, Learned(None, "too few", Quality(0, 0, 0)), [1], folder=tmp_path)
     assert pq.read_table(tmp_path / FEATURES).num_rows == 0

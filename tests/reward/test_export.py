@@ -30,7 +30,7 @@ def cache(tiny_graphs, tmp_path):
 @pytest.fixture
 def learned(base, tmp_path):
     weights = np.random.default_rng(4).normal(size=(5, 32)).astype(np.float32)
-    model = RewardModel(weights, np.zeros(5, np.float32), 1, base.digest)
+    model = RewardModel(weights, np.zeros(5, np.float32), (1,), base.digest)
     save(model, tmp_path / "learned")
     return tmp_path / "learned"
 
@@ -49,7 +49,7 @@ def test_a_graph_is_written_once_for_a_base_and_a_layer(
     base, cache, learned, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # so that none can be written
-    assert graph_of(base, 1, cache=cache) == graph_of(base, 1, cache=cache)
+    assert graph_of(base, (1,), cache=cache) == graph_of(base, (1,), cache=cache)
     assert [path.name for path in (cache / "graphs").iterdir()] == [f"{base.digest[:16]}-1-g1"]
     assert export_reward(learned, base, ROWS, tmp_path / "out", cache=cache).folder
     found = export_reward(learned, base, ROWS, tmp_path / "none", cache=tmp_path / "empty")
@@ -61,9 +61,9 @@ def test_a_graph_is_written_once_for_a_base_and_a_layer(
 
 def test_a_reward_that_differs_as_served_is_left_out(base, cache, learned, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        export, "graph_of", lambda base, layer, cache: graph_of(base, 1, cache=cache)
+        export, "graph_of", lambda base, layers, cache: graph_of(base, (1,), cache=cache)
     )
-    save(replace(load(learned), layer=2), learned)
+    save(replace(load(learned), layers=(2,)), learned)
     found = export_reward(learned, base, ROWS, tmp_path / "out", cache=cache)
     assert found.folder is None
     assert found.agreement.largest > parity.TOLERANCE

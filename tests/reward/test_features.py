@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reactune.reward.features import candidate_layers, layers_of, open_layers, tip_features
+from reactune.reward.features import layers_of, open_layers, reward_layers, tip_features
 
 LAYER = 1
 
@@ -32,9 +32,9 @@ def direct(folder, prompt, tip):
 def test_features_are_those_of_each_tip_alone_in_its_prompt(tiny, some_rows):
     with open_layers(tiny, LAYER, dtype="float32") as model:
         found = tip_features(model, some_rows, [LAYER], batch_tokens=100)
-    assert found.shape == (40, 1, 32)
+    assert found.shape == (40, 32)
     for place in (0, 1, 17, 39):
-        assert found[place, 0] == pytest.approx(direct(tiny, *some_rows[place]), abs=2e-5)
+        assert found[place] == pytest.approx(direct(tiny, *some_rows[place]), abs=2e-5)
 
 
 def test_neither_the_order_nor_the_batch_changes_the_features(tiny, some_rows):
@@ -80,14 +80,14 @@ def test_other_families_are_cut_and_read_alike(family, tmp_path):
             states = model(torch.tensor([[*prompt, *tip]]), output_hidden_states=True).hidden_states
         hidden = torch.stack([states[1], states[2]])[:, 0, len(prompt) :].double().numpy()
         expected = (hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)).mean(1)
-        assert features == pytest.approx(expected, abs=2e-5)
+        assert features == pytest.approx(expected.reshape(-1), abs=2e-5)
 
 
 def test_no_rows_have_no_features(tiny):
     with open_layers(tiny, LAYER) as model:
-        assert tip_features(model, [], [LAYER]).shape == (0, 1, 32)
+        assert tip_features(model, [], [LAYER, LAYER]).shape == (0, 64)
 
 
-def test_the_layers_in_the_middle_are_compared(tiny):
-    assert candidate_layers(30) == (12, 15, 18)
-    assert candidate_layers(layers_of(tiny)) == (1,)
+def test_layers_up_to_the_middle_are_read_together(tiny):
+    assert reward_layers(30) == (8, 12, 16)
+    assert reward_layers(layers_of(tiny)) == (1,)

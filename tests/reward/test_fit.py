@@ -16,9 +16,8 @@ from reward_fixtures import audience
 
 
 def validated(examples, features):
-    values = {"1": standardised(features)[0]}
     reactions = Reactions(examples)
-    found = fit.validate(reactions, dense_candidates(values))
+    found = fit.validate(reactions, dense_candidates(standardised(features)[0]))
     return found, accuracy_of_folds(reactions, found.scores, found.folds)
 
 
@@ -59,7 +58,7 @@ def test_it_learns_the_tip_and_not_the_person():
     reactions = Reactions(examples)
     bare = replace(reactions)
     bare.__dict__["circumstances"] = np.ones((len(examples), 1))
-    naive = fit.validate(bare, dense_candidates({"1": standardised(features)[0]}))
+    naive = fit.validate(bare, dense_candidates(standardised(features)[0]))
     by_person = np.mean([each.weights for each in naive.members], axis=0)
     assert abs(weights[1] / weights[0]) < 0.6 * abs(by_person[1] / by_person[0])
 
@@ -92,7 +91,7 @@ def test_a_split_by_row_used_by_mistake_is_noticed(monkeypatch):
 
 def test_too_few_users_or_no_new_text_are_no_validation():
     examples, features = audience(40, users=4)
-    values = dense_candidates({"1": features})
+    values = dense_candidates(features)
     assert fit.validate(Reactions(examples), values) is None
     same = [replace(each, tip="always the same") for each in audience(40, users=20)[0]]
     assert fit.validate(Reactions(same), values) is None
@@ -101,7 +100,7 @@ def test_too_few_users_or_no_new_text_are_no_validation():
 def test_the_curve_has_an_eighth_a_quarter_and_half_of_the_reactions():
     examples, features = audience(800, users=80)
     reactions = Reactions(examples)
-    found = fit.validate(reactions, dense_candidates({"1": standardised(features)[0]}))
+    found = fit.validate(reactions, dense_candidates(standardised(features)[0]))
     curve = fit.curve(reactions, found.chosen, found.folds)
     assert list(curve) == [80, 160, 320]
     values = [accuracy_of_folds(reactions, each, found.folds).estimate.value

@@ -22,13 +22,13 @@ def test_every_family_has_a_graph_with_the_features_of_its_layers(family, tmp_pa
     """One family's quick test is `test_scorer`'s."""
     pytest.importorskip("sentencepiece")
     folder, out = write_family(tmp_path / "base", family), tmp_path / "reward"
-    assert write_graph(folder, 2, out) == GRAPH_FILES
+    assert write_graph(folder, (1, 2), out) == GRAPH_FILES
     assert sorted(path.name for path in out.iterdir()) == sorted(GRAPH_FILES)
     rows = [(prompt, tip) for prompt, tips in zip(PROMPTS, TIPS, strict=True) for tip in tips]
     with open_layers(folder, 2, dtype="float32") as model:
-        expected = tip_features(model, rows, [2])[:, 0]
+        expected = tip_features(model, rows, (1, 2))
     weights, biases = np.ones((2, expected.shape[1]), np.float32), np.zeros(2, np.float32)
-    save(RewardModel(weights, biases, 2, "abc"), out)
+    save(RewardModel(weights, biases, (1, 2), "abc"), out)
     scorer = Scorer(out, threads=1)
     found = np.concatenate([scorer.features(*each) for each in zip(PROMPTS, TIPS, strict=True)])
     # Weights are stored as float16, which has 11 significant bits.
@@ -52,4 +52,4 @@ def test_a_pass_keeps_candidates_apart():
 def test_a_machine_without_the_exporter_is_told_what_to_install(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ReleaseError, match=r"needs onnxscript; run `pip install 'reactune\[train"):
-        write_graph(tiny, 1, tmp_path)
+        write_graph(tiny, (1,), tmp_path)

@@ -20,13 +20,13 @@ PROMPT, TIPS = tuple(range(40, 70)), [(11, 12), (13,), (14, 15, 16, 17), (18, 19
 
 @pytest.fixture(scope="module")
 def folder(tiny_graphs, tmp_path_factory):
-    """A reward model of random weights, with the graph of its layer."""
+    """A reward model of random weights, with the graph of its layers."""
     base, cache = tiny_graphs
     out = tmp_path_factory.mktemp("served") / "reward"
-    shutil.copytree(graph_of(base, 1, cache=cache), out)
+    shutil.copytree(graph_of(base, (1,), cache=cache), out)
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(5, 32)).astype(np.float32)
-    save(RewardModel(weights, np.zeros(5, np.float32), 1, "abc"), out)
+    save(RewardModel(weights, np.zeros(5, np.float32), (1,), "abc"), out)
     return out
 
 
@@ -37,7 +37,7 @@ def scorer(folder):
 
 def test_features_rewards_and_bounds_are_those_of_training(scorer, tiny):
     with open_layers(tiny, 1, dtype="float32") as model:
-        features = tip_features(model, [(PROMPT, tip) for tip in TIPS], [1])[:, 0]
+        features = tip_features(model, [(PROMPT, tip) for tip in TIPS], [1])
     # Weights are stored as float16, which has 11 significant bits.
     near = pytest.approx(features, abs=0.02 * float(features.std()))
     assert scorer.features(PROMPT, TIPS) == near
@@ -112,11 +112,11 @@ def test_a_graph_agrees_with_the_layer_that_it_is_of_and_with_no_other(scorer, f
     assert found.is_close
     assert found.tips == 48
     assert f"allowed: {TOLERANCE:g}" in str(found)
-    other = RewardModel(scorer.model.weights, scorer.model.biases, 2, "abc")
+    other = RewardModel(scorer.model.weights, scorer.model.biases, (2,), "abc")
     save(other, folder)
     try:
         assert not check(Scorer(folder), tiny, prompts, TIPS).is_close
-        save(RewardModel(0 * other.weights, other.biases, 1, "abc"), folder)
+        save(RewardModel(0 * other.weights, other.biases, (1,), "abc"), folder)
         assert not check(Scorer(folder), tiny, prompts, TIPS).is_close
     finally:
         save(scorer.model, folder)

@@ -43,9 +43,9 @@ def reward(tiny_graphs, tmp_path_factory):
     """A folder with a reward model of random weights for a tiny base with SmolLM2's tokenizer."""
     base, cache = tiny_graphs
     folder = tmp_path_factory.mktemp("version") / "reward"
-    shutil.copytree(graph_of(base, 1, cache=cache), folder)
+    shutil.copytree(graph_of(base, (1,), cache=cache), folder)
     weights = np.random.default_rng(1).normal(size=(5, 32)).astype(np.float32)
-    save(RewardModel(weights, np.zeros(5, np.float32), 1, "base"), folder)
+    save(RewardModel(weights, np.zeros(5, np.float32), (1,), "base"), folder)
     return folder
 
 

@@ -82,7 +82,7 @@ def open_scorer(model: RewardModel, base: BaseModel) -> Iterator[Any]:
             f"the reward model reads a base model of digest {model.base_digest[:12]}, but [model] "
             f"base = {base.name!r} has {base.digest[:12]}; set it back, or run the loop again"
         )
-    with open_layers(base.folder, model.layer) as layers:
+    with open_layers(base.folder, model.layers[-1]) as layers:
         yield layers
 
 
@@ -94,8 +94,7 @@ def score_texts(
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[Floats, Floats]:
     """Reward and lower bound of each row: token ids of a prompt, and of a tip without its end."""
-    features = tip_features(layers, rows, [model.layer], progress=progress)
-    return rewards(model, features[:, 0])
+    return rewards(model, tip_features(layers, rows, model.layers, progress=progress))
 
 
 def score_file(

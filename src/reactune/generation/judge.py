@@ -136,7 +136,7 @@ def judge_writers(
     """
     judging = _drawn(examples, MOST_REACTIONS)
     rows = reward_rows(chat, judging)
-    judge = fit_judge(Reactions(judging), features_of_rows(base, rows, reward.layer, "the judges"))
+    judge = fit_judge(Reactions(judging), features_of_rows(base, rows, reward.layers, "the judges"))
     if judge is None:
         return None
     contexts = contexts_of(examples)
@@ -146,7 +146,7 @@ def judge_writers(
     # All in one pass: the layers are opened once, and a prompt is computed once for all writers.
     everything = [some for samples in written.values() for some in samples]
     found = features_of_samples(
-        base, chat, asked * len(written), everything, reward.layer, "the writers"
+        base, chat, asked * len(written), everything, reward.layers, "the writers"
     )
     ends = range(len(asked), len(found) + 1, len(asked))
     features = {
@@ -256,7 +256,7 @@ def fit_judge(reactions: Reactions, values: Features) -> Judge | None:
     None where they are too few, or their rewards do not certainly rank better than chance.
     """
     scaled, _, deviation = standardised(values)
-    validated = validate(reactions, dense_candidates({"judge": scaled}))
+    validated = validate(reactions, dense_candidates(scaled))
     if validated is None:
         return None
     accuracy = accuracy_of_folds(reactions, validated.scores, validated.folds)

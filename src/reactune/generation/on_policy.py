@@ -161,7 +161,7 @@ def rank(
     reward: RewardModel,
 ) -> list[list[Ranked]]:
     """The samples of each prompt with their rewards."""
-    features = features_of_samples(base, chat, prompts, samples, reward.layer, "its own tips")
+    features = features_of_samples(base, chat, prompts, samples, reward.layers, "its own tips")
     values, bounds = rewards(reward, np.concatenate(features))
     found = iter(zip(itertools.chain(*samples), values.tolist(), bounds.tolist(), strict=True))
     return [[Ranked(*next(found)) for _ in some] for some in samples]

@@ -79,13 +79,15 @@ def draw_samples(
     ]
 
 
-def features_of_rows(base: BaseModel, rows: Sequence[Row], layer: int, name: str) -> Features:
-    """Features of rows as of `cache.reward_rows` after a layer, shape (rows, width)."""
+def features_of_rows(
+    base: BaseModel, rows: Sequence[Row], layers: Sequence[int], name: str
+) -> Features:
+    """Features of rows as of `cache.reward_rows` after some layers, shape (rows, width)."""
     with (
-        open_layers(base.folder, layer) as layers,
+        open_layers(base.folder, layers[-1]) as model,
         progress_bar(f"features of {name}", total=len(rows), unit="tip") as bar,
     ):
-        return tip_features(layers, rows, [layer], progress=bar.update)[:, 0]
+        return tip_features(model, rows, layers, progress=bar.update)
 
 
 def features_of_samples(
@@ -93,7 +95,7 @@ def features_of_samples(
     chat: Chat,
     asked: Sequence[Prompt],
     samples: Sequence[Sequence[Sample]],
-    layer: int,
+    layers: Sequence[int],
     name: str,
 ) -> list[Features]:
     """Features of the tips of each prompt, each of shape (tips, width)."""
@@ -102,7 +104,7 @@ def features_of_samples(
         for prompt, some in zip(asked, samples, strict=True)
         for each in some
     ]
-    found = features_of_rows(base, rows, layer, f"tips of {name}")
+    found = features_of_rows(base, rows, layers, f"tips of {name}")
     ends = list(itertools.accumulate(map(len, samples)))
     return [found[end - len(some) : end] for end, some in zip(ends, samples, strict=True)]
 

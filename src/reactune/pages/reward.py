@@ -30,10 +30,14 @@ def write_reward_report(file: Path, learned: Learned, beside: Mapping[str, Accur
     figures = (
         Figure("reactions read", f"{quality.reactions:,} of {quality.available:,}"),
         Figure("users", f"{quality.users:,}"),
-        Figure("layer", str(quality.layer or "none")),
+        Figure("layers of the base model", _layers(learned)),
     )
     read = Section("What it learned from", figures=figures)
     write(Report("Reward model", verdict, [read, *_sections(quality, beside)]), file)
+
+
+def _layers(learned: Learned) -> str:
+    return ", ".join(map(str, learned.model.layers)) if learned.model else "none"
 
 
 def _sections(quality: Quality, beside: Mapping[str, Accuracy]) -> list[Section]:

@@ -50,7 +50,7 @@ def cached_features(
     earlier: Iterable[Path] = (),
     progress: Callable[[int], Progress] = lambda total: lambda done: None,
 ) -> Floats:
-    """Features of the examples after each of `layers`, shape (examples, layers, width).
+    """Features of the examples after `layers`, shape (examples, width).
 
     What `folder` or one of the `earlier` files holds is read, the rest is computed and written
     there, chunk by chunk. Values are rounded to float16, read or computed. `progress` is called
@@ -68,25 +68,24 @@ def cached_features(
     with model_of as model:
         for some in _chunks(missing):
             found = tip_features(model, [rows[i] for i in some], layers, progress=report)
-            halves = found.astype(np.float16).reshape(len(some), -1)
+            halves = found.astype(np.float16)
             names = [digests[i] for i in some]
             number += 1
             write_features(
                 folder / CHUNKS / f"{number:05}.parquet", [examples[i] for i in some], names, halves
             )
             known |= dict(zip(names, halves, strict=True))
-    width = next(iter(known.values())).size // len(layers) if known else 0
-    shape = (len(examples), len(layers), width)
-    return np.array([known[digest] for digest in digests], np.float32).reshape(shape)
+    return np.array([known[digest] for digest in digests], np.float32)
 
 
-def keep_features(base: BaseModel, chat: Chat, learned: Learned, *, folder: Path) -> None:
-    """Write the features that were read, after the chosen layer, as the run's file.
+def keep_features(
+    base: BaseModel, chat: Chat, learned: Learned, layers: Sequence[int], *, folder: Path
+) -> None:
+    """Write the features that were read, after `layers`, as the run's file.
 
     The chunks are removed. Where nothing was read, the file has no rows.
     """
-    layer = learned.quality.layer
-    digests = [digest_of(base.digest, [layer], row) for row in reward_rows(chat, learned.examples)]
+    digests = [digest_of(base.digest, layers, row) for row in reward_rows(chat, learned.examples)]
     halves = learned.features.astype(np.float16)
     write_features(folder / FEATURES, learned.examples, digests, halves)
     shutil.rmtree(folder / CHUNKS, ignore_errors=True)
@@ -100,7 +99,7 @@ def digest_of(base_digest: str, layers: Sequence[int], row: Row) -> str:
 
 
 def features_schema() -> "pa.Schema":
-    """A row for each reaction; `features` are float16 numbers, layer after layer."""
+    """A row for each reaction; `features` are float16 numbers."""
     import pyarrow as pa
 
     texts = [(name, pa.string()) for name in ("tip_id", "user_key", "digest")]

@@ -30,7 +30,7 @@ class Exported:
 def export_reward(
     learned: Path, base: BaseModel, rows: Sequence[Row], out: Path, *, cache: Path
 ) -> Exported:
-    """Write what `learned` holds, and the graph of its layer, into `out`.
+    """Write what `learned` holds, and the graph of its layers, into `out`.
 
     `rows` are token ids of held-out prompts and tips, on which rewards as served are compared with
     those of training; where they differ too much, or no graph can be written, `out` is removed.
@@ -38,9 +38,9 @@ def export_reward(
     Raises:
         DataError: `learned` holds no readable reward model.
     """
-    layer = load(learned).layer
+    layers = load(learned).layers
     try:
-        graph = graph_of(base, layer, cache=cache)
+        graph = graph_of(base, layers, cache=cache)
         out.mkdir(parents=True)
         for folder, names in ((learned, FILES), (graph, GRAPH_FILES)):
             for name in names:

@@ -1,8 +1,8 @@
 """A tip in its prompt as numbers: what training, `reactune score` and serving compute alike.
 
-The features of a tip are hidden states of the base model after one of its middle layers: each
-token's divided by its root mean square (a final norm whose weights are ones), then the mean over
-the tip's tokens. The tokens of the tip see the prompt before them and no other tip.
+The features of a tip are hidden states of the base model after some of its layers, side by side:
+each token's divided by its root mean square, then the mean over the tip's tokens. The tokens of the
+tip see the prompt before them and no other tip.
 """
 
 import copy
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from reactune.model.logprobs import Progress, Row, best_dtype, common_prefix_length
 
 Floats = npt.NDArray[np.float32]
-DEPTHS = (0.4, 0.5, 0.6)  # of the layers that are compared; deeper ones are no better
+DEPTHS = (0.27, 0.4, 0.53)  # of the layers that are read, together; deeper ones add little
 EPSILON = 1e-6  # below a mean square
 TIPS_PER_PACK = 16  # of one prompt, in one pass
 
@@ -36,8 +36,8 @@ class _Pack:
     positions: tuple[int, ...] = field(repr=False)
 
 
-def candidate_layers(count: int) -> tuple[int, ...]:
-    """The layers of a model of `count` layers that are worth a comparison: 12, 15, 18 of 30."""
+def reward_layers(count: int) -> tuple[int, ...]:
+    """The layers of a model of `count` layers that a reward reads: 8, 12 and 16 of 30."""
     return tuple(sorted({max(1, round(depth * count)) for depth in DEPTHS}))
 
 
@@ -87,16 +87,16 @@ def tip_features(
     batch_tokens: int = 1_024,
     progress: Progress | None = None,
 ) -> Floats:
-    """The features of each row (token ids of a prompt, and of the tip) after each of `layers`.
+    """The features of each row (token ids of a prompt, and of the tip) after `layers`.
 
-    Shape (rows, layers, hidden width). `model` is that of `open_layers`, and the last of `layers`
-    its last. What all prompts share is computed once, a prompt once for all its tips. `progress`
-    is called with the number of rows that were done since.
+    Shape (rows, number of layers x hidden width). `model` is that of `open_layers`, and the last of
+    `layers` its last. What all prompts share is computed once, a prompt once for all its tips.
+    `progress` is called with the number of rows that were done since.
     """
     import torch
 
     width = model.config.get_text_config().hidden_size
-    found = np.zeros((len(rows), len(layers), width), np.float32)
+    found = np.zeros((len(rows), len(layers) * width), np.float32)
     if not rows:
         return found
     shared = common_prefix_length([prompt for prompt, _ in rows])
@@ -109,7 +109,7 @@ def tip_features(
                 segments = np.array(one.segments)
                 for segment, place in enumerate(one.places, 1):
                     tokens = np.flatnonzero(segments == segment)
-                    found[place] = states[:, number, tokens].mean(1).numpy()
+                    found[place] = states[number, tokens].mean(0).numpy()
             if progress:
                 progress(sum(len(one.places) for one in batch))
     return found
@@ -141,9 +141,10 @@ def _hidden_states(
 
 
 def states_after(model: Any, layers: Sequence[int], **inputs: Any) -> Any:
-    """Hidden states after some layers over their root mean square: (layers, rows, tokens, width).
+    """Hidden states after some layers, each over its root mean square, side by side.
 
-    Read from the layers themselves, as the model would pass the last ones through its final norm.
+    Shape (rows, tokens, number of layers x width). Read from the layers themselves, as the model
+    would pass the last ones through its final norm.
     """
     import torch
 
@@ -159,8 +160,9 @@ def states_after(model: Any, layers: Sequence[int], **inputs: Any) -> Any:
     model(**inputs)
     for each in hooks:
         each.remove()
-    chosen = torch.stack([states[layer] for layer in layers]).float()
-    return chosen * torch.rsqrt(chosen.square().mean(-1, keepdim=True) + EPSILON)
+    chosen = [states[layer].float() for layer in layers]
+    scales = [torch.rsqrt(each.square().mean(-1, keepdim=True) + EPSILON) for each in chosen]
+    return torch.cat([each * scale for each, scale in zip(chosen, scales, strict=True)], dim=-1)
 
 
 def pass_of(prompt: Sequence[int], tips: Sequence[Sequence[int]]) -> dict[str, npt.NDArray[Any]]:

@@ -1,10 +1,10 @@
-"""Fits a linear reward to reactions, and chooses layer and strength on people it has not seen.
+"""Fits a linear reward to reactions, and chooses its strength on people it has not seen.
 
 L2-regularised logistic regression of comparisons on standardised features, with unregularised
 circumstances beside them (kind, hour, the user's past). Everything is validated in folds of users.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ class Validated:
     """
 
     chosen: Candidate
+    whole: Fitted
+    """The chosen candidate fitted on all reactions."""
     members: tuple[Fitted, ...]
     """The chosen candidate fitted without each fold."""
     folds: Places
@@ -179,8 +181,10 @@ def validate(reactions: Reactions, candidates: Sequence[Candidate]) -> Validated
         one = fitted[fold][other]
         scores[places] = (candidates[other].values @ one.weights)[places]
         offsets[places] = (reactions.circumstances @ one.circumstances)[places]
+    everything = compare(reactions, np.arange(len(reactions)))
     return Validated(
         chosen=candidates[best],
+        whole=fit(reactions, candidates[best], everything, start=fitted[0][best]),
         members=tuple(some[best] for some in fitted),
         folds=folds,
         scores=scores,
@@ -208,9 +212,9 @@ def curve(reactions: Reactions, candidate: Candidate, folds: Places) -> dict[int
     return found
 
 
-def dense_candidates(values: Mapping[str, Matrix]) -> list[Candidate]:
-    """Each matrix with every strength, the strongest first."""
-    return [Candidate(name, each, v) for name, each in values.items() for v in VARIANCES]
+def dense_candidates(values: Matrix) -> list[Candidate]:
+    """Features with every strength, the strongest first."""
+    return [Candidate("features", values, variance) for variance in VARIANCES]
 
 
 def _sides(reactions: Reactions, folds: Places, fold: int) -> tuple[Places, Places]:

@@ -6,7 +6,7 @@ ONNX Runtime, and neither torch nor transformers.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,22 @@ FORMAT = 1  # raise it when graphs in the cache must be written again
 KEPT_NUMBERS = 4_096  # at most, in a tensor that stays float32: norms and constants
 
 
-def graph_of(base: BaseModel, layer: int, *, cache: Path) -> Path:
-    """The folder of a base model's graph up to a layer, written into the cache if it is not there.
+def graph_of(base: BaseModel, layers: Sequence[int], *, cache: Path) -> Path:
+    """The folder of a base model's graph for some layers, written to the cache if it is not there.
 
     Raises:
         ReleaseError: as `write_graph`.
     """
-    folder = cache / "graphs" / f"{base.digest[:16]}-{layer}-g{FORMAT}"
+    names = "-".join(map(str, layers))
+    folder = cache / "graphs" / f"{base.digest[:16]}-{names}-g{FORMAT}"
     if not folder.is_dir():
         with new_folder(folder) as partial:
-            write_graph(base.folder, layer, partial)
+            write_graph(base.folder, layers, partial)
     return folder
 
 
-def write_graph(base_folder: Path, layer: int, folder: Path) -> tuple[str, ...]:
-    """Write the base model's first layers as a graph with its weights; the names of the two files.
+def write_graph(base_folder: Path, layers: Sequence[int], folder: Path) -> tuple[str, ...]:
+    """Write the base model up to the last of `layers` as a graph; the names of the two files.
 
     Weights are stored as float16 and computed with as float32.
 
@@ -52,16 +53,16 @@ def write_graph(base_folder: Path, layer: int, folder: Path) -> tuple[str, ...]:
         raise ReleaseError(
             f"writing a reward's features needs {error.name}; run `pip install 'reactune[train]'`"
         ) from error
-    with open_layers(base_folder, layer, dtype="float32") as model, _quiet():
+    with open_layers(base_folder, layers[-1], dtype="float32") as model, _quiet():
         model.set_attn_implementation("eager")
-        graph = _traced(model, layer)
+        graph = _traced(model, layers)
     _halve_weights(graph)
     folder.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(graph, folder / GRAPH, external_data=GRAPH_WEIGHTS)
     return GRAPH_FILES
 
 
-def _traced(model: Any, layer: int) -> Any:
+def _traced(model: Any, layers: Sequence[int]) -> Any:
     """The model's graph, for any number of tokens and tips."""
     import torch
 
@@ -73,13 +74,13 @@ def _traced(model: Any, layer: int) -> Any:
         def forward(self, ids: Any, mask: Any, positions: Any, pooling: Any) -> Any:
             states = states_after(
                 self.model,
-                [layer],
+                layers,
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,
             )
-            return pooling @ states[0, 0]
+            return pooling @ states[0]
 
     example = pass_of((1, 2, 3), [(1, 2, 3), (1, 2)])
     tokens, tips = torch.export.Dim("tokens", min=2), torch.export.Dim("tips", min=1)

@@ -19,8 +19,8 @@ from reactune.reward.quality import Accuracy, accuracy_of_folds
 
 FIRST_REACTIONS = 4_000  # read at first; then twice as many, while that helps
 MOST_REACTIONS = 32_000  # of long prompts, what two cores read in an hour
-Read = Callable[[Sequence[Example], Sequence[int]], Floats]
-"""Features of examples after some layers: shape (examples, layers, width)."""
+Read = Callable[[Sequence[Example]], Floats]
+"""Features of examples: shape (examples, width)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Quality:
     """Accuracy of the reward by the number of reactions that it learned from."""
     correlates: Mapping[str, float] = field(default_factory=dict)
     """Rank correlation of the reward with what people can see in a tip."""
-    layer: int = 0
     variance: float = 0.0
     """Prior variance of a reward: how strong the regularisation is."""
     scale: float = 0.0
@@ -54,7 +53,7 @@ class Learned:
     quality: Quality
     examples: Sequence[Example] = field(default=(), repr=False)
     features: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32), repr=False)
-    """Of these examples after the chosen layer, shape (examples, width)."""
+    """Of these examples, shape (examples, width)."""
 
     def line(self) -> str:
         """One line for the person at the terminal."""
@@ -78,7 +77,8 @@ def learn(
 ) -> Learned:
     """A reward model from reactions of many users, where it certainly ranks better than chance.
 
-    `fingerprint` is that of the data, which the model states.
+    `layers` of the base of this digest are what `read` reads; they and `fingerprint`, which is that
+    of the data, stand in the model.
     """
     drawn = _by_drawn_users(examples)
     size = FIRST_REACTIONS
@@ -90,22 +90,19 @@ def learn(
         if users < FOLDS or reactions.liked.all() or not reactions.liked.any():
             reason = f"{users:,} users with {len(some):,} reactions are too few to compare"
             return Learned(None, reason, known)
-        features = read(some, layers)
-        values = {str(layer): standardised(features[:, at])[0] for at, layer in enumerate(layers)}
+        features = read(some)
+        values, mean, deviation = standardised(features)
         validated = validate(reactions, dense_candidates(values))
         if validated is None:
             return Learned(None, "no reactions to texts that only one fold of users saw", known)
         found = _quality(reactions, validated, known)
-        layers, at = [int(validated.chosen.name)], layers.index(int(validated.chosen.name))
         reward = found.accuracies.get("reward")
         if len(some) == len(drawn) or size >= MOST_REACTIONS or not _helps(found):
             break
         size *= 2
-    kept = features[:, at]
     if reward is None or not reward.is_above_chance:
         reason = f"it is not certainly right more often than chance: {reward or 'no pairs'}"
-        return Learned(None, reason, found, some, kept)
-    _, mean, deviation = standardised(kept)
+        return Learned(None, reason, found, some, features)
     facts = {
         "data": fingerprint,
         "reactions": found.reactions,
@@ -115,9 +112,9 @@ def learn(
         "within": found.within,
     }
     model = assemble_model(
-        validated, mean, deviation, layer=layers[0], base_digest=base_digest, facts=facts
+        validated, mean, deviation, layers=layers, base_digest=base_digest, facts=facts
     )
-    return Learned(model, "", found, some, kept)
+    return Learned(model, "", found, some, features)
 
 
 def _quality(reactions: Reactions, validated: Validated, known: Quality) -> Quality:
@@ -144,7 +141,6 @@ def _quality(reactions: Reactions, validated: Validated, known: Quality) -> Qual
         accuracies={name: each for name, each in accuracies.items() if each},
         curve={count: each for count, each in points.items() if each},
         correlates=quality.correlates(reactions, validated.scores),
-        layer=int(validated.chosen.name),
         variance=validated.chosen.variance,
         scale=validated.scale,
     )

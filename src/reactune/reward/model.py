@@ -5,7 +5,7 @@ that the first is preferred; 0 is the average tip that was learned from.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 WEIGHTS, FACTS = "reward.safetensors", "reward.json"
 FILES = (WEIGHTS, FACTS)
-SCHEMA = 1
+SCHEMA = 2
 DEVIATIONS = 1.0  # standard errors between a reward and its lower bound
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Several linear models of the features after one layer, each fitted on other users."""
+    """Linear models of features: one fitted on all users, and one without each fold of them."""
 
     weights: npt.NDArray[np.float32] = field(repr=False)
-    """Shape (members, width of the features)."""
+    """Shape (1 + folds, width of the features)."""
     biases: npt.NDArray[np.float32] = field(repr=False)
-    layer: int
+    layers: tuple[int, ...]
     base_digest: str
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Where it is from and how good it is, as plain JSON values."""
@@ -44,17 +44,17 @@ def assemble_model(
     mean: Floats,
     deviation: Floats,
     *,
-    layer: int,
+    layers: Sequence[int],
     base_digest: str,
     facts: Mapping[str, Any],
 ) -> RewardModel:
-    """The members that validation left, for features that are not standardised."""
-    members = np.array([each.weights for each in validated.members])
+    """What validation chose, for features that are not standardised."""
+    members = np.array([each.weights for each in (validated.whole, *validated.members)])
     weights = validated.scale * members / deviation
     return RewardModel(
         weights=weights.astype(np.float32),
         biases=-(weights @ mean).astype(np.float32),
-        layer=layer,
+        layers=tuple(layers),
         base_digest=base_digest,
         facts=facts,
     )
@@ -63,14 +63,14 @@ def assemble_model(
 def rewards(model: RewardModel, features: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Reward and lower bound of each row of features, shape (rows, width).
 
-    The bound is below the members' mean by its standard error by the jackknife that leaves out
-    one fold of users at a time (Efron and Stein, Annals of Statistics 9, 1981).
+    The bound is below the reward by its standard error by the jackknife that leaves out one fold of
+    users at a time (Efron and Stein, Annals of Statistics 9, 1981).
     """
     each = (features @ model.weights.T + model.biases).astype(np.float64)
-    mean = each.mean(1)
-    count = each.shape[1]
-    error = np.sqrt((count - 1) / count * np.square(each - mean[:, None]).sum(1))
-    return mean, mean - DEVIATIONS * error
+    reward, members = each[:, 0], each[:, 1:]
+    count = members.shape[1]
+    spread = np.square(members - members.mean(1, keepdims=True)).sum(1)
+    return reward, reward - DEVIATIONS * np.sqrt((count - 1) / count * spread)
 
 
 def save(model: RewardModel, folder: Path) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def save(model: RewardModel, folder: Path) -> tuple[str, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as partial:
         partial.write_bytes(as_bytes({"weights": model.weights, "biases": model.biases}))
-    known = {"schema": SCHEMA, "layer": model.layer, "base_digest": model.base_digest}
+    known = {"schema": SCHEMA, "layers": model.layers, "base_digest": model.base_digest}
     write_atomically(folder / FACTS, canonical_json({**known, "facts": model.facts}))
     return FILES
 
@@ -96,16 +96,20 @@ def load(folder: Path) -> RewardModel:
 
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts["schema"] != SCHEMA:
+        if facts["schema"] not in (1, SCHEMA):
             raise DataError(
                 f"{folder / FACTS} has schema {facts['schema']!r}, this release reads {SCHEMA}; "
                 "install the release that wrote it"
             )
         arrays = load_file(folder / WEIGHTS)
+        if facts["schema"] == 1:
+            # One layer, and the folds alone, whose mean was the reward.
+            facts["layers"] = [facts["layer"]]
+            arrays = {name: np.stack([v.mean(0), *v]) for name, v in arrays.items()}
         return RewardModel(
             weights=arrays["weights"],
             biases=arrays["biases"],
-            layer=int(facts["layer"]),
+            layers=tuple(facts["layers"]),
             base_digest=facts["base_digest"],
             facts=facts["facts"],
         )

@@ -49,9 +49,9 @@ def check(
         for place in range(len(prompts))
     ]
     rows = [(p, tip) for p, some in zip(prompts, candidates, strict=True) for tip in some]
-    layer = scorer.model.layer
-    with open_layers(base_folder, layer) as model:
-        learned, _ = rewards(scorer.model, tip_features(model, rows, [layer])[:, 0])
+    layers = scorer.model.layers
+    with open_layers(base_folder, layers[-1]) as model:
+        learned, _ = rewards(scorer.model, tip_features(model, rows, layers))
     served = np.concatenate(
         [scorer.score(p, some)[0] for p, some in zip(prompts, candidates, strict=True)]
     )
