@@ -45,14 +45,14 @@ from reactune.records import Estimate, Example, Prompt, folded_text
 from reactune.reward import quality
 from reactune.reward.cache import cached_features, reward_rows
 from reactune.reward.comparisons import Reactions
-from reactune.reward.features import candidate_layers, layers_of, open_layers, tip_features
+from reactune.reward.features import layers_of, open_layers, reward_layers, tip_features
 from reactune.reward.fit import Candidate, compare, fit, validate
 from reactune.reward.learn import learn
 from reactune.reward.model import load as load_reward
 from reactune.reward.model import rewards
 from reactune.reward.quality import share_won
 from reactune.runs.folders import prompt_of_run
-from record import record
+from record import Cells, record
 from reward import NO_TIME, example
 
 FOLDS = 5
@@ -69,23 +69,6 @@ class Labelled:
     groups: list[str]
     """What a split must not divide: the test, or the cartoon."""
     tips: list[Example]
-
-
-class Cells:
-    """What was measured, one JSON file a cell; a cell that is there is not measured again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The cell of this name, measured if it is not there."""
-        file = self.folder / f"{name.replace(' ', '-').replace('/', '_')}.json"
-        if not file.is_file():
-            file.write_text(json.dumps(measure()))
-            print(f"  measured {name}: {file.read_text()[:160]}", flush=True)
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
 
 
 def labelled(chat: Chat, pairs: list[Pair], groups: list[str]) -> Labelled:
@@ -180,11 +163,11 @@ class Rankings:
 
     def __init__(self, base: BaseModel, chat: Chat, cache: Path) -> None:
         self.base, self.chat, self.cache = base, chat, cache
-        self.layers = candidate_layers(layers_of(base.folder))
+        self.layers = reward_layers(layers_of(base.folder))
         self.known: dict[str, Any] = {}
 
-    def read(self, some: Sequence[Example], layers: Sequence[int]) -> Any:
-        """Features of the tips after some of the candidate layers, computed once."""
+    def read(self, some: Sequence[Example]) -> Any:
+        """Features of the tips, computed once."""
         missing = [each for each in some if _key(each) not in self.known]
         if missing:
 
@@ -195,8 +178,7 @@ class Rankings:
                 self.base, self.chat, missing, self.layers, folder=self.cache, progress=bar
             )
             self.known |= {_key(e): v for e, v in zip(missing, values, strict=True)}
-        at = [self.layers.index(layer) for layer in layers]
-        return np.array([self.known[_key(each)][at] for each in some])
+        return np.array([self.known[_key(each)] for each in some])
 
     def reward(self, learned: list[Example], judged: list[Example]) -> dict[str, Any]:
         """Ours: the reward model, and what a service goes by."""
@@ -205,8 +187,7 @@ class Rankings:
         )
         if found.model is None:
             return {}
-        at = self.read(judged, [found.model.layer])[:, 0]
-        mean, low = rewards(found.model, at)
+        mean, low = rewards(found.model, self.read(judged))
         return {"reward": mean, "system as served": low}
 
     def tfidf(self, learned: list[Example], judged: list[Example]) -> Any:
@@ -355,11 +336,11 @@ def demo_rates(folder: Path, seed: int) -> dict[str, float]:
         ]
         return policy_value(Town(seed), shown, labels=config.labels).reward
 
-    with open_layers(base.folder, reward.layer) as layers:
+    with open_layers(base.folder, reward.layers[-1]) as layers:
 
         def by_reward(prompt: Prompt, some: Sequence[Sample]) -> Sample:
             rows = [(prompt.token_ids, tip_token_ids(chat, each.text)) for each in some]
-            low = rewards(reward, tip_features(layers, rows, [reward.layer])[:, 0])[1]
+            low = rewards(reward, tip_features(layers, rows, reward.layers))[1]
             return some[int(np.argmax(low))]
 
         return {

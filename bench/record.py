@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,23 @@ def record(name: str, figures: Mapping[str, Any], *, packages: tuple[str, ...] =
     RESULTS.mkdir(exist_ok=True)
     file.write_text(json.dumps([*entries, entry], indent=1) + "\n")
     return file
+
+
+class Cells:
+    """What was measured, one JSON file a cell; a cell that is there is not measured again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell of this name, measured if it is not there."""
+        file = self.folder / f"{name.replace(' ', '-').replace('/', '_')}.json"
+        if not file.is_file():
+            file.write_text(json.dumps(measure()))
+            print(f"  measured {name}: {file.read_text()[:160]}", flush=True)
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
 
 
 def _processor() -> str:

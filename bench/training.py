@@ -1,99 +1,165 @@
-"""How many tokens a second a LoRA step trains: by number type, and by the order of rows.
+"""How fast a LoRA step trains beside TRL as it comes: rows a second, memory, and held-out loss.
 
-Rows are the demo's tips (SFT), or, with `--pairs FILE` (JSONL of kind, context, chosen, rejected),
-pairs (DPO). Every cell is a real trainer process; cells take turns, and the first step of each,
-which warms up, does not count. Tokens are those of the rows, without padding.
+`bench/training.py --data FOLDER --folder FOLDER` trains SFT, KTO and DPO on the same headlines with
+as many steps of as many rows, each cell in a process of its own, in turns, once for each seed:
+
+* `ours`: the trainer of a run, all layers, in the faster type of this machine;
+* `TRL`: the same adapter with TRL's own trainer and defaults, without checkpointing of gradients;
+* `TRL, bf16`: the same with autocast;
+* `ours, a third of the layers`: what a team gives up speed for, or quality.
+
+Rows a second count all steps but the first, which warms up, and whatever scores rows for a
+reference. Every cell is written to the second folder when it is done; an interrupted bench goes on.
 """
 
 import argparse
 import json
+import os
 import random
 import statistics
-import tempfile
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from reactune.config.sections import ModelConfig, PromptConfig, TrainConfig
-from reactune.demo.pool import read_pool
 from reactune.evaluate.pairs import pair_rows, read_pairs
-from reactune.model.files import base_model
+from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
-from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
-from reactune.train.job import Job, JobMethod, read_rows, tokens_of, write_job
-from reactune.train.trainer import plan_job, read_progress, run_trainer
-from record import record
+from reactune.model.prompt import load_chat
+from reactune.train.job import JobMethod, write_job
+from reactune.train.trainer import plan_job
+from record import Cells, record
 
-TYPES = ("float32", "bfloat16")
-ORDERS = ("by length", "at random")
+CELLS = ("ours", "TRL", "TRL, bf16", "ours, a third of the layers")
+METHODS: tuple[JobMethod, ...] = ("sft", "kto", "dpo")
+HELD_OUT = 64
+GOALS = {"sft": 3.5, "kto": 4.0, "dpo": 4.0}  # times TRL as it comes
+GOAL_BF16 = 2.0
 Row = dict[str, Any]
 
 
-def rows_to_train(chat: Chat, pairs: Path | None, count: int) -> tuple[JobMethod, list[Row]]:
-    """That many rows, drawn by a seed, and the method that reads them."""
-    draw = random.Random(7)
-    if pairs is None:
-        tips = draw.sample(read_pool().tips, count)
-        prompts = [assemble(chat, t.situation.kind, t.situation.context).token_ids for t in tips]
-        return "sft", [
-            {"prompt_ids": list(prompt), "completion_ids": list(completion_ids(chat, tip.text))}
-            for prompt, tip in zip(prompts, tips, strict=True)
-        ]
-    found = [pair_rows(chat, pair) for pair in draw.sample(read_pairs(pairs), count)]
-    return "dpo", [
-        {"prompt_ids": list(prompt), "chosen_ids": list(chosen), "rejected_ids": list(rejected)}
-        for (prompt, chosen), (_, rejected) in found
-    ]
+def rows_of(base: BaseModel, file: Path, count: int, seed: int) -> dict[JobMethod, list[Row]]:
+    """That many rows for each method, drawn by the seed: pairs, and their texts with labels."""
+    chat = load_chat(base.folder, PromptConfig())
+    pairs, judged = [], []
+    for pair in random.Random(seed).sample(read_pairs(file), count):
+        (prompt, chosen), (_, rejected) = pair_rows(chat, pair)
+        prompt_ids = list(prompt)
+        pairs.append(
+            {
+                "prompt_ids": prompt_ids,
+                "chosen_ids": list(chosen),
+                "rejected_ids": list(rejected),
+            }
+        )
+        for text, label in ((chosen, True), (rejected, False)):
+            row = {"prompt_ids": prompt_ids, "completion_ids": list(text), "label": label}
+            judged.append(row)
+    liked = [row for row in judged if row["label"]]
+    return {"sft": liked, "kto": judged[:count], "dpo": pairs}
 
 
-def tokens_per_second(folder: Path, job: Job, rows: list[Row], order: str) -> float:
-    """Train the job in a folder; the rate over all steps but the first."""
+def measured(
+    base: BaseModel,
+    folder: Path,
+    cell: str,
+    method: JobMethod,
+    rows: list[Row],
+    held_out: list[Row],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """What the process of a cell says, with its peak memory."""
+    settings = TrainConfig(seed=seed, epochs=1, token_budget=10**9)
+    job = plan_job(
+        method,
+        rows,
+        base_folder=base.folder,
+        settings=settings,
+        dtype=best_dtype(),
+        max_seconds=10**6,
+    )
+    if cell.endswith("layers"):
+        job = replace(job, lora_layers=10)
     write_job(folder, job, rows)
-    if order == "at random":
-        table = pa.Table.from_pylist(random.Random(1).sample(rows, len(rows)))
-        pq.write_table(table, folder / job.rows)
-    if run_trainer(folder, TrainConfig(), None) != 0:
-        raise SystemExit((folder / "trainer.log").read_text())
-    # Seconds since the start, from what the trainer says of its rate so far.
-    mean = job.batch_size * statistics.fmean(map(tokens_of, rows))
-    lines = read_progress(folder)
-    at = [line["step"] * mean / line["tokens_per_second"] for line in (lines[0], lines[-1])]
-    trained = read_rows(folder, job)[job.batch_size :]
-    return sum(map(tokens_of, trained)) / (at[1] - at[0])
+    (folder / "held_out.json").write_text(json.dumps(held_out))
+    script = Path(__file__).with_name("training_cell.py")
+    process = subprocess.Popen([sys.executable, script, folder, cell], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"the process of {cell}, {method} ended with status {status}")
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return {**found, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """Medians over seeds, and ratios of each seed's own turn."""
+    figures: dict[str, Any] = {}
+    for method, cells in found.items():
+        for cell, some in cells.items():
+            losses = [each["held_out_loss"] for each in some]
+            ratios = [
+                own["rows_per_second"] / theirs["rows_per_second"]
+                for own, theirs in zip(cells["ours"], some, strict=True)
+            ]
+            figures[f"{method}, {cell}"] = {
+                "rows_per_second": statistics.median(each["rows_per_second"] for each in some),
+                "ours is times as fast": [min(ratios), statistics.median(ratios), max(ratios)],
+                "peak_mb": max(each["peak_mb"] for each in some),
+                "held_out_loss": losses,
+            }
+    return figures
 
 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=Path)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(METHODS))
     options = parser.parse_args()
     base = base_model(ModelConfig())
-    settings = TrainConfig()
-    count = options.steps * settings.batch_size
-    method, rows = rows_to_train(load_chat(base.folder, PromptConfig()), options.pairs, count)
-    job = plan_job(
-        method, rows, base_folder=base.folder, settings=settings, dtype="", max_seconds=3600
-    )
-    rates: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        for dtype in TYPES:
-            for order in ORDERS:
-                with tempfile.TemporaryDirectory() as folder:
-                    rate = tokens_per_second(Path(folder), replace(job, dtype=dtype), rows, order)
-                rates.setdefault(f"{dtype}, {order}", []).append(rate)
-                print(f"{method} {dtype:8} {order:10} {rate:6.0f} tokens/s", flush=True)
-    medians = {cell: statistics.median(values) for cell, values in rates.items()}
-    plain = medians["bfloat16, at random"]
-    for cell, value in medians.items():
-        print(f"{cell:22} {value:6.0f} tokens/s, {value / plain:.2f} of bfloat16 at random")
-    print(f"chosen on this machine: {best_dtype()}, by length")
-    figures = {"method": method, "rows": len(rows), "chosen": best_dtype(), "tokens/s": rates}
-    print(record("training", json.loads(json.dumps(figures)), packages=("torch", "trl")))
+    cells = Cells(options.folder / "cells")
+    count = options.steps * TrainConfig().batch_size
+    file = options.data / "upworthy" / "pairs_train.jsonl"
+    methods = [method for method in METHODS if method in options.methods.split(",")]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for seed in range(1, options.seeds + 1):
+        drawn = rows_of(base, file, count + HELD_OUT, seed)
+        for method in methods:
+            rows, held_out = drawn[method][:count], drawn[method][count:]
+            for cell in CELLS:
+                name = f"{method} {cell} seed {seed}"
+
+                def measure(
+                    cell: str = cell,
+                    method: JobMethod = method,
+                    rows: list[Row] = rows,
+                    held_out: list[Row] = held_out,
+                    seed: int = seed,
+                    name: str = name,
+                ) -> dict[str, Any]:
+                    place = options.folder / name.replace(" ", "-").replace(",", "")
+                    return measured(base, place, cell, method, rows, held_out, seed=seed)
+
+                found.setdefault(method, {}).setdefault(cell, []).append(cells.get(name, measure))
+    figures = table(found)
+    for name, row in figures.items():
+        low, middle, high = row["ours is times as fast"]
+        losses = ", ".join(f"{loss:.4f}" for loss in row["held_out_loss"])
+        print(
+            f"{name:34} {row['rows_per_second']:6.2f} rows/s; ours is {middle:.2f} "
+            f"[{low:.2f}, {high:.2f}] times as fast; {row['peak_mb']:5.0f} MB; "
+            f"held-out loss {losses}"
+        )
+    print(f"goals: {GOALS} times TRL as it comes, {GOAL_BF16} times TRL with bf16")
+    settings = {"steps": options.steps, "rows": count, "dtype": best_dtype()}
+    known = {"settings": settings, "job": asdict(TrainConfig()), "table": figures}
+    print(record("training", json.loads(json.dumps(known, default=str)), packages=("torch", "trl")))
 
 
 if __name__ == "__main__":
