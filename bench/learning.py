@@ -149,13 +149,8 @@ def tips_of(places: Sequence[int]) -> list[int]:
 
 
 def reactions_of(tips: Sequence[Example]) -> list[Example]:
-    """What a service would have seen: each text once, and none that won here and lost there."""
-    labels: dict[tuple[str, str, str], set[bool]] = {}
-    first: dict[tuple[str, str, str], Example] = {}
-    for each in tips:
-        labels.setdefault(_key(each), set()).add(each.label)
-        first.setdefault(_key(each), each)
-    return [each for key, each in first.items() if len(labels[key]) == 1]
+    """Each text once with each label: one that won here and lost there is liked and disliked."""
+    return list({(*_key(each), each.label): each for each in tips}.values())
 
 
 class Rankings:
