@@ -327,6 +327,12 @@ def test_an_oversized_line_costs_itself(tmp_path):
         pa.array(["ask Anna Schmidt"], pa.string_view()),
         pa.array([["ask Anna Schmidt"]], pa.list_(pa.string(), 1)),
         pa.array(["ask Anna Schmidt"]).dictionary_encode(),
+        pa.array([["ask Anna Schmidt"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        pa.array([{"a": "ask Anna Schmidt"}],
+                 pa.struct([("a", pa.dictionary(pa.int32(), pa.string()))])),
+        pa.array([["ask Anna Schmidt"]], pa.large_list(pa.string())),
+        pa.array([[("k", {"to": "Anna Schmidt"})]],
+                 pa.map_(pa.string(), pa.struct([("to", pa.string())]))),
         pa.array([[{"a": [{"b": {"c": "ask Anna Schmidt"}}]}]]),
         pa.array(['{"to": "Anna Schmidt"}'], pa.json_()),
         pa.array([[{"k": [("x", [b"4917012345678", b"call +49 170 1234567"])]}]],
@@ -343,6 +349,41 @@ def test_texts_of_every_arrow_type_are_replaced(tmp_path, column):
     said = repr(after["x"].to_pylist())
     assert not any(secret in said for secret in SECRETS)
     assert "_1>" in said
+    raw = (tmp_path / "out-a.parquet").read_bytes()
+    assert not any(secret.encode() in raw for secret in SECRETS)
+
+
+def test_a_value_of_a_dictionary_that_no_row_has_is_not_written(tmp_path):
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array(["tea", "Anna Schmidt"]))
+    after, _ = deidentified(tmp_path, "a.parquet", pa.table({"x": column}))
+    assert after["x"].to_pylist() == ["tea", "tea"]
+    assert b"Schmidt" not in (tmp_path / "out-a.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("of", ["file", "column", "nested"])
+@pytest.mark.parametrize(
+    "value", [b"made for anna.schmidt@example.com", b'{"by": ["Anna Schmidt"]}']
+)
+def test_personal_data_in_the_metadata_of_parquet_is_an_error(tmp_path, of, value):
+    metadata = {"author": value}
+    inner = pa.field("y", pa.string(), metadata=metadata if of == "nested" else None)
+    field = pa.field("x", pa.struct([inner]), metadata=metadata if of == "column" else None)
+    schema = pa.schema([field], metadata=metadata if of == "file" else None)
+    table = pa.table([pa.array([{"y": "tea"}], field.type)], schema=schema)
+    with pytest.raises(DataError, match="metadata of the file or a column holds"):
+        deidentified(tmp_path, "a.parquet", table)
+    deidentified(tmp_path, "a.parquet", table, columns=["x"])
+
+
+def test_the_metadata_of_usual_tools_is_kept(tmp_path):
+    pandas = (
+        b'{"index_columns": ["__index_level_0__"], "columns": [{"name": "city", "pandas_type": \
+"unicode", "numpy_type": "object"}], "creator": {"library": "pyarrow", "version": "21.0.0"}}'
+    )
+    notes = {"pandas": pandas, "huggingface": b'{"info": {"features": {"x": {"dtype": "string"}}}}'}
+    table = pa.table({"x": ["tea"]}).replace_schema_metadata(notes)
+    after, _ = deidentified(tmp_path, "a.parquet", table)
+    assert after.schema.metadata == table.schema.metadata
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,25 @@ def test_numbers_and_days_are_looked_at_under_a_name_that_says_so(value, text):
 
 def test_half_characters_are_escaped_in_json():
     assert json_text({"a": "é\ud83d"}) == '{"a": "é\\ud83d"}'
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ('{"phone": {"home": 4915112345678}}', "phone home: "),
+        ('{"phones": [{"x": 4915112345678}]}', "phones x: "),
+        ('{"a": "{\\"mobile\\": {\\"work\\": 4915112345678}}"}', "mobile work: "),
+    ],
+)
+def test_what_stands_within_telephone_numbers_is_one(source, label):
+    held = [p.text for p in pieces_of(source) if p.role == "number"]
+    assert [(text.label, text.value) for text in held] == [(label, "4915112345678")]
+    assert not any(p.role == "number" for p in pieces_of('{"note": {"home": 4915112345678}}'))
+
+
+def test_structures_and_maps_of_telephone_numbers_are_looked_into():
+    row = (("phone", {"home": 4915112345678}), ("more", [("mobile", [("work", 1512345678)])]))
+    assert [p.text.label for p in pieces_of(row) if p.role == "number"] == [
+        "phone home: ",
+        "mobile work: ",
+    ]

@@ -253,6 +253,44 @@ def _check_names(path: Path, columns: Sequence[str], detect: Detector) -> None:
                 f"{path}: the name of column {number} looks like {spans[0].kind}: the file may lack"
                 " a header with names of columns; write one, or rename the column"
             )
+    if kind_of(path) == "parquet" and not columns:
+        _check_metadata(path, detect)
+
+
+def _check_metadata(path: Path, detect: Detector) -> None:
+    """Refuse a Parquet file with personal data in what its writer noted of it or of a column.
+
+    Raises:
+        DataError: it has, or has bytes there that are no text.
+    """
+    for name, value in _notes(parquet_schema(path)):
+        note = name.decode("utf-8", "replace")
+        try:
+            pieces = list(pieces_of((("", name), ("", value))))
+        except UnholdableError as error:
+            raise DataError(
+                f"{path}: metadata {note!r} holds bytes that are no text; write the file without it"
+            ) from error
+        found = detect([piece.text.value for piece in pieces])
+        for piece, here in zip(pieces, found, strict=True):
+            if spans := spans_in(key_text(piece.text.value), here):
+                raise DataError(
+                    f"{path}: metadata of the file or a column holds {spans[0].kind}; write the "
+                    "file without it, or name the columns to look in by --column"
+                )
+
+
+def _notes(schema: "pa.Schema") -> Iterator[tuple[bytes, bytes]]:
+    """Key and value of all metadata of a file and its columns, but for Parquet's own numbers."""
+    fields = list(schema)
+    held = [schema.metadata]
+    while fields:
+        each = fields.pop()
+        held.append(each.metadata)
+        kind = each.type
+        fields += [kind.field(number) for number in range(kind.num_fields)]
+    for metadata in held:
+        yield from (metadata or {}).items()
 
 
 def _names_within(kind: "pa.DataType") -> Iterator[str]:
@@ -546,6 +584,8 @@ def _column_with(field: "pa.Field", old: "pa.Array", values: Sequence[Any]) -> "
     """The column with these values, where they are new; the others stay as they are stored."""
     import pyarrow as pa
 
+    if _has_dictionary(old.type):  # which may hold values that no row has any more
+        return pa.array(values, old.type)
     changed = [at for at, (one, new) in enumerate(zip(old.to_pylist(), values, strict=True))
                if one != new]  # fmt: skip
     if not changed:
@@ -554,8 +594,6 @@ def _column_with(field: "pa.Field", old: "pa.Array", values: Sequence[Any]) -> "
         storage = _column_with(field, old.storage, values)
         return pa.ExtensionArray.from_storage(old.type, storage)
     try:
-        if pa.types.is_dictionary(old.type):
-            return pa.array(values, old.type)
         places = list(range(len(old)))
         for number, at in enumerate(changed):
             places[at] = len(old) + number
@@ -567,6 +605,13 @@ def _column_with(field: "pa.Field", old: "pa.Array", values: Sequence[Any]) -> "
         raise UnholdableError(
             f"column {field.name!r} of type {field.type} can hold no placeholder; store it as text"
         ) from error
+
+
+def _has_dictionary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    within = (kind.field(number).type for number in range(kind.num_fields))
+    return pa.types.is_dictionary(kind) or any(map(_has_dictionary, within))
 
 
 WRITERS = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}

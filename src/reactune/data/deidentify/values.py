@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from reactune.data.readers import SURROGATE
 from reactune.errors import DataError
-from reactune.pii.patterns import names_a_number
+from reactune.pii.patterns import names_a_number, names_a_phone
 from reactune.pii.spans import Text, labelled
 
 Role = Literal["value", "key", "number"]
@@ -113,10 +113,13 @@ def _named(column: str) -> Iterator[None]:
         raise UnholdableError(f"column {column!r} holds {error}") from error
 
 
-def _tokens(source: str, columns: Collection[str]) -> Iterator[_Token]:
-    """The keys, texts and numbers of valid JSON, each under the name of the key before it."""
+def _tokens(source: str, columns: Collection[str], name: str = "") -> Iterator[_Token]:
+    """The keys, texts and numbers of valid JSON, each under the name of the key before it.
+
+    `name` is the one under which the JSON itself stands.
+    """
     held: list[tuple[bool, str]] = []  # whether it is an object, and the name it stands under
-    column, name, is_key = NO_COLUMN, NO_COLUMN, False
+    column, is_key = NO_COLUMN, False
     for match in TOKEN.finditer(source):
         token = match[0]
         if token in "{[":
@@ -134,7 +137,7 @@ def _tokens(source: str, columns: Collection[str]) -> Iterator[_Token]:
             text = _said_by(token)
             is_name = is_key and len(held) == 1
             if is_key:
-                name, column = text, text if is_name else column
+                name, column = _name_within(held[-1][1], text), text if is_name else column
             if role and not (columns and (is_name or column not in columns)):
                 yield _Token(*match.span(), column, name, text, role, is_name)
 
@@ -165,7 +168,7 @@ def _pieces_of_text(column: str, name: str, text: str) -> Iterator[Piece]:
     if not _is_json(text):
         yield Piece(column, labelled(name, text), "value")
         return
-    for token in _tokens_within(text, name):
+    for token in _tokens(text, (), name):
         for piece in _pieces_of_token(token):
             yield Piece(column, piece.text, piece.role)
 
@@ -184,13 +187,13 @@ def _pieces_in(column: str, name: str, value: object) -> Iterator[Piece]:
             yield from _pieces_of_text(column, name, _text_in_bytes(value))
         case dict():
             for key, part in value.items():
-                yield from _pieces_in(column, key, part)
+                yield from _pieces_in(column, _name_within(name, key), part)
         case list():
             for part in value:
                 yield from _pieces_in(column, name, part)
         case (key, part):
             yield from _pieces_of_map_key(column, name, key)
-            yield from _pieces_in(column, key if isinstance(key, str) else name, part)
+            yield from _pieces_in(column, _name_within(name, key), part)
         case _:
             yield from _pieces_of_number(column, name, value)
 
@@ -215,12 +218,12 @@ def _with(name: str, value: Any, texts: Iterator[str]) -> Any:
         case bytes():
             return _bytes_with(name, value, texts)
         case dict():
-            return {key: _with(key, part, texts) for key, part in value.items()}
+            return {k: _with(_name_within(name, k), part, texts) for k, part in value.items()}
         case list():
             return [_with(name, part, texts) for part in value]
         case (key, part):
             new_key = _with("" if isinstance(key, str) else name, key, texts)
-            return new_key, _with(key if isinstance(key, str) else name, part, texts)
+            return new_key, _with(_name_within(name, key), part, texts)
         case _:
             if list(_pieces_of_number(NO_COLUMN, name, value)):
                 _check_same(_number_as_text(value), next(texts), type(value).__name__)
@@ -230,7 +233,7 @@ def _with(name: str, value: Any, texts: Iterator[str]) -> Any:
 def _text_with(name: str, text: str, texts: Iterator[str]) -> str:
     if not _is_json(text):
         return next(texts)
-    return _json_with(text, _tokens_within(text, name), texts)
+    return _json_with(text, _tokens(text, (), name), texts)
 
 
 def _bytes_with(name: str, value: bytes, texts: Iterator[str]) -> bytes:
@@ -261,14 +264,14 @@ def _token_with(token: _Token, texts: Iterator[str]) -> str:
             return _text_with(NO_COLUMN, token.text, texts)
 
 
-def _tokens_within(text: str, name: str) -> Iterator[_Token]:
-    """The tokens of JSON inside a text, of which lists and texts stand under its name."""
-    for token in _tokens(text, ()):
-        yield token if token.name else _renamed(token, name)
+def _name_within(name: str, key: object) -> str:
+    """The name of what stands under a key of something that has a name.
 
-
-def _renamed(token: _Token, name: str) -> _Token:
-    return _Token(token.start, token.end, NO_COLUMN, name, token.text, token.role, token.is_name)
+    `{"phone": {"home": ...}}` holds a telephone number, `{"note": {"home": ...}}` a home.
+    """
+    if not isinstance(key, str):
+        return name
+    return f"{name} {key}" if names_a_phone(labelled(name, "").label) else key
 
 
 def _is_json(text: str) -> bool:
