@@ -25,6 +25,10 @@ def test_a_name_that_differs_in_case_and_separators_is_ours(name):
         ("training_alowed", "training_allowed"), ("allowed_training", "training_allowed"),
         ("trainingConsent", "training_allowed"), ("consent", "training_allowed"),
         ("optOutOfTraining", "training_allowed"), ("is_training_allowed", "training_allowed"),
+        ("do_not_train", "training_allowed"), ("excludeFromTraining", "training_allowed"),
+        ("may_train_on", "training_allowed"), ("ai_opt_in", "training_allowed"),
+        ("opted_out", "training_allowed"), ("OptOut", "training_allowed"),
+        ("usable_for_ml", "training_allowed"), ("trainable", "training_allowed"),
         ("showed_at", "shown_at"), ("reactions", "reaction"), ("user_reaction", "reaction"),
         ("dwell", "dwell_ms"), ("dwellTimeSeconds", "dwell_ms"),
     ],
@@ -37,7 +41,11 @@ def test_a_name_that_is_nearly_ours_is_refused_with_the_one_that_was_meant(name,
     assert match("tip_id", name, ours)[ours] == ours
 
 
-@pytest.mark.parametrize("name", ["training_time", "allowed", "created_at", "reacted_at", "kind"])
+@pytest.mark.parametrize(
+    "name",
+    ["training_time", "allowed", "created_at", "reacted_at", "kind", "training_notes", "options",
+     "train_split", "checked_out", "ml_score", "learning_rate", "candidate"],
+)  # fmt: skip
 def test_other_names_are_nobodys(name):
     assert match("tip_id", name) == {"tip_id": "tip_id"}
 

@@ -15,7 +15,13 @@ WATCHED = (CONSENT, "shown_at", "reaction", "dwell_ms")
 """Columns of ours for which names that are nearly theirs are refused."""
 SIMILAR = 0.8
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-CONSENT_WORDS = ("allow", "consent", "permi", "opt", "agree", "refus", "ok")
+CONSENT_WORDS = (
+    "allow", "consent", "permi", "opt", "agree", "refus", "exclu", "forb", "deni", "disallow",
+    "prohibit", "usable", "eligib",
+)  # fmt: skip
+WHOLE_CONSENT_WORDS = {"ok", "may", "can", "no", "not", "deny", "block", "blocked"}
+TRAINING_WORDS = ("train", "learn")
+MODELS = {"ai", "ml", "llm"}
 
 
 def match_columns(
@@ -93,8 +99,12 @@ def _is_near(name: str, other: str) -> bool:
         return "dwell" in words
     if name == CONSENT:
         has_consent = any(word.startswith(CONSENT_WORDS) for word in words)
-        is_about_training = any(word.startswith(("train", "learn")) for word in words)
-        return (has_consent and is_about_training) or "consent" in words
+        has_consent = has_consent or not WHOLE_CONSENT_WORDS.isdisjoint(words)
+        is_about_training = any(word.startswith(TRAINING_WORDS) for word in words)
+        is_about_training = is_about_training or not MODELS.isdisjoint(words)
+        is_opt_out = {"out", "optout"} & set(words) and any(w.startswith("opt") for w in words)
+        is_plain = bool(is_opt_out) or not {"consent", "trainable"}.isdisjoint(words)
+        return (has_consent and is_about_training) or is_plain
     return False
 
 

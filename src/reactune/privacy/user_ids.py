@@ -134,7 +134,8 @@ def _text_of(value: object) -> str:
         case float() if math.isfinite(value) and abs(value) < EXACT_BELOW:
             return str(int(value)) if value.is_integer() else repr(value)
         case Decimal() if value.is_finite():
-            return f"{value:f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:f}"
+            text = f"{abs(value) if value == 0 else value:f}"  # -0 is 0, as a double is
+            return text.rstrip("0").rstrip(".") if "." in text else text
         case bytes():
             return _text_of_bytes(value)
         case UUID():
