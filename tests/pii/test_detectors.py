@@ -223,6 +223,14 @@ def test_a_tip_of_little_but_names_from_elsewhere_is_not_foreign(tip):
     assert is_foreign_tip(FOREIGN[8], languages=("de",))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["A\u0301nna Schmidt", "Zoe\u0308 Schmidt", "\U0001d400\U0001d427\U0001d427\U0001d41a Schmidt"],
+)
+def test_a_name_is_found_whole_with_accents_behind_its_letters_and_in_fancy_ones(name):
+    assert found(f"Please ask {name} about it.", BY_DEFAULT) == [(name, "PERSON")]
+
+
 def test_half_characters_are_read_past():
     assert found("ask Anna Schmidt \ud83d", BY_DEFAULT) == [("Anna Schmidt", "PERSON")]
     assert not is_foreign("Drink a glass of water. \ud83d", ("en",))

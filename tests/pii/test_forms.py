@@ -39,6 +39,19 @@ def test_numbers_of_a_harmless_tip_are_no_personal_data(tip):
         ("o'brien@example.com", "EMAIL"),
         ("o\u2019brien@example.com", "EMAIL"),
         ("an\u200bna@exa\u00admple.com", "EMAIL"),
+        ("NW1 6XE", "ADDRESS"),
+        ("SW1A 1AA", "ADDRESS"),
+        ("K1A 0B1", "ADDRESS"),
+        ("anna.k%40example.com", "EMAIL"),
+        ("anna (at) example.com", "EMAIL"),
+        ("anna[at]example[dot]com", "EMAIL"),
+        ("4111  1111  1111  1111", "CARD"),
+        ("4111/1111/1111/1111", "CARD"),
+        ("192\u2024168\u20240\u20241", "IP"),
+        ("415\u00b7555\u00b72671", "PHONE"),
+        ("+49\t151\t12345678", "PHONE"),
+        ("+49 \U0001d7cf\U0001d7d3\U0001d7cf 12345678", "PHONE"),
+        ("anna@mu\u0308ller.de", "EMAIL"),
     ],
 )
 def test_a_form_is_found_whole_in_any_spaces_hyphens_and_digits(value, kind):
@@ -55,6 +68,11 @@ def test_a_form_is_found_whole_in_any_spaces_hyphens_and_digits(value, kind):
 )
 def test_small_parts_are_an_ip_address_beside_a_word_or_a_port(text, value):
     assert found(text) == [(value, "IP")]
+
+
+@pytest.mark.parametrize("text", ["PI4 2GB", "M1 2GB", "Q1 3AB", "A1 2BC4", "nw1 6xe", "10 4CV"])
+def test_letters_and_digits_of_another_form_are_no_postcode(text):
+    assert found(f"now {text} then") == []
 
 
 @pytest.mark.parametrize("text", ["tel 22 33 44 55", "call 12-14-16-18", "phone: 5000 8000"])
@@ -76,6 +94,7 @@ def test_the_date_in_a_field_of_birth_is_one():
 def test_folding_keeps_the_place_of_every_character():
     text = "a\u200b\u00a0\uff15\u2013"
     folded, places = fold(text)
-    assert (folded, places) == ("a 5-", [0, 2, 3, 4])
+    assert (folded, places) == ("a 5-", [(0, 1), (2, 3), (3, 4), (4, 5)])
+    assert fold("e\u0301\u0323x") == ("\u1eb9\u0301x", [(0, 3), (0, 3), (3, 4)])
     assert fold("a\u00a0b") == ("a b", None)
     assert fold("ab") == ("ab", None)

@@ -43,27 +43,39 @@ KIND_OF_LABEL = {
 
 THRESHOLD_ELSEWHERE = 0.75  # of the tagger in other languages, which it hardly knows
 # From these scores on, a first word is a name: one that is a common word as well, one that an
-# object follows, any other, one that speaks or does what only people do.
+# object follows, any other, one that speaks or does what only people do, one of whom is told.
 SURE_OF_COMMON, SURE_BEFORE_OBJECT, SURE, SURE_BEFORE_SPEECH = 0.95, 0.9, 0.8, 0.5
+SURE_BEFORE_PAST = 0.4
 SPEECH_AFTER = re.compile(
     r"\s+(?:said|says|asked|told|wrote|called|replied|thinks|wants|knows|lives|works|came|left)\b"
+)
+PAST_AFTER = re.compile(
+    r"(?:, who|,? also|'s \w+)?\s+(?:was|were|had|did|became|began|fell|made|took|got|gave|met|won"
+    r"|lost|ran|led|held|sang|spent|kept|wrote|died|\w{2,}ed)\b"
 )
 NO_NAMES_IN: Kinds = frozenset({"EMAIL", "URL"})
 OBJECT_AFTER = re.compile(
     r"\s+(?:an?|the|this|that|these|those|your|one|two|three|each|every|some|any|up|out|off|down|\d+)\b"
 )
-INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+INVISIBLE = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0f\ufeff"
+COMBINING = "\u0300-\u036f"  # accents that stand behind their letter, as some systems write names
+PART = re.compile(f"[{INVISIBLE}]|[^\\W\\d_][{COMBINING}]{{1,8}}|.", re.S)
+INVISIBLE_CHAR = re.compile(f"[{INVISIBLE}]").match
+HAS_PARTS = re.compile(f"[{INVISIBLE}{COMBINING}]").search
 FOLDED = {
-    **dict.fromkeys((160, 5760, *range(8192, 8203), 8239, 8287, 12288), " "),
+    **dict.fromkeys((9, 160, 5760, *range(8192, 8203), 8239, 8287, 12288), " "),
     **dict.fromkeys((*range(8208, 8214), 8722, 65112, 65123), "-"),
+    **dict.fromkeys((183, 8228, 8231, 8729, 12290, 65377), "."),
     **dict.fromkeys((8216, 8217, 8219, 700), "'"),
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
     **dict.fromkeys(range(0xD800, 0xE000), " "),
     **{
         code: str(unicodedata.decimal(chr(code)))
-        for code in range(0x80, 0xFF00)
+        for code in range(0x80, 0x20000)
         if chr(code).isdecimal()
     },
+    # Mathematical letters, which some write names in.
+    **{code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x1D400, 0x1D6A4)},
 }
 """Characters that are read as one of ASCII; half characters are read as a space."""
 
@@ -137,27 +149,34 @@ def detect(
     ]
 
 
-def fold(text: str) -> tuple[str, list[int] | None]:
-    """The text as detectors read it, and where its characters stand in the text.
+def fold(text: str) -> tuple[str, list[tuple[int, int]] | None]:
+    """The text as detectors read it, and start and end of its characters in the text.
 
-    Spaces, hyphens, apostrophes and digits of all kinds are those of ASCII, full-width letters
-    too; invisible characters are left out. None where nothing is left out.
+    Spaces, hyphens, apostrophes, dots and digits of all kinds are those of ASCII, full-width
+    letters too; letters have their accents in them; invisible characters are left out. None where
+    the characters stand at the same places.
     """
-    if text.isascii():
+    if text.isascii() and "\t" not in text:
         return text, None
     same_length = text.translate(FOLDED)
-    if not INVISIBLE.search(same_length):
+    if not HAS_PARTS(same_length):
         return same_length, None
-    places = [at for at, char in enumerate(same_length) if not INVISIBLE.match(char)]
-    return "".join(same_length[at] for at in places), places
+    chars, places = [], []
+    for part in PART.finditer(same_length):
+        if part.end() - part.start() > 1 or not INVISIBLE_CHAR(part[0]):
+            composed = unicodedata.normalize("NFC", part[0])
+            chars.append(composed)
+            places += [part.span()] * len(composed)
+    return "".join(chars), places
 
 
-def unfolded(spans: list[Span], places: Sequence[int] | None) -> list[Span]:
+def unfolded(spans: list[Span], places: Sequence[tuple[int, int]] | None) -> list[Span]:
     """The spans of a folded text as spans of the text."""
     if places is None:
         return spans
     return [
-        Span(places[span.start], places[span.end - 1] + 1, span.kind, span.score) for span in spans
+        Span(places[span.start][0], places[span.end - 1][1], span.kind, span.score)
+        for span in spans
     ]
 
 
@@ -337,6 +356,8 @@ def _needed(text: str, span: Span) -> float:
         return SURE_BEFORE_SPEECH
     if ENGLISH.intersection(classes_of(first.casefold())):
         return SURE_OF_COMMON
+    if PAST_AFTER.match(text, span.end):
+        return SURE_BEFORE_PAST
     return SURE_BEFORE_OBJECT if OBJECT_AFTER.match(text, span.end) else SURE
 
 

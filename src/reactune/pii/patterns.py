@@ -136,6 +136,11 @@ def names_a_number(label: str) -> bool:
     return bool(NAME_OF_FIELD.search(label))
 
 
+def names_a_phone(label: str) -> bool:
+    """Whether the label of a field says that what stands in it are telephone numbers."""
+    return bool(PHONE_NAME.search(label))
+
+
 def is_place_on_earth(value: str) -> bool:
     """Whether two decimal numbers are a latitude and a longitude, in degrees."""
     latitude, longitude = (float(number) for number in re.findall(r"-?\d+\.\d+", value)[:2])
@@ -171,9 +176,10 @@ def _national_id(regex: str, *modules: str) -> Pattern:
 
 DIGIT = re.compile(r"\d").search
 HINTS: dict[str, Hint] = {
-    "@": lambda text: "@" in text,
+    "@": lambda text: "@" in text or "%40" in text,
     ".": re.compile(r"\w\.\w|://").search,
     ":": lambda text: text.count(":") > 1,
+    "at": re.compile(r"[\[(]at[\])]", re.I).search,
     "day": _has_any_of("day"),
 }
 HINTS_WITH_DIGITS: dict[str, Hint] = {
@@ -296,13 +302,17 @@ PHONE_FIELD = (
     r"(?:phones?|tele?|telephones?|mobiles?|cell(?:phone)?|fax|whatsapp|msisdn|sms|dial|ring|call"
     r"|telefon\w*|téléphone|teléfono|celular|móvil|handy)"
 )
+PHONE_NAME = re.compile(rf"\b{PHONE_FIELD}\b", re.I)
 NAME_OF_FIELD = re.compile(
     rf"\b(?:{PHONE_FIELD}|{NAME_OF_NUMBER}|(?:credit |bank )?cards?|contacts?|ids?|born|birth\w*"
     r"|dob|geb\w*|nacimiento|naissance|nascita|zip|post(?:al)? ?code|plz|ip)\b",
     re.I,
 )
 POSTCODE_WORD = r"(?:\bzip|\bpost(?:al)? ?code|\bplz)(?: code)?\s*(?:is|:|=)?\s*"
-EMAIL = re.compile(r"[\w.+%-][\w.+%'-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+EMAIL = re.compile(r"[\w.+%-][\w.+%'-]{0,63}(?:@|%40)[\w-]{1,63}(?:\.[\w-]{1,63})+")
+EMAIL_IN_WORDS = re.compile(
+    r"[\w.+-]{1,64} ?[\[(]at[\])] ?[\w-]{1,63}(?: ?(?:\.|[\[(]dot[\])]) ?[\w-]{2,63}){1,4}", re.I
+)
 HANDLE = re.compile(r"(?<![\w@/])@\w{2,30}")
 URL = re.compile(rf"(?:https?://|www\.){REST_OF_URL}", re.I)
 DOMAIN = re.compile(
@@ -311,7 +321,7 @@ DOMAIN = re.compile(
 IBAN = re.compile(
     r"\b[A-Za-z]{2}\d{2}(?:[ .-]?[A-Za-z0-9]{4}){2,7}(?:[ .-]?[A-Za-z0-9]{1,3})?\b", re.A
 )
-CARD = re.compile(r"(?<![\d-])\d(?:[ .-]?\d){11,18}(?![\d-])", re.A)
+CARD = re.compile(r"(?<![\d-])\d(?:(?:[ .-]|  |/)?\d){11,18}(?![\d-])", re.A)
 DECIMAL_COORDINATES = re.compile(rf"(?<![\d.]){DEGREES}(?:\s*[,;]\s*|\s+){DEGREES}(?![\d.])")
 COORDINATES = re.compile(rf"{MINUTES}(?:[,; ]+{MINUTES})?")
 DOTTED = r"\d{1,3}(?:\.\d{1,3}){3}"
@@ -350,9 +360,21 @@ POSTCODE = re.compile(
     rf"{POSTCODE_WORD}(?P<value>[A-Z]{{0,2}}-?\d[A-Z\d]{{1,4}}(?:[ -]?[A-Z\d]{{3,4}})?)\b", re.I
 )
 
+# Postcodes whose form little else has: of the United Kingdom (area, district, letters), of Canada.
+UK_AREA = (
+    r"A[BL]|B[ABDHLNRST]?|C[ABFHMORTVW]|D[ADEGHLNTY]|E[CHNX]?|F[KY]|G[LUY]?|H[ADGPRSUX]|I[GMPV]|JE"
+    r"|K[ATWY]|L[ADELNSU]?|M[EKL]?|N[EGNPRW]?|O[LX]|P[AEHLOR]|R[GHM]|S[AEGKLMNOPRSTWY]?|T[ADFNQRSW]"
+    r"|UB|W[ACDFNRSV]?|YO|ZE"
+)
+POSTCODE_FORM = re.compile(
+    rf"(?<![\w-])(?:(?:{UK_AREA})\d[A-Z\d]? \d(?!GB|TB)[ABD-HJLNP-UW-Z]{{2}}"
+    r"|[ABCEGHJ-NPRSTVXY]\d[ABCEGHJ-NPRSTV-Z] \d[ABCEGHJ-NPRSTV-Z]\d)(?![\w-])", re.A
+)  # fmt: skip
+
 # Where two overlap, the one that is listed first is kept whole.
 PATTERNS = (
     Pattern("EMAIL", "@", EMAIL),
+    Pattern("EMAIL", "at", EMAIL_IN_WORDS, score=0.8),
     Pattern("URL", ".", URL),
     Pattern("URL", ".", DOMAIN, score=0.8),
     Pattern("IBAN", "number", IBAN, is_iban),
@@ -370,6 +392,7 @@ PATTERNS = (
     Pattern("PHONE", "phone", PHONE_AFTER_WORD, is_short_phone, score=0.6),
     Pattern("PHONE", "phone", PHONE_IN_ONE, is_number_in_one, score=0.6),
     Pattern("ADDRESS", "post", POSTCODE, score=0.8),
+    Pattern("ADDRESS", "letters and digits", POSTCODE_FORM, score=0.8),
     Pattern("HANDLE", "@", HANDLE),
     Pattern("AGE", "old", AGE, score=0.8),
     Pattern("DATE", "digit", DATE, score=0.8),

@@ -41,6 +41,8 @@ MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
 WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LETTERS = re.compile(r"[^\W\d_]{2,}")
 LONG_RUN = re.compile(r"(.)\1{4,}")
+# Parts of a building, which are no address without a street or a town.
+UNITS = {"room", "floor", "building", "unit", "suite", "flat", "row", "box", "loop", "walk"}
 MAX_WITHIN = 2  # words between two parts of an address
 WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
 
@@ -216,7 +218,8 @@ def _find(
     likelihood = likelihood[:, wanted] * _may_be_name(as_text, starts, len(likelihood))
     likely, best = likelihood.sum(axis=1), likelihood.argmax(axis=1)
     found: list[list[Span]] = [[] for _ in texts]
-    for first, end in _runs(np.flatnonzero(likely >= threshold), best):
+    signs = _rows_of_signs(as_text, starts)
+    for first, end in _runs(np.flatnonzero(likely >= threshold), best, signs):
         number = bisect_right(starts, first) - 1
         kind = tagger.kinds[wanted[best[first]]]
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
@@ -241,6 +244,17 @@ def _may_be_name(
             if word[0] == "@" and len(word) > 1:
                 may_be[start + number] = 0
     return may_be
+
+
+def _rows_of_signs(texts: Sequence[Sequence[str]], starts: Sequence[int]) -> set[int]:
+    """The rows of an `@` that stands alone, as in `@ anna_k @ bo`: with each a name begins."""
+    return {
+        start + number
+        for words, start in zip(texts, starts, strict=True)
+        if "@" in words
+        for number, word in enumerate(words)
+        if word == "@"
+    }
 
 
 def _whole(text: str, span: Span) -> Span:
@@ -269,18 +283,23 @@ def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _is_plausible(text: str, span: Span) -> bool:
-    """Whether an address has a word with a capital or of a street: a list of numbers is none."""
+    """Whether an address has a word with a capital or of a street: `Room 2, floor 3` is none."""
     if span.kind != "ADDRESS":
         return True
-    words = LETTERS.findall(text, span.start, span.end)
+    words = [w for w in LETTERS.findall(text, span.start, span.end) if w.casefold() not in UNITS]
     return any(word[0].isupper() or "s" in classes_of(word.casefold()) for word in words)
 
 
-def _runs(rows: NDArray[np.intp], best: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    """First row and end of adjacent rows of one kind: together they are one name."""
+def _runs(
+    rows: NDArray[np.intp], best: NDArray[np.intp], begins: Collection[int] = ()
+) -> Iterator[tuple[int, int]]:
+    """First row and end of adjacent rows of one kind: together they are one name.
+
+    With a row of `begins`, a name begins in any case.
+    """
     first = end = -1
     for row in rows.tolist():
-        if row != end or best[row] != best[first]:
+        if row != end or best[row] != best[first] or row in begins:
             if end > first:
                 yield first, end
             first = row
