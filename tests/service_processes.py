@@ -96,7 +96,7 @@ class Load:
 
     def _one(self, client, user, dwell_ms):
         tip = client.post("/v1/tips", json={**TIP, "user": user})
-        if tip.status_code != 200:
+        if tip.status_code != 200 or not tip.json()["recorded"]:
             return
         tip_id = tip.json()["tip_id"]
         with self.lock:
