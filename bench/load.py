@@ -17,12 +17,16 @@ from arrivals import send
 
 @dataclass
 class Answers:
-    """What came back: seconds from due to done, statuses, and bodies of the good ones."""
+    """What came back: seconds from due to done, statuses, and bodies of the good ones.
+
+    `cpu_seconds` are those of the server's process, where they were counted.
+    """
 
     seconds: list[float] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def add(self, more: "Answers") -> None:
         """Add those of a later turn."""
@@ -30,6 +34,7 @@ class Answers:
         self.statuses += more.statuses
         self.bodies += more.bodies
         self.wall_seconds += more.wall_seconds
+        self.cpu_seconds += more.cpu_seconds
 
     @property
     def per_second(self) -> float:
