@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from reactune.errors import AwayError, DataError
-from reactune.privacy.consent import HashedIds, admit, erased_tips
+from reactune.privacy.consent import HashedIds, admit, erased_tips, lock_for_writing
 from reactune.privacy.hashing import HashingKey
 from reactune.records import Exposure, Reaction
 from reactune.store.database import insert_new, writing
@@ -96,6 +97,10 @@ class ShadowAnswer:
 
 Report = TipShown | TipReaction
 Event = TipCreated | Report | ShadowAnswer
+Waiting = Future[Status] | asyncio.Future[Status]
+"""What a thread or an event loop waits for."""
+Batch = Sequence[tuple[Event, Waiting]]
+Outcome = Status | Exception
 
 
 class Recorder:
@@ -106,7 +111,7 @@ class Recorder:
 
     def __init__(self, engine: sa.Engine, keys: Sequence[HashingKey] = ()) -> None:
         self._engine, self._keys = engine, keys
-        self._queue: deque[tuple[Event, Future[Status]]] = deque()
+        self._queue: deque[tuple[Event, Waiting]] = deque()
         self._lock = threading.Lock()
         self._is_writing = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="reactune-recorder")
@@ -123,14 +128,8 @@ class Recorder:
         Raises:
             BusyError: too many events wait already.
         """
-        if len(self._queue) >= MAX_WAITING:
-            raise BusyError("the database does not keep up; try again in a moment")
         future: Future[Status] = Future()
-        with self._lock:
-            self._queue.append((event, future))
-            if not self._is_writing:
-                self._is_writing = True
-                self._writer.submit(self._write_all)
+        self._accept(event, future)
         return future
 
     async def write(self, event: Event, *, timeout_seconds: float | None = None) -> Status:
@@ -143,7 +142,8 @@ class Recorder:
             DataError: the database cannot hold one of the event's values.
             sqlalchemy.exc.IntegrityError: a tip with this id exists.
         """
-        future = asyncio.wrap_future(self.submit(event))
+        future: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+        self._accept(event, future)
         if timeout_seconds is None:
             return await future
         await asyncio.wait({future}, timeout=timeout_seconds)
@@ -155,6 +155,15 @@ class Recorder:
         """Return when every accepted event is on disk or has failed."""
         self._writer.shutdown()
 
+    def _accept(self, event: Event, future: Waiting) -> None:
+        if len(self._queue) >= MAX_WAITING:
+            raise BusyError("the database does not keep up; try again in a moment")
+        with self._lock:
+            self._queue.append((event, future))
+            if not self._is_writing:
+                self._is_writing = True
+                self._writer.submit(self._write_all)
+
     def _write_all(self) -> None:
         while batch := self._next_batch():
             try:
@@ -163,19 +172,16 @@ class Recorder:
                 # This thread ends here; the next event starts another.
                 with self._lock:
                     self._is_writing = False
+                _settle(batch, [AwayError("the event was not written; repeat it")] * len(batch))
                 raise
-            finally:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(AwayError("the event was not written; repeat it"))
 
-    def _next_batch(self) -> list[tuple[Event, Future[Status]]]:
+    def _next_batch(self) -> list[tuple[Event, Waiting]]:
         with self._lock:
             count = min(MAX_BATCH, len(self._queue))
             self._is_writing = count > 0
             return [self._queue.popleft() for _ in range(count)]
 
-    def _commit(self, batch: Sequence[tuple[Event, Future[Status]]]) -> None:
+    def _commit(self, batch: Batch) -> None:
         try:
             with writing(self._engine) as connection:
                 events = [event for event, _ in batch]
@@ -195,9 +201,7 @@ class Recorder:
             _fail(batch, error)
             return
         self.transactions += 1
-        for (_, future), status in zip(batch, statuses, strict=True):
-            if future.set_running_or_notify_cancel():
-                future.set_result(status)
+        _settle(batch, statuses)
 
 
 def _unstorable(error: Exception) -> DataError:
@@ -206,14 +210,36 @@ def _unstorable(error: Exception) -> DataError:
     return refusal
 
 
-def _fail(
-    batch: Sequence[tuple[Event, Future[Status]]], error: DataError | sa.exc.SQLAlchemyError
-) -> None:
+def _fail(batch: Batch, error: DataError | sa.exc.SQLAlchemyError) -> None:
     cause = type(error.__cause__ or error).__name__
     log.error("%d events were not written: %s", len(batch), cause)
-    for _, future in batch:
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error)
+    _settle(batch, [error] * len(batch))
+
+
+def _settle(batch: Batch, outcomes: Sequence[Outcome]) -> None:
+    """Tell everybody who waits and was not told; one call for each event loop wakes it once."""
+    told: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Outcome]]] = {}
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if isinstance(future, asyncio.Future):
+            told.setdefault(future.get_loop(), []).append((future, outcome))
+        elif not future.done() and future.set_running_or_notify_cancel():
+            _tell(future, outcome)
+    for loop, some in told.items():
+        with suppress(RuntimeError):  # a loop that was closed waits for nothing
+            loop.call_soon_threadsafe(_tell_all, some)
+
+
+def _tell_all(some: Sequence[tuple[Waiting, Outcome]]) -> None:
+    for future, outcome in some:
+        if not future.done():
+            _tell(future, outcome)
+
+
+def _tell(future: Waiting, outcome: Outcome) -> None:
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def write_events(
@@ -268,6 +294,9 @@ def delete_expired_reactions(connection: sa.Connection, *, now: datetime) -> int
 
 
 def _insert_exposures(connection: sa.Connection, events: Sequence[TipCreated]) -> set[str]:
+    if not events:
+        lock_for_writing(connection)  # reports need it, too; else `admit` takes it
+        return set()
     rows = admit(connection, [(event.hashed_ids, asdict(event.exposure)) for event in events])
     # The rows of users who refuse training have one column more.
     for has_column in (False, True):
