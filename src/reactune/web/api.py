@@ -1,6 +1,6 @@
 """The HTTP API: every path, and the one call of the service behind it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -10,9 +10,10 @@ from anyio import to_thread
 from fastapi import FastAPI, Header, Path, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 import reactune
 from reactune.canary.rollout import roll_back
@@ -42,7 +43,9 @@ from reactune.web.access import (
     refuse_http,
     refuse_invalid,
 )
+from reactune.web.direct import Direct, HotPath
 from reactune.web.openai_chat import (
+    CHAT_KIND,
     KIND_HEADER,
     UNRECORDED,
     USER_HEADER,
@@ -97,6 +100,7 @@ def create_app(service: Service, config: Config | None = None) -> FastAPI:
         telemetry=NO_TELEMETRY,
     )
     # The last one added sees a request first.
+    app.add_middleware(Direct, paths=_add_tips(app, service))
     app.add_middleware(BeaconBodies)
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, keys=keys)
@@ -114,7 +118,6 @@ def create_app(service: Service, config: Config | None = None) -> FastAPI:
     app.add_exception_handler(sa.exc.SQLAlchemyError, refuse_error)
     app.add_exception_handler(RequestValidationError, refuse_invalid)
     app.add_exception_handler(HTTPException, refuse_http)
-    _add_tips(app, service)
     _add_users(app, service)
     _add_rollouts(app, service)
     _add_status(app, service, metrics)
@@ -123,24 +126,26 @@ def create_app(service: Service, config: Config | None = None) -> FastAPI:
     return app
 
 
-def _add_tips(app: FastAPI, service: Service) -> None:
+def _add_tips(app: FastAPI, service: Service) -> dict[str, HotPath]:
+    """Declare the routes of tips; those with a short way."""
     slots = TipSlots(service.settings.max_tips_waiting)
 
-    @app.post("/v1/tips")
-    async def tips(body: TipBody) -> TipAnswer:
+    @app.post("/v1/tips", response_model=TipAnswer)
+    async def tips(body: TipBody) -> Response:
         """Write a tip for a user; it is on disk when the answer arrives, or `recorded` is false."""
         request = TipRequest(
             body.user, body.kind, body.context, tuple(body.names), body.tip_id or ""
         )
         async with slots:
             tip = await create_tip(service, request)
-        return TipAnswer(tip_id=tip.tip_id, content=tip.content, recorded=tip.recorded)
+        answer = TipAnswer(tip_id=tip.tip_id, content=tip.content, recorded=tip.recorded)
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/v1/chat/completions")
     async def chat(
         body: ChatBody,
         user: str = Header("", alias=USER_HEADER, max_length=MAX_HEADER_CHARS),
-        kind: str = Header("chat", alias=KIND_HEADER),
+        kind: str = Header(CHAT_KIND, alias=KIND_HEADER),
     ) -> Response:
         """A tip for a conversation, in OpenAI's form; the answer's id is the tip's."""
         async with slots:
@@ -160,14 +165,26 @@ def _add_tips(app: FastAPI, service: Service) -> None:
         await record_shown(service, tip_id)
 
     @app.post("/v1/reactions", status_code=204)
-    async def reactions(body: ReactionBody, response: Response) -> None:
+    async def reactions(body: ReactionBody) -> Response:
         """Record the user's reaction; a later one replaces an earlier one.
 
         202 where the tip is not known yet: the reaction is kept for it.
         """
         status = await record_reaction(service, body.tip_id, body.reaction, body.dwell_ms)
-        if status == "kept":
-            response.status_code = 202
+        return JSONResponse(None, 202) if status == "kept" else Response(status_code=204)
+
+    def chat_directly(body: ChatBody, headers: Headers) -> Awaitable[Response] | None:
+        user = headers.get(USER_HEADER, "")
+        if len(user) > MAX_HEADER_CHARS:
+            return None
+        return chat(body, user, headers.get(KIND_HEADER, CHAT_KIND))
+
+    hot = (
+        HotPath("/v1/tips", TipBody, lambda body, headers: tips(body)),
+        HotPath("/v1/chat/completions", ChatBody, chat_directly),
+        HotPath("/v1/reactions", ReactionBody, lambda body, headers: reactions(body)),
+    )
+    return {each.path: each for each in hot}
 
 
 def _add_users(app: FastAPI, service: Service) -> None:

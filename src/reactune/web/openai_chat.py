@@ -20,6 +20,7 @@ from reactune.web.schemas import Text
 
 MODEL = "reactune"
 USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
+CHAT_KIND = "chat"  # of a tip whose request names none
 UNRECORDED = {"x-reactune-recorded": "false"}
 # Ignoring one of these would return another kind of answer than the client expects, unless it is
 # empty or has one of the values that ask for nothing more than a text.
