@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,6 +60,8 @@ class Metrics:
             "reactune_challenger_share", "The challenger's share of the units.",
             registry=self.registry, multiprocess_mode="livemostrecent",
         )  # fmt: skip
+        # prometheus_client looks labels up under a lock; there are as many as routes and statuses.
+        self.requests_of, self.seconds_of = cache(self.requests.labels), cache(self.seconds.labels)
         service.listeners.append(self.count_exposure)
 
     def count_exposure(self, exposure: Exposure) -> None:
@@ -72,8 +75,8 @@ class Metrics:
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
         """Count a request, and update this process's gauges."""
-        self.requests.labels(path, status).inc()
-        self.seconds.labels(path).observe(seconds)
+        self.requests_of(path, status).inc()
+        self.seconds_of(path).observe(seconds)
         self._update_gauges()
 
     def text(self) -> bytes:
