@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,8 @@ MAX_AGE_SECONDS = 0.5  # how long a change of the rollout may go unnoticed
 FIRST_PUBLICATION_SECONDS = 30.0  # how long a request waits for it
 RETRY_SECONDS = 5.0  # between two tries to publish the same version
 MATCH_SECONDS = 5.0  # between two passes over the kept reactions
+
+NONE_KNOWN: Mapping[int, ModelVersion] = {}
 
 log = logging.getLogger(__name__)
 _utc_now = partial(datetime.now, UTC)
@@ -83,6 +85,7 @@ class RolloutWatcher:
         self._lock = threading.Lock()
         self._latest: LiveModels | None = None
         self._read_at = 0.0
+        self._models: Mapping[int, ModelVersion] = {}
         self._published: dict[int, ModelVersion] = {}
         self._failed: set[int] = set()
         self._tried_at: dict[int, float] = {}
@@ -144,7 +147,7 @@ class RolloutWatcher:
         if before is None or before.challenger is None:
             return
         read_at = time.monotonic()
-        rollout, models = read_live(self._engine, root=self._root)
+        rollout, models = self._read()
         if rollout.rollout_id != before.rollout.rollout_id and self._latest is before:
             self._set(_champion_alone(rollout, models[rollout.champion]), read_at)
 
@@ -181,7 +184,7 @@ class RolloutWatcher:
         while True:
             # Taken before reading and publishing, so that a slow publication hides no rollback.
             read_at = time.monotonic()
-            rollout, models = read_live(self._engine, root=self._root)
+            rollout, models = self._read()
             champion = models[rollout.champion]
             challenger = None if rollout.challenger is None else models[rollout.challenger]
             self._publish(champion)
@@ -192,13 +195,17 @@ class RolloutWatcher:
             if time.monotonic() - read_at < self.max_age_seconds / 2:
                 break
             # Publishing took long: the rollout may have ended meanwhile.
-            if read_live(self._engine, root=self._root)[0] == rollout:
+            if self._read()[0] == rollout:
                 break
         share = 0.0 if challenger is None else rollout.share
         live = LiveModels(rollout, rollout.rollout_id, share, champion, challenger)
         self._set(live, read_at)
         self._retire_others(live)
         return live
+
+    def _read(self) -> tuple[Rollout, Mapping[int, ModelVersion]]:
+        rollout, self._models = read_live(self._engine, root=self._root, known=self._models)
+        return rollout, self._models
 
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._read_at < self.max_age_seconds
@@ -242,9 +249,12 @@ class RolloutWatcher:
 
 
 def read_live(
-    engine: sa.Engine, *, root: RunRoot = LOCAL
-) -> tuple[Rollout, dict[int, ModelVersion]]:
+    engine: sa.Engine, *, root: RunRoot = LOCAL, known: Mapping[int, ModelVersion] = NONE_KNOWN
+) -> tuple[Rollout, Mapping[int, ModelVersion]]:
     """The open rollout, and all registered versions by number, with their files below `root`.
+
+    Versions never change: `known` are those that were read before, and are read again only where
+    the rollout names another.
 
     Raises:
         CanaryError: nothing is live yet.
@@ -253,6 +263,8 @@ def read_live(
     try:
         with engine.connect() as connection:
             rollout = live_rollout(connection)
+            if {rollout.champion, rollout.challenger} - {None} <= known.keys():
+                return rollout, known
             models = [as_local(root, model) for model in all_model_versions(connection)]
     except sa.exc.SQLAlchemyError as error:
         raise AwayError(

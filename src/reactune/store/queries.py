@@ -23,6 +23,7 @@ from reactune.store.schema import (
 
 NOTHING_LIVE = "nothing is live yet; `reactune deploy --base` makes the base model champion"
 _ROLLOUT = sa.select(*(rollouts.c[each.name] for each in fields(Rollout)))
+_LIVE = _ROLLOUT.where(rollouts.c.closed_at.is_(None))  # built once: the service asks often
 AFTER = "-after"  # what follows a rollout is named after it
 
 
@@ -72,7 +73,7 @@ def all_model_versions(connection: sa.Connection) -> tuple[ModelVersion, ...]:
 
 def current_rollout(connection: sa.Connection) -> Rollout | None:
     """What is live, or None before the first rollout."""
-    row = connection.execute(_ROLLOUT.where(rollouts.c.closed_at.is_(None))).one_or_none()
+    row = connection.execute(_LIVE).one_or_none()
     return None if row is None else Rollout(*row)
 
 
