@@ -297,7 +297,7 @@ def _insert_exposures(connection: sa.Connection, events: Sequence[TipCreated]) -
     if not events:
         lock_for_writing(connection)  # reports need it, too; else `admit` takes it
         return set()
-    rows = admit(connection, [(event.hashed_ids, asdict(event.exposure)) for event in events])
+    rows = admit(connection, [(event.hashed_ids, dict(vars(event.exposure))) for event in events])
     # The rows of users who refuse training have one column more.
     for has_column in (False, True):
         if some := [row for row in rows if ("training_allowed" in row) is has_column]:
