@@ -159,7 +159,8 @@ class Rankings:
     def __init__(self, base: BaseModel, chat: Chat, cache: Path) -> None:
         self.base, self.chat, self.cache = base, chat, cache
         self.layers = reward_layers(layers_of(base.folder))
-        self.known: dict[str, Any] = {}
+        self.known: dict[tuple[str, str, str], Any] = {}
+        self.likely: dict[tuple[str, str, str], float] = {}
 
     def read(self, some: Sequence[Example]) -> Any:
         """Features of the tips, computed once."""
@@ -202,14 +203,17 @@ class Rankings:
         return rows[size:] @ one.weights
 
     def generator(self, judged: list[Example]) -> Any:
-        """The base model's mean log-probability of each tip."""
-        rows = [
-            (prompt, completion_ids(self.chat, each.tip))
-            for (prompt, _), each in zip(reward_rows(self.chat, judged), judged, strict=True)
-        ]
-        kinds = [each.kind for each in judged]
-        (scores,) = score_rows(self.base, None, [rows], name="base", kinds=kinds)
-        return np.array([each.mean() for each in scores])
+        """The base model's mean log-probability of each tip, computed once."""
+        missing = [each for each in judged if _key(each) not in self.likely]
+        if missing:
+            rows = [
+                (prompt, completion_ids(self.chat, each.tip))
+                for (prompt, _), each in zip(reward_rows(self.chat, missing), missing, strict=True)
+            ]
+            kinds = [each.kind for each in missing]
+            (scores,) = score_rows(self.base, None, [rows], name="base", kinds=kinds)
+            self.likely |= {_key(e): s.mean() for e, s in zip(missing, scores, strict=True)}
+        return np.array([self.likely[_key(each)] for each in judged])
 
 
 def _key(example: Example) -> tuple[str, str, str]:
