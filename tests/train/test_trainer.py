@@ -454,11 +454,13 @@ def test_the_bar_follows_the_job_and_shows_loss_speed_and_time(tiny, rows, capsy
         show({"step": 0, "steps": 12, "scored": 1_234, "of": 5_000})
         show({"step": 2, "steps": 12, "loss": 0.5, "tokens_per_second": 81.2, "seconds_left": 75.9})
         open_bar(replace(job, method="dpo"))
-    first, kto, _, dpo = capsys.readouterr().err.splitlines()
+        open_bar(replace(job, method="dpo", start="adapter"))
+    first, kto, _, dpo, own, _ = capsys.readouterr().err.splitlines()
     assert first == f"train kto: {job.steps} steps"
     assert kto.startswith("train kto: 2 of 12 steps done")
     assert kto.endswith("; loss 0.500, 81 tokens/s, 1:15 left")
     assert dpo.startswith(f"train dpo: 0 of {job.steps} steps")
+    assert own == f"train dpo on its own tips: {job.steps} steps"
 
 
 def test_a_bar_ends_with_the_last_step_of_its_job(tiny, rows, capsys):

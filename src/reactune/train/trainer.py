@@ -381,8 +381,9 @@ def progress_bars() -> Iterator[Callable[[Job], Progress]]:
 
         def open_bar(job: Job) -> Progress:
             stack.close()
+            name = f"train {job.method} on its own tips" if job.start else f"train {job.method}"
             bar = stack.enter_context(
-                progress_bar(f"train {job.method}", total=job.steps, unit="step", is_kept=True)
+                progress_bar(name, total=job.steps, unit="step", is_kept=True)
             )
 
             def show(line: dict[str, Any]) -> None:
