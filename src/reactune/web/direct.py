@@ -1,7 +1,7 @@
 """The short way of a hot path: a valid request goes to its answer past the framework's routing.
 
 FastAPI has every route all the same: it describes them in `/openapi.json`, and it answers each
-request that is not valid here, so a refusal has one form (decision 61).
+request that is not valid here, so a refusal has one form (decision 63).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
