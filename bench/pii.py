@@ -104,6 +104,16 @@ def names_score(rows: Sequence[Row], found: Sequence[Sequence[Found]]) -> dict[s
     return {"n": n, "found": total, "recall": hit / n, "precision": right / max(total, 1)}
 
 
+def without_handles(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the spans of an `@` and of what stands behind one."""
+
+    def is_handle(text: str, span: Found) -> bool:
+        return "@" in text[span[0] : span[1]] or text[: span[0]].rstrip().endswith("@")
+
+    return [Row(row.text, tuple(s for s in row.spans if not is_handle(row.text, s)))
+            for row in rows]  # fmt: skip
+
+
 def _is_mostly_in(span: Found, other: Found) -> bool:
     common = min(span[1], other[1]) - max(span[0], other[0])
     return 2 * common > span[1] - span[0]
@@ -204,7 +214,8 @@ def names_by_source(peer: Finder, cross: Path | None) -> dict[str, Any]:
     `scripts/train_tagger.py --without btc`): only they say how posts are read that nobody saw.
     """
     figures: dict[str, Any] = {}
-    print("\npersons and places in real posts: recall, precision (more than half of a span)")
+    print("\npersons and places in real posts (more than half of a span): recall, precision, and "
+          "recall without handles (`@ anna_k`)")  # fmt: skip
     for source, files in POSTS.items():
         rows = [row for name in files for row in rows_of(name, labels=NAME_LABELS)]
         finders: dict[str, Finder] = {PEER: peer}
@@ -218,8 +229,10 @@ def names_by_source(peer: Finder, cross: Path | None) -> dict[str, Any]:
             found = [[span for span in spans if span[2] in NAMES]
                      for spans in find([row.text for row in rows])]  # fmt: skip
             score = names_score(rows, found)
+            score["recall_without_handles"] = names_score(without_handles(rows), found)["recall"]
             figures[f"{source}, {name}"] = score
-            print(f"  {source:8}{name:42}{score['recall']:7.3f}{score['precision']:7.3f}")
+            print(f"  {source:8}{name:42}{score['recall']:7.3f}{score['precision']:7.3f}"
+                  f"{score['recall_without_handles']:7.3f}")  # fmt: skip
     return figures
 
 

@@ -13,6 +13,7 @@ from tagger_words import (
     NOUNS,
     PLAIN,
     REPORTS,
+    SIGNS,
     SMALL_TALK,
     TASKS,
     TITLES,
@@ -35,11 +36,16 @@ LOCALES = words_in(
 )
 ENGLISH = LOCALES[:7]
 PLACEHOLDER = re.compile(r"<[A-Z]+_\d>")
+# What stays together where marks are set apart: links, addresses, `'s`, `well-known` or words only.
+LINK = r"https?://\S+|www\.\S+|\S+@\S+\.\w+|<[A-Z]+_\d>"
+PIECE = re.compile(rf"{LINK}|'(?:s|t|m|re|ll|ve|d)\b|\w+(?:[-.:/]\w+)*|[^\w\s]", re.I)
+SMALL_PIECE = re.compile(rf"{LINK}|'(?:s|t|m|re|ll|ve|d)\b|\w+|[^\w\s]", re.I)
 SLOT = re.compile(r"\{(\w+)\}")
-TEMPLATES = ((SMALL_TALK, 10), (REPORTS, 7), (FORMS, 5), (TASKS, 3), (PLAIN, 4), (AMBIGUOUS, 3))
-KINDS = {"p": "PERSON", "first": "PERSON", "last": "PERSON", "full": "PERSON", "t": "TITLE",
-         "j": "TITLE", "a": "ADDRESS", "k": "ADDRESS", "c": "PLACE", "o": "ORGANIZATION",
-         "g": "GROUP"}  # fmt: skip
+TEMPLATES = ((SMALL_TALK, 10), (REPORTS, 7), (FORMS, 5), (TASKS, 3), (PLAIN, 4), (AMBIGUOUS, 3),
+             (SIGNS, 2))  # fmt: skip
+KINDS = {"i": "PERSON", "p": "PERSON", "first": "PERSON", "last": "PERSON", "full": "PERSON",
+         "t": "TITLE", "j": "TITLE", "a": "ADDRESS", "k": "ADDRESS", "c": "PLACE",
+         "o": "ORGANIZATION", "g": "GROUP"}  # fmt: skip
 JOBS = words_in(
     """
     teacher nurse doctor lawyer engineer carpenter baker journalist singer actor actress writer
@@ -54,6 +60,7 @@ COMPANY_ENDINGS = (
     *("",) * 4, " Inc", " Ltd", " Group", " Bank", " Labs", " University", " Media", " Corporation",
     " Partners", " Institute", " Systems", ".com", " AG",
 )  # fmt: skip
+SPACED = 0.08  # share of sentences with spaces around their marks
 CROSSINGS = ("the corner of {} and {}", "{} and {}", "corner {} / {}", "{} & {}")
 
 
@@ -67,7 +74,8 @@ def sentences(count: int, *, seed: int) -> Iterator[Marked]:
         for _ in range(rng.choice((1, 1, 1, 2))):
             group = rng.choices(groups, weights)[0]
             parts.append(_fill(rng.choice(group).replace("\\n", "\n"), fill))
-        yield _dress(_join(parts, rng.choice((" ", " ", "\n"))), rng)
+        marked = _dress(_join(parts, rng.choice((" ", " ", "\n"))), rng)
+        yield spaced(marked, rng) if rng.random() < SPACED else marked
 
 
 def _filler(rng: random.Random) -> Callable[[str], str]:
@@ -97,6 +105,8 @@ def _value(slot: str, fake: Faker, rng: random.Random, name: Callable[[], tuple[
         return name()[0]
     if slot == "last":
         return name()[1]
+    if slot == "i":
+        return handle(*name(), rng)
     if slot in ("full", "p"):
         return _full(*name(), rng)
     if slot == "t":
@@ -115,6 +125,19 @@ def _value(slot: str, fake: Faker, rng: random.Random, name: Callable[[], tuple[
     if slot == "g":
         return rng.choice(DEMONYMS)
     return _other(slot, rng)
+
+
+def handle(first: str, last: str, rng: random.Random) -> str:
+    """What a person may call themselves on a network: letters, digits and `_`."""
+    first, last = ("".join(filter(str.isalnum, name)) for name in (first, last))
+    word, mark = rng.choice(_words_with("01")), rng.choice(("", "", "_", "__", "x", "the"))
+    number = rng.choice(("", "", str(rng.randrange(1, 100)), str(rng.randrange(1960, 2010))))
+    made = rng.choice((
+        first + last, f"{first}_{last}", first + mark + number, last + mark, first[:1] + last,
+        f"{mark}{first}{word.capitalize()}", f"{word}{first}", f"{word.capitalize()}{number}",
+        f"{word.capitalize()}{_capital_word(rng)}", f"{word}_{first}{number}",
+    ))  # fmt: skip
+    return (made if rng.random() < 0.6 else made.lower())[:15] or "x"
 
 
 def _full(first: str, last: str, rng: random.Random) -> str:
@@ -334,7 +357,10 @@ def _fill(template: str, fill: Callable[[str], str]) -> Marked:
             else KINDS.get(slot.group(1), "?" if slot.group(1) == "e" else "")
         )
         if kind:
-            spans.append((len(text), len(text) + len(value), kind))
+            at = (
+                len(text) - len("@ ") if slot.group(1) == "i" and text.endswith("@ ") else len(text)
+            )
+            spans.append((at, len(text) + len(value), kind))
         text += value
         end = slot.end()
     return text + template[end:], spans
@@ -354,6 +380,32 @@ def _dress(marked: Marked, rng: random.Random) -> Marked:
     draw = rng.random()
     other = text.lower() if draw < 0.12 else text.upper() if draw < 0.15 else text
     return (other, spans) if len(other) == len(text) else marked
+
+
+def spaced(marked: Marked, rng: random.Random) -> Marked:
+    """The text with spaces around its marks, as some tools write posts.
+
+    What stands behind an `@` is somebody's name there, unless it is marked as something else.
+    """
+    text, spans = marked
+    pieces = (PIECE if rng.random() < 0.7 else SMALL_PIECE).finditer(text)
+    out, place, end = "", [0] * (len(text) + 1), 0
+    handles = []
+    for piece in pieces:
+        gap = text[end : piece.start()]
+        out += gap or (" " if end else "")
+        if out.rstrip().endswith("@") and gap == "" and piece[0][0].isalpha():
+            handles.append((len(out.rstrip()) - 1, len(out) + len(piece[0]), "PERSON"))
+        for number in range(len(gap)):
+            place[end + number] = len(out) - len(gap) + number
+        for number in range(len(piece[0])):
+            place[piece.start() + number] = len(out) + number
+        out += piece[0]
+        end = piece.end()
+    place[end:] = [len(out)] * (len(place) - end)
+    # An end is that of the last character: a space may have come behind it.
+    moved = [(place[first], place[last - 1] + 1, kind) for first, last, kind in spans]
+    return out, [*handles, *moved]
 
 
 def renamed(marked: Marked, rng: random.Random) -> Marked:

@@ -3,7 +3,7 @@
 In a sentence, {p} stands for a person, {first}, {last} and {full} for parts and forms of a name,
 {t} for a title, {j} for a job, {a} for a postal address, {k} for a street corner or a named road,
 {c} for a place, {o} for an organisation, {g} for a nationality, {d} for a date or a year,
-{n} for a number, {w} for a common word, {v} and {u} for a verb and a noun that are names, too, {x} for that of a card or a paper, {h} for a telephone number, {e} for an e-mail or
+{i} for what somebody calls themselves on a network, {n} for a number, {w} for a common word, {v} and {u} for a verb and a noun that are names, too, {x} for that of a card or a paper, {h} for a telephone number, {e} for an e-mail or
 web address.
 """
 
@@ -103,6 +103,21 @@ Call me on {h}, ask for {first}.|My number is {h} and my mail is {e}.|reach {fir
 """
 )
 
+# Posts as tools write them that put spaces around marks: `@ anna_k`, and places after an `at`.
+SIGNS = sentences_in(
+    """
+@ {i} {w} {w} {w}|@ {i} @ {i} {w} {w} !|RT @ {i} : {w} {w} {w} .|@ {i} : {w} {w}|{w} {w} @ {i}|" @ {i} : {w} {w} "
+. @ {i} {w} the {w} , {w} it|{first} and @ {i} {w} {w} tonight|thanks @ {i} for the {w} !|me and @ {i} at the {w}
+@ {i} lol yes|@ {i} i know ! {w} {w} ?|@ {i} {first} says hi|happy birthday @ {i} !|via @ {i}|{w} {w} ( @ {i} )
+{w} {w} with @ {i} and @ {i}|who else saw @ {i} {w} ?|{w} by @ {i} # {w}|@ {i} , @ {i} : {w} {w} {w}
+{w} @ {c}|{w} {w} ( @ {o} )|{w} @ {o} tonight|dinner @ {c} with {first}|I 'm at {o} ( {c} )|live @ {c} !
+{w} @ {n}|{w} @ noon|{w} @ home|lunch @ work , then {w}|meet @ the {w}|{n} {w} @ {n} each|see you @ {n} pm|{w} @ night
+{w} @ school|{w} @ the gym|{w} @ midnight|{w} @ lunch|{w} @ dinner|{w} @ the office|not @ all|@ least {n} {w}|{w} @ its best
+Walk @ {n} , {w} @ {n}|Gym @ {n}|Yoga @ the park|{w} class @ {n}:30|Read @ bedtime|Stretch @ your desk|{n} tickets @ {n} each
+# {w} {w} {w}|{w} # {w} # {c}|#{c} {w} {w}|{w} {w} #{w}|#{w} {first} {w} the {w}|# {c} : {w} {w}|{full} ( @{i} ) {w}
+"""
+)
+
 REPORTS = sentences_in(
     """
 {full} was born in {c} in {d}.|{full} ({d}) was a {g} {j}.|{full}, a {j} from {c}, won the prize.
@@ -167,6 +182,7 @@ Where is the next ATM?|send me the PDF|My PIN is {n}|the TV is on|FAQ|ETA {n}|ch
 {w}|{w}|{w}|{w} {w}|{w} {w}|{w}.|- {w}\\n- {w}|{w}: {w}|The {w} {w} the {w}.|{w}?
 {w}, {w} and {w}|{w} the {w}|{w}. {w}. {w}.|{w} {w} {w}|{w} your {w}|{n} {w}|{w} {n}|{n}
 Step {n}: {w} the {w}|{w}/{w}
+Room {n}.{n}, floor {n}, {n}:{n}.|Floor {n}, room {n}|Gate {n}, row {n}, seat {n}|Building {n}, {w} {n}|{n} miles, {n} stops|{n} m up, {n} km
 Write the first line of your essay now.|Drink a glass of water.|Set a timer for {n} minutes.|Take a Walk
 Close your eyes and Breathe.|See Chapter Two for details.|Section IV of the Act of {d} applies.|Terms and Conditions apply.
 I use Windows and Linux.|The Internet is slow today.|Merry Christmas and a Happy New Year!|HELP! This is NOT funny.
@@ -192,6 +208,9 @@ AMBIGUOUS = sentences_in(
 {u} is a good start.|{u} for {n} minutes.|{u} before {w}, always.|{u} needs {n} minutes a day.|{u}: {n} of {n} done.
 {u} and {w} go well together.|{u} or {w}? Pick one.|{u} tea, {n} minutes.|{u} walk tonight?|{u} first!|{u} {w} today.
 More {u}, less {w}.|Try {u} with {w}.|Add {u} to the {w}.|A bit of {u} helps.|Make room for {u}.|{u}, {w} and {w}: start now.
+{u} {w}, {n} {w}.|{u} {w}: {n} {w} each.|{u} {w} {w} {n} minutes.|{u} at the {w}? {w} the {w}.|{u} and {w} {w}: {w} {n}.
+{w} {u}, {n} {w}, no {w}.|{u}-style {w}: {n} {w}.|{w}, {u} and {w} in the {w}.|{u} series, {w} {n}.|{w} to {u}, {n} miles.
+{u} {w} {n} to {n}.|{u} {n}.{n} notes.|{u} {w} in {n} minutes.|{u} pages {n}-{n}.|Look for {u} at {n}:{n}.|{w} the {u}, {w} the {w}.
 {u} in the morning, {w} at night.|{u} counts.|{u} won't wait.|No {u} today? {w} instead.|{u} week {n}: keep going.
 """
 )
@@ -212,6 +231,11 @@ NOUNS = words_in(
     Prince Bishop Judge Major Dean Earl Duke Gene Jean Jersey China Turkey Chile Jordan Florence
     Austin Sydney Virginia Dallas Madison Miles Chance Art Ray Max Rich Max Norm Bay Cash Chip
     Ace Angel Bliss Clay Coral Destiny Dusty Fern Hazel Holly Iron Lake Lark Laurel Maple Marina
+    Martin Jay Phoebe Wren Merle Birdie Drake Finch Crane Orion Leo Virgo Aries Luna Aurora Venus
+    Florence Georgia Paris Lima Brazil Chelsea Camden Derby Cheddar Java Kent Lincoln Nelson
+    Earl Grey Dale Dell Moss Reed Fern Clover Aspen Rowan Juniper Poppy Tulip Cherry Peaches
+    Newton Pascal Watt Taylor Mason Cooper Potter Sawyer Weaver Carpenter Shepherd Gardner
+    Ash Birch Bush Field Flint Frost Gale Snow Wolf Fox Bear Crow Hawk Swan Pike Salmon Bass
     Myrtle Ocean Piper Poppy Rain Raven Robin Rocky Saffron Sonny Stormy Trinity Winter Wren
     """
 )

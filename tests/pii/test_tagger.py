@@ -213,3 +213,18 @@ def test_a_handle_is_no_name_and_a_nationality_no_place():
 )
 def test_a_list_of_numbers_is_no_address(text):
     assert names(text, kinds=("ADDRESS",)) == [[]]
+
+
+def test_each_handle_after_an_at_sign_of_its_own_is_a_name_but_no_place_or_hour():
+    assert names("thanks @ anna_kowalski @ BoJensen for the soup !") == [
+        ["@ anna_kowalski", "@ BoJensen"]
+    ]
+    plain = ("Lunch @ noon, gym @ 5.", "Dinner @ home with a book.", "Meet @ the library.")
+    assert names(*plain) == [[], [], []]
+
+
+def test_parts_of_a_building_are_no_address_without_a_street():
+    texts = ("Room 2.14, floor 2, 09:00-10:30.", "He lives at 12 Baker Street, floor 2.")
+    alone, with_street = names(*texts, kinds=("ADDRESS",))
+    assert alone == []
+    assert with_street[0].startswith("12 Baker Street")

@@ -51,7 +51,8 @@ SPEECH_AFTER = re.compile(
 )
 PAST_AFTER = re.compile(
     r"(?:, who|,? also|'s \w+)?\s+(?:was|were|had|did|became|began|fell|made|took|got|gave|met|won"
-    r"|lost|ran|led|held|sang|spent|kept|wrote|died|\w{2,}ed)\b"
+    r"|lost|ran|led|held|sang|spent|kept|wrote|died|\w{2,}ed|is (?:very|so|my|our|not an?))\b"
+    r"|:\s*[\"\u201c]|, [A-Z]\w+,"
 )
 NO_NAMES_IN: Kinds = frozenset({"EMAIL", "URL"})
 OBJECT_AFTER = re.compile(
@@ -213,10 +214,15 @@ def is_foreign(text: str, languages: Sequence[str]) -> bool:
 
 
 def is_foreign_row(text: str, scrubbed: str, *, languages: Sequence[str]) -> bool:
-    """As `is_foreign`, without names: `Call Zoltán Kovács` is English but for the name."""
-    return is_foreign(text, languages) and _is_unlikely(
-        scrubbed, languages, min_letters=MIN_LETTERS_WITHOUT_NAMES
-    )
+    """As `is_foreign`, without names: `Call Zoltán Kovács` is English but for the name.
+
+    Where little is left, as foreign words were taken for names, only a clearly foreign text is.
+    """
+    if not is_foreign(text, languages):
+        return False
+    if sum(map(str.isalpha, _words(scrubbed))) < MIN_LETTERS_WITHOUT_NAMES:
+        return is_foreign_tip(text, languages=languages)
+    return _is_unlikely(scrubbed, languages, min_letters=MIN_LETTERS_WITHOUT_NAMES)
 
 
 def is_foreign_tip(tip: str, *, languages: Sequence[str]) -> bool:

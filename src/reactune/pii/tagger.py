@@ -42,7 +42,7 @@ WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LETTERS = re.compile(r"[^\W\d_]{2,}")
 LONG_RUN = re.compile(r"(.)\1{4,}")
 # Parts of a building, which are no address without a street or a town.
-UNITS = {"room", "floor", "building", "unit", "suite", "flat", "row", "box", "loop", "walk"}
+UNITS = {"room", "floor"}
 MAX_WITHIN = 2  # words between two parts of an address
 WITHIN_ADDRESS = re.compile(r"[\s,.#/-]{0,4}(?:[^\W_]{1,14}[\s,.#/-]{1,4}){0,2}")
 
