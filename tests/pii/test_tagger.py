@@ -228,3 +228,16 @@ def test_parts_of_a_building_are_no_address_without_a_street():
     alone, with_street = names(*texts, kinds=("ADDRESS",))
     assert alone == []
     assert with_street[0].startswith("12 Baker Street")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("old friend moved away", []),
+        ("my teacher called, then a stranger waved", []),
+        ("old anna moved away", ["anna"]),
+    ],
+)
+def test_common_words_in_small_letters_are_names_only_where_that_is_clear(text, names):
+    (spans,) = find_names(TAGGER, [text], kinds=("PERSON", "PLACE"))
+    assert [text[each.start : each.end] for each in spans] == names

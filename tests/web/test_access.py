@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
-from starlette.datastructures import URL
 
 from reactune.config.sections import ServeConfig
 from reactune.errors import AwayError, CanaryError, DataError, PrivacyError, ReleaseError
@@ -258,7 +257,7 @@ class SentTo:
     """What a handler of errors is given of a request."""
 
     def __init__(self, path):
-        self.url = URL(f"http://service{path}")
+        self.scope = {"path": path}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ MAX_WORD = 40  # characters that features use
 MIN_ADDRESS = 4  # characters
 # Kinds that say less about a person and are less clear need a higher score.
 MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
+# And so do the most common words in small letters, which are names only where nothing else fits.
+SURE_OF_SMALL, MOST_COMMON = 0.6, "1"
 
 WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LETTERS = re.compile(r"[^\W\d_]{2,}")
@@ -224,7 +226,9 @@ def _find(
         kind = tagger.kinds[wanted[best[first]]]
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
         score = round(float(likely[first:end].max()), 3)
-        if score >= MIN_SCORE.get(kind, 0) and _can_be(kind, texts[number][at : last[1]]):
+        value = texts[number][at : last[1]]
+        least = SURE_OF_SMALL if _is_small(value) else MIN_SCORE.get(kind, 0)
+        if score >= least and _can_be(kind, value):
             found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
     return [
         without_overlaps(text, filter(partial(_is_plausible, text), _joined(text, spans)))
@@ -349,6 +353,11 @@ def _convolve(rows: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
     for offset in range(WINDOW):
         middle += rows[offset : offset + inner] @ weights[offset]
     return summed
+
+
+def _is_small(value: str) -> bool:
+    """Whether the value is of common words in small letters, as `friend` or `will`."""
+    return value.islower() and all(MOST_COMMON in classes_of(word) for word in value.split())
 
 
 def _can_be(kind: str, value: str) -> bool:
