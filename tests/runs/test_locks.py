@@ -279,3 +279,18 @@ def test_the_check_of_a_lease_names_who_took_it_over(tmp_path, url):
         with pytest.raises(DataError, match=r"taken over by process 7 .* see \[run\] stale_lock"):
             require_held()
     assert [path[-6:] for path in locks(root)] == ["000002"]
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+@pytest.mark.parametrize("content", [b"", b'{"owner": "pro'])
+def test_a_lock_that_is_being_refreshed_is_held_and_one_of_a_higher_number_is_not(
+    tmp_path, url, content
+):
+    root = RunRoot(tmp_path / "one", url, 60)
+    with lease(root, PLACE) as require_held, remote_files(root) as (files, top):
+        (path,) = locks(root)
+        files.pipe_file(path, content)
+        require_held()
+        files.pipe_file(f"{top}/{PLACE}/.lock-000002", content)
+        with pytest.raises(DataError, match="was taken over by another process"):
+            require_held()

@@ -157,7 +157,9 @@ def _require(root: RunRoot, mine: Lease) -> None:
     with remote_files(root) as (files, top):
         found = _locks(files, f"{top}/{mine.place}")
         holder = _read(files, found[-1]) if found else {}
-    if holder.get("owner") != mine.owner:
+        is_being_refreshed = not holder and found[-1:] == [f"{top}/{mine.name}"]
+    # In a folder a refresh may be seen half done; who takes a lock over takes a new number.
+    if holder.get("owner") != mine.owner and not is_being_refreshed:
         raise DataError(
             f"{root.url}/{mine.place} was taken over by "
             f"{holder.get('owner', 'another process')}, because {mine.owner} did not refresh its "
