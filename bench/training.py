@@ -19,7 +19,7 @@ import random
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def main() -> None:
         )
     print(f"goals: {GOALS} times TRL as it comes, {GOAL_BF16} times TRL with bf16")
     settings = {"steps": options.steps, "rows": count, "dtype": best_dtype()}
-    known = {"settings": settings, "job": asdict(TrainConfig()), "table": figures}
+    known = {"settings": settings, "job": TrainConfig().model_dump(), "table": figures}
     print(record("training", json.loads(json.dumps(known, default=str)), packages=("torch", "trl")))
 
 
