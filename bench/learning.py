@@ -46,7 +46,7 @@ from reactune.reward import quality
 from reactune.reward.cache import cached_features, reward_rows
 from reactune.reward.comparisons import Reactions
 from reactune.reward.features import layers_of, open_layers, reward_layers, tip_features
-from reactune.reward.fit import Candidate, compare, fit, validate
+from reactune.reward.fit import validate
 from reactune.reward.learn import learn
 from reactune.reward.model import load as load_reward
 from reactune.reward.model import rewards
@@ -193,14 +193,9 @@ class Rankings:
         if words is None:
             return None
         size = len(learned)
-        taught = Reactions(learned)
         rows = sparse.csr_matrix(words)
-        found = validate(taught, quality.tfidf_candidates(rows[:size]))
-        if found is None:
-            return None
-        chosen = Candidate("words", rows[:size], found.chosen.variance)
-        one = fit(taught, chosen, compare(taught, np.arange(size)))
-        return rows[size:] @ one.weights
+        found = validate(Reactions(learned), quality.tfidf_candidates(rows[:size]))
+        return None if found is None else rows[size:] @ found.whole.weights
 
     def generator(self, judged: list[Example]) -> Any:
         """The base model's mean log-probability of each tip, computed once."""

@@ -24,7 +24,7 @@ def validated(examples, features):
 def test_the_weights_are_the_optimum_of_the_stated_loss():
     examples, features = audience(150, contexts=20)
     reactions, values = Reactions(examples), standardised(features)[0].astype(np.float64)
-    candidate = Candidate("1", values, 0.3)
+    candidate = Candidate(values, 0.3)
     pairs = compare(reactions, np.arange(150))
     found = fit.fit(reactions, candidate, pairs)
     design, beside = pairs.differences(values), pairs.differences(reactions.circumstances)
@@ -38,7 +38,7 @@ def test_the_weights_are_the_optimum_of_the_stated_loss():
 
     best = minimize(loss, np.zeros(design.shape[1] + beside.shape[1]), method="BFGS").x
     assert found.weights == pytest.approx(best[: values.shape[1]], abs=2e-3)
-    sparse_values = Candidate("1", sparse.csr_array(values), 0.3)
+    sparse_values = Candidate(sparse.csr_array(values), 0.3)
     assert fit.fit(reactions, sparse_values, pairs).weights == pytest.approx(found.weights)
 
 

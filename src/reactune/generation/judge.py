@@ -30,7 +30,7 @@ from reactune.records import Estimate, Example, Prompt, plain_words
 from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import SEED, Reactions, compare
 from reactune.reward.features import Floats as Features
-from reactune.reward.fit import Candidate, Fitted, dense_candidates, fit, standardised, validate
+from reactune.reward.fit import dense_candidates, fit, standardised, validate
 from reactune.reward.model import RewardModel, rewards
 from reactune.reward.quality import Accuracy, accuracy_of_folds
 
@@ -270,12 +270,10 @@ def fit_judge(reactions: Reactions, values: Features) -> Judge | None:
     drawn = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), size=REFITS)
     counts = np.vstack([np.ones(len(users), int), drawn])
     weights: list[Floats] = []
-    start: Fitted | None = None
-    candidate = Candidate("judge", scaled, validated.chosen.variance)
     for row in counts:
         some = [p for user, n in zip(users, row.tolist(), strict=True) for p in places[user] * n]
-        fitted = fit(reactions, candidate, compare(reactions, np.array(some)), start=start)
-        start = start or fitted
+        comparisons = compare(reactions, np.array(some))
+        fitted = fit(reactions, validated.chosen, comparisons, start=validated.whole)
         weights.append(validated.scale * fitted.weights / deviation)
     return Judge(
         np.array(weights),

@@ -42,7 +42,6 @@ Matrix = Any
 class Candidate:
     """Features of every reaction, and how strongly their weights are held back."""
 
-    name: str
     values: Matrix
     variance: float
 
@@ -155,7 +154,7 @@ def fit(
 
 
 def validate(reactions: Reactions, candidates: Sequence[Candidate]) -> Validated | None:
-    """Choose among candidates by their log-loss on other users' new texts.
+    """Choose among strengths of the same features by their log-loss on other users' new texts.
 
     None where there are too few users, or none of their reactions can be validated on.
     """
@@ -214,7 +213,7 @@ def curve(reactions: Reactions, candidate: Candidate, folds: Places) -> dict[int
 
 def dense_candidates(values: Matrix) -> list[Candidate]:
     """Features with every strength, the strongest first."""
-    return [Candidate("features", values, variance) for variance in VARIANCES]
+    return [Candidate(values, variance) for variance in VARIANCES]
 
 
 def _sides(reactions: Reactions, folds: Places, fold: int) -> tuple[Places, Places]:
@@ -226,11 +225,10 @@ def _sides(reactions: Reactions, folds: Places, fold: int) -> tuple[Places, Plac
 def _fit_all(
     reactions: Reactions, candidates: Sequence[Candidate], comparisons: Comparisons
 ) -> list[Fitted]:
-    """A fit of each; where the matrix is that of the one before, it starts from there."""
+    """A fit of each, which starts from that of the one before."""
     fitted: list[Fitted] = []
-    for place, candidate in enumerate(candidates):
-        is_same = place > 0 and candidates[place - 1].values is candidate.values
-        start = fitted[-1] if is_same else None
+    for candidate in candidates:
+        start = fitted[-1] if fitted else None
         fitted.append(fit(reactions, candidate, comparisons, start=start))
     return fitted
 

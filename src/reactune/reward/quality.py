@@ -197,7 +197,7 @@ def tfidf(reactions: Reactions) -> sparse.csr_array | None:
 
 def tfidf_candidates(matrix: sparse.csr_array) -> list[Candidate]:
     """TF-IDF with every strength, the strongest first."""
-    return [Candidate("TF-IDF", matrix, variance) for variance in TFIDF_VARIANCES]
+    return [Candidate(matrix, variance) for variance in TFIDF_VARIANCES]
 
 
 def lengths(reactions: Reactions) -> Floats:
