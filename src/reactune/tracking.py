@@ -66,19 +66,19 @@ def write_reward(folder: Path, learned: Learned, beside: Mapping[str, Accuracy])
         "held_out": {name: asdict(each) for name, each in beside.items()},
     }
     write_atomically(folder / QUALITY, json.dumps(record, indent=2))
-    write_atomically(folder / "reward.svg", reward_picture(learned.quality))
+    write_atomically(folder / "reward.svg", pictures.draw(rankings_picture(learned.quality)))
     saved = reward_model.save(learned.model, folder) if learned.model else ()
     return (*saved, FEATURES, QUALITY, "reward.svg")
 
 
-def reward_picture(quality: Quality) -> str:
-    """Preference accuracy of the rankings, with intervals."""
+def rankings_picture(quality: Quality) -> pictures.Spec:
+    """How often each ranking is right on other users, with intervals."""
     rows = [
         (name, each.estimate.value, each.estimate.low, each.estimate.high)
         for name, each in quality.accuracies.items()
     ]
     title = "preference accuracy on other users"
-    return pictures.draw(pictures.intervals(title, rows, reference=0.5))
+    return pictures.intervals(title, rows, reference=0.5)
 
 
 def features_before(config: Config, run: Path) -> list[Path]:

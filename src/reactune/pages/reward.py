@@ -8,6 +8,7 @@ from reactune.pages.report import Report, write
 from reactune.pages.tables import Figure, Picture, Section, Table
 from reactune.reward.learn import Learned, Quality
 from reactune.reward.quality import Accuracy
+from reactune.tracking import rankings_picture
 
 COMPARED = (
     "Preference accuracy: of two tips of one {within}, one liked and one not, how often the liked "
@@ -45,14 +46,13 @@ def _sections(quality: Quality, beside: Mapping[str, Accuracy]) -> list[Section]
         return []
     curve = {f"{count:,}": each for count, each in sorted(quality.curve.items())}
     rising = [(count, *_values(each)) for count, each in sorted(quality.curve.items())]
-    ranked = [(name, *_values(each)) for name, each in quality.accuracies.items()]
     return [
         Section(
             "How often it is right",
             COMPARED.format(within=quality.within),
             pictures=(
                 Picture(
-                    pictures.intervals("preference accuracy on other users", ranked, reference=0.5),
+                    rankings_picture(quality),
                     "How often each ranking is right on other users",
                     _table("rankings", "Rankings", "ranking", quality.accuracies),
                 ),
