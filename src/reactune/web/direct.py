@@ -50,7 +50,7 @@ class Direct:
             return
         message = await receive()
         try:
-            body = hot.body.__pydantic_validator__.validate_json(message["body"])
+            body = hot.body.model_validate_json(message["body"])
         except ValidationError:
             body = None
         answering = None if body is None else hot.answer(body, Headers(scope=scope))
