@@ -41,7 +41,7 @@ from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions
 from reactune.reward.model import load as load_reward
 from reactune.runs.folders import all_runs, prompt_of_run
-from record import record
+from record import Cells, record
 
 FIRST_FRESH_DAY, VISITS = 40, 160
 MODELS = ("tuned", "base")
@@ -164,11 +164,7 @@ def played(folder: Path, seed: int, *, tastes: str) -> tuple[Config, Path]:
 
 
 def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
-    """The entry of one seed, read from its file or measured and written."""
-    file = folder / f"seed-{seed}.json"
-    if file.is_file():
-        entry: dict[str, Any] = json.loads(file.read_text())
-        return entry
+    """The entry of one seed."""
     config, run = played(folder, seed, tastes="default")
     cache = folder / f"kept-{seed}.pkl"
     if not cache.is_file():
@@ -177,7 +173,7 @@ def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
     own = verdict(kept, config, seed=None)
     passes = [not verdict(kept, config, seed=null).refusals for null in range(nulls)]
     rows = own.judged.rows if own.judged else ()
-    entry = {
+    return {
         "seed": seed,
         "passed": not own.refusals,
         "win_rate": asdict(rows[0].beside.win_rate) if rows else None,
@@ -186,8 +182,6 @@ def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
         "nulls": nulls,
         "null_passes": sum(passes),
     }
-    file.write_text(json.dumps(entry))
-    return entry
 
 
 def upper_bound(passes: int, cases: int) -> float:
@@ -204,11 +198,14 @@ def main() -> None:
     parser.add_argument("--nulls", type=int, default=20, help="of each seed")
     parser.add_argument("--shuffled", type=int, default=0)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    cells = Cells(options.folder)
     first, last = map(int, options.seeds.split("-"))
     entries = []
     for seed in range(first, last + 1):
-        entry = measured(options.folder, seed, nulls=options.nulls)
+        entry = cells.get(
+            f"seed {seed}",
+            lambda seed=seed: measured(options.folder, seed, nulls=options.nulls),
+        )
         entries.append(entry)
         win, true = entry["win_rate"], entry["true"]
         shown = f"{win['value']:.3f} [{win['low']:.3f}, {win['high']:.3f}]" if win else "no judge"

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from reactune.records import write_atomically
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -50,7 +52,7 @@ class Cells:
         """The cell of this name, measured if it is not there."""
         file = self.folder / f"{name.replace(' ', '-').replace('/', '_')}.json"
         if not file.is_file():
-            file.write_text(json.dumps(measure()))
+            write_atomically(file, json.dumps(measure()))
             print(f"  measured {name}: {file.read_text()[:160]}", flush=True)
         found: dict[str, Any] = json.loads(file.read_text())
         return found

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from reactune.config.sections import ModelConfig, PromptConfig, TrainConfig
-from reactune.evaluate.pairs import pair_rows, read_pairs
+from reactune.evaluate.pairs import read_pairs
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import best_dtype
-from reactune.model.prompt import load_chat
+from reactune.model.prompt import assemble, load_chat
 from reactune.train.job import JobMethod, write_job
-from reactune.train.trainer import plan_job
+from reactune.train.trainer import pair_row, plan_job
 from record import Cells, record
 
 CELLS = ("ours", "TRL", "TRL, bf16", "ours, a third of the layers")
@@ -45,18 +45,13 @@ def rows_of(base: BaseModel, file: Path, count: int, seed: int) -> dict[JobMetho
     chat = load_chat(base.folder, PromptConfig())
     pairs, judged = [], []
     for pair in random.Random(seed).sample(read_pairs(file), count):
-        (prompt, chosen), (_, rejected) = pair_rows(chat, pair)
-        prompt_ids = list(prompt)
-        pairs.append(
-            {
-                "prompt_ids": prompt_ids,
-                "chosen_ids": list(chosen),
-                "rejected_ids": list(rejected),
-            }
-        )
-        for text, label in ((chosen, True), (rejected, False)):
-            row = {"prompt_ids": prompt_ids, "completion_ids": list(text), "label": label}
-            judged.append(row)
+        prompt = assemble(chat, pair.kind, pair.context).token_ids
+        row = pair_row(chat, prompt, pair.chosen, pair.rejected)
+        pairs.append(row)
+        for name, label in (("chosen_ids", True), ("rejected_ids", False)):
+            judged.append(
+                {"prompt_ids": row["prompt_ids"], "completion_ids": row[name], "label": label}
+            )
     liked = [row for row in judged if row["label"]]
     return {"sft": liked, "kto": judged[:count], "dpo": pairs}
 
