@@ -44,18 +44,18 @@ async def measure(address: str, *, rate: float, seconds: float, seed: int) -> li
         settings = Path(folder) / "tensorzero.toml"
         settings.write_text(SETTINGS.format(address=address))
         gateway = await AsyncTensorZeroGateway.build_embedded(config_file=str(settings))
-    seconds: list[float] = []
+    waited: list[float] = []
     messages = {"messages": [{"role": "user", "content": QUESTION}]}
 
     async def one(number: int, due: float) -> None:
         await gateway.inference(function_name="tip", input=messages)
-        seconds.append(time.perf_counter() - due)
+        waited.append(time.perf_counter() - due)
 
     for number in range(20):
         await one(number, time.perf_counter())
-    seconds.clear()
+    waited.clear()
     await send(one, rate=rate, seconds=seconds, seed=seed)
-    return seconds
+    return waited
 
 
 if __name__ == "__main__":
