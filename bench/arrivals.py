@@ -5,6 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 
+WARM_UP = 20  # requests, one after the other, before those that are timed
+
 
 def arrivals(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
     """Times in [0, seconds) with independent exponential gaps of 1/rate; of one seed the same.

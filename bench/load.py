@@ -1,6 +1,6 @@
 """A load generator: kept-alive connections on one event loop, HTTP/1.1 by hand, so that it costs
 little beside what it measures. Latencies count from when a request was due, not from when there
-was time to send it.
+was time to send it. `WARM_UP` requests, one after the other, go before those at a rate.
 """
 
 import asyncio
@@ -12,14 +12,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from arrivals import send
+from arrivals import WARM_UP, send
 
 
 @dataclass
 class Answers:
     """What came back: seconds from due to done, statuses, and bodies of the good ones.
 
-    `cpu_seconds` are those of the server's process, where they were counted.
+    Of the requests that warm up only the bodies are held. `cpu_seconds` are those of the server's
+    process, where they were counted.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -102,7 +103,11 @@ async def at_rate(
 ) -> Answers:
     """Requests at random times, so many a second, whether or not those before are answered."""
     answers = Answers()
-    idle: list[Connection] = []
+    idle = [Connection(address)]
+    for number in range(WARM_UP):
+        status, body = await idle[0].post(*request(number), headers)
+        if 200 <= status < 300:
+            answers.bodies.append(body)
 
     async def one(number: int, due: float) -> None:
         connection = idle.pop() if idle else Connection(address)

@@ -209,7 +209,7 @@ def recorded(
         "lost": len(theirs - set(kept)),
         "double": sum(number > 1 for number in Counter(kept).values()),
         "surplus": len(set(kept) - before - theirs),
-        "cpu_ms_per_tip": 1e3 * answers.cpu_seconds / len(answers.statuses),
+        "cpu_ms_per_tip": 1e3 * answers.cpu_seconds / len(answers.bodies),
         "cpu_ms_per_reaction": 1e3 * cpu_seconds / len(reacted.statuses),
         "reactions_per_second": reacted.per_second,
         "tips without reaction": sum(

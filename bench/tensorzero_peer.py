@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tensorzero import AsyncTensorZeroGateway
 
-from arrivals import send
+from arrivals import WARM_UP, send
 
 SETTINGS = """
 [gateway]
@@ -51,7 +51,7 @@ async def measure(address: str, *, rate: float, seconds: float, seed: int) -> li
         await gateway.inference(function_name="tip", input=messages)
         waited.append(time.perf_counter() - due)
 
-    for number in range(20):
+    for number in range(WARM_UP):
         await one(number, time.perf_counter())
     waited.clear()
     await send(one, rate=rate, seconds=seconds, seed=seed)
