@@ -1,5 +1,6 @@
 """A real Ollama server of our own, with an empty store."""
 
+import contextlib
 import fcntl
 import os
 import shlex
@@ -21,12 +22,18 @@ SCRIPT = SHARED / "tools" / "ollama_test_server.sh"
 @pytest.fixture(scope="session")
 def ollama_url(tmp_path_factory):
     """A running Ollama with an empty store; `REACTUNE_OLLAMA_SERVER` may name a command."""
+    with ollama_server(tmp_path_factory.mktemp("ollama"), port=free_port()) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def ollama_server(folder, *, port):
+    """A running Ollama that keeps its models in the folder; its address."""
     command = serve_command()
-    folder = tmp_path_factory.mktemp("ollama")
-    host = f"127.0.0.1:{free_port()}"
+    host = f"127.0.0.1:{port}"
     env = os.environ | {"OLLAMA_HOST": host, "OLLAMA_MODELS": str(folder / "models")}
     with (
-        (folder / "log").open("wb") as log,
+        (folder / "log").open("ab") as log,
         subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", *command], env=env, stdout=log, stderr=log
         ) as server,

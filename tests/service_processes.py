@@ -47,24 +47,33 @@ def running(*command, ready, folder):
             process.wait(60)
 
 
+def model_server(port, folder, *stub):
+    """A model server that answers at once, as a process."""
+    command = (STUB, "--port", port, "--delay-ms", 5, *stub)
+    return running(*command, ready=f"http://127.0.0.1:{port}/api/tags", folder=folder)
+
+
 @contextlib.contextmanager
-def served(url, folder, *, workers=1, set_up=set_champion, stub=()):
-    """`reactune serve` on a database, with a model server that answers at once; its address."""
+def served(url, folder, *, workers=1, set_up=set_champion, stub=(), model_port=None):
+    """`reactune serve` on a database; its address.
+
+    The model server runs beside it, unless `model_port` names one of the caller's.
+    """
     prompts, base = folder / "prompt", base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
     engine = create_store(url)
     set_up(engine, replace(version(1), prompt_folder=prompts))
-    port, model_port = free_port(), free_port()
+    port, own_port = free_port(), free_port()
     settings = folder / "reactune.toml"
     settings.write_text(
         f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nworkers = {workers}\nruntime = 'ollama'\n"
-        f"ollama_url = 'http://127.0.0.1:{model_port}'\nrequests_per_second = 100000\n"
+        f"ollama_url = 'http://127.0.0.1:{model_port or own_port}'\nrequests_per_second = 100000\n"
     )
     serve = ("-c", "from reactune.cli import main; main()", "--config", settings, "serve")
-    model = (STUB, "--port", model_port, "--delay-ms", 5, *stub)
     address = f"http://127.0.0.1:{port}"
+    own = contextlib.nullcontext() if model_port else model_server(own_port, folder, *stub)
     with (
-        running(*model, ready=f"http://127.0.0.1:{model_port}/api/tags", folder=folder),
+        own,
         running(*serve, ready=f"{address}/readyz", folder=folder) as process,
     ):
         yield engine, address, process

@@ -27,6 +27,7 @@ import sqlalchemy as sa
 
 from cli_fixtures import stored, write_rows
 from loop_fixtures import SECRET, copy_of_trained, expose, install, reactions, take_in
+from ollama_fixtures import ollama_server
 from reactune.records import STAGES
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import manifests
@@ -41,11 +42,12 @@ from server_fixtures import (
     tracking_server,
     wait_until,
 )
-from service_processes import Load, check_nothing_acknowledged_is_lost, served
+from service_processes import Load, check_nothing_acknowledged_is_lost, model_server, served
 from serving_fixtures import rows_of, set_champion
 
 pytestmark = pytest.mark.slow
 RUN_KILLS, REVIEW_KILLS, SERVE_KILLS = 20, 10, 6  # at least; 12 more of `ingest`, 10 of `erase`
+SERVE_OUTAGES = 10
 REFUSED_FILES = 12  # sizes above which no file may grow, one after the other
 GROWTH = 1.25
 COMMAND = Path(sys.executable).with_name("reactune")
@@ -280,9 +282,10 @@ class Outages:
 
     def __init__(self, draw, servers, *, first, longest):
         self.draw, self.longest = draw, longest
-        self.servers, self.running, self.count = servers, {}, 0
+        self.servers, self.running, self.count = servers, {}, Counter()
         self.times = kill_times(draw, first)
-        self.over, self.thread = threading.Event(), threading.Thread(target=self._go)
+        self.over, self.all_run, self.left = (threading.Event() for _ in range(3))
+        self.thread = threading.Thread(target=self._go)
         self.failed = None
 
     def _start(self, name):
@@ -291,16 +294,20 @@ class Outages:
         self.running[name] = stack
 
     def _go(self):
-        while not self.over.wait(next(self.times)):
-            name = self.draw.choice(sorted(self.servers))
-            self.running.pop(name).close()
-            self.count += 1
-            self.over.wait(self.draw.uniform(0.2, self.longest))
-            try:
+        try:
+            while not self.over.wait(next(self.times)):
+                name = self.draw.choice(sorted(self.servers))
+                self.running.pop(name).close()
+                self.count[name] += 1
+                self.over.wait(self.draw.uniform(0.2, self.longest))
                 self._start(name)
-            except BaseException as failed:
-                self.failed = failed
-                raise
+        except BaseException as failed:
+            self.failed = failed
+            raise
+        finally:
+            self.all_run.set()
+        # The system ends a server when the thread that started it ends.
+        self.left.wait()
 
     def __enter__(self):
         for name in self.servers:
@@ -311,20 +318,23 @@ class Outages:
     def end(self):
         """No more outages; all servers run."""
         self.over.set()
-        self.thread.join()
+        self.all_run.wait()
+        sys.stdout.write(f"outages: {dict(self.count)}\n")
         assert self.failed is None, self.failed
 
     def __exit__(self, *error):
         self.over.set()
-        self.thread.join()
+        self.all_run.wait()
         for stack in self.running.values():
             stack.close()
+        self.left.set()
+        self.thread.join()
 
 
 @contextlib.contextmanager
-def crashing_postgres(folder, port):
+def crashing_postgres(folder, port, *, options=("-c", "fsync=off")):
     """PostgreSQL that is lost at the end, as with its machine."""
-    with running_postgres(folder, port=port) as server:
+    with running_postgres(folder, port=port, options=options) as server:
         try:
             yield
         finally:
@@ -343,17 +353,23 @@ def cluster():
 @pytest.mark.postgres
 def test_a_run_whose_servers_come_and_go_ends_and_is_done_once(tmp_path, draw, cluster):
     folder, port = cluster
-    mlflow_port = free_port()
+    mlflow_port, ollama_port = free_port(), free_port()
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    here, models = tmp_path / "installation", tmp_path / "ollama"
+    here.mkdir()
+    models.mkdir()
     servers = {
         "PostgreSQL": lambda: crashing_postgres(folder, port),
         "MLflow": lambda: tracking_server(tmp_path / "mlflow", port=mlflow_port),
+        "Ollama": lambda: ollama_server(models, port=ollama_port),
     }
-    here = tmp_path / "installation"
-    here.mkdir()
-    tracking = f"http://127.0.0.1:{mlflow_port}"
+    changes = {
+        "store": {"url": url},
+        "registry": {"tracking_uri": f"http://127.0.0.1:{mlflow_port}"},
+        "serve": {"runtime": "ollama", "ollama_url": f"http://127.0.0.1:{ollama_port}"},
+    }
     with running_postgres(folder, port=port) as server:
-        config = install(here, store={"url": url}, registry={"tracking_uri": tracking})
+        config = install(here, **changes)
         take_in(config, reactions(200))
         server.terminate()
         server.wait(60)
@@ -371,32 +387,29 @@ def test_a_run_whose_servers_come_and_go_ends_and_is_done_once(tmp_path, draw, c
         with opened_store(url) as engine, engine.connect() as connection:
             query = sa.text("SELECT count(*), count(DISTINCT tip_id) FROM tip_scores")
             assert tuple(connection.execute(query).one()) == (200, 200)
-    sys.stdout.write(f"{outages.count} outages\n")
 
 
 @pytest.mark.postgres
 def test_a_service_whose_servers_come_and_go_loses_and_doubles_nothing(tmp_path, draw, cluster):
     folder, port = cluster
+    model_port = free_port()
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    with contextlib.ExitStack() as stack:
-        database = stack.enter_context(contextlib.ExitStack())
-        server = database.enter_context(running_postgres(folder, port=port, options=()))
-        engine, address, process = stack.enter_context(served(url, tmp_path))
-        load = stack.enter_context(Load(address))
-        for _ in range(6):
-            before = len(load.reacted)
-            wait_until(lambda before=before: len(load.reacted) > before + 20)
-            time.sleep(draw.uniform(0.0, 1.0))
-            lose(server)
-            database.close()
-            time.sleep(draw.uniform(0.0, 2.0))
-            server = database.enter_context(running_postgres(folder, port=port, options=()))
+    servers = {
+        "PostgreSQL": lambda: crashing_postgres(folder, port, options=()),
+        "the model server": lambda: model_server(model_port, tmp_path),
+    }
+    with (
+        Outages(draw, servers, first=4.0, longest=2.0) as outages,
+        served(url, tmp_path, model_port=model_port) as (engine, address, process),
+        Load(address) as load,
+    ):
+        wait_until(lambda: outages.count.total() >= SERVE_OUTAGES, seconds=300)
+        outages.end()
         before = len(load.reacted)
         wait_until(lambda: len(load.reacted) > before + 20)
         load.end()
         assert process.poll() is None
         check_nothing_acknowledged_is_lost(engine, load)
-        stack.callback(database.close)
 
 
 @contextlib.contextmanager
