@@ -4,10 +4,12 @@ Its answers are computed by transformers and PEFT from real files, so a version 
 answers as it was trained. It keeps what it was asked.
 """
 
+import argparse
 import functools
 from contextlib import contextmanager
 
 import torch
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from transformers import AutoTokenizer
@@ -143,3 +145,21 @@ def vllm_like(folder, **options):
     server = VllmLike(folder, **options)
     with listening(server.app()) as url:
         yield server, url
+
+
+def main(arguments=None):
+    """`vllm serve` as vLLM documents it, by this server; only options of our page are taken."""
+    parser = argparse.ArgumentParser(prog="vllm")
+    serve = parser.add_subparsers(required=True).add_parser("serve")
+    serve.add_argument("model")
+    serve.add_argument("--enable-lora", action="store_true", required=True)
+    for name in ("--max-loras", "--max-lora-rank", "--max-model-len", "--port"):
+        serve.add_argument(name, type=int, required=True)
+    serve.add_argument("--api-key", required=True)
+    given = parser.parse_args(arguments)
+    server = VllmLike(given.model, base=given.model, key=given.api_key)
+    uvicorn.run(server.app(), host="127.0.0.1", port=given.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,4 +5,5 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 BENCH = REPOSITORY / "bench"
+DOCS = REPOSITORY / "docs"
 SHARED = REPOSITORY.parent / "shared"
