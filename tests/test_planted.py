@@ -1,19 +1,27 @@
 """Nothing of a person that was planted in rows is in any file of a run, whatever holds it."""
 
 import json
+import os
 import random
 import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from loop_fixtures import KEY, SECRET, reactions, read_rows, write_settings
+from cli_fixtures import write_rows
+from loop_fixtures import KEY, SECRET, install, reactions, read_rows, write_settings
 from reactune import pipeline
 from reactune.config.settings import load
 from reactune.privacy.hashing import user_key
 from reactune.store.database import create_store
+from server_fixtures import answers, free_port, wait_until
+from service_processes import model_server
 
 RUN = "20260302-080000-0000"
 NAMES = 'privacy.models={en = "names"}'
@@ -26,10 +34,10 @@ PLANTED = (
     ("Please ask Zoe\u0308 Castellano for the keys.", ("Zoe", "Castellano")),
     ("please ask zoe castellano for the keys", ("zoe", "castellano")),
     ("PLEASE ASK ZOE CASTELLANO FOR THE KEYS", ("ZOE", "CASTELLANO")),
-    ("Mail o'brien@example.com today.", ("brien@", "example.com")),
-    ("Mail o\u2019brien\uff20example.com today.", ("brien", "example.com")),
-    ("Mail anna.k%40example.com today.", ("anna", "example.com")),
-    ("My number is +49\u00a0170\u20111234567, thanks.", ("1234567",)),
+    ("Mail o'brien@kontor-nord.org today.", ("brien@", "kontor-nord")),
+    ("Mail o\u2019brien\uff20kontor-nord.org today.", ("brien", "kontor-nord")),
+    ("Mail anna.k%40kontor-nord.org today.", ("anna", "kontor-nord")),
+    ("My number is +49\u00a0170\u20117654123, thanks.", ("7654123",)),
     (
         "My number is \uff10\uff11\uff17\uff10 123 45 67, thanks.",
         ("123 45 67", "\uff10\uff11\uff17"),
@@ -38,13 +46,20 @@ PLANTED = (
     ("My card is 4111\u20131111\u20131111\u20131111, it expires.", ("1111\u20131111",)),
     ("My card is 4111.1111.1111.1111, it expires.", ("1111.1111",)),
     ("Log in to 192.168.17.203 first.", ("192.168", "17.203")),
-    ("Log in to ::ffff:192.0.2.77 first.", ("192.0.2", "ffff")),
+    ("Log in to ::ffff:192.0.2.77 first.", ("192.0.2", "::ffff")),
     ("My social security number is 078-05-1120.", ("078-05", "05-1120")),
     ("I was born on 17.02.1990 in spring.", ("17.02.1990",)),
     ("I live at 12 Baker Street, London NW1 6XE.", ("Baker", "6XE")),
 )
 IDS = ("anna.k@example.org", "zo\u00eb-7", "zoe\u0308-7", 47110815, 7123456.0, " u-998877 ",
        "6F9619FF-8B86-D011-B42D-00CF4FC964FF")  # fmt: skip
+PROGRAM = Path(sys.executable).with_name("reactune")
+DATABASE = {"reactune.db", "reactune.db-wal", "reactune.db-shm"}
+PAGES = ("/", "/reactions", "/runs", f"/runs/{RUN}", "/rollout", "/models", "/people", "/settings")
+TOLD = (
+    ("status", "--json"), ("review",), ("audit",), ("explain",), ("config",),
+    ("report", "--days", "30", "--out", "month.html"),
+)  # fmt: skip
 HARMLESS = (Path(__file__).parent / "pii/harmless_tips.txt").read_text("utf-8").splitlines()
 HOLDERS = (
     lambda text: {"note": text},
@@ -60,11 +75,15 @@ HOLDERS = (
 )
 
 
-def planted_rows(seed):
-    """Sound rows, and one for every planted text in a holder drawn for it, with one of the ids."""
+def planted_rows(seed, *, sound=40):
+    """So many sound rows, and one for every planted text in a holder drawn for it.
+
+    The users of the latter have one of the ids.
+    """
     draw = random.Random(seed)
-    tips = draw.sample(HARMLESS, 40)
-    rows = [{**row, "tip_content": tip} for row, tip in zip(reactions(40), tips, strict=True)]
+    tips = sorted(draw.sample(HARMLESS, sound), key=len)
+    tips[1::2], tips[::2] = tips[: sound // 2], tips[sound // 2 :]  # long ones are done
+    rows = [{**row, "tip_content": tip} for row, tip in zip(reactions(sound), tips, strict=True)]
     for number, (text, _) in enumerate(PLANTED):
         context = draw.choice(HOLDERS)(text)
         tip = draw.choice(("Take a short walk.", text, f"Read it again. {text}"))
@@ -122,3 +141,114 @@ def test_nothing_that_was_planted_is_in_any_file_of_a_run(tmp_path, monkeypatch,
         dump = "\n".join(database.iterdump())
     assert [each for each in IDS if str(each).strip() in dump] == []
     assert user_key(KEY, IDS[0]) in dump
+
+
+def command(folder, *arguments, codes=(0,), given=""):
+    """What a command said, as a process in this folder."""
+    done = subprocess.run(
+        [PROGRAM, "--set", NAMES, *arguments],
+        cwd=folder, input=given, capture_output=True, text=True, check=False, timeout=600,
+        env={**os.environ, "REACTUNE_KEY": SECRET},
+    )  # fmt: skip
+    assert done.returncode in codes, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def serving(folder, port):
+    """The service as a process, whose output goes to `service.log`.
+
+    What the tiny model writes is no language; a server that writes a fixed tip stands in for it.
+    """
+    model_port = free_port()
+    there = ("serve.runtime=ollama", f"serve.ollama_url=http://127.0.0.1:{model_port}")
+    program = [PROGRAM, "--set", NAMES, *(part for each in there for part in ("--set", each))]
+    program.append("serve")
+    environment = {**os.environ, "REACTUNE_KEY": SECRET}
+    address, log = f"http://127.0.0.1:{port}", folder / "service.log"
+    with (
+        model_server(model_port, folder.parent),
+        log.open("wb") as output,
+        subprocess.Popen(
+            program, cwd=folder, env=environment, stdout=output, stderr=output
+        ) as process,
+        httpx.Client(base_url=address, trust_env=False, timeout=60) as client,
+    ):
+        try:
+            wait_until(lambda: answers(f"{address}/readyz"), seconds=120, process=process, log=log)
+            yield client
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def ask_with_planted(client, draw):
+    """Ask, react, and err in every way a client can, with what was planted; ids of the tips."""
+    tips = []
+    for number, (text, _) in enumerate(PLANTED):
+        user = IDS[number % len(IDS)]
+        body = {"kind": "focus", "user": str(user), "context": draw.choice(HOLDERS)(text)}
+        tip = client.post("/v1/tips", json=body)
+        assert tip.status_code in (200, 400, 422), tip.text
+        if tip.status_code == 200:
+            tips.append(tip.json()["tip_id"])
+        client.post("/v1/tips", json={**body, "names": [text]})
+        client.post("/v1/tips", json={**body, "kind": text, "tip_id": text})
+        client.post("/v1/tips", content=f'{{"user": "{text}", "context": [')
+        client.post("/v1/reactions", json={"tip_id": "t", "reaction": text, "dwell_ms": user})
+        client.post("/v1/chat/completions", json={
+            "model": text, "user": str(user), "messages": [{"role": "user", "content": text}],
+        })  # fmt: skip
+        client.get(f"/v1/route?user={quote(str(user))}")
+        client.get(f"/runs/{quote(text, safe='')}")
+        client.post(f"/v1/tips/t/{quote(text, safe='')}")
+    for tip_id in tips:
+        reaction = {"tip_id": tip_id, "reaction": "done", "dwell_ms": 20_000}
+        assert client.post("/v1/reactions", json=reaction).status_code == 204
+    client.put(f"/v1/users/{quote(str(IDS[0]), safe='')}/training", json={"allowed": False})
+    return tips
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_that_was_planted_leaves_the_database_in_the_whole_loop(tmp_path, seed):
+    here, port, draw = tmp_path / "installation", free_port(), random.Random(seed)
+    here.mkdir()
+    serve = {"port": port, "max_tokens": 8, "threads": 1, "parallel": 1}
+    config = install(here, prompt=PROMPT, serve=serve)
+    file = write_rows(tmp_path / "rows.jsonl", planted_rows(seed, sound=200))
+    said = [command(here, "ingest", str(file), codes=(0, 2)), command(here, "run")]
+    assert "challenger tip-generator:v2" in command(here, "status")
+    with serving(here, port) as client:
+        served = ask_with_planted(client, draw)
+        said += [client.get(page).text for page in PAGES]
+    assert len(served) > len(PLANTED) / 2
+    said += [command(here, *each, codes=(0, 3)) for each in TOLD]
+
+    places = [each for each in here.rglob("*") if each.is_file() and each.name not in DATABASE]
+    assert {"labelled.parquet", "model.gguf", "mlflow.db", "service.log", "month.html"} <= {
+        each.name for each in places
+    }
+    left = {str(each.relative_to(here)): planted_in(text_of(each)) for each in places}
+    assert {name: parts for name, parts in left.items() if parts} == {}
+    assert [parts for each in said if (parts := planted_in(each))] == []
+    # Rows of tips that the service gave hold placeholders; texts from files are as they came.
+    with closing(sqlite3.connect(here / "reactune.db")) as database:
+        dump = "\n".join(database.iterdump())
+        marks = ", ".join("?" * len(served))
+        query = f"SELECT * FROM tip_scores WHERE tip_id IN ({marks})"
+        given = database.execute(query, served).fetchall()
+    assert len(given) == len(served)
+    assert planted_in(repr(given)) == []
+    assert [each for each in IDS if str(each).strip() in dump] == []
+
+    # Everybody is erased: what was planted is then nowhere, and the search for traces agrees.
+    # A number of a file is a person by its value, what a client sends by how it is spelt.
+    everybody = {*map(str, IDS), "7123456"}
+    ids = "".join(f"{each}\n" for each in everybody)
+    command(here, "erase", "--user", "-", "--reason", "asked", "--allow-unknown", given=ids)
+    report = command(here, "erase", "--verify", "--user", "-", given=ids)
+    assert report.rstrip().endswith("nothing")
+    with closing(sqlite3.connect(here / "reactune.db")) as database:
+        assert planted_in("\n".join(database.iterdump())) == []
+    assert config.folder == here

@@ -56,6 +56,19 @@ def test_what_identifies_is_left_out_what_is_rare_is_watched_the_rest_is_allowed
     }
 
 
+def test_names_of_keys_that_may_be_personal_are_not_shown():
+    names = ("Anna Schmidt", "a@b.org", "+49 170 1234567", "ask her about it", "x" * 60)
+    rows = [(f"u{n}", json.dumps({"friends": {name: 1}})) for n, name in enumerate(names)]
+    rows += [(f"u{n}", json.dumps({"friends": {"count": n}, "0170 123 45 67": n})) for n in (0, 9)]
+    rows += [(f"u{n}", json.dumps({"much used": n % 2})) for n in range(5)]
+    found = {each.key: each for each in audit(rows, detect=DETECT, enough=5)}
+    assert set(found) == {"friends.*", "friends.count", "*", "much used"}
+    assert (found["friends.*"].values, found["friends.*"].advice) == (1, "leave out")
+    text = proposal(list(found.values()), Config(), enough=5)
+    assert "friends" in tomllib.loads(text)["prompt"]["context_keys"]
+    assert "*" not in text
+
+
 def test_the_proposal_is_settings_in_the_order_there_is():
     text = proposal(list(reports().values()), Config(), enough=5)
     settings = Config(**tomllib.loads(text))

@@ -1,6 +1,7 @@
 """What the contexts of logged tips hold, key by key, and an allow-list proposed from it."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ MAX_VALUES = 100_000  # of a key: beyond these, only rows are counted
 BATCH = 2_000
 MANY = 0.5  # share of a key's rows with personal data, from which the key itself is personal
 IDENTIFYING = 0.9  # share of values that only one user has
+PLAIN_NAME = re.compile(r"[A-Za-z_][\w-]{0,39}", re.ASCII)
+OTHERS = "*"  # in place of names that may be personal
 MAX_WORDS = 3  # a value of more is free text, which is scrubbed rather than withheld
 PERSONAL = {
     "EMAIL", "PHONE", "IBAN", "CARD", "ID", "BIRTHDATE", "IP", "COORDINATES", "PERSON", "ADDRESS",
@@ -28,6 +31,8 @@ PERSONAL = {
 @dataclass(frozen=True)
 class KeyReport:
     """One context key, or one entry of an object such as `user_settings.city`.
+
+    The key `user_settings.*` stands for all entries whose names may themselves be personal.
 
     `rows` is the share of rows that hold it, `users_per_value` the median number of users that
     share one value, `rare_values` the share of values that fewer than `enough` users share,
@@ -48,10 +53,17 @@ class KeyReport:
 @dataclass
 class _KeyCounts:
     rows: int = 0
-    texts: int = 0
     words: int = 0
     users: dict[str, set[str]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+
+    def with_those_of(self, other: "_KeyCounts") -> "_KeyCounts":
+        """Both together, as of one key."""
+        names = dict.fromkeys((*self.users, *other.users))
+        users = {name: self.users.get(name, set()) | other.users.get(name, set()) for name in names}
+        return _KeyCounts(
+            self.rows + other.rows, self.words + other.words, users, self.kinds + other.kinds
+        )
 
 
 def audit(
@@ -64,7 +76,8 @@ def audit(
     """A report on every key in the contexts: pairs of user_key and context_json.
 
     `enough` is how many users must share a value. Contexts that are no JSON objects are skipped.
-    Values are held as hashes; up to 100,000 different ones of a key are counted.
+    Up to 100,000 different values of a key are counted. A key of fewer users is named only if it
+    is one word in which `detect` finds nothing: in `{"friends": {"Anna": 1}}` it is a value, too.
     """
     counts: dict[str, _KeyCounts] = {}
     rows = 0
@@ -72,7 +85,8 @@ def audit(
         rows += len(batch)
         _count(batch, counts, detect)
         progress(len(batch))
-    reports = [_report(key, held, rows, enough) for key, held in counts.items()]
+    shown = _without_personal_names(counts, detect, enough)
+    reports = [_report(key, held, rows, enough) for key, held in shown.items()]
     return sorted(reports, key=lambda report: (-report.rows, report.key))
 
 
@@ -101,8 +115,11 @@ def proposed(
     watched = sorted(
         report.key
         for report in reports
-        if report.advice == "watch"
-        or (report.advice == "leave out" and report.key.partition(".")[0] in allowed)
+        if _last(report.key) != OTHERS
+        and (
+            report.advice == "watch"
+            or (report.advice == "leave out" and report.key.partition(".")[0] in allowed)
+        )
     )
     settings: dict[str, dict[str, Any]] = {"prompt": {"context_keys": keys}}
     if watched:
@@ -150,6 +167,30 @@ def _count(
                 held.users.setdefault(name, set()).add(user)
 
 
+def _without_personal_names(
+    counts: Mapping[str, _KeyCounts], detect: Detector, enough: int
+) -> dict[str, _KeyCounts]:
+    """The counts under names that may be shown; those of all others in an object are added up."""
+    rare = [key for key, held in counts.items() if len(set().union(*held.users.values())) < enough]
+    found = detect([_last(key) for key in rare])
+    hidden = {
+        key
+        for key, spans in zip(rare, found, strict=True)
+        if spans or not PLAIN_NAME.fullmatch(_last(key))
+    }
+    shown: dict[str, _KeyCounts] = {}
+    for key, held in counts.items():
+        top, dot, _ = key.partition(".")
+        name = key if key not in hidden else f"{top}.{OTHERS}" if dot else OTHERS
+        shown[name] = shown[name].with_those_of(held) if name in shown else held
+    return shown
+
+
+def _last(key: str) -> str:
+    """The name of an entry in its object."""
+    return key.partition(".")[2] or key
+
+
 def _entries(context: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Keys with their values; entries of a flat object count one by one."""
     for key, value in context.items():
@@ -173,10 +214,16 @@ def _report(key: str, held: _KeyCounts, rows: int, enough: int) -> KeyReport:
     kinds = {kind: number / held.rows for kind, number in held.kinds.most_common()}
     rare = sum(users < enough for users in shared) / len(shared)
     words = held.words / held.rows
-    advice, reason = _advise(kinds, shared, rare=rare, words=words, enough=enough)
-    return KeyReport(
-        key, held.rows / rows, len(shared), median(shared), rare, words, kinds, advice, reason
-    )
+    advice: Advice
+    if _last(key) == OTHERS:
+        advice, reason = (
+            "leave out",
+            f"names that may be personal, each of fewer than {enough} users",
+        )
+    else:
+        advice, reason = _advise(kinds, shared, rare=rare, words=words, enough=enough)
+    share = min(1.0, held.rows / rows)  # several entries of one row may stand under one name
+    return KeyReport(key, share, len(shared), median(shared), rare, words, kinds, advice, reason)
 
 
 def _advise(
