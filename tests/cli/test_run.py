@@ -1,5 +1,6 @@
 """Commands of the loop before there is a model: what they wait for, and what they refuse."""
 
+import json
 import shutil
 import sys
 
@@ -163,4 +164,11 @@ def test_backends_are_listed_one_a_line(call, here):
     code, out, _ = call("--set", f"train.backend_folder={here}", "backend", "list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["trl", "unsloth", "axolotl"]
+    assert out.splitlines()[1].endswith("not installed; run `reactune backend install unsloth`")
+    listed = json.loads(
+        call("--set", f"train.backend_folder={here}", "backend", "list", "--json")[1]
+    )
+    assert [(each["name"], each["state"]) for each in listed[:2]] == [
+        ("trl", "part of reactune[train]"), ("unsloth", "not installed")
+    ]  # fmt: skip
     assert list(here.iterdir()) == []

@@ -15,6 +15,7 @@ from reactune.errors import TrainingError
 from reactune.train.backends import (
     BACKENDS,
     OWN,
+    BackendState,
     digest_of,
     environment,
     folder_of,
@@ -117,8 +118,8 @@ def test_a_backend_that_is_not_installed_is_named_with_the_command_that_installs
     settings = TrainConfig(backend="unsloth", backend_folder=str(tmp_path))
     with pytest.raises(TrainingError, match="run `reactune backend install unsloth`"):
         usable_methods(settings)
-    assert [line.split()[0] for line in states(settings)] == list(BACKENDS)
-    assert "not installed" in states(settings)[1]
+    assert [each.name for each in states(settings)] == list(BACKENDS)
+    assert states(settings)[1].state == "not installed"
 
 
 def test_an_environment_that_is_whole_is_not_made_again(tmp_path):
@@ -195,13 +196,13 @@ def test_an_environment_of_other_requirements_is_out_of_date(tmp_path):
         TrainingError, match="is out of date; run `reactune backend install unsloth"
     ):
         python_of(settings)
-    assert "out of date" in states(settings)[1]
+    assert states(settings)[1].state == "out of date"
 
 
 def test_an_environment_of_our_requirements_is_used(tmp_path):
     settings = made_from("unsloth", tmp_path, digest_of("unsloth"))
     assert python_of(settings) == tmp_path / "unsloth" / "bin" / "python"
-    assert f"installed, {tmp_path / 'unsloth'}" in states(settings)[1]
+    assert states(settings)[1] == BackendState("unsloth", "installed", tmp_path / "unsloth")
     (tmp_path / "unsloth" / "bin" / "python").unlink()
     assert not is_made("unsloth", tmp_path / "unsloth")
 

@@ -220,8 +220,9 @@ def install_backend(session: Session, name: str) -> None:
 
 
 @backend.command("list")
+@as_json
 @click.pass_obj
-def list_backends(session: Session) -> None:
+def list_backends(session: Session, as_json: bool) -> None:
     """List the back-ends, and where they are installed.
 
     \b
@@ -229,8 +230,14 @@ def list_backends(session: Session) -> None:
     """
     from reactune.train.backends import states
 
-    for line in states(session.config().train):
-        click.echo(line)
+    found = states(session.config().train)
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    for each in found:
+        where = f", {each.folder}" if each.folder else ""
+        todo = f"; run `{each.install}`" if each.install else ""
+        click.echo(f"{each.name:8} {each.state}{where}{todo}")
 
 
 @click.command

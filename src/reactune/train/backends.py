@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 from platformdirs import user_data_path
 
@@ -222,21 +223,30 @@ def _pip(folder: Path, wanted: Sequence[str]) -> None:
         )
 
 
-def states(settings: TrainConfig) -> list[str]:
-    """One line for each back-end: where it is, and whether it can be used."""
-    lines = []
-    for name in BACKENDS:
-        folder = folder_of(name, settings)
-        if name not in OWN:
-            state = f"part of reactune[train], {sys.prefix}"
-        elif is_made(name, folder):
-            state = f"installed, {folder}"
-        elif (folder / MADE).is_file():
-            state = f"out of date, {folder}; run `reactune backend install {name}`"
-        else:
-            state = f"not installed; run `reactune backend install {name}`"
-        lines.append(f"{name:8} {state}")
-    return lines
+@dataclass(frozen=True)
+class BackendState:
+    """Where a back-end is, and the command that installs it where it cannot be used as it is."""
+
+    name: str
+    state: Literal["part of reactune[train]", "installed", "out of date", "not installed"]
+    folder: Path | None
+    install: str | None = None
+
+
+def states(settings: TrainConfig) -> list[BackendState]:
+    """The state of every back-end."""
+    return [_state(name, folder_of(name, settings)) for name in BACKENDS]
+
+
+def _state(name: str, folder: Path) -> BackendState:
+    if name not in OWN:
+        return BackendState(name, "part of reactune[train]", Path(sys.prefix))
+    if is_made(name, folder):
+        return BackendState(name, "installed", folder)
+    install = f"reactune backend install {name}"
+    if (folder / MADE).is_file():
+        return BackendState(name, "out of date", folder, install)
+    return BackendState(name, "not installed", None, install)
 
 
 def python_of(settings: TrainConfig) -> Path:
