@@ -3,8 +3,10 @@
 import contextlib
 import gzip
 import json
+import logging
 import os
 import re
+import socket
 
 import pytest
 
@@ -157,6 +159,16 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(call, here, place):
     assert place == "absent folder" or not (here / "fine.jsonl").exists()
 
 
+@pytest.fixture
+def own_logging():
+    """What `serve` sets up for its log ends with the test, whose standard error it writes to."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 # Settings that no machine can meet, and commands that read them without a training.
 SETTINGS = {
     "store.url": (
@@ -209,14 +221,16 @@ def bad_setting(call, here, key, value, commands_of):
     write_rows(here / "texts.jsonl", [{"kind": "focus", "context": {}, "tip_content": "x"}])
     pair = {"kind": "focus", "context": {}, "chosen": "a", "rejected": "b"}
     write_rows(here / "pairs.jsonl", [pair])
-    write_settings(here)
-    assert call("init")[0] == 0
-    for arguments in commands_of:
-        code, out, err = call("--set", f"{key}={value}", *arguments)
-        if arguments != ("doctor",):  # which has a line for each finding, and exit code 1
-            check(code, out, err)
-        assert "Traceback" not in err, err
-        assert "hunter2" not in out + err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # Where the setting does not matter to `serve`, it ends all the same.
+        write_settings(here, serve={"port": taken.getsockname()[1]})
+        assert call("init")[0] == 0
+        for arguments in commands_of:
+            code, out, err = call("--set", f"{key}={value}", *arguments)
+            if arguments != ("doctor",):  # which has a line for each finding, and exit code 1
+                check(code, out, err)
+            assert "Traceback" not in err, err
+            assert "hunter2" not in out + err
 
 
 @pytest.mark.parametrize("key", ["store.url", "source.table", "run.root", "prompt.template"])
@@ -228,6 +242,7 @@ def test_a_setting_that_cannot_be_met_is_one_clear_error(call, here, key):
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, values in SETTINGS.items() for value in values]
 )
+@pytest.mark.usefixtures("own_logging")
 def test_no_command_has_a_traceback_for_any_setting(call, here, key, value):
     bad_setting(call, here, key, value, READING)
 

@@ -21,6 +21,13 @@ def limits():
                 yield name, key, schema
 
 
+@pytest.mark.parametrize("name", ["", "a.b.c.d", "a..b", ".a", "a."])
+def test_a_table_is_named_in_at_most_three_words(name):
+    with pytest.raises(ConfigError, match=r"source.table.*SCHEMA.TABLE"):
+        load(None, (f"source.table={name}",))
+    assert load(None, ("source.table=lake.app.tips",)).source.table == "lake.app.tips"
+
+
 def test_a_number_outside_its_limits_is_refused_with_its_name_and_value(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = 0

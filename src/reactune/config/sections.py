@@ -23,6 +23,13 @@ def _require_day(text: str) -> str:
     return text
 
 
+def _require_table(name: str) -> str:
+    parts = name.split(".")
+    if len(parts) > 3 or not all(parts):
+        raise ValueError("write the table as TABLE, SCHEMA.TABLE or CATALOG.SCHEMA.TABLE")
+    return name
+
+
 def _require_three_slashes(url: str) -> str:
     """What follows two slashes would be the name of a host, which SQLite has none of."""
     if url.startswith("sqlite://") and not url.startswith("sqlite:///"):
@@ -30,6 +37,7 @@ def _require_three_slashes(url: str) -> str:
     return url
 
 
+TableName = Annotated[str, AfterValidator(_require_table)]
 DatabaseUrl = Annotated[str, AfterValidator(_require_three_slashes)]
 Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_require_day)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -65,7 +73,7 @@ class SourceConfig(Section):
     """Another place that holds the table: `sqlite:///FILE`, `postgresql://...`, `duckdb://FILE`, a
     folder of Parquet files (`parquet://FOLDER`, `s3://BUCKET/FOLDER`), or the URL of any other
     Ibis back-end; empty: `[store] url`."""
-    table: str = "tip_scores"
+    table: TableName = "tip_scores"
     """Name of the table there, with its schema where it needs one: `app.tip_scores`."""
     columns: dict[str, str] = Field({})
     """Our column name = the name it has there, for columns named otherwise."""
