@@ -1,14 +1,17 @@
 """The command line as a whole: help, errors, exit codes, and the process it runs in."""
 
 import os
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import psutil
 import pytest
 
 from cli_fixtures import row, write_rows
 from reactune.cli import commands
+from reactune.cli.session import Session
 
 HEAVY = ("torch", "mlflow", "ibis", "pyarrow", "fastapi", "sqlalchemy", "transformers", "pydantic")
 
@@ -75,6 +78,23 @@ def test_what_the_system_refuses_is_one_line_with_place_and_advice(call, here):
     code, _, err = call("--config", "taken/reactune.toml", "init")
     assert (code, "Traceback" in err, err.count("\n")) == (1, False, 1)
     assert "taken" in err
+
+
+def test_a_file_that_numpy_can_write_in_part_only_is_one_line(call, here, monkeypatch):
+    def fill(*_):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+        try:
+            np.zeros(2_000).tofile(here / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "config", fill)
+        code, _, err = call("status")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "could not be written whole" in err
+    assert "free some space" in err
 
 
 def test_verbose_shows_where_an_error_arose(call):

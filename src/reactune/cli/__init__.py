@@ -84,6 +84,17 @@ for module in (serve, data, run, analysis, users, pages):
         commands.add_command(command)
 
 
+def _in_one_line(error: OSError) -> str | None:
+    """What the system refused, and what to do; None for what nobody can do anything about."""
+    if type(error) is OSError and error.errno is None:
+        # numpy forgets the number where a file can be written in part only.
+        return f"a file could not be written whole ({error}); {ADVICE[errno.ENOSPC]}"
+    if error.errno not in ADVICE:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}; {ADVICE[error.errno]}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 1 for an error of ours, 2 for wrong usage.
 
@@ -103,10 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"reactune: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        if session.verbose or error.errno not in ADVICE:
+        line = _in_one_line(error)
+        if session.verbose or line is None:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"reactune: {place}{error.strerror}; {ADVICE[error.errno]}", err=True)
+        click.echo(f"reactune: {line}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
