@@ -1,5 +1,7 @@
 """Commands that analyse and change nothing: which options go together, and exit codes."""
 
+import json
+
 import pytest
 
 from cli_fixtures import write_rows
@@ -30,6 +32,22 @@ def test_options_of_compare_that_do_not_fit_are_named(call, here, arguments, nam
     code, out, err = call("compare", file, *arguments)
     assert (code, out) == (2, "")
     assert named in err
+
+
+def test_a_name_in_a_file_cannot_command_the_terminal(call, here):
+    odd = "\x1b[2J\u009b31m\u202enew\nbetter"
+    rows = [{**row, "arm": odd if row["arm"] == "challenger" else "champion"}
+            for row in reactions(400, positives=320)]  # fmt: skip
+    file = write_rows(here / "rows.jsonl", rows)
+    code, out, _ = call("compare", file, "--unit", "user")
+    assert code == 0
+    assert "\\u001b[2J\\u009b31m\\u202enew\\u000abetter" in out
+    said = [out, call("compare", file, "--unit", "user", "--json")[1]]
+    assert repr(odd) in repr(json.loads(said[1]))
+    code, _, err = call("compare", file, "--unit", "user", "--champion", "absent")
+    assert code == 2
+    for text in (*said, err):
+        assert [each for each in text if not each.isprintable() and each != "\n"] == []
 
 
 def test_compare_ends_with_0_whatever_came_out_and_3_if_it_was_refused(call, here):

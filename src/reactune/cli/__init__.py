@@ -15,7 +15,7 @@ import click
 
 from reactune import __version__
 from reactune.cli import analysis, data, pages, run, serve, users
-from reactune.cli.session import Session, print_any_text, where, word_tracebacks
+from reactune.cli.session import Session, in_one_line, print_any_text, where, word_tracebacks
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent, limit_spinning
 
@@ -84,7 +84,7 @@ for module in (serve, data, run, analysis, users, pages):
         commands.add_command(command)
 
 
-def _in_one_line(error: OSError) -> str | None:
+def _refused(error: OSError) -> str | None:
     """What the system refused, and what to do; None for what nobody can do anything about."""
     if type(error) is OSError and error.errno is None:
         # numpy forgets the number where a file can be written in part only.
@@ -111,13 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ReactuneError as error:
         if session.verbose:
             click.echo(where(error), err=True, nl=False)
-        click.echo(f"reactune: {error}", err=True)
+        lines = str(error).split("\n")
+        click.echo("reactune: " + "\n".join(map(in_one_line, lines)), err=True)
         sys.exit(1)
     except OSError as error:
-        line = _in_one_line(error)
+        line = _refused(error)
         if session.verbose or line is None:
             raise
-        click.echo(f"reactune: {line}", err=True)
+        click.echo(f"reactune: {in_one_line(line)}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reactune.cli.session import Session, as_json, print_json
+from reactune.cli.session import Session, as_json, in_one_line, print_json
 
 if TYPE_CHECKING:
     from reactune.analysis.offpolicy import Evaluation
@@ -112,11 +112,11 @@ def compare(
     try:
         trials = comparing.compare_file(file, named, options, settings.labels)
     except UnknownValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_one_line(str(error))) from error
     if as_json:
         print_json([comparing.facts_of(trial) for trial in trials])
     else:
-        click.echo("\n".join(comparing.report(trials)))
+        click.echo("\n".join(map(in_one_line, comparing.report(trials))))
     if picture is not None:
         rows = comparing.intervals_of(trials)
         drawn = pictures.intervals("difference in points", rows, reference=0)
@@ -240,7 +240,7 @@ def ope(
         try:
             log, earned = offpolicy.read_policies(file, chosen, columns)
         except UnknownValueError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(in_one_line(str(error))) from error
         logs = {new: log}
         known = f"{new} earned {earned.mean():.5f} of {len(earned):,} answers in this file"
     elif choice:
@@ -264,11 +264,12 @@ def _report(evaluations: "dict[str, Evaluation]", known: str) -> None:
 
     for name, each in evaluations.items():
         for line in lines_of(name, each):
-            click.echo(line)
+            click.echo(in_one_line(line))
     if known:
-        click.echo(known)
+        click.echo(in_one_line(known))
     if len(evaluations) > 1:
-        click.echo(f"ranked by lower bound: {', '.join(_ranked(evaluations)) or 'none'}")
+        ranked = f"ranked by lower bound: {', '.join(_ranked(evaluations)) or 'none'}"
+        click.echo(in_one_line(ranked))
 
 
 def _facts(evaluations: "dict[str, Evaluation]", known: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -27,6 +28,8 @@ FULL = "REACTUNE_TRACEBACKS"
 WITHHELD = f"(its message may quote users; {FULL}=full shows it)"
 # The system words their messages, which hold only names of files and modules.
 PLAIN = (ReactuneError, OSError, ImportError, MemoryError, RecursionError)
+# What a terminal takes for commands, and what turns the direction of what follows.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 JOINTS = {
     "__cause__": "\nThe above exception was the direct cause of the following exception:\n\n",
     "__context__": "\nDuring handling of the above exception, another exception occurred:\n\n",
@@ -79,6 +82,14 @@ def word_tracebacks() -> None:
         handler.addFilter(without_secrets)
 
 
+def in_one_line(text: str) -> str:
+    """A text of a file or a user as one line that a terminal shows and does not obey.
+
+    Control characters are escapes as in JSON.
+    """
+    return CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
 def print_any_text() -> None:
     """Let standard output take half an emoji, and letters that its encoding lacks, as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -127,7 +138,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 
 def print_json(value: Any) -> None:
     """Print plain values: times and paths as text, infinite numbers as null."""
-    click.echo(json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False))
+    text = json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False)
+    click.echo("\n".join(map(in_one_line, text.split("\n"))))
 
 
 def _finite(value: Any) -> Any:
