@@ -30,9 +30,15 @@ KIND_OF = {
     "IP_ADDRESS": "IP", "US_SSN": "ID", "US_DRIVER_LICENSE": "ID", "DATE_TIME": "DATE",
     "NRP": "GROUP", "person": "PERSON", "location": "PLACE", "PER": "PERSON", "LOC": "PLACE",
 }  # fmt: skip
-NAMES = ("PERSON", "PLACE")  # the kinds counted in real posts; Presidio's LOCATION is PLACE
+NAMES = ("PERSON", "PLACE")  # the kinds counted in real texts; Presidio's LOCATION is PLACE
 NAME_LABELS = ("person", "location", "PER", "LOC")
 POSTS = {"wnut17": ("wnut17_train", "wnut17_dev"), "btc": ("btc_train",)}
+# CrossNER's files (folder `ner_data`) but for `conll2003`, and what they and Wikigold call names.
+SUBJECTS = ("ai", "literature", "music", "politics", "science")
+PEOPLE = ("PER", "person", "politician", "writer", "musicalartist", "scientist", "researcher")
+CONLL_KINDS = {
+    **dict.fromkeys(PEOPLE, "PERSON"), **dict.fromkeys(("LOC", "location", "country"), "PLACE"),
+}  # fmt: skip
 CHUNK = 500
 
 Found = tuple[int, int, str]
@@ -207,32 +213,82 @@ def quality(
     }
 
 
-def names_by_source(peer: Finder, cross: Path | None) -> dict[str, Any]:
-    """Print and return how names in real posts are found, source by source.
+def conll_rows(file: Path) -> list[Row]:
+    """The sentences of a file with a word and its mark (`I-PER`) a line, and persons and places."""
+    rows = []
+    for block in file.read_text(encoding="utf-8").split("\n\n"):
+        text, spans, before = "", [], ""
+        for line in block.splitlines():
+            word, _, mark = line.replace("\t", " ").rpartition(" ")
+            if not word or word == "-DOCSTART-":
+                continue
+            text += " " if text else ""
+            kind = CONLL_KINDS.get(mark[2:], "")
+            start = spans.pop()[0] if kind and mark[:1] == "I" and kind == before else len(text)
+            text += word
+            before = kind
+            if kind:
+                spans.append((start, len(text), kind))
+        if text:
+            rows.append(Row(text, tuple(spans)))
+    return rows
+
+
+def names_by_source(
+    peer: Finder, cross: Path | None, wikigold: Path | None, crossner: Path | None
+) -> dict[str, Any]:
+    """Print and return how names in real texts are found, source by source.
 
     In `cross` lie taggers that were trained without one source each (`without-btc.npz`, by
-    `scripts/train_tagger.py --without btc`): only they say how posts are read that nobody saw.
+    `scripts/train_tagger.py --without btc`): only they say how texts are read that nobody saw.
+    Nothing ever learned from Wikigold.
     """
     figures: dict[str, Any] = {}
-    print("\npersons and places in real posts (more than half of a span): recall, precision, and "
+    print("\npersons and places in real texts (more than half of a span): recall, precision, and "
           "recall without handles (`@ anna_k`)")  # fmt: skip
-    for source, files in POSTS.items():
-        rows = [row for name in files for row in rows_of(name, labels=NAME_LABELS)]
+    settings = PrivacyConfig(kinds=NAMES)
+    learned = {
+        source: [row for name in files for row in rows_of(name, labels=NAME_LABELS)]
+        for source, files in POSTS.items()
+    }
+    if crossner is not None:
+        files = sorted(file for subject in SUBJECTS for file in (crossner / subject).glob("*.txt"))
+        learned["wiki"] = [row for file in files for row in conll_rows(file)]
+    for source, rows in learned.items():
         finders: dict[str, Finder] = {PEER: peer}
         if cross is not None:
-            weights = str(cross / f"without-{source}.npz")
-            settings = PrivacyConfig(kinds=NAMES, models={"en": weights})
-            finders["reactune, trained without this source"] = partial(ours, settings=settings)
-        settings = PrivacyConfig(kinds=NAMES)
+            models = {"en": str(cross / f"without-{source}.npz")}
+            unseen = PrivacyConfig(kinds=NAMES, models=models)
+            finders["reactune, trained without this source"] = partial(ours, settings=unseen)
         finders["reactune, trained with it"] = partial(ours, settings=settings)
-        for name, find in finders.items():
-            found = [[span for span in spans if span[2] in NAMES]
-                     for spans in find([row.text for row in rows])]  # fmt: skip
-            score = names_score(rows, found)
-            score["recall_without_handles"] = names_score(without_handles(rows), found)["recall"]
-            figures[f"{source}, {name}"] = score
-            print(f"  {source:8}{name:42}{score['recall']:7.3f}{score['precision']:7.3f}"
-                  f"{score['recall_without_handles']:7.3f}")  # fmt: skip
+        figures |= _names(source, rows, finders, NAMES)
+    if wikigold is not None:
+        rows = conll_rows(wikigold)
+        finders = {PEER: peer, OURS: partial(ours, settings=settings)}
+        figures |= _names("wikigold", rows, finders, NAMES)
+        kinds = (*NAMES, "ORGANIZATION")
+        finders = {
+            f"{PEER}, finds of organisations too": presidio(with_organisations=True),
+            f"{OURS}, finds of organisations too": partial(
+                ours, settings=PrivacyConfig(kinds=kinds)
+            ),
+        }
+        figures |= _names("wikigold", rows, finders, kinds)
+    return figures
+
+
+def _names(
+    source: str, rows: Sequence[Row], finders: Mapping[str, Finder], kinds: Sequence[str]
+) -> dict[str, Any]:
+    figures = {}
+    for name, find in finders.items():
+        found = [[span for span in spans if span[2] in kinds]
+                 for spans in find([row.text for row in rows])]  # fmt: skip
+        score = names_score(rows, found)
+        score["recall_without_handles"] = names_score(without_handles(rows), found)["recall"]
+        figures[f"{source}, {name}"] = score
+        print(f"  {source:9}{name:42}{score['recall']:7.3f}{score['precision']:7.3f}"
+              f"{score['recall_without_handles']:7.3f}")  # fmt: skip
     return figures
 
 
@@ -351,12 +407,14 @@ def main() -> None:
         "--organisations", action="store_true", help="Also Presidio looking for organisations."
     )
     parser.add_argument("--cross", type=Path, help="Folder of taggers without one source each.")
-    parser.add_argument("--names-only", action="store_true", help="Only names in real posts.")
+    parser.add_argument("--wikigold", type=Path, help="Wikigold's file wikigold.conll.txt.")
+    parser.add_argument("--crossner", type=Path, help="Folder `ner_data` of CrossNER.")
+    parser.add_argument("--names-only", action="store_true", help="Only names in real texts.")
     options = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(f"{DATA} is absent: nothing to measure on")
     peer = presidio(with_organisations=False)
-    by_source = names_by_source(peer, options.cross)
+    by_source = names_by_source(peer, options.cross, options.wikigold, options.crossner)
     if options.names_only:
         return
     finders: dict[str, Finder] = {
