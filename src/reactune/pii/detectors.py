@@ -45,13 +45,14 @@ THRESHOLD_ELSEWHERE = 0.75  # of the tagger in other languages, which it hardly 
 # From these scores on, a first word is a name: one that is a common word as well, one that an
 # object follows, any other, one that speaks or does what only people do, one of whom is told.
 SURE_OF_COMMON, SURE_BEFORE_OBJECT, SURE, SURE_BEFORE_SPEECH = 0.95, 0.9, 0.8, 0.5
-SURE_BEFORE_PAST = 0.4
+SURE_BEFORE_PAST, SURE_OF_COMMON_BEFORE_PAST = 0.4, 0.9
 SPEECH_AFTER = re.compile(
     r"\s+(?:said|says|asked|told|wrote|called|replied|thinks|wants|knows|lives|works|came|left)\b"
 )
 PAST_AFTER = re.compile(
-    r"(?:, who|,? also|'s \w+)?\s+(?:was|were|had|did|became|began|fell|made|took|got|gave|met|won"
-    r"|lost|ran|led|held|sang|spent|kept|wrote|died|\w{2,}ed|is (?:very|so|my|our|not an?))\b"
+    r"(?:, who|'s \w+)?(?:,? (?:also|again|later|\w+ly))?\s+(?:was|were|had|has|did|became|began"
+    r"|fell|made|took|got|gave|met|won|lost|ran|led|held|sang|spent|kept|wrote|died|\w{2,}ed"
+    r"|is (?:very|so|my|our|not an?|best known|remembered|considered|obsessed))\b"
     r"|:\s*[\"\u201c]|, [A-Z]\w+,"
 )
 NO_NAMES_IN: Kinds = frozenset({"EMAIL", "URL"})
@@ -360,10 +361,11 @@ def _needed(text: str, span: Span) -> float:
         return 0
     if SPEECH_AFTER.match(text, span.end):
         return SURE_BEFORE_SPEECH
-    if ENGLISH.intersection(classes_of(first.casefold())):
-        return SURE_OF_COMMON
+    is_common = bool(ENGLISH.intersection(classes_of(first.casefold())))
     if PAST_AFTER.match(text, span.end):
-        return SURE_BEFORE_PAST
+        return SURE_OF_COMMON_BEFORE_PAST if is_common else SURE_BEFORE_PAST
+    if is_common:
+        return SURE_OF_COMMON
     return SURE_BEFORE_OBJECT if OBJECT_AFTER.match(text, span.end) else SURE
 
 

@@ -1,6 +1,6 @@
 """Names of people, places and organisations, and postal addresses, by a small neural network.
 
-Two convolutions over sums of word features, in numpy; trained by scripts/train_tagger.py. A word
+Three convolutions over sums of word features, in numpy; trained by scripts/train_tagger.py. A word
 has hashed features and, if it is frequent, a vector of its own, from a language model's embeddings.
 The weights depend on the features: change neither without training again.
 """
@@ -27,18 +27,23 @@ LEXICON = Path(__file__).with_name("lexicon.txt.gz")
 WEIGHTS = Path(__file__).with_name("tagger.npz")
 ROWS = 1 << 15  # rows of the embedding table
 WINDOW = 5  # words that one convolution sees at once
-MARGIN = WINDOW // 2  # empty rows between two texts, so that neither influences the other
+DILATION = 2  # the last convolution sees every second word
+MARGIN = DILATION * (WINDOW // 2)  # empty rows between two texts: neither influences the other
 CHUNK_WORDS = 6_000
-REACH = 2 * MARGIN  # words on either side that influence a word
+REACH = 2 * (WINDOW // 2) + MARGIN  # words on either side that influence a word
 CACHED_FEATURES = 1 << 16
 CACHED_PRODUCTS = 10_000  # 2.5 KB each
 MOSTLY = 0.6  # share of a text's words
+ALL_SMALL = 1  # a case
 MAX_WORD = 40  # characters that features use
 MIN_ADDRESS = 4  # characters
 # Kinds that say less about a person and are less clear need a higher score.
-MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.75, "GROUP": 0.75}
-# And so do the most common words in small letters, which are names only where nothing else fits.
-SURE_OF_SMALL, MOST_COMMON = 0.6, "1"
+MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.5, "GROUP": 0.75}
+# And so do small letters where other words have capitals, and the most common words in them, which
+# are names only where nothing else fits.
+SURE_OF_SMALL, SURE_OF_COMMON, MOST_COMMON = 0.4, 0.6, "1"
+# As do these and marks within a name: `Asia, Africa` and `Riyadh and Jeddah` are two.
+SURE_OF_LINK = 0.4
 
 WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LETTERS = re.compile(r"[^\W\d_]{2,}")
@@ -61,6 +66,8 @@ class Tagger:
     first_bias: Matrix = field(repr=False)
     second: Matrix = field(repr=False)  # window x hidden x hidden
     second_bias: Matrix = field(repr=False)
+    third: Matrix = field(repr=False)
+    third_bias: Matrix = field(repr=False)
     out: Matrix = field(repr=False)  # hidden x kinds
     out_bias: Matrix = field(repr=False)
     frequent: Mapping[str, int] = field(repr=False)  # word = its row of the table
@@ -72,7 +79,8 @@ def load_tagger(file: Path = WEIGHTS) -> Tagger:
     """The tagger of a file; read once."""
     with np.load(file) as held:
         table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
-        names = ("first_bias", "by_case", "second", "second_bias", "out", "out_bias")
+        names = ("first_bias", "by_case", "second", "second_bias", "third", "third_bias", "out",
+                 "out_bias")  # fmt: skip
         words = bytes(held["words"]).decode().split("\n")
         first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
         # With another memory order, matrix products take many times as long.
@@ -140,8 +148,9 @@ def _block(
     products = _products(tagger, [all_words[number] for number in numbers])
     seen = _first_convolution(tagger, products, places) + tagger.by_case[cases]
     seen = np.maximum(seen, 0) * is_word
-    wide = np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen
-    scores = wide @ tagger.out + tagger.out_bias
+    seen = (np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen) * is_word
+    third = _convolve(seen, tagger.third, tagger.third_bias, dilation=DILATION)
+    scores = (np.maximum(third, 0) + seen) @ tagger.out + tagger.out_bias
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     return np.asarray(scores * is_word, np.float32)
@@ -152,7 +161,7 @@ def case_of(words: Sequence[str]) -> int:
     letters = [word for word in words if word[0].isalpha() and len(word) > 1]
     large = sum(word[0].isupper() for word in letters)
     if not large:
-        return 1
+        return ALL_SMALL
     if sum(word.isupper() for word in letters) > MOSTLY * len(letters):
         return 2
     return 3 if len(letters) > 3 and large > MOSTLY * len(letters) else 0
@@ -221,13 +230,20 @@ def _find(
     likely, best = likelihood.sum(axis=1), likelihood.argmax(axis=1)
     found: list[list[Span]] = [[] for _ in texts]
     signs = _rows_of_signs(as_text, starts)
-    for first, end in _runs(np.flatnonzero(likely >= threshold), best, signs):
+    named = [
+        row
+        for row in np.flatnonzero(likely >= threshold).tolist()
+        if likely[row] >= SURE_OF_LINK or not _is_link(_word_at(as_text, starts, row))
+    ]
+    for first, end in _runs(named, best, signs):
         number = bisect_right(starts, first) - 1
         kind = tagger.kinds[wanted[best[first]]]
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
         score = round(float(likely[first:end].max()), 3)
         value = texts[number][at : last[1]]
-        least = SURE_OF_SMALL if _is_small(value) else MIN_SCORE.get(kind, 0)
+        least = MIN_SCORE.get(kind, 0)
+        if value.islower():
+            least = max(least, _sure_of_small(value, as_text[number]))
         if score >= least and _can_be(kind, value):
             found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
     return [
@@ -259,6 +275,23 @@ def _rows_of_signs(texts: Sequence[Sequence[str]], starts: Sequence[int]) -> set
         for number, word in enumerate(words)
         if word == "@"
     }
+
+
+def _word_at(texts: Sequence[Sequence[str]], starts: Sequence[int], row: int) -> str:
+    number = bisect_right(starts, row) - 1
+    return texts[number][row - starts[number]]
+
+
+def _sure_of_small(value: str, words: Sequence[str]) -> float:
+    """The score that a name in small letters needs among these words."""
+    if _is_small(value):
+        return SURE_OF_COMMON
+    return 0 if case_of(words) == ALL_SMALL else SURE_OF_SMALL
+
+
+def _is_link(word: str) -> bool:
+    """Whether the word is a mark or a common word in small letters, such as `and`."""
+    return not word[0].isalnum() or _is_small(word)
 
 
 def _whole(text: str, span: Span) -> Span:
@@ -295,14 +328,14 @@ def _is_plausible(text: str, span: Span) -> bool:
 
 
 def _runs(
-    rows: NDArray[np.intp], best: NDArray[np.intp], begins: Collection[int] = ()
+    rows: Sequence[int], best: NDArray[np.intp], begins: Collection[int] = ()
 ) -> Iterator[tuple[int, int]]:
     """First row and end of adjacent rows of one kind: together they are one name.
 
     With a row of `begins`, a name begins in any case.
     """
     first = end = -1
-    for row in rows.tolist():
+    for row in rows:
         if row != end or best[row] != best[first] or row in begins:
             if end > first:
                 yield first, end
@@ -344,14 +377,16 @@ def _first_convolution(tagger: Tagger, products: Matrix, rows: NDArray[np.intp])
     return summed
 
 
-def _convolve(rows: Matrix, weights: Matrix, bias: Matrix) -> Matrix:
+def _convolve(rows: Matrix, weights: Matrix, bias: Matrix, *, dilation: int = 1) -> Matrix:
     """Each row from its window; the margins at both ends are left empty."""
-    inner = len(rows) - WINDOW + 1
+    margin = dilation * (WINDOW // 2)
+    inner = len(rows) - 2 * margin
     summed = np.zeros((len(rows), len(bias)), np.float32)
-    middle = summed[WINDOW // 2 : WINDOW // 2 + inner]
+    middle = summed[margin : margin + inner]
     middle += bias
-    for offset in range(WINDOW):
-        middle += rows[offset : offset + inner] @ weights[offset]
+    for number in range(WINDOW):
+        first = number * dilation
+        middle += rows[first : first + inner] @ weights[number]
     return summed
 
 
