@@ -427,7 +427,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "names by source": by_source,
         "presidio_synth, odd templates": quality(
-            "presidio_synth, templates not tuned on", synth, finders
+            "presidio_synth, templates of odd numbers", synth, finders
         ),
     }
     texts = [

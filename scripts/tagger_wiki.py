@@ -3,7 +3,8 @@
 Neither corpus is in this repository. The shipped weights learned from CrossNER
 (github.com/zliucr/CrossNER, commit 2e7ba2a) but for its folder `conll2003`, which is not free; from
 the development and test documents of Re-DocRED (github.com/tonytan48/Re-DocRED, commit ccfb54f),
-and from DocRED's own test documents (github.com/thunlp/DocRED), in one folder.
+and from DocRED's own test documents (github.com/thunlp/DocRED; the copy in
+github.com/Hytn/DocRED-HWE was read), in one folder.
 """
 
 import json
