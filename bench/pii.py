@@ -8,10 +8,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from reactune.config.sections import KINDS, ModelConfig, PrivacyConfig, PromptCo
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat
 from reactune.pii.detectors import folder_of, open_detector
+from reactune.process import worker_pool
 from record import record
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pii"
@@ -307,7 +306,7 @@ def speed(
         "peer_cpu": [],
         "one_cpu": [],
     }
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with worker_pool(2) as pool:
         list(pool.map(find, [texts[:10]] * 8))
         for number in range(rounds):
             sample = texts[number * peer_texts : (number + 1) * peer_texts]
@@ -356,7 +355,7 @@ def latency(
         }
         for _ in range(contexts)
     ]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as service:
+    with worker_pool(1) as service:
         mine, again = service.submit(assemble_each, before, made).result()
     peers = [
         timed(partial(find_peer, [*c["open_tasks"], c["user_settings"]["goal"], c["free_text"]]))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from reactune.errors import DataError
-from reactune.process import PARENT, Repeater, child_environment, limit_spinning
+from reactune.process import PARENT, Repeater, child_environment, limit_spinning, worker_pool
 from server_fixtures import wait_until
 
 
@@ -119,3 +119,16 @@ def test_a_child_whose_parent_has_ended_ends_at_once():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "")
+
+
+def test_workers_of_a_pool_multiply_with_one_thread_each_unless_the_user_says_otherwise(
+    monkeypatch,
+):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    with worker_pool(2) as pool:
+        found = [pool.submit(os.getenv, f"{name}_NUM_THREADS").result()
+                 for name in ("OPENBLAS", "MKL")]  # fmt: skip
+    assert found == ["1", "3"]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["MKL_NUM_THREADS"] == "3"

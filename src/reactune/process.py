@@ -6,14 +6,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 from reactune.errors import ReactuneError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SPINS = "1000"  # of libgomp, OpenMP's library in PyTorch and llama.cpp
 PARENT = "REACTUNE_PARENT"  # process id of the one that starts the child
+
+MATRIX_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +84,37 @@ def limit_spinning() -> None:
     value that the user has set stays.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def multiply_with_one_thread() -> list[str]:
+    """Let numpy multiply matrices with one thread, here and in children; the variables set for it.
+
+    For processes that do many small products beside others: its threads would wait for each other
+    and take twice the processor time (`bench/pii.py`). Called before numpy is imported; a value
+    that the user has set stays.
+    """
+    added = [name for name in MATRIX_THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    return added
+
+
+@contextmanager
+def worker_pool(workers: int, **options: Any) -> "Iterator[ProcessPoolExecutor]":
+    """A pool of so many processes, each of which multiplies matrices with one thread.
+
+    `options` are those of `ProcessPoolExecutor`.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    added = multiply_with_one_thread()
+    try:
+        # A fork would copy threads of DuckDB and Arrow that hold locks.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **options) as pool:
+            yield pool
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def die_with_parent() -> None:

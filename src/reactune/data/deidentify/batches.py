@@ -7,12 +7,11 @@ import os
 import pickle
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ from reactune.errors import DataError
 from reactune.model.context import parse_context
 from reactune.model.prompt import Chat
 from reactune.pii.detectors import cached
-from reactune.process import die_with_parent
+from reactune.process import die_with_parent, worker_pool
 from reactune.records import Counts
 
 if TYPE_CHECKING:
@@ -139,11 +138,7 @@ def one_by_one(make: Make, batches: Batches) -> "Iterator[pa.RecordBatch]":
 def in_processes(make: Make, batches: Batches, *, workers: int) -> "Iterator[pa.RecordBatch]":
     """Do the work in a pool of processes; results come in the order of the batches."""
     left = iter(batches)
-    # A fork would copy threads of DuckDB and Arrow that hold locks.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start, initargs=(make,)
-    )
-    with pool:
+    with worker_pool(workers, initializer=_start, initargs=(make,)) as pool:
         waiting: deque[Future[pa.RecordBatch]] = deque()
         try:
             for batch in islice(left, AHEAD * workers):

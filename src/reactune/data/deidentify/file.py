@@ -9,11 +9,10 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -44,6 +43,7 @@ from reactune.errors import DataError
 from reactune.pii.detectors import cached, is_foreign_row, open_detector
 from reactune.pii.patterns import names_a_number
 from reactune.pii.spans import PLACEHOLDER, Detector, labelled, scrub_rows, spans_in
+from reactune.process import worker_pool
 from reactune.records import replacing
 
 if TYPE_CHECKING:
@@ -636,7 +636,7 @@ def _scrub_all(
         for chunk in chunks:
             yield chunk, scrub_chunk(chunk.rows, chunk.first, privacy, columns)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         waiting: list[tuple[Chunk, Future[Scrubbed]]] = []
         while True:
             for chunk in islice(chunks, workers * AHEAD - len(waiting)):
