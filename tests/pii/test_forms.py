@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reactune.pii.detectors import detect_patterns, fold
-from reactune.pii.spans import labelled
+from reactune.pii.patterns import labelled
 
 HARMLESS = Path(__file__).with_name("harmless_tips.txt").read_text(encoding="utf-8").splitlines()
 

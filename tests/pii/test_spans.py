@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pii_fixtures import texts
 from reactune.config.sections import PrivacyConfig
 from reactune.pii.detectors import open_detector
+from reactune.pii.patterns import labelled
 from reactune.pii.spans import (
     Span,
     Text,
-    labelled,
     refill,
     scrub_rows,
     without_label,

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from reactune.errors import DataError
-from reactune.pii.spans import Detector, Text, labelled, scrub_rows
+from reactune.pii.patterns import labelled
+from reactune.pii.spans import Detector, Text, scrub_rows
 from reactune.records import canonical_json
 
 Scalar = str | int | float | bool

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from itertools import pairwise
 
-from reactune.pii.spans import Span, without_overlaps
+from reactune.pii.spans import Span, Text, without_overlaps
 
 Hint = Callable[[str], object]
 
@@ -126,9 +126,27 @@ def is_short_phone(value: str) -> bool:
     return 6 <= sum(char.isdigit() for char in value) <= 12 and not HAS_DATE.search(value)
 
 
+def is_short_phone_in_prose(value: str) -> bool:
+    """As `is_short_phone`, and no list, range or date: after a word such as `reach` or `work`."""
+    return is_short_phone(value) and not is_series(value)
+
+
 def is_number_in_one(value: str) -> bool:
     """Seven to fifteen digits without separators: enough right after a word such as `phone`."""
     return 7 <= len(value) <= 15
+
+
+def labelled(name: str, value: str) -> Text:
+    """The value of a named field, whether its words are joined by `_` or by capitals.
+
+    A label helps to read a value of few words, and what a name that says so holds: `city: Berlin`.
+    Before a sentence it misleads: in `message: Cook rice` nobody is called Cook, and in
+    `text: 5000-8000` no number is called.
+    """
+    words = JOINED_WORDS.sub(" ", name.replace("_", " "))
+    words = " ".join(LOOSE_NAMES.sub(" ", words.lower() if words != name else words).split())
+    is_of_use = words and (len(value.split()) <= FEW_WORDS or TELLING_NAME.search(words))
+    return Text(f"{words}: " if is_of_use else "", value)
 
 
 def names_a_number(label: str) -> bool:
@@ -294,10 +312,9 @@ REST_OF_URL = r"[^\s<>\"']*[^\s<>\"'.,;:!?)]"
 DEGREES = r"-?\d{1,3}\.\d{3,}°?"
 MINUTES = r"\d{1,3}°\s?\d{1,2}['\u2032]\s?(?:\d{1,2}(?:\.\d+)?[\"\u2033]\s?)?[NSEWO]"
 EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,6})?"
-PHONE_WORD = (
-    r"\b(?:call|phone|tel|telephone|mobile|cell|fax|ring|dial|text|whatsapp|reach|home|desk|work"
-    r"|office|number|contact)\b"
-)
+PHONE_WORD = r"\b(?:call|phone|tel|telephone|mobile|cell|fax|ring|dial|whatsapp|number|contact)\b"
+# These stand before other numbers as well: `reach 5000-8000 steps`.
+LOOSE_PHONE_WORD = r"\b(?:text|reach|home|desk|work|office)\b"
 PHONE_FIELD = (
     r"(?:phones?|tele?|telephones?|mobiles?|cell(?:phone)?|fax|whatsapp|msisdn|sms|dial|ring|call"
     r"|telefon\w*|téléphone|teléfono|celular|móvil|handy)"
@@ -308,6 +325,16 @@ NAME_OF_FIELD = re.compile(
     r"|dob|geb\w*|nacimiento|naissance|nascita|zip|post(?:al)? ?code|plz|ip)\b",
     re.I,
 )
+TELLING_NAME = re.compile(
+    rf"{NAME_OF_FIELD.pattern}|\b(?:names?|person|people|friends?|partner|contacts?|author|sender"
+    r"|recipient|owner|assignee|patient|customer|client|doctor|teacher|coach|boss|manager|city|town"
+    r"|village|place|country|region|state|address(?:es)?|street|location)\b",
+    re.I,
+)
+JOINED_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# Words of a name that say nothing of the value, and stand before telephone numbers in prose.
+LOOSE_NAMES = re.compile(LOOSE_PHONE_WORD, re.I)
+FEW_WORDS = 3
 POSTCODE_WORD = r"(?:\bzip|\bpost(?:al)? ?code|\bplz)(?: code)?\s*(?:is|:|=)?\s*"
 EMAIL = re.compile(r"[\w.+%-][\w.+%'-]{0,63}(?:@|%40)[\w-]{1,63}(?:\.[\w-]{1,63})+")
 EMAIL_IN_WORDS = re.compile(
@@ -348,11 +375,12 @@ LOCAL_PHONE = re.compile(
     rf"{EXTENSION}(?![\w-]| \d)",
     re.A,
 )
-PHONE_AFTER_WORD = re.compile(
-    rf"{PHONE_WORD}(?:\W{{1,3}}[a-z']{{1,12}}){{0,5}}?\W{{1,4}}?"
-    r"(?P<value>\(?\d{2,4}\)?[ .-]\d{2,4}(?:[ .-]?\d{2,4}){0,2})(?![\w-])",
-    re.I | re.A,
+SOON_AFTER = (
+    r"(?:\W{1,3}[a-z']{1,12}){0,5}?\W{1,4}?"
+    r"(?P<value>\(?\d{2,4}\)?[ .-]\d{2,4}(?:[ .-]?\d{2,4}){0,2})(?![\w-])"
 )
+PHONE_AFTER_WORD = re.compile(PHONE_WORD + SOON_AFTER, re.I | re.A)
+PHONE_AFTER_LOOSE_WORD = re.compile(LOOSE_PHONE_WORD + SOON_AFTER, re.I | re.A)
 PHONE_IN_ONE = re.compile(
     rf"\b{PHONE_FIELD}\b\W{{1,4}}?(?P<value>\d{{7,15}})(?![\w-])", re.I | re.A
 )
@@ -390,6 +418,7 @@ PATTERNS = (
     Pattern("PHONE", "number", PHONE, is_phone, score=0.8),
     Pattern("PHONE", "number", LOCAL_PHONE, is_local_phone, score=0.5),
     Pattern("PHONE", "phone", PHONE_AFTER_WORD, is_short_phone, score=0.6),
+    Pattern("PHONE", "phone", PHONE_AFTER_LOOSE_WORD, is_short_phone_in_prose, score=0.6),
     Pattern("PHONE", "phone", PHONE_IN_ONE, is_number_in_one, score=0.6),
     Pattern("ADDRESS", "post", POSTCODE, score=0.8),
     Pattern("ADDRESS", "letters and digits", POSTCODE_FORM, score=0.8),

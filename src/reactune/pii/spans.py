@@ -19,7 +19,6 @@ _Name = tuple[str, int, bool]  # a name, the place of its first word in it, whet
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)_(\d+)>")
 BROKEN_PLACEHOLDER = re.compile(rf"<(?:{'|'.join(KINDS)})(?:_\d*)?>?", re.I)
 MODEL_KINDS = {"PERSON", "ADDRESS", "PLACE", "ORGANIZATION", "TITLE", "GROUP"}
-JOINED_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 WORD = re.compile(r"\w+")
 MIN_NAME = 3  # letters of a name that is replaced wherever else it occurs
 EDGES = " \t\n,;:!?'\"()[]{}<>|-«»“”\u2018\u2019\u2013\u2014"
@@ -46,12 +45,6 @@ class Text:
     label: str
     value: str = field(repr=False)
     least: float = 0.0
-
-
-def labelled(name: str, value: str) -> Text:
-    """The value of a named field, whether its words are joined by `_` or by capitals."""
-    words = JOINED_WORDS.sub(" ", name.replace("_", " "))
-    return Text(f"{words.lower() if words != name else words}: ", value)
 
 
 def without_label(spans: Iterable[Span], label: str) -> list[Span]:

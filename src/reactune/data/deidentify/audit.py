@@ -11,7 +11,8 @@ from typing import Any, Literal
 from reactune.config.settings import Config
 from reactune.errors import DataError
 from reactune.model.context import parse_context
-from reactune.pii.spans import Detector, labelled, without_label
+from reactune.pii.patterns import labelled
+from reactune.pii.spans import Detector, without_label
 from reactune.records import canonical_json
 
 Advice = Literal["allow", "watch", "leave out"]

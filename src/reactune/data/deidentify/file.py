@@ -41,8 +41,8 @@ from reactune.data.readers import (
 )
 from reactune.errors import DataError
 from reactune.pii.detectors import cached, is_foreign_row, open_detector
-from reactune.pii.patterns import names_a_number
-from reactune.pii.spans import PLACEHOLDER, Detector, labelled, scrub_rows, spans_in
+from reactune.pii.patterns import labelled, names_a_number
+from reactune.pii.spans import PLACEHOLDER, Detector, scrub_rows, spans_in
 from reactune.process import worker_pool
 from reactune.records import replacing
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from reactune.data.readers import SURROGATE
 from reactune.errors import DataError
-from reactune.pii.patterns import names_a_number, names_a_phone
-from reactune.pii.spans import Text, labelled
+from reactune.pii.patterns import labelled, names_a_number, names_a_phone
+from reactune.pii.spans import Text
 
 Role = Literal["value", "key", "number"]
 Row = str | tuple[tuple[str, Any], ...]
