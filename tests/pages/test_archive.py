@@ -126,6 +126,8 @@ def test_watch_follows_the_database_in_a_terminal_until_it_is_interrupted(full, 
         stderr=terminal,
         env=environment,
         start_new_session=True,
+        # Whoever runs these tests in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         os.close(terminal)
         shown = read_until(screen, "version 2")
