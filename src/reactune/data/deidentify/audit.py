@@ -58,13 +58,13 @@ class _KeyCounts:
     users: dict[str, set[str]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def with_those_of(self, other: "_KeyCounts") -> "_KeyCounts":
-        """Both together, as of one key."""
-        names = dict.fromkeys((*self.users, *other.users))
-        users = {name: self.users.get(name, set()) | other.users.get(name, set()) for name in names}
-        return _KeyCounts(
-            self.rows + other.rows, self.words + other.words, users, self.kinds + other.kinds
-        )
+    def add(self, other: "_KeyCounts") -> None:
+        """Count the other's rows here, too, as of one key."""
+        self.rows += other.rows
+        self.words += other.words
+        self.kinds.update(other.kinds)
+        for name, users in other.users.items():
+            self.users.setdefault(name, set()).update(users)
 
 
 def audit(
@@ -181,9 +181,11 @@ def _without_personal_names(
     }
     shown: dict[str, _KeyCounts] = {}
     for key, held in counts.items():
+        if key not in hidden:
+            shown[key] = held
+            continue
         top, dot, _ = key.partition(".")
-        name = key if key not in hidden else f"{top}.{OTHERS}" if dot else OTHERS
-        shown[name] = shown[name].with_those_of(held) if name in shown else held
+        shown.setdefault(f"{top}.{OTHERS}" if dot else OTHERS, _KeyCounts()).add(held)
     return shown
 
 
