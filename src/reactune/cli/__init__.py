@@ -15,7 +15,14 @@ import click
 
 from reactune import __version__
 from reactune.cli import analysis, data, pages, run, serve, users
-from reactune.cli.session import Session, in_one_line, print_any_text, where, word_tracebacks
+from reactune.cli.session import (
+    Session,
+    in_lines,
+    in_one_line,
+    print_any_text,
+    where,
+    word_tracebacks,
+)
 from reactune.errors import ReactuneError
 from reactune.process import PARENT, die_with_parent, limit_spinning
 
@@ -111,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ReactuneError as error:
         if session.verbose:
             click.echo(where(error), err=True, nl=False)
-        lines = str(error).split("\n")
-        click.echo("reactune: " + "\n".join(map(in_one_line, lines)), err=True)
+        click.echo(f"reactune: {in_lines(str(error))}", err=True)
         sys.exit(1)
     except OSError as error:
         line = _refused(error)

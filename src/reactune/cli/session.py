@@ -90,6 +90,11 @@ def in_one_line(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
+def in_lines(text: str) -> str:
+    """As `in_one_line`, of a text of several lines."""
+    return "\n".join(map(in_one_line, text.split("\n")))
+
+
 def print_any_text() -> None:
     """Let standard output take half an emoji, and letters that its encoding lacks, as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -138,8 +143,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 
 def print_json(value: Any) -> None:
     """Print plain values: times and paths as text, infinite numbers as null."""
-    text = json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False)
-    click.echo("\n".join(map(in_one_line, text.split("\n"))))
+    click.echo(in_lines(json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False)))
 
 
 def _finite(value: Any) -> Any:

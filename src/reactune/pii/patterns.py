@@ -326,7 +326,7 @@ NAME_OF_FIELD = re.compile(
     re.I,
 )
 TELLING_NAME = re.compile(
-    rf"{NAME_OF_FIELD.pattern}|\b(?:names?|person|people|friends?|partner|contacts?|author|sender"
+    rf"{NAME_OF_FIELD.pattern}|\b(?:names?|person|people|friends?|partner|author|sender"
     r"|recipient|owner|assignee|patient|customer|client|doctor|teacher|coach|boss|manager|city|town"
     r"|village|place|country|region|state|address(?:es)?|street|location)\b",
     re.I,
