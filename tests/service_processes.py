@@ -23,20 +23,26 @@ from serving_fixtures import rows_of, set_champion, version
 
 PATHS = (str(TESTS), str(Path(reactune.__file__).parents[1]))
 STUB = BENCH / "model_stub.py"
+REACTUNE = ("-c", "from reactune.cli import main; main()")
 TIP = {"kind": "focus", "context": {"free_text": "essay"}}
 
 
 @contextlib.contextmanager
-def running(*command, ready, folder):
-    """A process, once `ready` (an address) answers; ended at the end."""
-    environment = {
-        **os.environ, "REACTUNE_KEY": "k" * 32, "PYTHONPATH": os.pathsep.join(PATHS)
-    }  # fmt: skip
+def running(*command, ready, folder, key="k" * 32):
+    """A process, once `ready` (an address) answers; ended at the end.
+
+    What it prints goes to a file `log-NUMBER` in the folder.
+    """
+    environment = {**os.environ, "REACTUNE_KEY": key, "PYTHONPATH": os.pathsep.join(PATHS)}
     log = folder / f"log-{free_port()}"
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment, cwd=folder, stderr=output
+            [sys.executable, *map(str, command)],
+            env=environment,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
         ) as process,
     ):
         try:
@@ -69,7 +75,7 @@ def served(url, folder, *, workers=1, set_up=set_champion, stub=(), model_port=N
         f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nworkers = {workers}\nruntime = 'ollama'\n"
         f"ollama_url = 'http://127.0.0.1:{model_port or own_port}'\nrequests_per_second = 100000\n"
     )
-    serve = ("-c", "from reactune.cli import main; main()", "--config", settings, "serve")
+    serve = (*REACTUNE, "--config", settings, "serve")
     address = f"http://127.0.0.1:{port}"
     own = contextlib.nullcontext() if model_port else model_server(own_port, folder, *stub)
     with (

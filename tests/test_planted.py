@@ -19,9 +19,10 @@ from loop_fixtures import KEY, SECRET, install, reactions, read_rows, write_sett
 from reactune import pipeline
 from reactune.config.settings import load
 from reactune.privacy.hashing import user_key
+from reactune.runs.folders import all_runs
 from reactune.store.database import create_store
-from server_fixtures import answers, free_port, wait_until
-from service_processes import model_server
+from server_fixtures import free_port
+from service_processes import REACTUNE, model_server, running
 
 RUN = "20260302-080000-0000"
 NAMES = 'privacy.models={en = "names"}'
@@ -55,7 +56,7 @@ IDS = ("anna.k@example.org", "zo\u00eb-7", "zoe\u0308-7", 47110815, 7123456.0, "
        "6F9619FF-8B86-D011-B42D-00CF4FC964FF")  # fmt: skip
 PROGRAM = Path(sys.executable).with_name("reactune")
 DATABASE = {"reactune.db", "reactune.db-wal", "reactune.db-shm"}
-PAGES = ("/", "/reactions", "/runs", f"/runs/{RUN}", "/rollout", "/models", "/people", "/settings")
+PAGES = ("/", "/reactions", "/runs", "/rollout", "/models", "/people", "/settings")
 TOLD = (
     ("status", "--json"), ("review",), ("audit",), ("explain",), ("config",),
     ("report", "--days", "30", "--out", "month.html"),
@@ -156,30 +157,27 @@ def command(folder, *arguments, codes=(0,), given=""):
 
 @contextmanager
 def serving(folder, port):
-    """The service as a process, whose output goes to `service.log`.
+    """A client of the service, which is a process.
 
     What the tiny model writes is no language; a server that writes a fixed tip stands in for it.
     """
-    model_port = free_port()
+    model_port, address = free_port(), f"http://127.0.0.1:{port}"
     there = ("serve.runtime=ollama", f"serve.ollama_url=http://127.0.0.1:{model_port}")
-    program = [PROGRAM, "--set", NAMES, *(part for each in there for part in ("--set", each))]
-    program.append("serve")
-    environment = {**os.environ, "REACTUNE_KEY": SECRET}
-    address, log = f"http://127.0.0.1:{port}", folder / "service.log"
+    options = [part for each in (NAMES, *there) for part in ("--set", each)]
+    serve = (*REACTUNE, *options, "serve")
     with (
         model_server(model_port, folder.parent),
-        log.open("wb") as output,
-        subprocess.Popen(
-            program, cwd=folder, env=environment, stdout=output, stderr=output
-        ) as process,
+        running(*serve, ready=f"{address}/readyz", folder=folder, key=SECRET),
         httpx.Client(base_url=address, trust_env=False, timeout=60) as client,
     ):
-        try:
-            wait_until(lambda: answers(f"{address}/readyz"), seconds=120, process=process, log=log)
-            yield client
-        finally:
-            process.terminate()
-            process.wait(60)
+        yield client
+
+
+def told_by(client, page):
+    """What a page says."""
+    answer = client.get(page)
+    assert answer.status_code == 200, (page, answer.text)
+    return answer.text
 
 
 def ask_with_planted(client, draw):
@@ -221,14 +219,16 @@ def test_nothing_that_was_planted_leaves_the_database_in_the_whole_loop(tmp_path
     assert "challenger tip-generator:v2" in command(here, "status")
     with serving(here, port) as client:
         served = ask_with_planted(client, draw)
-        said += [client.get(page).text for page in PAGES]
+        (run,) = all_runs(config.run_root)
+        said += [told_by(client, page) for page in (*PAGES, f"/runs/{run.name}")]
     assert len(served) > len(PLANTED) / 2
     said += [command(here, *each, codes=(0, 3)) for each in TOLD]
 
     places = [each for each in here.rglob("*") if each.is_file() and each.name not in DATABASE]
-    assert {"labelled.parquet", "model.gguf", "mlflow.db", "service.log", "month.html"} <= {
+    assert {"labelled.parquet", "model.gguf", "mlflow.db", "month.html"} <= {
         each.name for each in places
     }
+    assert any(each.name.startswith("log-") for each in places)  # the service's
     left = {str(each.relative_to(here)): planted_in(text_of(each)) for each in places}
     assert {name: parts for name, parts in left.items() if parts} == {}
     assert [parts for each in said if (parts := planted_in(each))] == []
@@ -251,4 +251,3 @@ def test_nothing_that_was_planted_leaves_the_database_in_the_whole_loop(tmp_path
     assert report.rstrip().endswith("nothing")
     with closing(sqlite3.connect(here / "reactune.db")) as database:
         assert planted_in("\n".join(database.iterdump())) == []
-    assert config.folder == here
