@@ -1,9 +1,11 @@
 """How well the gate foretells what people do, and how often a model that is no better passes.
 
 `bench/gate.py --folder FOLDER` plays the demo once for each seed (`--seeds 1-10`) and keeps what
-it made in the folder: an interrupted bench goes on with the next seed. For each seed it prints the
-judge's win rate of the tuned model over the base beside the audience's own: the mean chance of a
-positive, without noise, of tips of both for visits that came after the training.
+it made in the folder: an interrupted bench goes on with the next seed. A seed that was recorded on
+another day is not played again, unless `--anew`; its entry names the commit it was measured at.
+For each seed the bench prints the judge's win rate of the tuned model over the base beside the
+audience's own: the mean chance of a positive, without noise, of tips of both for visits that came
+after the training.
 
 Null cases are made of each seed's run (`--nulls` of them): its held-out people give each other
 their labels, judge and likelihood rule are computed anew from the features and scores that were
@@ -17,7 +19,7 @@ import json
 import pickle
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions
 from reactune.reward.model import load as load_reward
 from reactune.runs.folders import all_runs, prompt_of_run
-from record import Cells, record
+from record import RESULTS, Cells, commit, record
 
 FIRST_FRESH_DAY, VISITS = 40, 160
 MODELS = ("tuned", "base")
@@ -184,9 +186,23 @@ def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
     }
 
 
+def coin_flip(folder: Path, seed: int) -> dict[str, Any]:
+    """Whether the gate passed a model that learned from reactions that say nothing of the tip."""
+    _, run = played(folder, seed, tastes="none")
+    file = run / "evaluate" / "gate.json"
+    return {"passed": file.is_file() and not json.loads(file.read_text())["refusals"]}
+
+
 def upper_bound(passes: int, cases: int) -> float:
     """Clopper and Pearson's upper 95 % bound of a share."""
     return float(stats.beta.ppf(0.975, passes + 1, cases - passes)) if passes < cases else 1.0
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """What was recorded before, by the cell's name."""
+    file = RESULTS / "gate.json"
+    records = json.loads(file.read_text()) if file.is_file() else []
+    return {name: cell for each in records for name, cell in each["figures"]["cells"].items()}
 
 
 def main() -> None:
@@ -197,12 +213,19 @@ def main() -> None:
     parser.add_argument("--seeds", default="1-10", help="FIRST-LAST")
     parser.add_argument("--nulls", type=int, default=20, help="of each seed")
     parser.add_argument("--shuffled", type=int, default=0)
+    parser.add_argument("--anew", action="store_true", help="measure again what is recorded")
     options = parser.parse_args()
-    cells = Cells(options.folder)
+    cells, before = Cells(options.folder), {} if options.anew else recorded()
+    found: dict[str, dict[str, Any]] = {}
+
+    def cell(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        found[name] = before.get(name) or cells.get(name, lambda: {**measure(), "commit": commit()})
+        return found[name]
+
     first, last = map(int, options.seeds.split("-"))
     entries = []
     for seed in range(first, last + 1):
-        entry = cells.get(
+        entry = cell(
             f"seed {seed}",
             lambda seed=seed: measured(options.folder, seed, nulls=options.nulls),
         )
@@ -226,15 +249,16 @@ def main() -> None:
     print(f"the judge takes the audience's side in {sum(right)} of {len(right)} seeds")
     trained = []
     for seed in range(1, options.shuffled + 1):
-        _, run = played(options.folder, seed, tastes="none")
-        file = run / "evaluate" / "gate.json"
-        is_passed = file.is_file() and not json.loads(file.read_text())["refusals"]
+        entry = cell(
+            f"coin-flip audience {seed}", lambda seed=seed: coin_flip(options.folder, seed)
+        )
+        is_passed = entry["passed"]
         trained.append(is_passed)
         print(f"coin-flip audience {seed}: tuned model {'passed' if is_passed else 'refused'}")
     wins = [each["win_rate"]["value"] for each in entries if each["win_rate"]]
     gains = [each["true"]["tuned"] - each["true"]["base"] for each in entries if each["win_rate"]]
     figures = {
-        "entries": entries,
+        "cells": found,
         "null upper bound": bound,
         "correlation": float(np.corrcoef(wins, gains)[0, 1]) if len(wins) > 2 else None,
         "coin-flip audiences passed": trained,

@@ -32,7 +32,7 @@ def record(name: str, figures: Mapping[str, Any], *, packages: tuple[str, ...] =
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in ("reactune", *packages)},
-            "commit": _commit(),
+            "commit": commit(),
         },
         "figures": dict(figures),
     }
@@ -71,7 +71,8 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The checked-out commit, or `unknown`."""
     answer = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=RESULTS.parent,
