@@ -55,11 +55,51 @@ def write_graph(base_folder: Path, layers: Sequence[int], folder: Path) -> tuple
         ) from error
     with open_layers(base_folder, layers[-1], dtype="float32") as model, _quiet():
         model.set_attn_implementation("eager")
+        _ask_every_expert(model)
         graph = _traced(model, layers)
     _halve_weights(graph)
     folder.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(graph, folder / GRAPH, external_data=GRAPH_WEIGHTS)
     return GRAPH_FILES
+
+
+def _ask_every_expert(model: Any) -> None:
+    """Of a mixture of experts, compute all for every token: which ones matter no graph can choose.
+
+    Takes as many times longer as there are experts for each one that is used.
+    """
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if not model._can_set_experts_implementation():
+        return
+    ALL_EXPERTS_FUNCTIONS.register("every_expert", _every_expert)
+    model.set_experts_implementation("every_expert")
+
+
+def _every_expert(experts: Any, states: Any, chosen: Any, shares: Any) -> Any:
+    """The sum of all experts of a layer, by each token's shares of those that were chosen for it.
+
+    `states` (tokens, width); `chosen` and `shares` (tokens, experts a token).
+    """
+    total = states * 0
+    for number in range(experts.num_experts):
+        share = (shares * (chosen == number)).sum(-1, keepdim=True)
+        total = total + share * _one_expert(experts, number, states)
+    return total
+
+
+def _one_expert(experts: Any, number: int, states: Any) -> Any:
+    def project(name: str, rows: Any) -> Any:
+        weight = getattr(experts, name)[number]
+        rows = rows @ (weight if experts.is_transposed else weight.T)
+        return rows + getattr(experts, f"{name}_bias")[number] if experts.has_bias else rows
+
+    if experts.has_gate:
+        inner = experts._apply_gate(project("gate_up_proj", states))
+    else:
+        inner = experts.act_fn(project("up_proj", states))
+    found = project("down_proj", inner)
+    return experts.post_expert_norm(found) if experts.has_post_expert_norm else found
 
 
 def _traced(model: Any, layers: Sequence[int]) -> Any:
