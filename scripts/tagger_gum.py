@@ -70,7 +70,9 @@ def _sentence(
         if start < 0:
             return None
         at = start + len(row[1])
-        sentence.words.append((row[1], start, at, row[4] == "NNP"))
+        # `States` belongs to `United States`, but `the Germans` is no name.
+        is_plural = row[4] == "NNPS" and number > 0 and rows[number - 1][4] == "NNP"
+        sentence.words.append((row[1], start, at, row[4] == "NNP" or is_plural))
         notes = dict(note.partition("=")[::2] for note in row[9].split("|"))
         for match in BRACKET.finditer(notes.get("Entity", "")):
             opened, kind, closes_at_once, closed = match.groups()

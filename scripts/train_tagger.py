@@ -30,14 +30,15 @@ from reactune.config.sections import ModelConfig
 from reactune.model.files import base_model
 from reactune.pii.detectors import find_with_spacy, load_spacy
 from reactune.pii.tagger import (
+    CASES,
     DILATION,
     MARGIN,
     ROWS,
     WEIGHTS,
     WINDOW,
-    case_of,
     classes_of,
     features_of,
+    style_of,
     words_of,
 )
 
@@ -54,7 +55,6 @@ POSTS = {"wnut17": ("wnut17_train", "wnut17_dev"), "btc": ("btc_train",)}
 SILVER_WEIGHT = 0.3  # of a caption in which spaCy found something: it is often wrong
 MAX_FEATURES = 24
 UNKNOWN = -1  # label of words that nothing is learned of
-CASES = 4
 PEAK_RATE, BATCH = 2e-3, 128
 AVERAGED = 0.003  # share of a step's weights in the moving average
 SPACED_POSTS = 0.25  # share of posts that are written with spaces around their marks
@@ -67,7 +67,7 @@ class Example:
 
     words: np.ndarray
     labels: np.ndarray
-    case: int
+    style: int
     weight: float
 
 
@@ -81,8 +81,8 @@ class Net(nn.Module):
         self.table.weight.data[0] = 0
         self.vectors = nn.Embedding.from_pretrained(vectors, freeze=True, padding_idx=0)
         self.project = nn.Linear(vectors.shape[1], width, bias=False)
-        self.by_case = nn.Embedding(CASES, hidden)
-        nn.init.zeros_(self.by_case.weight)
+        self.by_style = nn.Embedding(2 * CASES, hidden)
+        nn.init.zeros_(self.by_style.weight)
         self.first = nn.Conv1d(width, hidden, WINDOW, padding=WINDOW // 2)
         self.second = nn.Conv1d(hidden, hidden, WINDOW, padding=WINDOW // 2)
         self.third = nn.Conv1d(
@@ -95,7 +95,7 @@ class Net(nn.Module):
         self,
         features: torch.Tensor,
         frequent: torch.Tensor,
-        cases: torch.Tensor,
+        styles: torch.Tensor,
         is_word: torch.Tensor,
     ) -> torch.Tensor:
         """Scores of every word's kinds; rows of features and numbers of vectors, 0 for none."""
@@ -104,7 +104,7 @@ class Net(nn.Module):
             frequent = frequent * (torch.rand(len(frequent)) > 0.15)
         summed = self.table(features).sum(1) + self.project(self.vectors(frequent))
         vectors = self.dropout(summed * is_word[:, None]).T[None]
-        seen = torch.relu(self.first(vectors) + self.by_case(cases).T[None]) * is_word
+        seen = torch.relu(self.first(vectors) + self.by_style(styles).T[None]) * is_word
         wide = (torch.relu(self.second(self.dropout(seen))) + seen) * is_word
         wider = torch.relu(self.third(self.dropout(wide))) + wide
         return self.out(self.dropout(wider)[0].T)
@@ -172,7 +172,7 @@ def example(marked: Marked, vocabulary: Vocabulary, weight: float = 1.0) -> Exam
                 labels[index] = label
     held = [text[a:b] for a, b in words]
     numbers = np.array([vocabulary.number(word) for word in held], dtype=np.int64)
-    return Example(numbers, labels, case_of(held), weight)
+    return Example(numbers, labels, style_of(held), weight)
 
 
 def posts(source: str) -> list[Marked]:
@@ -231,9 +231,9 @@ def batch(
     labels = np.concatenate([part for e in examples for part in (e.labels, no_words + UNKNOWN)])
     sizes = [len(e.words) + MARGIN for e in examples]
     weights = np.repeat([e.weight for e in examples], sizes)
-    cases = torch.from_numpy(np.repeat([e.case for e in examples], sizes))
+    styles = torch.from_numpy(np.repeat([e.style for e in examples], sizes))
     is_word = torch.from_numpy(words > 0).float()
-    inputs = features[words], frequent[words], cases, is_word
+    inputs = features[words], frequent[words], styles, is_word
     return inputs, torch.from_numpy(labels), torch.from_numpy(weights).float()
 
 
@@ -286,7 +286,7 @@ def write(net: Net, words: Sequence[str], threshold: float, file: Path) -> None:
     scale = np.maximum(np.abs(table).max(axis=1), 1e-8) / 127
     half = {
         "first": net.first.weight.permute(2, 1, 0), "first_bias": net.first.bias,
-        "by_case": net.by_case.weight,
+        "by_style": net.by_style.weight,
         "second": net.second.weight.permute(2, 1, 0), "second_bias": net.second.bias,
         "third": net.third.weight.permute(2, 1, 0), "third_bias": net.third.bias,
         "out": net.out.weight.T, "out_bias": net.out.bias,
@@ -313,11 +313,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gum", type=Path, default=GUM, help="Folder of UD_English-GUM.")
     parser.add_argument("--crossner", type=Path, default=CROSSNER, help="Folder of CrossNER.")
     parser.add_argument("--docred", type=Path, default=DOCRED, help="Folder of DocRED's files.")
-    parser.add_argument("--repeat-formal", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--repeat-formal", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--threshold", type=float, default=0.2)
+    parser.add_argument("--threshold", type=float, default=0.21)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     return parser.parse_args()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reactune.pii.spans import MODEL_KINDS
 from reactune.pii.tagger import (
+    CASES,
     CHUNK_WORDS,
     LEXICON,
     MARGIN,
@@ -24,6 +25,7 @@ from reactune.pii.tagger import (
     probabilities,
     rows_of,
     shape_of,
+    style_of,
     words_of,
 )
 
@@ -129,7 +131,7 @@ def reference(words):
     seen = [
         np.maximum(
             TAGGER.first_bias
-            + TAGGER.by_case[case_of(words)]
+            + TAGGER.by_style[style_of(words)]
             + sum(v @ first[:, o] for o, v in enumerate(window(vectors, place, width))),
             0,
         )
@@ -158,6 +160,33 @@ def test_a_text_of_any_case_is_computed_as_word_by_word(case):
     assert np.allclose(likely[start : start + len(words)], list(reference(words)), atol=1e-5)
     assert case_of(words) == ["Call Anna in Berlin now", "call anna", "CALL ANNA NOW",
                               "Anna In Her Town"].index(case)  # fmt: skip
+
+
+PROSE = "In 1897 she moved with her two sons to Lyon and later to Geneva ."
+
+
+@pytest.mark.parametrize("text", [
+    PROSE, PROSE.lower(), f"{PROSE[:-2]} ( as a nurse )", f'" {PROSE[:-2]} . "',
+])  # fmt: skip
+def test_a_whole_sentence_is_prose(text):
+    words = text.split()
+    assert style_of(words) == case_of(words) + CASES
+
+
+@pytest.mark.parametrize("text", [
+    "Call Anna in Berlin .", PROSE[:-2], f"@anna {PROSE}", f"# {PROSE}",
+    f"http : / / t.co / x {PROSE}", "",
+])  # fmt: skip
+def test_a_tip_or_a_post_is_no_prose(text):
+    words = text.split()
+    assert style_of(words) == case_of(words)
+
+
+@pytest.mark.parametrize("joint", [", ", " , ", ","])
+def test_places_on_both_sides_of_a_comma_are_two(joint):
+    text = f"She was born in Newark{joint}Ohio and lives in Berlin now, as a nurse."
+    (spans,) = find_names(TAGGER, [text], kinds={"PLACE"})
+    assert [text[s.start : s.end] for s in spans] == ["Newark", "Ohio", "Berlin"]
 
 
 def test_a_long_text_is_read_in_blocks_as_in_one(monkeypatch):

@@ -34,19 +34,22 @@ REACH = 2 * (WINDOW // 2) + MARGIN  # words on either side that influence a word
 CACHED_FEATURES = 1 << 16
 CACHED_PRODUCTS = 10_000  # 2.5 KB each
 MOSTLY = 0.6  # share of a text's words
-ALL_SMALL = 1  # a case
+CASES, MIXED, ALL_SMALL = 4, 0, 1
+PROSE_WORDS, PROSE_ENDS = 12, {".", '"', "\u201d", ")"}
+SIGNS_OF_POSTS, WEB = "@#", {"http", "https"}
 MAX_WORD = 40  # characters that features use
 MIN_ADDRESS = 4  # characters
 # Kinds that say less about a person and are less clear need a higher score.
 MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.5, "GROUP": 0.75}
-# And so do small letters where other words have capitals, and the most common words in them, which
-# are names only where nothing else fits.
-SURE_OF_SMALL, SURE_OF_COMMON, MOST_COMMON = 0.4, 0.6, "1"
+# And so do small letters, or capitals alone, where other words have both; and the most common words
+# in small letters, which are names only where nothing else fits.
+SURE_OF_SMALL, SURE_OF_CAPITALS, SURE_OF_COMMON, MOST_COMMON = 0.6, 0.4, 0.6, "1"
 # As do these and marks within a name: `Asia, Africa` and `Riyadh and Jeddah` are two.
 SURE_OF_LINK = 0.4
 
 WORD = re.compile(r"(?<!\w)@\w+|[^\W\d_]+|\d+|[^\w\s]|_|\n")
 LETTERS = re.compile(r"[^\W\d_]{2,}")
+NO_COMMA = re.compile(r"[^\s,](?:[^,]*[^\s,])?")
 LONG_RUN = re.compile(r"(.)\1{4,}")
 # Parts of a building, which are no address without a street or a town.
 UNITS = {"room", "floor"}
@@ -61,7 +64,7 @@ class Tagger:
     kinds: tuple[str, ...]
     threshold: float
     table: Matrix = field(repr=False)  # features and frequent words x width
-    by_case: Matrix = field(repr=False)  # cases of a text x hidden
+    by_style: Matrix = field(repr=False)  # styles of a text x hidden
     flat_first: Matrix = field(repr=False)  # width x (window x hidden)
     first_bias: Matrix = field(repr=False)
     second: Matrix = field(repr=False)  # window x hidden x hidden
@@ -79,7 +82,7 @@ def load_tagger(file: Path = WEIGHTS) -> Tagger:
     """The tagger of a file; read once."""
     with np.load(file) as held:
         table = held["table"].astype(np.float32) * held["scale"].astype(np.float32)[:, None]
-        names = ("first_bias", "by_case", "second", "second_bias", "third", "third_bias", "out",
+        names = ("first_bias", "by_style", "second", "second_bias", "third", "third_bias", "out",
                  "out_bias")  # fmt: skip
         words = bytes(held["words"]).decode().split("\n")
         first = held["first"].transpose(1, 0, 2).reshape(table.shape[1], -1)
@@ -117,26 +120,26 @@ def probabilities(tagger: Tagger, texts: Sequence[Sequence[str]]) -> tuple[Matri
     Between two texts there are rows of no word. Memory for all but the result is bounded.
     """
     rows = np.full(sum(len(words) + MARGIN for words in texts) + MARGIN, -1)
-    cases = np.zeros(len(rows), np.intp)
+    styles = np.zeros(len(rows), np.intp)
     known: dict[str, int] = {}
     at, starts = MARGIN, []
     for words in texts:
         starts.append(at)
         rows[at : at + len(words)] = [known.setdefault(word, len(known)) for word in words]
-        cases[at : at + len(words)] = case_of(words)
+        styles[at : at + len(words)] = style_of(words)
         at += len(words) + MARGIN
     scores = np.zeros((len(rows), len(tagger.kinds)), np.float32)
     all_words = list(known)
     for first in range(0, len(rows), CHUNK_WORDS):
         end = min(first + CHUNK_WORDS, len(rows))
         near = slice(max(first - REACH, 0), min(end + REACH, len(rows)))
-        found = _block(tagger, all_words, rows[near], cases[near])
+        found = _block(tagger, all_words, rows[near], styles[near])
         scores[first:end] = found[first - near.start : end - near.start]
     return scores, starts
 
 
 def _block(
-    tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp], cases: NDArray[np.intp]
+    tagger: Tagger, all_words: Sequence[str], rows: NDArray[np.intp], styles: NDArray[np.intp]
 ) -> Matrix:
     """Probabilities for rows of words, by number; right but for `REACH` rows at either end."""
     numbers, places = np.unique(rows, return_inverse=True)
@@ -146,7 +149,7 @@ def _block(
         return np.zeros((len(rows), len(tagger.kinds)), np.float32)
     is_word = (rows >= 0)[:, None]
     products = _products(tagger, [all_words[number] for number in numbers])
-    seen = _first_convolution(tagger, products, places) + tagger.by_case[cases]
+    seen = _first_convolution(tagger, products, places) + tagger.by_style[styles]
     seen = np.maximum(seen, 0) * is_word
     seen = (np.maximum(_convolve(seen, tagger.second, tagger.second_bias), 0) + seen) * is_word
     third = _convolve(seen, tagger.third, tagger.third_bias, dilation=DILATION)
@@ -154,6 +157,16 @@ def _block(
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     return np.asarray(scores * is_word, np.float32)
+
+
+def style_of(words: Sequence[str]) -> int:
+    """The text's case, and 4 more where it is a whole sentence of prose, and no post.
+
+    Prose names people in other ways, and has other things that look like names.
+    """
+    is_prose = len(words) >= PROSE_WORDS and words[-1] in PROSE_ENDS
+    is_prose = is_prose and not any(word[0] in SIGNS_OF_POSTS or word in WEB for word in words)
+    return case_of(words) + CASES * is_prose
 
 
 def case_of(words: Sequence[str]) -> int:
@@ -242,10 +255,11 @@ def _find(
         score = round(float(likely[first:end].max()), 3)
         value = texts[number][at : last[1]]
         least = MIN_SCORE.get(kind, 0)
-        if value.islower():
-            least = max(least, _sure_of_small(value, as_text[number]))
+        if not value.istitle():
+            least = max(least, _sure_of_case(value, as_text[number]))
         if score >= least and _can_be(kind, value):
-            found[number].append(_whole(texts[number], Span(at, last[1], kind, score)))
+            span = _whole(texts[number], Span(at, last[1], kind, score))
+            found[number] += _at_commas(texts[number], span)
     return [
         without_overlaps(text, filter(partial(_is_plausible, text), _joined(text, spans)))
         if spans
@@ -282,11 +296,13 @@ def _word_at(texts: Sequence[Sequence[str]], starts: Sequence[int], row: int) ->
     return texts[number][row - starts[number]]
 
 
-def _sure_of_small(value: str, words: Sequence[str]) -> float:
-    """The score that a name in small letters needs among these words."""
-    if _is_small(value):
-        return SURE_OF_COMMON
-    return 0 if case_of(words) == ALL_SMALL else SURE_OF_SMALL
+def _sure_of_case(value: str, words: Sequence[str]) -> float:
+    """The score that a name in small letters, or in capitals, needs among these words."""
+    if value.islower():
+        if _is_small(value):
+            return SURE_OF_COMMON
+        return 0 if case_of(words) == ALL_SMALL else SURE_OF_SMALL
+    return SURE_OF_CAPITALS if value.isupper() and case_of(words) == MIXED else 0
 
 
 def _is_link(word: str) -> bool:
@@ -302,6 +318,14 @@ def _whole(text: str, span: Span) -> Span:
     while end < len(text) and text[end].isalnum():
         end += 1
     return Span(start, end, span.kind, span.score)
+
+
+def _at_commas(text: str, span: Span) -> list[Span]:
+    """`Newark, Ohio` as two places, so that `Ohio` alone gets the same placeholder."""
+    if span.kind != "PLACE":
+        return [span]
+    parts = [match.span() for match in NO_COMMA.finditer(text, span.start, span.end)]
+    return [Span(start, end, span.kind, span.score) for start, end in parts] or [span]
 
 
 def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
