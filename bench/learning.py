@@ -21,7 +21,8 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,13 @@ class Labelled:
 
 
 def labelled(chat: Chat, pairs: list[Pair], groups: list[str]) -> Labelled:
-    """The pairs with their tips as the dataset stage would give them."""
+    """The pairs with their tips as the dataset stage would give them, each pair seen at once."""
     tips = []
     for place, (pair, group) in enumerate(zip(pairs, groups, strict=True)):
         for label, text in ((True, pair.chosen), (False, pair.rejected)):
             name = f"{place:05}-{int(label)}"
-            tips.append(
-                example(chat, pair.kind, pair.context, text, user=group, label=label, tip_id=name)
-            )
+            tip = example(chat, pair.kind, pair.context, text, user=group, label=label, tip_id=name)
+            tips.append(replace(tip, created_at=NO_TIME + timedelta(days=place)))
     return Labelled(pairs, groups, tips)
 
 
@@ -146,11 +146,6 @@ def _texts(pair: Pair) -> tuple[str, str]:
 def tips_of(places: Sequence[int]) -> list[int]:
     """Places of the tips of pairs."""
     return [place for pair in places for place in (2 * pair, 2 * pair + 1)]
-
-
-def reactions_of(tips: Sequence[Example]) -> list[Example]:
-    """Each text once with each label: one that won here and lost there is liked and disliked."""
-    return list({(*_key(each), each.label): each for each in tips}.values())
 
 
 class Rankings:
@@ -248,7 +243,7 @@ def by_folds(
         learned, judged = split(source, folds, fold)
 
         def measure(learned: list[int] = learned, judged: list[int] = judged) -> dict[str, Any]:
-            taught = reactions_of([source.tips[place] for place in tips_of(learned)])
+            taught = [source.tips[place] for place in tips_of(learned)]
             return {"judged": judged, "wins": accuracies(ranks, source, taught, judged)}
 
         cell = cells.get(f"{name} seed {seed} fold {fold}", measure)
@@ -280,7 +275,7 @@ def on_heldout(cells: Cells, ranks: Rankings, train: Labelled, heldout: Labelled
     ]
     cell = cells.get(
         "upworthy heldout",
-        lambda: {"wins": accuracies(ranks, heldout, reactions_of(train.tips), judged)},
+        lambda: {"wins": accuracies(ranks, heldout, train.tips, judged)},
     )
     groups = [heldout.groups[place] for place in judged]
     return {

@@ -1,10 +1,15 @@
 """What is compared with what, and which splits are none."""
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import pytest
 
 from reactune.reward.comparisons import Reactions, compare, folds_by_user, with_new_texts
 from reward_fixtures import example
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
 def reactions(*rows):
@@ -28,6 +33,22 @@ def test_tips_of_one_context_are_compared_with_each_other_and_the_rest_with_none
     assert dict(zip(found.first.tolist(), found.outcome.tolist(), strict=True)) == {
         0: 1, 3: 1, 4: 0,
     }  # fmt: skip
+
+
+def test_what_a_person_saw_within_a_minute_is_compared_before_what_others_saw():
+    some = reactions(
+        ("a", "x", True), ("a", "x", False), ("b", "x", True), ("b", "x", False),
+        ("b", "x", True), ("c", "x", False), ("c", "y", True),
+    )  # fmt: skip
+    minutes = (0, 0, 0, 0, 9, 9, 9)
+    seen = Reactions(
+        [
+            replace(each, created_at=NOON + timedelta(minutes=minute, seconds=n))
+            for n, (each, minute) in enumerate(zip(some.examples, minutes, strict=True))
+        ]
+    )
+    # (2, 1) and (0, 3) are of two people, each of whom saw both; 4 and 5 had nothing to compare.
+    assert pairs_of(compare(seen, np.arange(7))) == [(0, 1), (2, 3), (4, 5), (6, -1)]
 
 
 def test_a_context_weighs_as_its_independent_comparisons():

@@ -63,6 +63,14 @@ def test_it_learns_the_tip_and_not_the_person():
     assert abs(weights[1] / weights[0]) < 0.6 * abs(by_person[1] / by_person[0])
 
 
+def test_fewer_people_than_groups_are_left_out_one_by_one():
+    examples, features = audience(120, users=8)
+    found, _ = validated(examples, features)
+    assert len(found.members) == 8
+    for one in found.members:
+        assert not np.array_equal(one.weights, found.whole.weights)
+
+
 def test_shuffled_labels_and_coin_flips_give_a_half():
     values = []
     for seed in range(12):

@@ -7,7 +7,7 @@ import pytest
 
 from reactune.errors import DataError
 from reactune.reward.comparisons import Reactions
-from reactune.reward.fit import dense_candidates, standardised, validate
+from reactune.reward.fit import GROUPS, dense_candidates, standardised, validate
 from reactune.reward.model import (
     DEVIATIONS,
     FILES,
@@ -31,14 +31,15 @@ def learned():
     return model, validated, features, found
 
 
-def test_rewards_are_those_of_all_users_on_plain_features_with_an_error_of_the_folds(learned):
+def test_rewards_are_those_of_all_users_on_plain_features_with_the_jackknifes_error(learned):
     model, validated, features, standard = learned
     each = np.array([standard @ one.weights for one in validated.members]) * validated.scale
     reward, low = rewards(model, features)
     whole = validated.scale * (standard @ validated.whole.weights)
     assert reward == pytest.approx(whole, abs=1e-4)
-    # The jackknife's standard error of five leave-one-out values.
-    assert reward - low == pytest.approx(DEVIATIONS * 2 * each.std(0), abs=1e-4)
+    assert len(each) == GROUPS
+    error = (GROUPS - 1) ** 0.5 * each.std(0)
+    assert reward - low == pytest.approx(DEVIATIONS * error, abs=1e-4)
     assert reward.mean() == pytest.approx(0, abs=1e-4)
 
 

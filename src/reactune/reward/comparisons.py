@@ -8,7 +8,7 @@ the hour, so that the reward learns the tip and not the person.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -48,6 +48,14 @@ class Reactions:
     def contexts(self) -> list[str]:
         """Kind and context of each, equal for tips of one prompt."""
         return [f"{each.kind} {each.context_json}" for each in self.examples]
+
+    @cached_property
+    def visits(self) -> list[tuple[str, str, int]]:
+        """Context, user and minute of each, equal for tips that one person saw together."""
+        return [
+            (context, each.user_key, int(each.created_at.timestamp() // 60))
+            for context, each in zip(self.contexts, self.examples, strict=True)
+        ]
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -117,15 +125,17 @@ class Comparisons:
 def compare(reactions: Reactions, chosen: Places) -> Comparisons:
     """The comparisons that the chosen reactions give among themselves.
 
-    In a context with both labels every liked tip meets at most `ROUNDS` disliked ones and the
-    other way round; the weights of a context's comparisons sum to its reactions minus one, for so
-    many are independent. All other reactions are compared with none.
+    What one person saw in one context within a minute is compared first; what has no opposite
+    there, with others' reactions in the same context. With both labels every liked tip meets at
+    most `ROUNDS` disliked ones and the other way round; the weights of such comparisons sum to
+    their reactions minus one, for so many are independent. All others are compared with none.
     """
-    by_context: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for place in chosen.tolist():
-        by_context[reactions.contexts[place]][0 if reactions.liked[place] else 1].append(place)
+    places = chosen.tolist()
+    at_once = _by_label(reactions, places, reactions.visits)
+    alone = [p for liked, disliked in at_once if not (liked and disliked) for p in liked + disliked]
     first, second, outcome, weight = [], [], [], []
-    for liked, disliked in by_context.values():
+    groups = [some for some in at_once if all(some)]
+    for liked, disliked in groups + _by_label(reactions, sorted(alone), reactions.contexts):
         pairs = _pairs(liked, disliked)
         for one, other in pairs:
             first.append(one)
@@ -162,6 +172,16 @@ def with_new_texts(reactions: Reactions, judged: Places, learned: Places) -> Pla
     known = {reactions.texts[place] for place in learned.tolist()}
     kept = [place for place in judged.tolist() if reactions.texts[place] not in known]
     return np.array(kept, np.int64)
+
+
+def _by_label(
+    reactions: Reactions, places: Sequence[int], names: Sequence[Hashable]
+) -> list[tuple[list[int], list[int]]]:
+    """The liked and the disliked places of each name."""
+    found: dict[Hashable, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for place in places:
+        found[names[place]][0 if reactions.liked[place] else 1].append(place)
+    return list(found.values())
 
 
 def _pairs(liked: Sequence[int], disliked: Sequence[int]) -> list[tuple[int, int]]:

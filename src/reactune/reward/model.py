@@ -63,8 +63,8 @@ def assemble_model(
 def rewards(model: RewardModel, features: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Reward and lower bound of each row of features, shape (rows, width).
 
-    The bound is below the reward by its standard error by the jackknife that leaves out one fold of
-    users at a time (Efron and Stein, Annals of Statistics 9, 1981).
+    The bound is below the reward by its standard error by the jackknife, which leaves out one group
+    of users at a time (Efron and Stein, Annals of Statistics 9, 1981).
     """
     each = (features @ model.weights.T + model.biases).astype(np.float64)
     reward, members = each[:, 0], each[:, 1:]
