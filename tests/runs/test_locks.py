@@ -254,6 +254,18 @@ def test_a_lock_object_has_the_fields_that_earlier_versions_read(tmp_path, url):
 
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_lock_in_a_folder_is_whole_while_it_is_refreshed(tmp_path, url):
+    root = RunRoot(tmp_path / "one", url, 0.01)
+    with lease(root, PLACE) as require_held, remote_files(root) as (files, _):
+        (path,) = locks(root)
+        before = os.stat(path).st_mtime_ns
+        sizes = {len(files.cat_file(path)) for _ in range(2_000)}
+        require_held()
+        assert sizes == {len(files.cat_file(path))}
+        assert os.stat(path).st_mtime_ns > before
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
 @pytest.mark.parametrize("content", [b"", b"{", b"{}"])
 def test_an_incomplete_lock_of_another_worker_holds_until_it_is_stale(tmp_path, url, content):
     root = RunRoot(tmp_path / "one", url, 60)

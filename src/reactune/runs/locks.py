@@ -148,18 +148,24 @@ def _take(root: RunRoot, place: str) -> Lease:
 
 
 def _refresh(root: RunRoot, mine: Lease) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
     _require(root, mine)
     with remote_files(root) as (files, top):
-        files.pipe_file(f"{top}/{mine.name}", _content(mine))
+        if isinstance(files, LocalFileSystem):
+            # Written anew it would be empty for a moment, and that of nobody after a kill.
+            os.utime(f"{top}/{mine.name}")
+        else:
+            files.pipe_file(f"{top}/{mine.name}", _content(mine))
 
 
 def _require(root: RunRoot, mine: Lease) -> None:
     with remote_files(root) as (files, top):
         found = _locks(files, f"{top}/{mine.place}")
         holder = _read(files, found[-1]) if found else {}
-        is_being_refreshed = not holder and found[-1:] == [f"{top}/{mine.name}"]
-    # In a folder a refresh may be seen half done; who takes a lock over takes a new number.
-    if holder.get("owner") != mine.owner and not is_being_refreshed:
+        is_half_seen = not holder and found[-1:] == [f"{top}/{mine.name}"]
+    # On a network's disk a lock may be seen half written; who takes one over takes a new number.
+    if holder.get("owner") != mine.owner and not is_half_seen:
         raise DataError(
             f"{root.url}/{mine.place} was taken over by "
             f"{holder.get('owner', 'another process')}, because {mine.owner} did not refresh its "
