@@ -6,6 +6,7 @@ circumstances beside them (kind, hour, the user's past). Everything is validated
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,24 @@ class Validated:
     """
 
     chosen: Candidate
+    reactions: Reactions
     whole: Fitted
     """The chosen candidate fitted on all reactions."""
-    members: tuple[Fitted, ...]
-    """The chosen candidate fitted without each of at most `GROUPS` groups of users."""
     folds: Places
     scores: Floats
     scale: float
     """What a reward is multiplied by to be a log-odds."""
+
+    @cached_property
+    def members(self) -> tuple[Fitted, ...]:
+        """The chosen candidate fitted without each of at most `GROUPS` groups of users."""
+        count = min(GROUPS, len(set(self.reactions.users)))
+        groups = folds_by_user(self.reactions, count)
+        kept = (np.flatnonzero(groups != group) for group in range(count))
+        return tuple(
+            fit(self.reactions, self.chosen, compare(self.reactions, some), start=self.whole)
+            for some in kept
+        )
 
 
 def standardised(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], Floats, Floats]:
@@ -182,11 +193,10 @@ def validate(reactions: Reactions, candidates: Sequence[Candidate]) -> Validated
         scores[places] = (candidates[other].values @ one.weights)[places]
         offsets[places] = (reactions.circumstances @ one.circumstances)[places]
     everything = compare(reactions, np.arange(len(reactions)))
-    whole = fit(reactions, candidates[best], everything, start=fitted[0][best])
     return Validated(
         chosen=candidates[best],
-        whole=whole,
-        members=_without_groups(reactions, candidates[best], whole),
+        reactions=reactions,
+        whole=fit(reactions, candidates[best], everything, start=fitted[0][best]),
         folds=folds,
         scores=scores,
         scale=_scale(judged, scores, offsets),
@@ -216,16 +226,6 @@ def curve(reactions: Reactions, candidate: Candidate, folds: Places) -> dict[int
 def dense_candidates(values: Matrix) -> list[Candidate]:
     """Features with every strength, the strongest first."""
     return [Candidate(values, variance) for variance in VARIANCES]
-
-
-def _without_groups(
-    reactions: Reactions, candidate: Candidate, whole: Fitted
-) -> tuple[Fitted, ...]:
-    groups = folds_by_user(reactions, min(GROUPS, len(set(reactions.users))))
-    return tuple(
-        fit(reactions, candidate, compare(reactions, np.flatnonzero(groups != group)), start=whole)
-        for group in range(groups.max() + 1)
-    )
 
 
 def _sides(reactions: Reactions, folds: Places, fold: int) -> tuple[Places, Places]:
