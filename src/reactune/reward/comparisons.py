@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -130,12 +130,11 @@ def compare(reactions: Reactions, chosen: Places) -> Comparisons:
     most `ROUNDS` disliked ones and the other way round; the weights of such comparisons sum to
     their reactions minus one, for so many are independent. All others are compared with none.
     """
-    places = chosen.tolist()
-    at_once = _by_label(reactions, places, reactions.visits)
-    alone = [p for liked, disliked in at_once if not (liked and disliked) for p in liked + disliked]
-    first, second, outcome, weight = [], [], [], []
+    at_once = _by_label(reactions, chosen.tolist(), reactions.visits)
     groups = [some for some in at_once if all(some)]
-    for liked, disliked in groups + _by_label(reactions, sorted(alone), reactions.contexts):
+    rest = sorted(place for some in at_once if not all(some) for place in chain(*some))
+    first, second, outcome, weight = [], [], [], []
+    for liked, disliked in groups + _by_label(reactions, rest, reactions.contexts):
         pairs = _pairs(liked, disliked)
         for one, other in pairs:
             first.append(one)

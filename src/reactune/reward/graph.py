@@ -81,11 +81,10 @@ def _every_expert(experts: Any, states: Any, chosen: Any, shares: Any) -> Any:
 
     `states` (tokens, width); `chosen` and `shares` (tokens, experts a token).
     """
-    total = states * 0
-    for number in range(experts.num_experts):
-        share = (shares * (chosen == number)).sum(-1, keepdim=True)
-        total = total + share * _one_expert(experts, number, states)
-    return total
+    return sum(
+        (shares * (chosen == number)).sum(-1, keepdim=True) * _one_expert(experts, number, states)
+        for number in range(experts.num_experts)
+    )
 
 
 def _one_expert(experts: Any, number: int, states: Any) -> Any:
