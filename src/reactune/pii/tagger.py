@@ -254,9 +254,7 @@ def _find(
         at, last = words[number][first - starts[number]][0], words[number][end - 1 - starts[number]]
         score = round(float(likely[first:end].max()), 3)
         value = texts[number][at : last[1]]
-        least = MIN_SCORE.get(kind, 0)
-        if not value.istitle():
-            least = max(least, _sure_of_case(value, as_text[number]))
+        least = max(MIN_SCORE.get(kind, 0), _sure_of_case(value, as_text[number]))
         if score >= least and _can_be(kind, value):
             span = _whole(texts[number], Span(at, last[1], kind, score))
             found[number] += _at_commas(texts[number], span)
@@ -302,7 +300,8 @@ def _sure_of_case(value: str, words: Sequence[str]) -> float:
         if _is_small(value):
             return SURE_OF_COMMON
         return 0 if case_of(words) == ALL_SMALL else SURE_OF_SMALL
-    return SURE_OF_CAPITALS if value.isupper() and case_of(words) == MIXED else 0
+    is_loud = value.isupper() and not value.istitle()  # `U.S.` is both
+    return SURE_OF_CAPITALS if is_loud and case_of(words) == MIXED else 0
 
 
 def _is_link(word: str) -> bool:
