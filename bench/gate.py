@@ -43,7 +43,7 @@ from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions
 from reactune.reward.model import load as load_reward
 from reactune.runs.folders import all_runs, prompt_of_run
-from record import RESULTS, Cells, commit, record
+from record import Cells, commit, record, recorded
 
 FIRST_FRESH_DAY, VISITS = 40, 160
 MODELS = ("tuned", "base")
@@ -198,13 +198,6 @@ def upper_bound(passes: int, cases: int) -> float:
     return float(stats.beta.ppf(0.975, passes + 1, cases - passes)) if passes < cases else 1.0
 
 
-def recorded() -> dict[str, dict[str, Any]]:
-    """What was recorded before, by the cell's name."""
-    file = RESULTS / "gate.json"
-    records = json.loads(file.read_text()) if file.is_file() else []
-    return {name: cell for each in records for name, cell in each["figures"]["cells"].items()}
-
-
 def main() -> None:
     """Measure, print and record."""
     limit_spinning()
@@ -215,7 +208,8 @@ def main() -> None:
     parser.add_argument("--shuffled", type=int, default=0)
     parser.add_argument("--anew", action="store_true", help="measure again what is recorded")
     options = parser.parse_args()
-    cells, before = Cells(options.folder), {} if options.anew else recorded()
+    cells, earlier = Cells(options.folder), [] if options.anew else recorded("gate")
+    before = {name: cell for each in earlier for name, cell in each["figures"]["cells"].items()}
     found: dict[str, dict[str, Any]] = {}
 
     def cell(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -19,8 +19,6 @@ RESULTS = Path(__file__).parent / "results"
 
 def record(name: str, figures: Mapping[str, Any], *, packages: tuple[str, ...] = ()) -> Path:
     """Append the figures, with machine, versions (reactune's and `packages`') and date."""
-    file = RESULTS / f"{name}.json"
-    entries = json.loads(file.read_text()) if file.is_file() else []
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -37,8 +35,16 @@ def record(name: str, figures: Mapping[str, Any], *, packages: tuple[str, ...] =
         "figures": dict(figures),
     }
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps([*entries, entry], indent=1) + "\n")
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps([*recorded(name), entry], indent=1) + "\n")
     return file
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The entries of a benchmark, oldest first; none before its first."""
+    file = RESULTS / f"{name}.json"
+    found: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    return found
 
 
 class Cells:
