@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cache
 
 from faker import Faker
@@ -40,6 +41,7 @@ PLACEHOLDER = re.compile(r"<[A-Z]+_\d>")
 LINK = r"https?://\S+|www\.\S+|\S+@\S+\.\w+|<[A-Z]+_\d>"
 PIECE = re.compile(rf"{LINK}|'(?:s|t|m|re|ll|ve|d)\b|\w+(?:[-.:/]\w+)*|[^\w\s]", re.I)
 SMALL_PIECE = re.compile(rf"{LINK}|'(?:s|t|m|re|ll|ve|d)\b|\w+|[^\w\s]", re.I)
+LAST_DAY = datetime(2026, 1, 1)  # of dates: Faker's own is today, and no two runs were equal
 SLOT = re.compile(r"\{(\w+)\}")
 TEMPLATES = ((SMALL_TALK, 10), (REPORTS, 7), (FORMS, 5), (TASKS, 3), (PLAIN, 4), (AMBIGUOUS, 3),
              (SIGNS, 2))  # fmt: skip
@@ -244,7 +246,7 @@ def _other(slot: str, rng: random.Random) -> str:
     fake = faker("en_US")
     if slot == "d":
         form = rng.choice(("%Y", "%Y", "%d/%m/%Y", "%Y-%m-%d", "%B %d, %Y", "%d %B %Y", "%B %Y"))
-        return str(fake.date(pattern=form))
+        return str(fake.date(pattern=form, end_datetime=LAST_DAY))
     if slot == "n":
         return str(rng.choice((rng.randrange(1, 100), rng.randrange(100, 100_000))))
     if slot == "e":

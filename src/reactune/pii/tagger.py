@@ -43,7 +43,7 @@ MIN_ADDRESS = 4  # characters
 MIN_SCORE = {"ADDRESS": 0.5, "ORGANIZATION": 0.75, "TITLE": 0.5, "GROUP": 0.75}
 # And so do small letters, or capitals alone, where other words have both; and the most common words
 # in small letters, which are names only where nothing else fits.
-SURE_OF_SMALL, SURE_OF_CAPITALS, SURE_OF_COMMON, MOST_COMMON = 0.6, 0.4, 0.7, "1"
+SURE_OF_SMALL, SURE_OF_CAPITALS, SURE_OF_COMMON, MOST_COMMON = 0.6, 0.4, 0.9, "1"
 # As do these and marks within a name: `Asia, Africa` and `Riyadh and Jeddah` are two.
 SURE_OF_LINK = 0.4
 
