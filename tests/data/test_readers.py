@@ -252,6 +252,16 @@ def test_what_is_no_parquet_is_refused_by_name(write, reader):
         reader(write("a.parquet", "PAR1 no"))
 
 
+def test_a_list_of_fixed_size_is_read_or_named(tmp_path):
+    pair = pa.list_(pa.string(), 2)
+    for name, values in (("whole", [["a", "b"]]), ("nulls", [["a", "b"], None])):
+        parquet.write_table(pa.table({"pair": pa.array(values, pair)}), tmp_path / name)
+    (batch,) = parquet_batches(tmp_path / "whole")
+    assert batch.rows.to_pylist() == [{"pair": ["a", "b"]}]
+    with pytest.raises(DataError, match=r"nulls: .*; store column 'pair', .*, as a list"):
+        list(parquet_batches(tmp_path / "nulls"))
+
+
 def test_a_gzip_file_that_breaks_off_is_named_with_the_last_line(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     packed = gzip.compress(b'{"id": 1}\n' * 50_000)

@@ -233,18 +233,21 @@ def parquet_batches(
         DataError: the file is no Parquet, or broken; pyarrow is not installed.
     """
     pyarrow, parquet = _parquet(path)
-    first = 1
+    first, mend = 1, "write it again"
     try:
         with parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            wanted = None if columns is None else [name for name in there if name in columns]
+            read = [each for each in file.schema_arrow if columns is None or each.name in columns]
+            wanted = None if columns is None else [each.name for each in read]
+            for each in read:
+                if "fixed_size_list" in str(each.type):  # pyarrow reads none with nulls
+                    mend = f"store column {each.name!r}, lists of fixed size with nulls, as a list"
             bytes_per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                 end = first + batch.num_rows
                 yield ParquetBatch(first, int((end - 1) * bytes_per_row), batch)
                 first = end
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: broken Parquet after row {first - 1}; write it again") from error
+        raise DataError(f"{path}: broken Parquet after row {first - 1}; {mend}") from error
 
 
 def parquet_schema(path: Path) -> "pa.Schema":
