@@ -3,7 +3,7 @@
 The service on the demo's settings and situations, the base model of the demo as Q8_0 on the
 embedded llama.cpp, and a reward of random weights on the layers that rewards read: what a reward
 says costs the same time whatever its weights are. Each situation is asked for once by each service,
-in an order that is drawn.
+in an order that is drawn. Beside the whole, the time for writing and that for rewards is printed.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,9 @@ class Times:
 
     seconds: Sequence[float]
     rewarded: int
+    writing: Sequence[float]
+    """Seconds of each call of the model server."""
+    rewarding: Sequence[float]
 
     @property
     def p50(self) -> float:
@@ -99,6 +102,18 @@ def open_services(
     return services
 
 
+def timed(call: Callable[..., Awaitable[Any]], seconds: list[float]) -> Callable[..., Any]:
+    """The call, which adds its seconds to a list."""
+
+    async def inner(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        found = await call(*arguments, **named)
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    return inner
+
+
 async def measure(
     config: Config, services: dict[int, state.Service], tips: int
 ) -> dict[int, Times]:
@@ -115,8 +130,12 @@ async def measure(
 
         return listen
 
+    writing: dict[int, list[float]] = {count: [] for count in services}
+    rewarding: dict[int, list[float]] = {count: [] for count in services}
     for count, service in services.items():
         service.listeners.append(count_choices(count))
+        service.runtime.write = timed(service.runtime.write, writing[count])
+        service.rewards.of = timed(service.rewards.of, rewarding[count])
     for number, each in enumerate(situations(tips + 5, seed=SEED)):
         order = list(services)
         draw.shuffle(order)
@@ -131,7 +150,15 @@ async def measure(
                 seconds[count].append(time.perf_counter() - started)
     for service in services.values():
         await service.runtime.end_writing()
-    return {count: Times(seconds[count], chosen[count]) for count in services}
+    return {
+        count: Times(seconds[count], chosen[count], writing[count], rewarding[count])
+        for count in services
+    }
+
+
+def median_ms(seconds: Sequence[float]) -> int:
+    """The median in milliseconds; 0 of none."""
+    return round(1000 * float(np.median(seconds))) if seconds else 0
 
 
 def main() -> None:
@@ -152,9 +179,11 @@ def main() -> None:
             for service in services.values():
                 state.close_service(service)
     for count, found in times.items():
+        writing, rewarding = median_ms(found.writing), median_ms(found.rewarding)
         print(
             f"{count} candidate(s): p50 {1000 * found.p50:,.0f} ms, p99 {1000 * found.p99:,.0f} ms "
-            f"({len(found.seconds)} tips, {found.rewarded} chosen by the reward)"
+            f"({len(found.seconds)} tips, {found.rewarded} chosen by the reward); "
+            f"p50 of writing {writing:,} ms, of rewards {rewarding:,} ms"
         )
     one, many = times[1], times[options.candidates]
     ratios = {"p50": many.p50 / one.p50, "p99": many.p99 / one.p99}
@@ -163,6 +192,8 @@ def main() -> None:
         "tips": options.tips,
         "candidates": options.candidates,
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "writing_ms": {count: median_ms(found.writing) for count, found in times.items()},
+        "rewards_ms": median_ms(many.rewarding),
         "one_ms": [round(1000 * each, 1) for each in one.seconds],
         "many_ms": [round(1000 * each, 1) for each in many.seconds],
     }
