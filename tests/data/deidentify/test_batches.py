@@ -324,7 +324,7 @@ def test_a_foreign_tip_is_refused_for_its_language_also_in_an_english_context(ch
 
 
 def test_rows_in_a_language_without_a_model_are_withheld_and_counted(chat_with_names):
-    german = row("Ruf heute Nachmittag deine Schwester an.", context={"free_text": "guten Tag"})
+    german = row("Geh heute eine halbe Stunde spazieren.", context={"free_text": "guten Tag"})
     both = PrivacyConfig(models={"en": "names", "de": "names"})
     assert refusals(chat_with_names, german, row(), privacy=NAMES) == {FOREIGN: 1}
     in_both = replace(chat_with_names, detect=open_detector(both))
