@@ -34,7 +34,7 @@ from reactune.demo.loop import run_demo
 from reactune.demo.report import policy_value
 from reactune.evaluate import gate
 from reactune.generation import judge
-from reactune.generation.samples import write_samples
+from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat, rebuild
 from reactune.process import limit_spinning
@@ -137,18 +137,23 @@ def fresh_visits(seed: int) -> list[Visit]:
     return sorted(random.Random(seed).sample(visits, VISITS), key=lambda visit: visit.moment)
 
 
-def true_rates(config: Config, run: Path, seed: int) -> dict[str, float]:
-    """The audience's own rate of positives for one tip of each model, on visits not seen before."""
+def written(
+    config: Config, run: Path, adapter: Path | None, visits: Sequence[Visit], seed: int, name: str
+) -> list[tuple[Sample, ...]]:
+    """Two tips of a model for each visit, by the run's prompts; fewer where some are unshowable."""
     base = base_model(config.model)
     chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
-    visits = fresh_visits(seed)
     prompts = [assemble(chat, visit.kind, visit.context) for visit in visits]
+    return write_samples(base, adapter, chat, prompts, config.serve, count=2, seed=seed, name=name)
+
+
+def true_rates(config: Config, run: Path, seed: int) -> dict[str, float]:
+    """The audience's own rate of positives for one tip of each model, on visits not seen before."""
+    visits = fresh_visits(seed)
     found = {}
     for name in MODELS:
         adapter = run / "train" / "adapter" if name == "tuned" else None
-        samples = write_samples(
-            base, adapter, chat, prompts, config.serve, count=2, seed=seed, name=name
-        )
+        samples = written(config, run, adapter, visits, seed, name)
         shown = [(v, some[0].text) for v, some in zip(visits, samples, strict=True) if some]
         found[name] = policy_value(Town(seed), shown, labels=config.labels).reward
     return found

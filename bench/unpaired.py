@@ -17,31 +17,24 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from gate import fresh_visits, played
+from gate import fresh_visits, played, written
 from reactune.config.settings import Config
 from reactune.demo.audience import Town
 from reactune.demo.report import policy_value
-from reactune.generation.samples import write_samples
-from reactune.model.files import base_model
-from reactune.model.prompt import assemble, load_chat
 from reactune.process import limit_spinning
 from reactune.records import write_atomically
-from reactune.runs.folders import prompt_of_run
 from reactune.train import with_trl
-from reactune.train.forward import speed_up_forward
-from reactune.train.job import read_job, read_rows
+from reactune.train.job import read_job
 from record import Cells, record
 
 OTHERS = ("bco", "topr")
 MODELS = ("base", "apo", *OTHERS)
 DECAY = 0.9  # of the moving mean of rewards, a step
-TIPS = 2  # of each visit
 
 
 def with_loss(trainer: type, loss: str) -> type:
@@ -86,15 +79,17 @@ def with_loss(trainer: type, loss: str) -> type:
     return Other
 
 
-def train(folder: Path, loss: str) -> None:
-    """Train the job of a folder by another loss, in this process."""
-    job = read_job(folder / "job.json")
-    rows = read_rows(folder, job)
-    trainer = with_trl.trainer_for(folder, job, rows)
-    trainer.__class__ = with_loss(type(trainer), loss)
-    speed_up_forward(trainer.model.get_base_model())
-    found = with_trl.finish(folder, job, rows, trainer, started=time.monotonic())
-    write_atomically(folder / "result.json", json.dumps(found))
+def train(folder: Path, loss: str) -> int:
+    """Train the job of a folder by another loss, in this process; the exit code is a trainer's."""
+    ours = with_trl.kto_trainer
+
+    def other(*arguments: Any) -> Any:
+        trainer = ours(*arguments)
+        trainer.__class__ = with_loss(type(trainer), loss)
+        return trainer
+
+    with_trl.TRAINERS["kto"] = other
+    return with_trl.main([str(folder / "job.json")])
 
 
 def adapter_of(run: Path, loss: str, folder: Path) -> Path:
@@ -112,13 +107,8 @@ def adapter_of(run: Path, loss: str, folder: Path) -> Path:
 
 def liked(config: Config, run: Path, adapter: Path | None, seed: int) -> dict[str, float]:
     """The audience's rate for tips of a model, and their length in words."""
-    base = base_model(config.model)
-    chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
     visits = fresh_visits(seed)
-    prompts = [assemble(chat, visit.kind, visit.context) for visit in visits]
-    samples = write_samples(
-        base, adapter, chat, prompts, config.serve, count=TIPS, seed=seed, name="model"
-    )
+    samples = written(config, run, adapter, visits, seed, "model")
     shown = [(v, one.text) for v, some in zip(visits, samples, strict=True) for one in some]
     return {
         "rate": policy_value(Town(seed), shown, labels=config.labels).reward,
@@ -148,8 +138,7 @@ def main() -> None:
     parser.add_argument("--loss", choices=OTHERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        train(options.train, options.loss)
-        return
+        sys.exit(train(options.train, options.loss))
     cells = Cells(options.folder / "unpaired")
     first, last = map(int, options.seeds.split("-"))
     found: dict[str, dict[str, Any]] = {}
