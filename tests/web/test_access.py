@@ -63,6 +63,64 @@ def test_once_there_is_a_key_every_request_needs_one_of_the_right_scope(served):
     assert client.get("/v1/route?user=u").headers["www-authenticate"] == "Bearer"
 
 
+def test_the_schemes_name_may_be_in_small_letters_and_no_other_is_taken(served):
+    token = make_key(served.engine, "app", ["app"], now=NOON)
+    client = served()
+
+    def status(header):
+        return client.get("/v1/models", headers={"authorization": header}).status_code
+
+    taken = [f"Bearer {token}", f"bearer {token}", f"BEARER  {token} "]
+    assert [status(each) for each in taken] == [200] * 3
+    assert [status(each) for each in (token, f"Basic {token}", "Bearer", "", " ")] == [401] * 5
+
+
+def test_a_refusal_without_a_key_is_in_openais_form_where_its_clients_call(served):
+    client = served(auth="required")
+    for path in ("/v1/chat/completions", "/v1/models", "/v1/embeddings"):
+        answer = client.post(path, json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "401")
+    assert client.post("/v1/tips", json=TIP).json()["error"].startswith("give a valid key")
+
+
+def test_head_is_answered_as_get_is_without_a_body(served):
+    token = make_key(served.engine, "reader", ["read"], now=NOON)
+    client = served()
+    assert client.head("/healthz").status_code == 200
+    assert client.head("/login").headers["content-type"].startswith("text/html")
+    assert client.head("/metrics").status_code == 401
+    assert client.head("/metrics", headers=bearer(token)).status_code == 200
+    assert client.head("/v1/tips", headers=bearer(token)).status_code == 403
+
+
+def test_another_method_is_refused_with_those_there_are(served):
+    answer = served().get("/v1/tips")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "/openapi.json" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        ({"content": b"[]"}, "the body is not a JSON object"),
+        ({"content": b"", "headers": {}}, "the body is empty"),
+        ({"content": b"{"}, "the body is not JSON"),
+        ({"content": b'{"user": "\xe9"}'}, "the body cannot be read; send JSON in UTF-8"),
+        ({"content": b"{}", "headers": {"content-type": "text/plain"}},
+         "the body is not read as JSON; send Content-Type: application/json"),
+        ({"data": {"user": "u"}, "headers": {}},
+         "the body is not read as JSON; send Content-Type: application/json"),
+        ({"json": {**TIP, "names": ["Ann", 5]}}, "names[1]: Input should be a valid string"),
+        ({"json": {**TIP, "context": {"my-secret": []} | {"x": {"my-secret": []}}}}, "context: "),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_no_request_is_told_what_it_should_be(served, sent, reason):
+    headers = {} if "json" in sent else {"content-type": "application/json"}
+    answer = served().post("/v1/tips", **{"headers": headers, **sent})
+    assert answer.json()["error"].startswith(reason)
+    assert "my-secret" not in answer.text
+
+
 def test_a_service_that_listens_beyond_this_machine_needs_keys_though_none_was_made(served):
     assert served(host="0.0.0.0").post("/v1/tips", json=TIP).status_code == 401
     assert served(host="0.0.0.0", auth="off").post("/v1/tips", json=TIP).status_code == 200
@@ -139,6 +197,17 @@ def test_a_body_is_passed_on_whole_or_refused_by_its_length(chunks):
     else:
         assert start["status"] == 413
         assert json.loads(body["body"]) == {"error": "the body is larger than 10 bytes"}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", " DEFLATE ", "identity, gzip"])
+def test_a_compressed_body_is_refused_unread(encoding):
+    scope = scope_of("/v1/chat/completions")
+    scope["headers"] = [(b"content-encoding", encoding.encode())]
+    start, body = call(BodyLimit(echo), scope, b"x")
+    assert start["status"] == 415
+    assert "without Content-Encoding" in json.loads(body["body"])["error"]["message"]
+    scope["headers"] = [(b"content-encoding", b"Identity")]
+    assert call(BodyLimit(echo), scope, b"x")[0]["status"] == 200
 
 
 def test_a_client_that_goes_away_while_it_sends_gets_no_answer():

@@ -140,6 +140,8 @@ def test_what_would_not_be_a_tip_is_refused_in_openais_form(place, more):
             ["n", "user", "stream", "stop", "tools", "response_format", "logprobs", "audio"]
         )},
         {"logprobs": False, "modalities": ["text"]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"functions": [{"name": "f", "parameters": {}}], "function_call": "none"},
     ],
 )  # fmt: skip
 def test_fields_that_ask_for_nothing_more_than_a_text_are_taken(place, more):
@@ -161,6 +163,51 @@ def test_turns_of_tools_stay_in_the_history_and_those_without_text_are_left_out(
 
 def test_the_list_of_models_has_the_one_name(place):
     assert [model.id for model in place[2].models.list()] == ["reactune"]
+
+
+def test_a_model_is_found_by_its_name_and_no_other(place):
+    assert place[2].models.retrieve("reactune").id == "reactune"
+    with pytest.raises(openai.NotFoundError) as refused:
+        place[2].models.retrieve("openai/gpt-4o")
+    assert refused.value.body["message"] == "no model of this name; there is one, reactune"
+
+
+def test_what_we_do_not_have_of_openais_paths_is_refused_in_openais_form(place):
+    for call in (
+        lambda: place[2].embeddings.create(model="any", input="x"),
+        lambda: place[2].responses.create(model="any", input="x"),
+        lambda: place[2].completions.create(model="any", prompt="x"),
+    ):
+        with pytest.raises(openai.NotFoundError) as refused:
+            call()
+        reason = "Not Found; /openapi.json lists the paths and their methods"
+        assert refused.value.body["message"] == reason
+
+
+CONTENT = "content: give a text of at most 20,000 characters, or 50 parts of type text"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([ASKED[1], {"role": "user", "content": 5}], f"messages[1].{CONTENT}"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "secret"}}]}],
+         f"messages[0].{CONTENT}"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], f"messages[0].{CONTENT}"),
+        ([{"role": "user", "content": {"secret": 1}}], f"messages[0].{CONTENT}"),
+        ([{"role": "secret", "content": "x"}], "messages[0].role: Input should be 'system',"),
+        ([{"content": "x"}], "messages[0].role: Field required"),
+        (["secret"], "messages[0]: "),
+        ([], "messages: List should have at least 1 item"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_which_message_is_wrong_and_not_what_was_in_it(place, messages, reason):
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        ask(place[2], messages=messages)
+    said = refused.value.body["message"]
+    assert said.startswith(reason)
+    assert "secret" not in said
+    assert said.count("messages") == 1
 
 
 def test_a_kind_in_a_header_may_be_utf_8(place):
@@ -241,6 +288,14 @@ def test_a_message_of_several_text_parts_is_one_text():
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = tip_request(body(("user", parts)), user="u", kind="chat")
     assert request.context == {"free_text": "one\ntwo"}
+
+
+def test_a_models_refusal_in_the_history_says_nothing():
+    refused = [{"type": "refusal", "refusal": "No."}]
+    listed = body(("user", "Hello"), ("assistant", refused), ("user", "And now?"))
+    assert tip_request(listed, user="u", kind="chat").context == {
+        "free_text": "user: And now?\nuser: Hello"
+    }
 
 
 def test_the_user_of_the_header_comes_before_that_of_the_body():

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -59,10 +59,13 @@ SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/v1/models"): ANY_SCOPE,
     ("GET", "/metrics"): frozenset({"read", "operator"}),
 }
+# What OpenAI's clients call, whether or not it is there.
+OPENAI_PATHS = ("/v1/chat/", "/v1/models", "/v1/completions", "/v1/responses", "/v1/embeddings")
 BURST_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 TIPS_AT_ONCE = 64
 RETRY_SOON = {"retry-after": "1"}
+NO_OBJECT = "the body is not a JSON object"
 
 log = logging.getLogger(__name__)
 
@@ -144,13 +147,14 @@ class Access:
         key_id, path = "", scope["path"]
         is_page = is_page_path(path)
         if self.keys.is_required and not is_page:
-            token = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-            key = recognise(token, self.keys.keys)
+            # The scheme's name is the same in small letters (RFC 9110).
+            scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+            key = recognise(token.strip(), self.keys.keys) if scheme.lower() == "bearer" else None
             if key is None:
                 reason = "give a valid key: Authorization: Bearer rt_..."
-                return refusal(401, reason, {"www-authenticate": "Bearer"})
+                return refusal(401, reason, {"www-authenticate": "Bearer"}, path=path)
             if not key.scopes & SCOPES_OF.get((scope["method"], path), APP):
-                return refusal(403, "the key's scopes do not allow this request")
+                return refusal(403, "the key's scopes do not allow this request", path=path)
             key_id = key.key_id
         scope["reactune_key"] = key_id
         rate = self.keys.settings.requests_per_second / self.keys.settings.workers
@@ -163,8 +167,23 @@ class Access:
         return None
 
 
+class HeadRequests:
+    """Answers HEAD as GET is answered; the server leaves out the body (RFC 9110, 9.1)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
+        """Pass on the request as one of GET."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send)
+
+
 class BodyLimit:
-    """Refuses bodies above `max_bytes` with 413, whatever length they claim."""
+    """Refuses bodies above `max_bytes` with 413, whatever length they claim, and compressed ones.
+
+    A compressed body says nothing of how long it is.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self.app = app
@@ -175,6 +194,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        encoding = Headers(scope=scope).get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            reason = "a compressed body is not read; send it without Content-Encoding"
+            await refusal(415, reason, path=scope["path"])(scope, receive, send)
+            return
         chunks: list[bytes] = []
         more = True
         while more:
@@ -184,8 +208,8 @@ class BodyLimit:
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
             if sum(map(len, chunks)) > self.max_bytes:
-                answer = refusal(413, f"the body is larger than {self.max_bytes:,} bytes")
-                await answer(scope, receive, send)
+                reason = f"the body is larger than {self.max_bytes:,} bytes"
+                await refusal(413, reason, path=scope["path"])(scope, receive, send)
                 return
         body: list[Message] = [{"type": "http.request", "body": b"".join(chunks)}]
 
@@ -246,13 +270,13 @@ def is_page_path(path: str) -> bool:
 def refusal(
     status: int, reason: str, headers: Mapping[str, str] | None = None, *, path: str = ""
 ) -> Response:
-    """The form of every refusal: HTML to a reader of pages, OpenAI's on OpenAI's path."""
+    """The form of every refusal: HTML to a reader of pages, OpenAI's where its clients call."""
     if path and is_page_path(path):
         title = f"{status} {HTTPStatus(status).phrase}"
         text = html("problem", title=title, reason=f"{reason}.", viewer=None, done="", now="")
         return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
     error: object = reason
-    if path.startswith("/v1/chat/"):
+    if path.startswith(OPENAI_PATHS):
         error = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
     return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
 
@@ -282,20 +306,34 @@ async def refuse_invalid(request: Request, error: Exception) -> Response:
     """A body that does not fit: which field, and what it should be, but not what it was."""
     assert isinstance(error, RequestValidationError)
     reason = "; ".join(sorted({_problem(each) for each in error.errors()}))
+    if reason == NO_OBJECT and "json" not in request.headers.get("content-type", "").lower():
+        reason = "the body is not read as JSON; send Content-Type: application/json"
     return refusal(422, reason, path=request.scope["path"])
 
 
 async def refuse_http(request: Request, error: Exception) -> Response:
     """No such path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    return refusal(error.status_code, str(error.detail), path=request.scope["path"])
+    status, reason, path = error.status_code, str(error.detail), request.scope["path"]
+    if status == HTTPStatus.BAD_REQUEST:
+        reason = "the body cannot be read; send JSON in UTF-8"
+    elif reason == HTTPStatus(status).phrase and not is_page_path(path):
+        reason = f"{reason}; /openapi.json lists the paths and their methods"
+    return refusal(status, reason, error.headers, path=path)
 
 
 def _problem(problem: dict[str, Any]) -> str:
-    # Only the first level is named: deeper keys and unknown fields are the sender's words.
-    field_path: Sequence[object] = problem["loc"][1:2]
+    # A list's place and a field of its objects are named, too: `messages[0].role`. Deeper keys of
+    # an object and unknown fields are the sender's words.
+    path: tuple[object, ...] = problem["loc"]
+    name, place, of_object = (*path[1:4], None, None, None)[:3]
     if problem["type"] == "extra_forbidden":
         return "an unknown field; see /openapi.json"
     if problem["type"] == "json_invalid":
         return "the body is not JSON"
-    return f"{'.'.join(map(str, field_path)) or 'body'}: {problem['msg']}"
+    if name is None:
+        return "the body is empty" if problem["type"] == "missing" else NO_OBJECT
+    where = str(name)
+    if isinstance(place, int):
+        where += f"[{place}]" + (f".{of_object}" if isinstance(of_object, str) else "")
+    return f"{where}: {problem['msg']}"

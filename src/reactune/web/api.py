@@ -37,6 +37,7 @@ from reactune.web.access import (
     Access,
     BeaconBodies,
     BodyLimit,
+    HeadRequests,
     KeyRegistry,
     TipSlots,
     refuse_error,
@@ -51,6 +52,7 @@ from reactune.web.openai_chat import (
     USER_HEADER,
     ChatBody,
     chat_answer,
+    model_answer,
     models_answer,
     tip_request,
 )
@@ -105,6 +107,7 @@ def create_app(service: Service, config: Config | None = None) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, keys=keys)
     app.add_middleware(Telemetry, metrics=metrics)
+    app.add_middleware(HeadRequests)
     if service.settings.cors_origins:
         # Before the keys: a browser asks for permission without one.
         app.add_middleware(
@@ -158,6 +161,11 @@ def _add_tips(app: FastAPI, service: Service) -> dict[str, HotPath]:
     async def models() -> dict[str, Any]:
         """The one model that OpenAI's clients see."""
         return models_answer()
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        """That model by its name."""
+        return model_answer(model)
 
     @app.post("/v1/tips/{tip_id}/shown", status_code=204)
     async def shown(tip_id: str) -> None:

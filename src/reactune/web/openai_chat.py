@@ -7,10 +7,12 @@ after the guard has read the whole tip (decision 21).
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reactune.errors import DataError
@@ -23,7 +25,9 @@ USER_HEADER, KIND_HEADER = "x-reactune-user", "x-reactune-kind"
 CHAT_KIND = "chat"  # of a tip whose request names none
 UNRECORDED = {"x-reactune-recorded": "false"}
 # Ignoring one of these would return another kind of answer than the client expects, unless it is
-# empty or has one of the values that ask for nothing more than a text.
+# empty or has one of the values that ask for nothing more than a text. Tools that must not be
+# called ask for nothing, too.
+CHOICE_OF = {"tools": "tool_choice", "functions": "function_call"}
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": (),
     "functions": (),
@@ -38,12 +42,22 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 class TextPart(BaseModel):
-    """A part of a message that is text."""
+    """A part of a message that is text; a model's refusal says nothing of the user."""
 
     model_config = ConfigDict(frozen=True)
 
-    type: Literal["text"]
-    text: Text
+    type: Literal["text", "refusal"]
+    text: Text = ""
+
+
+def _one_refusal(content: Any, read: Callable[[Any], Any]) -> Any:
+    """One sentence in place of pydantic's, which has one for each form a content may have."""
+    try:
+        return read(content)
+    except ValidationError:
+        raise PydanticCustomError(
+            "content", "give a text of at most 20,000 characters, or 50 parts of type text"
+        ) from None
 
 
 class Message(BaseModel):
@@ -55,7 +69,9 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[TextPart], Field(max_length=50)] | None = None
+    content: Annotated[
+        Text | Annotated[list[TextPart], Field(max_length=50)] | None, WrapValidator(_one_refusal)
+    ] = None
 
     @property
     def text(self) -> str:
@@ -92,7 +108,9 @@ def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
     unsupported = [
         name
         for name, harmless in UNSUPPORTED.items()
-        if asked.get(name) and asked[name] not in harmless
+        if asked.get(name)
+        and asked[name] not in harmless
+        and asked.get(CHOICE_OF.get(name, "")) != "none"
     ]
     if unsupported:
         raise DataError(f"{', '.join(unsupported)}: a tip is one text; leave that out")
@@ -112,8 +130,18 @@ def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
 
 def models_answer() -> dict[str, Any]:
     """OpenAI's list of models: the one name, behind which the rollout chooses."""
-    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}
-    return {"object": "list", "data": [model]}
+    return {"object": "list", "data": [model_answer(MODEL)]}
+
+
+def model_answer(name: str) -> dict[str, Any]:
+    """OpenAI's description of one model.
+
+    Raises:
+        HTTPException: 404 for another name than the one there is.
+    """
+    if name != MODEL:
+        raise HTTPException(404, f"no model of this name; there is one, {MODEL}")
+    return {"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}
 
 
 def chat_answer(body: ChatBody, tip: Tip) -> Response:
