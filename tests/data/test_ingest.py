@@ -689,7 +689,7 @@ def test_parquet_without_pyarrow_says_what_to_install(sqlite_url, write):
         ("absent.jsonl", "absent.jsonl: cannot be read: No such file"),
         ("folder.jsonl", "folder.jsonl: cannot be read: Is a directory"),
         ("tips.xlsx", r"tips\.xlsx: unknown kind of file; the name must end in \.jsonl"),
-        ("tips.json", r"tips\.json: unknown kind of file"),
+        ("tips.txt", r"tips\.txt: unknown kind of file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_before_anything_is_written(
@@ -697,7 +697,7 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_is_written(
 ):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "tips.xlsx").touch()
-    (tmp_path / "tips.json").touch()
+    (tmp_path / "tips.txt").touch()
     with pytest.raises(DataError, match=problem):
         take(on_sqlite, write(ROW), tmp_path / name)
     assert stored(on_sqlite) == {}
@@ -710,7 +710,7 @@ BROKEN_GZIP = gzip.compress(b"x" * 99, mtime=0)[:-12]
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("tips.jsonl.gz", b"plain text", r"tips\.jsonl\.gz: broken after line 0: Not a gzipped"),
+        ("tips.jsonl.gz", b"plain text", r"tips\.jsonl\.gz: is not gzip, as its name says"),
         ("tips.csv.gz", BROKEN_GZIP, r"tips\.csv\.gz: broken after line 0"),
         ("tips.parquet", b"PAR1 no parquet PAR1", r"tips\.parquet: broken Parquet"),
         ("tips.parquet", b"", r"tips\.parquet: broken Parquet"),

@@ -1,9 +1,12 @@
 """Rows of files: what breaks a row breaks that row alone, what breaks the file is one error."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import zipfile
 from decimal import Decimal
 
 import pyarrow as pa
@@ -62,7 +65,7 @@ def test_the_kind_of_a_file_follows_from_the_ending_of_its_name(tmp_path, ending
     )
 
 
-@pytest.mark.parametrize("name", ["tips", "tips.json", "tips.csv.zip", "jsonl", "tips.parquet.gz"])
+@pytest.mark.parametrize("name", ["tips", "tips.xlsx", "tips.csv.zip", "jsonl", "tips.parquet.gz"])
 def test_another_ending_is_refused_with_those_that_are_known(tmp_path, name):
     with pytest.raises(DataError, match=rf"{name}: unknown kind of file; .* \.jsonl, .*\.parquet"):
         ending_of(tmp_path / name)
@@ -126,11 +129,84 @@ def test_a_row_of_latin_1_is_named_as_such(write):
     ("text", "separator"),
     [
         ("id;note\n1;a,b", ";"), ("id\tnote", "\t"), ("id,note\n1;2;3,4", ","), ("id", ","),
-        ("", ","), ('"a,b,c";note', ";"),
+        ("", ","), ('"a,b,c";note', ";"), ("id|note\n1|a,b,c", "|"),
+        ("sep=;\nid,a,b;note", ";"), ('"sep=\t"\r\nid\tnote', "\t"), ("SEP=|\nid", "|"),
     ],
 )  # fmt: skip
 def test_the_header_shows_what_separates_cells(write, text, separator):
     assert csv_separator(write("a.csv", text)) == separator
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"SEP=;"', "sep=; "])
+def test_excels_line_before_the_header_is_no_row(write, line):
+    file = write("a.csv", f"{line}\r\nid;note\r\n1;x,y\r\nsep=;2\r\n")
+    assert csv_header(file) == ["id", "note"]
+    assert results(file) == [(3, {"id": "1", "note": "x,y"}), (4, {"id": "sep=", "note": "2"})]
+    assert [each.cells for each in read_records(file)][:2] == [("id", "note"), ("1", "x,y")]
+
+
+@pytest.mark.parametrize("read", [read_rows, read_records])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"id": 1}, {"id": 2}]', r"is one JSON list; .* `jq -c '\.\[\]'`"),
+        ('[\n  {\n    "id": 1\n  }\n]\n', "is one JSON list"),
+        ('\n[\n{"id": 1},\n{"id": 2}\n]\n', "is one JSON list"),
+        ('{\n  "id": 1\n}\n{\n  "id": 2\n}\n', "take several lines; .* `jq -c .`"),
+    ],
+)
+def test_json_that_is_not_one_object_a_line_is_one_error(write, read, text, message):
+    for name in ("a.json", "a.jsonl.gz"):
+        with pytest.raises(DataError, match=message):
+            list(read(write(name, text)))
+
+
+@pytest.mark.parametrize("text", ["{", "[", '[1]\n{"id": 1}', '{\n{"id": 1}', '"x"', "[]"])
+def test_a_broken_first_line_of_jsonl_costs_itself_alone(write, text):
+    found = results(write("a.json", text))
+    assert found[0][1] in ("not valid JSON", "not a JSON object")
+    assert found[1:] in ([], [(2, {"id": 1})])
+
+
+def zipped():
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        archive.writestr("a.csv", "id,note\n")
+    return memory.getvalue()
+
+
+def parquet_bytes():
+    memory = io.BytesIO()
+    parquet.write_table(pa.table({"id": [1]}), memory)
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (gzip.compress(b"id\n"), r"gzip, and no text as its name says; call it a\.csv\.gz"),
+        (bz2.compress(b"id\n"), "bzip2"),
+        (lzma.compress(b"id\n"), "xz"),
+        (zipped(), "a zip archive or an Excel workbook, and no text .*; export it as text"),
+        (parquet_bytes(), "Parquet"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, name):
+    file = tmp_path / "a.csv"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.csv: is {name}"):
+        list(read_rows(file))
+    with pytest.raises(DataError, match=r"a\.csv: is "):
+        check_columns(file, ["id"], advice="")
+
+
+def test_a_file_that_is_gzip_by_name_only_or_twice_is_named(tmp_path, write):
+    plain = tmp_path / "a.jsonl.gz"
+    plain.write_text('{"id": 1}\n')
+    with pytest.raises(DataError, match=r"is not gzip, as its name says; rename it"):
+        list(read_rows(plain))
+    with pytest.raises(DataError, match=r"is gzip, .*; unpack it once"):
+        list(read_rows(write("b.jsonl.gz", gzip.compress(b'{"id": 1}\n'))))
 
 
 def test_a_file_has_one_of_the_columns_or_is_one_error(write):

@@ -36,9 +36,9 @@ BIG_FILE = 2_000_000  # bytes from which starting further processes pays
 def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> None:
     """Read tips and reactions from files.
 
-    JSONL, CSV (separated by comma, semicolon or tab; both also .gz) or Parquet, in UTF-8. User ids
-    are hashed as they are read. A known tip_id is updated, so a file may be read again. Times have
-    a zone, such as 2026-03-04T10:00:00Z; those of BigQuery, Java and MongoDB, and seconds or
+    JSONL, CSV (separated by comma, semicolon, tab or bar; both also .gz) or Parquet, in UTF-8. User
+    ids are hashed as they are read. A known tip_id is updated, so a file may be read again. Times
+    have a zone, such as 2026-03-04T10:00:00Z; those of BigQuery, Java and MongoDB, and seconds or
     milliseconds since 1970, are understood. A time more than a day ahead, or a reaction before its
     tip, rejects the row. Exit code 0: all rows were kept; 2: some were rejected, the others kept.
 

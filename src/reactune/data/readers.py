@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
@@ -31,6 +31,8 @@ ENDINGS = {
     ".jsonl.gz": "jsonl",
     ".ndjson": "jsonl",
     ".ndjson.gz": "jsonl",
+    ".json": "jsonl",  # as BigQuery and mongoexport name it
+    ".json.gz": "jsonl",
     ".csv": "csv",
     ".csv.gz": "csv",
     ".tsv": "csv",
@@ -49,7 +51,9 @@ TRUTH = {
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),
 }
 BOOLEANS = ("training_allowed", "cut")
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
+SEP_LINE = re.compile(rb"\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)  # Excel's, before the header
+ONE_LIST = re.compile(rb"\[\s*\{")
 QUOTED = re.compile(rb'"[^"]*"')
 NULLS = ("", r"\N")  # PostgreSQL's COPY writes \N
 # MongoDB's Extended JSON: the one key of an object that stands for a value.
@@ -63,6 +67,19 @@ ZONE_ID = re.compile(r"\[[\w/+-]+\]$")
 SECONDS = range(10**9, 4_102_444_800)
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 OVERSIZED = "oversized line"
+# What a file that is no text begins with.
+SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"(\xb5/\xfd": "Zstandard",
+    b"\xfd7zXZ\0": "xz",
+    b"BZh91AY&SY": "bzip2",
+    b"PAR1\x15": "Parquet",
+    b"ARROW1\0": "Arrow",
+    b"Obj\x01": "Avro",
+    b"SQLite format 3\0": "a SQLite database",
+}
 
 
 class Refused(DataError):
@@ -213,13 +230,16 @@ def csv_header(path: Path) -> list[str]:
 
 
 def csv_separator(path: Path) -> str:
-    """What separates the cells of a CSV file: of comma, semicolon and tab the most frequent one in
-    its first line, outside quotes; a comma where there is none.
+    """What separates the cells of a CSV file: what a first line `sep=;` says, or of comma,
+    semicolon, tab and bar the most frequent one in its first line, outside quotes; a comma where
+    there is none.
 
     Raises:
         DataError: the file is broken.
     """
     first = next(_lines(path, MAX_LINE_BYTES), None)
+    if first and (said := SEP_LINE.fullmatch(first.text)):
+        return said[1].decode()
     header = QUOTED.sub(b"", first.text) if first else b""
     return max(SEPARATORS, key=lambda each: header.count(each.encode()))
 
@@ -376,13 +396,25 @@ def parse_json(text: str, decoder: json.JSONDecoder | None = None) -> Any:
 
 
 def _json_rows(path: Path, max_bytes: int, decoder: json.JSONDecoder | None) -> Iterator[Line]:
-    for raw in _lines(path, max_bytes):
-        if raw.text.isspace():
-            continue
+    for raw in _json_lines(path, max_bytes):
         try:
             yield Line(raw.number, raw.position, _json_object(raw, decoder))
         except Refused as refusal:
             yield Line(raw.number, raw.position, refusal=str(refusal))
+
+
+def _json_lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
+    """Lines that are not blank, of a file that has an object a line."""
+    lines = (raw for raw in _lines(path, max_bytes) if not raw.text.isspace())
+    beginning = list(islice(lines, 2))
+    texts = [raw.text.strip() for raw in beginning]
+    if ONE_LIST.match(b"".join(texts)):
+        advice = "write one object a line, as `jq -c '.[]'` does"
+        raise DataError(f"{path}: is one JSON list; {advice}")
+    if texts[:1] == [b"{"] and texts[-1].startswith(b'"'):
+        advice = "write each on a line of its own, as `jq -c .` does"
+        raise DataError(f"{path}: its JSON objects take several lines; {advice}")
+    yield from chain(beginning, lines)
 
 
 def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
@@ -401,9 +433,7 @@ def _json_object(raw: _Raw, decoder: json.JSONDecoder | None) -> dict[str, Any]:
 
 
 def _json_sources(path: Path, max_bytes: int) -> Iterator[Record]:
-    for raw in _lines(path, max_bytes):
-        if raw.text.isspace():
-            continue
+    for raw in _json_lines(path, max_bytes):
         try:
             _json_object(raw, ANY_NUMBER)
             yield Record(raw.number, raw.position, raw.text.decode())
@@ -470,8 +500,12 @@ def _csv_records(path: Path, max_bytes: int) -> Iterator[tuple[list[_Raw], list[
             return
         if any(raw.is_cut for raw in held):
             yield held, [], OVERSIZED
-        elif not held[0].text.isspace():
+        elif not held[0].text.isspace() and not _is_sep_line(held[0]):
             yield held, cells, ""
+
+
+def _is_sep_line(raw: _Raw) -> bool:
+    return raw.number == 1 and SEP_LINE.fullmatch(raw.text) is not None
 
 
 def _flaw_of(cells: list[str], *, width: int) -> str:
@@ -562,12 +596,25 @@ def _lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
                     end = lines.readline(max_bytes)
                 is_cut = len(text) > max_bytes and not text.endswith(b"\n")
                 if number == 1:
+                    _check_text(path, text)
                     if encoding := wide_encoding(text):
                         raise DataError(f"{path}: is {encoding}, not UTF-8; save it as UTF-8")
                     text = text.removeprefix(codecs.BOM_UTF8)
                 yield _Raw(number, file.tell(), text, is_cut)
     except (OSError, EOFError, zlib.error) as error:
+        if number == 0 and isinstance(error, gzip.BadGzipFile):
+            raise DataError(f"{path}: is not gzip, as its name says; rename it") from error
         raise DataError(f"{path}: broken after line {number}: {error}; make it again") from error
+
+
+def _check_text(path: Path, beginning: bytes) -> None:
+    for signature, name in SIGNATURES.items():
+        if beginning.startswith(signature):
+            advice = "export it as text"
+            if name == "gzip":
+                is_twice = path.name.lower().endswith(".gz")
+                advice = "unpack it once" if is_twice else f"call it {path.name}.gz"
+            raise DataError(f"{path}: is {name}, and no text as its name says; {advice}")
 
 
 def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:

@@ -152,7 +152,7 @@ def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
         ("a.txt", "x", (), "unknown kind of file"),
         ("a.jsonl", '{"x": "y"}\n', ("--column", "note"), "no row has a column 'note'"),
         ("a.parquet", "PAR1 no", (), "broken Parquet"),
-        ("a.jsonl.gz", "no gzip", (), "broken after line 0: Not a gzipped file"),
+        ("a.jsonl.gz", "no gzip", (), "is not gzip, as its name says; rename it"),
         ("a.jsonl", "\xff\xff", (), "line 1: cannot be read: invalid UTF-8, perhaps Latin-1"),
         ("a.jsonl", "\xff\xfe", (), "is UTF-16, not UTF-8; save it as UTF-8"),
     ],
