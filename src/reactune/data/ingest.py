@@ -342,17 +342,17 @@ def _score_of(
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
         **_times(values, latest),
     }
-    if values.get("source") is not None:
+    if not _is_absent(values.get("source")):
         score["source"] = _text(values, "source", MAX_ID_CHARS)
     if "reaction" in values:
         score["reaction"] = _reaction(values["reaction"])
-    if score.get("reaction") is not None and values.get("shown_at") is None:
+    if score.get("reaction") is not None and _is_absent(values.get("shown_at")):
         # A user who reacted has seen the tip, whether or not the app noted when.
         score["shown_at"] = score["created_at"]
     if "dwell_ms" in values:
         score["dwell_ms"] = _dwell(values["dwell_ms"])
     for name in ("training_allowed", "cut"):
-        if values.get(name) is not None:
+        if not _is_absent(values.get(name)):
             score[name] = _true_or_false(name, values[name])
     return score
 
@@ -381,16 +381,19 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     value = values.get(name)
     if name.endswith("_id") and _is_id(value):
         value = plain_text(value)
-    if value is None or value == "" or value != value:
+    if _is_absent(value):
         raise Refused(f"missing field {name}")
     if not isinstance(value, str):
         raise Refused(f"{name} is not text")
     if len(value) > max_chars:
         raise Refused(f"oversized {name}")
     _check_characters(value)
-    if value.isspace():
-        raise Refused(f"missing field {name}")
     return value
+
+
+def _is_absent(value: Any) -> bool:
+    """Whether a field says nothing: null, NaN, or text without a character that shows."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _is_id(value: Any) -> bool:
@@ -473,7 +476,7 @@ def _times(values: Mapping[str, Any], latest: datetime) -> dict[str, datetime | 
 
 
 def _time(name: str, value: Any, latest: datetime) -> datetime | None:
-    if value is None or value != value:
+    if _is_absent(value):
         return None
     time = time_of(name, value)
     if not EARLIEST <= time < LATEST:
@@ -484,7 +487,7 @@ def _time(name: str, value: Any, latest: datetime) -> datetime | None:
 
 
 def _reaction(value: Any) -> str | None:
-    if value is None:
+    if _is_absent(value):
         return None
     if (reaction := meaning_of(value)) in REACTIONS:
         return reaction
@@ -493,7 +496,7 @@ def _reaction(value: Any) -> str | None:
 
 def _dwell(value: Any) -> int | None:
     """Whole milliseconds; browsers count fractions of one, and tools write a number as text."""
-    if value is None or value != value:
+    if _is_absent(value):
         return None
     if isinstance(value, Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
         value = float(value)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
@@ -45,7 +46,7 @@ ROWS_LOOKED_AT = 100  # of JSONL, which has no header
 COLUMNS_LISTED = 20
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
-NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
+NUMBER = re.compile(r"-?[0-9]{1,19}(\.[0-9]+)?")
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),
@@ -59,12 +60,21 @@ NULLS = ("", r"\N")  # PostgreSQL's COPY writes \N
 # MongoDB's Extended JSON: the one key of an object that stands for a value.
 EXTENDED = ("$oid", "$date", "$uuid", "$numberInt", "$numberLong", "$numberDouble")
 TIME_FORM = "such as 2026-03-04T10:00:00Z"
-# A zone by name: BigQuery's " UTC"; a space before an offset; Java's "[UTC]" after one.
-ZONE_NAME = re.compile(r"\s*(?:UTC|GMT|Z)$")
+# A zone by name: BigQuery's " UTC"; a space before an offset; Java's "[UTC]" or Go's " UTC" after
+# one.
+ZONE_NAME = re.compile(r"\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
+NAME_AFTER_OFFSET = re.compile(r"(?<=[+-]\d{4}) [A-Z]{2,5}$")
 SPACED_OFFSET = re.compile(r"\s+(?=[+-]\d\d(?::?\d\d)?$)")
 ZONE_ID = re.compile(r"\[[\w/+-]+\]$")
-# Seconds and milliseconds since 1970, where they can be nothing else: September 2001 to 2100.
+# A browser's toUTCString() and toString().
+UTC_STRING = re.compile(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
+TO_STRING = re.compile(
+    r"[A-Z][a-z]{2} ([A-Z][a-z]{2} \d\d \d{4} \d\d:\d\d:\d\d GMT[+-]\d{4})( \(.*\))?"
+)
+# Seconds, milli-, micro- and nanoseconds since 1970, where they can be nothing else: September 2001
+# to 2100.
 SECONDS = range(10**9, 4_102_444_800)
+UNITS = (1, 10**3, 10**6, 10**9)
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 OVERSIZED = "oversized line"
 # What a file that is no text begins with.
@@ -316,8 +326,9 @@ def truth_of(value: Any) -> bool | None:
 def time_of(name: str, value: Any) -> datetime:
     """A time as tools write it, in UTC; `TIME_FORM` shows the form that all can write.
 
-    ISO 8601 with a zone; BigQuery's ` UTC`; Java's `[Europe/Paris]` after an offset; seconds or
-    milliseconds since 1970, as a number or its text, from September 2001 on.
+    ISO 8601 with a zone; BigQuery's ` UTC`; Java's `[Europe/Paris]` or Go's ` UTC` after an offset;
+    a browser's `toString()` and `toUTCString()`; seconds, milli-, micro- or nanoseconds since 1970,
+    as a number or its text, from September 2001 on.
 
     Raises:
         Refused: it is none, has no zone, or lies outside the calendar; `name` is its column.
@@ -325,11 +336,11 @@ def time_of(name: str, value: Any) -> datetime:
     text = plain_text(value)
     if not isinstance(value, bool) and NUMBER.fullmatch(text):
         seconds = float(text)
-        for unit in (1, 1_000):
+        for unit in UNITS:
             if int(seconds / unit) in SECONDS:
                 return datetime.fromtimestamp(seconds / unit, UTC)
     try:
-        time = value if isinstance(value, datetime) else datetime.fromisoformat(_iso(text))
+        time = value if isinstance(value, datetime) else _parsed(text)
     except ValueError as error:
         raise Refused(f"unparsable {name}; write a time {TIME_FORM}") from error
     if time.utcoffset() is None:
@@ -340,9 +351,17 @@ def time_of(name: str, value: Any) -> datetime:
         raise Refused(f"out-of-range {name}") from error
 
 
+def _parsed(text: str) -> datetime:
+    if UTC_STRING.fullmatch(text):
+        return parsedate_to_datetime(text)
+    if said := TO_STRING.fullmatch(text):
+        return datetime.strptime(said[1], "%b %d %Y %H:%M:%S GMT%z")
+    return datetime.fromisoformat(_iso(text))
+
+
 def _iso(text: str) -> str:
     """ISO 8601 of the other spellings of a zone."""
-    bare = ZONE_ID.sub("", text)
+    bare = ZONE_ID.sub("", NAME_AFTER_OFFSET.sub("", text))
     if bare != text and not re.search(r"(Z|[+-]\d\d(:?\d\d)?)$", bare):
         return text
     return SPACED_OFFSET.sub("", ZONE_NAME.sub("Z", bare))
