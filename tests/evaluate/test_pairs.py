@@ -1,8 +1,12 @@
 """Preference accuracy on a file of pairs: the number itself, and which pairs do not count."""
 
+import csv
+import gzip
 import json
 from dataclasses import asdict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loop_fixtures import SECRET, copy_of_trained, install, reactions
@@ -136,12 +140,16 @@ GOOD = json.dumps({"kind": "focus", "context": {}, "chosen": "a", "rejected": "b
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("{", "no pair of kind, context, chosen, rejected"),
-        ('["a", "b"]', "no pair of kind, context, chosen, rejected"),
-        ('{"kind": "focus", "context": {}, "chosen": "a"}', "no pair of kind"),
-        (GOOD.replace('"b"', "7"), "kind, chosen and rejected must be texts"),
-        (GOOD.replace('"a"', '" "'), "kind, chosen and rejected must be texts"),
+        ("{", "not valid JSON; a pair has kind, context, chosen, rejected"),
+        ('["a", "b"]', "not a JSON object; a pair has"),
+        ('{"kind": "focus", "chosen": "a"}', "lacks context, rejected; a pair has"),
+        (GOOD.replace('"b"', "7"), "rejected must be a text"),
+        (GOOD.replace('"a"', '" "'), "chosen must be a text"),
         (GOOD.replace("{}", "[]"), "context must be an object"),
+        (GOOD.replace("{}", '"{"'), "context is no JSON"),
+        (GOOD.replace('"a"', '"a\\ud83d"'), "lone surrogate"),
+        (GOOD.replace("{}", '{"a": "\\udc00"}'), "lone surrogate"),
+        (GOOD.replace("{}", '{"a": NaN}'), "non-finite number"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named_by_its_number(tmp_path, line, what):
@@ -159,6 +167,23 @@ def test_a_file_without_pairs_or_without_text_is_refused(tmp_path):
     file.write_bytes(b"\xff\xff")
     with pytest.raises(DataError, match="line 1: invalid UTF-8, perhaps Latin-1"):
         read_pairs(file)
+
+
+def test_pairs_may_stand_in_a_file_of_any_kind(tmp_path):
+    rows = [json.loads(GOOD), {**json.loads(GOOD), "context": {"note": "a,b"}, "chosen": "x"}]
+    flat = [{**row, "context": json.dumps(row["context"])} for row in rows]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    pq.write_table(pa.Table.from_pylist(flat), tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    for name in ("a.jsonl.gz", "a.parquet", "a.csv"):
+        found = read_pairs(tmp_path / name)
+        assert [(each.context, each.chosen) for each in found] == [
+            ({}, "a"),
+            ({"note": "a,b"}, "x"),
+        ]
 
 
 def test_texts_may_hold_any_character_that_json_allows(tmp_path):

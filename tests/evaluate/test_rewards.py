@@ -13,7 +13,13 @@ import pytest
 from loop_fixtures import SECRET, copy_of_trained, install, reactions
 from reactune.cli import main
 from reactune.errors import DataError
-from reactune.evaluate.rewards import live_or_newest, reward_of_run, score_file, write_scored
+from reactune.evaluate.rewards import (
+    json_line,
+    live_or_newest,
+    reward_of_run,
+    score_file,
+    write_scored,
+)
 from reactune.reward.model import load, save
 from reactune.runs.folders import all_runs
 
@@ -91,6 +97,8 @@ BAD = [
     ({"kind": "focus", "context": [], "text": "a"}, "context must be an object"),
     ({"kind": "focus", "context": "{", "text": "a"}, "context is no JSON"),
     ({"kind": "focus", "context": {"time_of_day": [1]}, "text": "a"}, "holds list"),
+    ({"kind": "focus", "context": {}, "text": "half \ud83d"}, "lone surrogate"),
+    ({"kind": "focus", "context": {}, "text": "a", "half \ud83d": 1}, "lone surrogate"),
 ]
 
 
@@ -107,12 +115,17 @@ def test_bad_rows_are_listed_by_their_line_and_the_others_scored(
     listed = capsys.readouterr().err.splitlines()
     listed = [line for line in listed if line.startswith(str(file))]
     assert len(listed) == len(BAD) + 1
-    for line, number, (_, reason) in zip(listed, range(2, 8), BAD, strict=False):
+    for line, number, (_, reason) in zip(listed, range(2, 10), BAD, strict=False):
         assert line.startswith(f"{file}, line {number}: ")
         assert reason in line
-    assert listed[-1] == f"{file}, line 9: not valid JSON"
+    assert listed[-1] == f"{file}, line 11: not valid JSON"
     out = (tmp_path / "out.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in out] == [each["id"] for each in texts()[:2]]
+
+
+def test_a_number_that_json_does_not_have_is_null():
+    row = {"a": float("nan"), "b": [float("-inf"), "NaN"], "c": "caf\u00e9"}
+    assert json.loads(json_line(row)) == {"a": None, "b": [None, "NaN"], "c": "caf\u00e9"}
 
 
 def test_rows_go_to_standard_output(config, tmp_path, monkeypatch, capsys):

@@ -107,7 +107,7 @@ def _status(config: "Config") -> "Mapping[str, Any]":
     "--pairs",
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSONL of {kind, context, chosen, rejected}.",
+    help="JSONL (.gz), CSV or Parquet of {kind, context, chosen, rejected}.",
 )
 @click.option(
     "--model",

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from reactune.config.sections import IngestConfig
 from reactune.data.columns import CONSENT, match_columns
 from reactune.data.readers import (
+    HALF_A_CHARACTER,
     NUL_BYTE,
     NUMBER,
     SURROGATE,
@@ -412,7 +413,7 @@ def _check_characters(text: str) -> None:
     if "\0" in text:
         raise Refused(NUL_BYTE)
     if SURROGATE.search(text):
-        raise Refused("lone surrogate")
+        raise Refused(HALF_A_CHARACTER)
 
 
 def _context(values: Mapping[str, Any], max_chars: int) -> str:

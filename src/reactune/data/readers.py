@@ -77,6 +77,7 @@ SECONDS = range(10**9, 4_102_444_800)
 UNITS = (1, 10**3, 10**6, 10**9)
 NOT_JSON, NOT_AN_OBJECT, NUL_BYTE = "not valid JSON", "not a JSON object", "NUL byte"
 OVERSIZED = "oversized line"
+HALF_A_CHARACTER = "lone surrogate"
 # What a file that is no text begins with.
 SIGNATURES = {
     b"\x1f\x8b": "gzip",
@@ -213,6 +214,17 @@ def read_rows(
     if kind_of(path) == "csv":
         return _csv_rows(path, max_line_bytes)
     return _json_rows(path, max_line_bytes, decoder)
+
+
+def read_whole(path: Path) -> Iterator[Line]:
+    """Every row of a file of any kind, with all columns that it has.
+
+    Raises:
+        DataError: the file is not what its name says, or is broken off in the middle.
+    """
+    if kind_of(path) == "parquet":
+        return read(path, {name: name for name in parquet_schema(path).names})
+    return read_rows(path)
 
 
 def read_records(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Record]:

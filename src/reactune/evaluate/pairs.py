@@ -12,19 +12,21 @@ import numpy.typing as npt
 from reactune import deployment
 from reactune.config.settings import Config
 from reactune.data.dataset.exports import EXAMPLES, read_examples
+from reactune.data.readers import Line, Refused, check_readable, read_whole
 from reactune.errors import DataError
 from reactune.evaluate.gate import score_rows
-from reactune.evaluate.rewards import open_scorer, reward_of_run, score_texts
+from reactune.evaluate.rewards import fields_of, open_scorer, reward_of_run, score_texts
 from reactune.model.files import base_model
 from reactune.model.logprobs import Row
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat
 from reactune.progress import progress_bar
-from reactune.records import Estimate, folded_text, read_utf8
+from reactune.records import Estimate, folded_text
 from reactune.reward.quality import share_won
 from reactune.runs.folders import find_run, prompt_of_run
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
+PAIR = ("kind", "context", "chosen", "rejected")
 Floats = npt.NDArray[np.float64]
 
 
@@ -77,7 +79,7 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     depend on each other; the intervals (95 %) say so.
 
     Raises:
-        DataError: the file is no JSONL of pairs, all pairs are refused, or there is no such model.
+        DataError: a row of the file is no pair, all pairs are refused, or there is no such model.
     """
     adapter, run_id = _find_model(config, name)
     reward = reward_of_run(config, run_id)
@@ -128,19 +130,15 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
 
 
 def read_pairs(file: Path) -> list[Pair]:
-    """The pairs of a JSONL file of `{kind, context, chosen, rejected}`.
+    """The pairs of a file of `{kind, context, chosen, rejected}`: JSONL (.gz), CSV or Parquet.
 
     Raises:
-        DataError: the file cannot be read, a line is no such object, or there is none.
+        DataError: the file cannot be read, a row is no such pair, or there is none.
     """
-    try:
-        # Not splitlines: a text may hold U+2028 and the like, which end no line of JSONL.
-        lines = read_utf8(file).split("\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; check the name") from error
-    pairs = [_pair(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    check_readable(file)
+    pairs = [_pair(file, line) for line in read_whole(file)]
     if not pairs:
-        raise DataError(f"{file} holds no pairs")
+        raise DataError(f"{file} holds no pairs of {', '.join(PAIR)}")
     return pairs
 
 
@@ -203,23 +201,12 @@ def _run(config: Config, run_id: str) -> Path:
     return find_run(config.run_root, run_id)
 
 
-def _pair(file: Path, number: int, line: str) -> Pair:
+def _pair(file: Path, line: Line) -> Pair:
     try:
-        values = json.loads(line)
-        pair = Pair(
-            kind=values["kind"],
-            context=values["context"],
-            chosen=values["chosen"],
-            rejected=values["rejected"],
-            cluster=json.dumps([values["kind"], values["context"]], sort_keys=True),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        context, texts = fields_of(line, ("kind", "chosen", "rejected"))
+    except Refused as refusal:
         raise DataError(
-            f"{file}, line {number}: no pair of kind, context, chosen, rejected"
-        ) from error
-    texts = (pair.kind, pair.chosen, pair.rejected)
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{file}, line {number}: kind, chosen and rejected must be texts")
-    if not isinstance(pair.context, dict):
-        raise DataError(f"{file}, line {number}: context must be an object")
-    return pair
+            f"{file}, line {line.number}: {refusal}; a pair has {', '.join(PAIR)}"
+        ) from refusal
+    kind, chosen, rejected = texts
+    return Pair(kind, context, chosen, rejected, json.dumps([kind, context], sort_keys=True))

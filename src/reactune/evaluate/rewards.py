@@ -12,7 +12,15 @@ from typing import Any
 
 from reactune import deployment
 from reactune.config.settings import Config
-from reactune.data.readers import Line, check_readable, kind_of, parquet_schema, read, read_rows
+from reactune.data.readers import (
+    HALF_A_CHARACTER,
+    SURROGATE,
+    Line,
+    Refused,
+    check_readable,
+    kind_of,
+    read_whole,
+)
 from reactune.errors import DataError
 from reactune.model.files import BaseModel, base_model
 from reactune.model.logprobs import Row
@@ -26,7 +34,6 @@ from reactune.runs.manifest import manifests
 from reactune.runs.remote import fetch, pull, run_root
 
 ROWS_AT_ONCE = 1_000
-REQUIRED = ("kind", "context", "text")
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def score_file(
     base = base_model(config.model)
     settings = prompt_of_run(config.run_root / run_id, config.prompt)
     chat = load_chat(base.folder, settings, privacy=config.privacy)
-    lines = _lines(file)
+    lines = read_whole(file)
     with open_scorer(model, base) as layers:
         while some := list(islice(lines, ROWS_AT_ONCE)):
             checked = [_checked(chat, line) for line in some]
@@ -157,36 +164,45 @@ def write_scored(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False, default=str)
+    """A row as one line of JSON; a number that JSON does not have is null."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    if "NaN" in text or "Infinity" in text:
+        row = json.loads(text, parse_constant=lambda name: None)
+        text = json.dumps(row, ensure_ascii=False)
+    return text
 
 
-def _lines(file: Path) -> Iterator[Line]:
-    """The rows of a file with all their columns."""
-    if kind_of(file) == "parquet":
-        return read(file, {name: name for name in parquet_schema(file).names})
-    return read_rows(file)
+def fields_of(line: Line, texts: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
+    """The context of a row, which may be an object or its JSON, and these texts of it.
+
+    Raises:
+        Refused: it lacks one of them, or one is not what it should be.
+    """
+    if line.refusal:
+        raise Refused(line.refusal)
+    values, names = line.values, ("context", *texts)
+    if missing := [name for name in names if name not in values]:
+        raise Refused(f"lacks {', '.join(missing)}")
+    if SURROGATE.search(json_line(values)):
+        raise Refused(HALF_A_CHARACTER)
+    for name in texts:
+        if not isinstance(values[name], str) or not values[name].strip():
+            raise Refused(f"{name} must be a text")
+    context = values["context"]
+    if isinstance(context, str) or context is None:
+        try:
+            context = json.loads(context or "{}")
+        except (ValueError, RecursionError) as error:
+            raise Refused("context is no JSON") from error
+    if not isinstance(context, dict):
+        raise Refused("context must be an object")
+    return context, [values[name] for name in texts]
 
 
 def _checked(chat: Chat, line: Line) -> Row | str:
     """Token ids of the prompt and the tip of a row, or what is wrong with it."""
-    if line.refusal:
-        return line.refusal
-    missing = [name for name in REQUIRED if name not in line.values]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    kind, context, text = (line.values[name] for name in REQUIRED)
-    for name, value in (("kind", kind), ("text", text)):
-        if not isinstance(value, str) or not value.strip():
-            return f"{name} must be a text"
-    if isinstance(context, str) or context is None:
-        try:
-            context = json.loads(context or "{}")
-        except (ValueError, RecursionError):
-            return "context is no JSON"
-    if not isinstance(context, dict):
-        return "context must be an object"
     try:
+        context, (kind, text) = fields_of(line, ("kind", "text"))
         prompt = assemble(chat, kind, context).token_ids
     except DataError as error:
         return str(error)
