@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import reactune
-from reactune import AsyncClient, Client
+from reactune import AsyncClient, Client, Router
 from reactune.client import http
 from reactune.client.http import (
     MAX_WAIT_SECONDS,
@@ -27,6 +27,7 @@ from reactune.client.http import (
     Report,
     ServiceError,
     UnsendableError,
+    connection,
     flush_steps,
     report_steps,
     request_steps,
@@ -34,6 +35,7 @@ from reactune.client.http import (
     tip_steps,
 )
 from reactune.errors import DataError
+from reactune.privacy.hashing import HashingKey
 from reactune.service.api_keys import make_key
 from reactune.service.state import close_service
 from reactune.store.database import create_store
@@ -285,6 +287,45 @@ def test_what_can_be_known_is_refused_at_the_call(tmp_path, tip_id, reaction, dw
         with pytest.raises(UnsendableError, match="give JSON of finite numbers"):
             client.tip("u-1", "focus", {"score": float("nan")})
         assert client._outbox.waiting() == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8765", "ftp://host", "http://", "//host", "http://[::1", "http://a:b", None, 5],
+)
+def test_a_url_that_no_request_can_go_to_is_refused_at_once(url, tmp_path):
+    for make in (Client, AsyncClient):
+        with pytest.raises(DataError, match=r"url = .*: give the service's, such as http://local"):
+            make(url, outbox=tmp_path / "out.db")
+    with pytest.raises(DataError, match="give the service's"):
+        Router.from_service(url, key=HashingKey(b"k" * 32))
+
+
+@pytest.mark.parametrize("key", ["rt_\u00fc", "rt_\nx", "rt_\ud83d", "rt_\0"])
+def test_a_key_that_no_header_can_hold_is_refused_at_once_and_not_quoted(key):
+    with pytest.raises(DataError, match="api_key: ") as refused:
+        Client("http://127.0.0.1:1", api_key=key)
+    assert "rt_" not in str(refused.value)
+
+
+def test_a_key_may_have_the_line_break_of_its_file():
+    assert connection("http://a", " rt_x\n", 1)["headers"] == {"authorization": "Bearer rt_x"}
+    assert connection("http://a", "\n", 1)["headers"] == {}
+
+
+@pytest.mark.parametrize("context", [None, [1], "x", 5])
+def test_a_context_that_is_no_mapping_is_refused_at_the_call(context):
+    with (
+        Client("http://127.0.0.1:1") as client,
+        pytest.raises(UnsendableError, match=r"context is a \w+; give a dictionary"),
+    ):
+        client.tip("u-1", "focus", context)
+
+
+@pytest.mark.parametrize("sent", [b"<html>Welcome</html>", b"[]", b"{}", b"null"])
+def test_an_answer_of_somebody_else_is_an_error_that_says_so(sent):
+    with pytest.raises(ServiceError, match="the answer is no tip; is the URL that of"):
+        run(tip_steps("u", "focus", {}, ()), [httpx.Response(200, content=sent)])
 
 
 def test_a_redirect_to_another_address_settles_no_report(tmp_path):

@@ -87,6 +87,13 @@ def test_white_space_is_no_key(value):
     assert given_key_ids(PrivacyConfig(), {"REACTUNE_KEY": value}) == frozenset()
 
 
+def test_a_key_may_be_any_bytes():
+    raw = bytes(range(128, 168))
+    environ = {"REACTUNE_KEY": raw.decode(errors="surrogateescape")}
+    assert load_hashing_key(PrivacyConfig(), environ) == HashingKey(raw)
+    assert given_key_ids(PrivacyConfig(), environ) == {HashingKey(raw).key_id}
+
+
 def test_a_key_is_trimmed_and_rows_hashed_with_what_stood_there_are_still_found():
     environ = {"REACTUNE_KEY": f"{NEW}\n"}
     ring = load_hashing_keys(PrivacyConfig(), environ)

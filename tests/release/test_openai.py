@@ -247,6 +247,13 @@ def test_a_server_that_is_away_is_one_error_with_advice(smollm):
             assert "hush" not in str(raised.value)
 
 
+@pytest.mark.parametrize("key", ["s\u00e9cret", "s3\ncret", "s3cret\udcff"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_quoted(key):
+    with pytest.raises(ReleaseError, match="REACTUNE_OPENAI_KEY: no key of a server") as refused:
+        OpenAICompatible(settings_for("http://127.0.0.1:9"), key=key)
+    assert "cret" not in str(refused.value)
+
+
 @pytest.mark.slow
 def test_parity_goes_by_greedy_answers_where_the_server_tells_nothing_of_given_texts(
     server, smollm

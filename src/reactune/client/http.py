@@ -169,10 +169,16 @@ def tip_steps(
     user: str, kind: str, context: Mapping[str, Any], names: Sequence[str]
 ) -> Steps[ClientTip]:
     """Request a tip, every time under the same id."""
+    if not isinstance(context, Mapping):
+        raise UnsendableError(f"context is a {type(context).__name__}; give a dictionary")
     body = {"user": user, "kind": kind, "context": dict(context), "names": list(names)}
     response = yield from request_steps("/v1/tips", {**body, "tip_id": uuid.uuid4().hex})
-    tip = response.json()
-    return ClientTip(tip["tip_id"], tip["content"], tip.get("recorded", True))
+    try:
+        tip = response.json()
+        return ClientTip(tip["tip_id"], tip["content"], tip.get("recorded", True))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = "the answer is no tip; is the URL that of `reactune serve`, without a path?"
+        raise ServiceError(reason, response.status_code) from error
 
 
 def report_steps(outbox: Outbox | None, path: str, body: Mapping[str, Any]) -> Steps[None]:
@@ -317,8 +323,23 @@ def _request_of(step: Post) -> dict[str, Any]:
     return {"url": url, "content": content, "headers": headers}
 
 
-def _connection(url: str, api_key: str, timeout_seconds: float) -> dict[str, Any]:
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+def connection(url: str, api_key: str, timeout_seconds: float) -> dict[str, Any]:
+    """The arguments of httpx's clients. White space around a key does not count.
+
+    Raises:
+        DataError: no request can be sent to such a URL, or with such a key.
+    """
+    try:
+        address = httpx.URL(url)
+        is_address = address.scheme in ("http", "https") and bool(address.host)
+    except (httpx.InvalidURL, TypeError):
+        is_address = False
+    if not is_address:
+        raise DataError(f"url = {url!r}: give the service's, such as http://localhost:8765")
+    key = api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise DataError("api_key: it has other characters than those `reactune keys create` prints")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     # Proxies and netrc files of the environment do not apply.
     return {"base_url": url, "headers": headers, "timeout": timeout_seconds, "trust_env": False}
 
@@ -327,7 +348,8 @@ class Client:
     """Calls the service; close it, or use it in a `with` statement.
 
     With an `outbox` (a file), `shown` and `react` return when the report is on disk here, and
-    `flush` sends what waits; without one they return when the service has recorded it.
+    `flush` sends what waits; without one they return when the service has recorded it. A URL or a
+    key that no request can hold is a `DataError`.
     """
 
     def __init__(
@@ -338,7 +360,7 @@ class Client:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.Client(**_connection(url, api_key, timeout_seconds))
+        self._http = httpx.Client(**connection(url, api_key, timeout_seconds))
         self._outbox = None if outbox is None else Outbox(outbox)
 
     def tip(
@@ -348,7 +370,8 @@ class Client:
 
         Raises:
             ServiceError: the service refuses, or answered none of the tries.
-            UnsendableError: the context holds what JSON cannot express, such as NaN.
+            UnsendableError: the context is no mapping, or holds what JSON cannot express, such as
+                NaN.
         """
         return self._run(tip_steps(user, kind, context, names))
 
@@ -422,7 +445,7 @@ class AsyncClient:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.AsyncClient(**_connection(url, api_key, timeout_seconds))
+        self._http = httpx.AsyncClient(**connection(url, api_key, timeout_seconds))
         self._outbox = None if outbox is None else Outbox(outbox)
 
     async def tip(

@@ -128,13 +128,15 @@ class Router:
         `key` hashes user ids: it must be the service's own, or the decisions differ.
 
         Raises:
-            DataError: the service does not answer, nothing is live there, or the key is refused.
+            DataError: no such URL or key can be sent, the service does not answer, nothing is live
+                there, or the key is refused.
             PrivacyError: no hashing key was given, and the environment holds none.
         """
         import httpx
 
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        client = httpx.Client(base_url=url, headers=headers, timeout=HTTP_SECONDS)
+        from reactune.client.http import connection
+
+        client = httpx.Client(**connection(url, api_key, HTTP_SECONDS))
 
         def read() -> Rollout:
             try:

@@ -73,7 +73,7 @@ def load_hashing_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> Has
             "make one with `openssl rand -hex 32` and keep it: with another key the same people "
             "are other users"
         )
-    return HashingKey(secret.encode())
+    return HashingKey(_bytes_of(secret))
 
 
 def load_hashing_keys(settings: PrivacyConfig, environ: Mapping[str, str]) -> HashingKeys:
@@ -107,7 +107,12 @@ def _given_keys(settings: PrivacyConfig, environ: Mapping[str, str]) -> list[Has
     """Each variable's key, trimmed, and as it stands if that differs; short ones are skipped."""
     values = [environ.get(name, "") for name in (settings.key_env, *settings.old_key_envs)]
     secrets = dict.fromkeys(each for value in values for each in (value.strip(), value))
-    return [HashingKey(each.encode()) for each in secrets if len(each.strip()) >= MIN_KEY_CHARS]
+    return [HashingKey(_bytes_of(each)) for each in secrets if len(each.strip()) >= MIN_KEY_CHARS]
+
+
+def _bytes_of(secret: str) -> bytes:
+    """The variable's bytes, whether or not they are UTF-8."""
+    return secret.encode(errors="surrogateescape")
 
 
 def user_key(key: HashingKey, user_id: object) -> str:

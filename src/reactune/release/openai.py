@@ -46,7 +46,8 @@ Card = Mapping[str, Any]
 class OpenAICompatible:
     """A connection to the server at `[serve] openai_url`; safe for many threads.
 
-    At most `openai_requests` requests are in flight; more wait, within their time limit.
+    At most `openai_requests` requests are in flight; more wait, within their time limit. A key that
+    no request can hold is a `ReleaseError`.
     """
 
     settings: ServeConfig
@@ -57,6 +58,8 @@ class OpenAICompatible:
     writes_several: bool = True  # texts for one request; False once it did not
 
     def __post_init__(self) -> None:
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ReleaseError(f"{KEY}: no key of a server has such characters; set it anew")
         self.client = httpx.Client(**self._connection())
 
     def check(self, *, versions: int = 1, base: str = "") -> str:
