@@ -50,6 +50,7 @@ CONTENT = {
     "cut off": gzip.compress(json.dumps(row(1)).encode() * 50)[:-20],
 }
 PACKED = {"not packed", "cut off"}
+LONG = "n" * 300  # more than a file's name may have
 
 
 @contextlib.contextmanager
@@ -73,6 +74,10 @@ def put(folder, kind, name):
         (folder / name).mkdir()
     elif kind == "a dangling link":
         (folder / name).symlink_to("nowhere")
+    elif kind == "a link to itself":
+        (folder / name).symlink_to(name)
+    elif kind == "a name too long":
+        return f"{LONG}{name}"
     elif kind == "in a file":
         (folder / "file").write_text("")
         return f"file/{name}"
@@ -100,8 +105,10 @@ def check(code, out, err):
 
 
 @pytest.mark.parametrize(
-    "kind", ["absent", "a folder", "a dangling link", "in a file", "Parquet that is none", *CONTENT]
-)
+    "kind",
+    ["absent", "a folder", "a dangling link", "a link to itself", "a name too long", "in a file",
+     "Parquet that is none", *CONTENT],
+)  # fmt: skip
 @pytest.mark.parametrize("name", FILES)
 def test_a_bad_file_is_one_clear_error(call, here, kind, name):
     call("init")
@@ -123,8 +130,14 @@ OUTPUTS = {
     "a folder": "folder",
     "in a file": "file/out",
     "in /proc": "/proc/out",
+    "a name too long": LONG,
+    "in a folder with a name too long": f"{LONG}/out",
+    "a link to itself": "loop",
     "read-only": "locked/out",
 }
+
+# Folders for reports, pictures and rejected rows are made; a file takes the place of a link.
+MENDED = ("absent folder", "a link to itself")
 
 
 @pytest.mark.parametrize("place", OUTPUTS)
@@ -133,6 +146,8 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(call, here, place):
     (here / "folder.jsonl").mkdir()
     (here / "folder.svg").mkdir()
     (here / "file").write_text("")
+    for name in ("loop.jsonl", "loop.svg"):
+        (here / name).symlink_to(name)
     (here / "locked").mkdir()
     (here / "locked").chmod(0o555)
     write_rows(here / "rows.jsonl", [row(n, arm="ab"[n % 2]) for n in range(8)])
@@ -154,9 +169,8 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(call, here, place):
         with nobody() if place == "read-only" else contextlib.nullcontext():
             code, out, err = call(*arguments)
         check(code, out, err)
-        # Folders for reports, pictures and rejected rows are made.
-        assert code in (1, 2) or place == "absent folder", arguments
-    assert place == "absent folder" or not (here / "fine.jsonl").exists()
+        assert code in (1, 2) or place in MENDED, arguments
+    assert place in MENDED or not (here / "fine.jsonl").exists()
 
 
 @pytest.fixture
@@ -175,6 +189,7 @@ SETTINGS = {
         "sqlite:///absent/t.db", "sqlite:////proc/t.db", "sqlite:///.", "sqlite:///junk", "nosuch",
         "postgresql://127.0.0.1:1/none", "postgresql://nohost.invalid/x", "mysql://x/y",
         "postgresql://joe:hunter2@localhost:port/x", "postgresql://", "", "sqlite:///:memory:",
+        f"sqlite:///{LONG}.db",
     ),
     "source.url": (
         "absent/*.parquet", "sqlite:///absent.db", "sqlite:///junk", "junk", "nosuch://x", "folder",
@@ -183,12 +198,12 @@ SETTINGS = {
     ),
     "source.table": ("absent", "a.b.c.d", "'; drop"),
     "source.where": ("nocolumn = 1", "((", "1; drop table x"),
-    "model.base": ("absent", "folder", "junk", "junk.gguf", "/proc", "nobody/none"),
-    "model.cache_dir": ("junk", "/proc/x"),
-    "run.root": ("junk", "/proc/x", "nosuch://x", "junk/deep"),
+    "model.base": ("absent", "folder", "junk", "junk.gguf", "/proc", "nobody/none", LONG),
+    "model.cache_dir": ("junk", "/proc/x", LONG),
+    "run.root": ("junk", "/proc/x", "nosuch://x", "junk/deep", LONG),
     "registry.tracking_uri": ("sqlite:///absent/m.db", "nosuch://x", "sqlite:///junk", ""),
-    "prompt.template": ("absent.jinja", "folder", "junk"),
-    "export.converter": ("absent.py", "folder"),
+    "prompt.template": ("absent.jinja", "folder", "junk", LONG),
+    "export.converter": ("absent.py", "folder", LONG),
     "export.quantiser": ("absent", "folder"),
     "serve.host": ("nohost.invalid", "256.1.1.1", ""),
     "serve.port": ("99999", "x"),

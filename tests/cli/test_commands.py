@@ -80,6 +80,15 @@ def test_what_the_system_refuses_is_one_line_with_place_and_advice(call, here):
     assert "taken" in err
 
 
+def test_a_current_folder_that_is_gone_is_one_line(call, here, monkeypatch):
+    gone = here / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = call("status")
+    assert (code, err) == (1, "reactune: the current folder is gone; enter one that is there\n")
+
+
 def test_a_file_that_numpy_can_write_in_part_only_is_one_line(call, here, monkeypatch):
     def fill(*_):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -54,7 +54,11 @@ ADVICE = {
     errno.EISDIR: "name a file",
     errno.EMFILE: "allow more open files (`ulimit -n`)",
     errno.EFBIG: "allow larger files (`ulimit -f`)",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "replace the link, which leads to itself",
+    errno.ENOMEM: "free some memory, and repeat the command",
 }
+CHECK_PLACE = "check that place; with `reactune -v` the error shows where it arose"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -96,10 +100,14 @@ def _refused(error: OSError) -> str | None:
     if type(error) is OSError and error.errno is None:
         # numpy forgets the number where a file can be written in part only.
         return f"a file could not be written whole ({error}); {ADVICE[errno.ENOSPC]}"
+    if isinstance(error.filename, str | bytes):
+        place = os.fsdecode(error.filename)
+        return f"{place}: {error.strerror}; {ADVICE.get(error.errno or 0, CHECK_PLACE)}"
+    if error.errno == errno.ENOENT:  # of the system's calls, this one names no place
+        return "the current folder is gone; enter one that is there"
     if error.errno not in ADVICE:
         return None
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}; {ADVICE[error.errno]}"
+    return f"{error.strerror}; {ADVICE[error.errno]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,6 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if session.verbose or line is None:
             raise
         click.echo(f"reactune: {in_one_line(line)}", err=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        # How pathlib says ELOOP before Python 3.13.
+        if session.verbose or not str(error).startswith("Symlink loop from "):
+            raise
+        click.echo(f"reactune: {in_one_line(str(error))}; {ADVICE[errno.ELOOP]}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
