@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import duckdb
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -444,3 +445,40 @@ def test_a_table_that_is_not_there_is_named(tmp_path, table):
     url = f"sqlite:///{tmp_path / 'store.db'}"
     with pytest.raises(DataError, match=f"cannot read table {re.escape(table)} of sqlite"):
         read(SourceConfig(url=url, table=table))
+
+
+class DatabaseError(Exception):
+    """Of an engine that is not installed here; PEP 249 gives it this name in every driver."""
+
+
+QUOTING = type("DataError", (DatabaseError,), {})  # the kind whose message may quote a value
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (sqlite3.OperationalError("disk I/O error"), "disk I/O error"),
+        (psycopg.OperationalError("connection lost\nmore"), "connection lost;"),
+        (psycopg.InterfaceError("cursor closed"), "cursor closed"),
+        (duckdb.IOException("no such file"), "no such file"),
+        (DatabaseError("access denied"), "access denied"),
+        (QUOTING("'anna@example.com' is no number"), "DataError: a value is not of the type"),
+    ],
+)
+def test_what_a_driver_raises_is_one_error_whatever_the_engine(tmp_path, error, said):
+    create_store(url := f"sqlite:///{tmp_path / 'tips.db'}").dispose()
+    with (
+        pytest.raises(DataError, match=rf"cannot read table tip_scores of sqlite.*: {said}") as one,
+        open_scores(SourceConfig(), store_url=url, folder=tmp_path),
+    ):
+        raise error
+    assert "anna" not in str(one.value)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_the_drivers(tmp_path):
+    create_store(url := f"sqlite:///{tmp_path / 'tips.db'}").dispose()
+    with (
+        pytest.raises(KeyError),
+        open_scores(SourceConfig(), store_url=url, folder=tmp_path),
+    ):
+        raise KeyError("x")

@@ -143,13 +143,19 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
         backend, table = _open(url, source.table, folder)
     except ImportError as error:
         raise _not_installed(url, error) from error
-    except (IbisError, TableNotFound, *remote_errors(), *_driver_errors()) as error:
+    except (IbisError, TableNotFound, *remote_errors()) as error:
+        raise _unreadable(source.table, url, error) from error
+    except Exception as error:
+        if not _is_of_a_driver(error):
+            raise
         raise _unreadable(source.table, url, error) from error
     try:
         scores = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
         with closing(Answers(backend)) as answers:
             yield OpenScores(scores, answers)
-    except _driver_errors() as error:
+    except Exception as error:
+        if not _is_of_a_driver(error):
+            raise
         # Lost while it was read.
         raise _unreadable(source.table, url, error) from error
     finally:
@@ -497,13 +503,13 @@ def _existing(file: Path) -> Path:
     return file
 
 
-def _driver_errors() -> tuple[type[Exception], ...]:
-    """What the drivers of the engines we install raise; other engines' errors travel on."""
-    import adbc_driver_manager
-    import duckdb
-    import psycopg
+def _is_of_a_driver(error: Exception) -> bool:
+    """Whether a database's driver raised it, of whatever engine: PEP 249 names their classes."""
+    return _is_called(error, "DatabaseError", "InterfaceError")
 
-    return (sqlite3.Error, duckdb.Error, psycopg.Error, adbc_driver_manager.Error)
+
+def _is_called(error: Exception, *names: str) -> bool:
+    return any(each.__name__ in names for each in type(error).__mro__)
 
 
 def _not_installed(url: str, error: ImportError) -> ConfigError:
@@ -523,11 +529,6 @@ def _unreadable(table: str, url: str, error: Exception) -> DataError:
 
 def _reason(error: Exception) -> str:
     """The first line of a driver's message, unless it may quote a value of a user."""
-    import adbc_driver_manager
-    import duckdb
-    import psycopg
-
-    quoting = (psycopg.DataError, duckdb.DataError, adbc_driver_manager.DataError)
-    if isinstance(error, quoting):
+    if _is_called(error, "DataError"):
         return f"{type(error).__name__}: a value is not of the type that its column must have"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
