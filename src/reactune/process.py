@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from weakref import WeakSet
 
 from reactune.errors import ReactuneError
 
@@ -22,6 +23,29 @@ PARENT = "REACTUNE_PARENT"  # process id of the one that starts the child
 MATRIX_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 log = logging.getLogger(__name__)
+
+
+class Forkable(Protocol):
+    """What has threads or connections that a forked child does not have, or must not use."""
+
+    def after_fork(self) -> None:
+        """Called in the child, where no other thread runs: note it, and do nothing that waits."""
+
+
+_forkable: "WeakSet[Forkable]" = WeakSet()
+
+
+def tell_of_forks(owner: Forkable) -> None:
+    """Call `after_fork` of `owner`, while it lives, in every child that this process forks."""
+    _forkable.add(owner)
+
+
+def _after_fork() -> None:
+    for each in _forkable:
+        each.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Repeater:

@@ -116,6 +116,40 @@ def test_a_tip_whose_answer_is_lost_is_asked_for_again_and_given_once(app):
     assert [row["tip_id"] for row in rows_of(app.engine)] == [tip.tip_id]
 
 
+FORKS = """
+import os, sys
+from reactune import Client
+
+client = Client(sys.argv[1])
+
+def tip_id():
+    return client.tip("u", "focus", {"free_text": "mail anna@example.com"}).tip_id
+
+tips = [tip_id()]
+children = []
+for number in range(8):
+    if not (child := os.fork()):
+        client.react(tip_id(), "done", number)
+        client.close()
+        os._exit(0)
+    children.append(child)
+    tips.append(tip_id())
+print([os.waitpid(child, 0)[1] for child in children], len(set(tips)))
+"""
+
+
+def test_forked_workers_have_connections_of_their_own(app):
+    environment = {**os.environ, "PYTHONPATH": str(Path(reactune.__file__).parents[1])}
+    with listening(app) as address:
+        call = [sys.executable, "-c", FORKS, address]
+        done = subprocess.run(
+            call, capture_output=True, text=True, env=environment, check=False, timeout=60
+        )
+    assert done.stdout.strip() == f"{[0] * 8} 9", done.stderr
+    dwells = [row["dwell_ms"] for row in rows_of(app.engine) if row["reaction"]]
+    assert sorted(dwells) == list(range(8))
+
+
 def test_what_stays_broken_or_is_refused_is_one_error(app):
     with listening(app) as address, Client(address) as client:
         with pytest.raises(ServiceError) as refused:

@@ -1,13 +1,18 @@
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 
+import reactune
 from reactune import Router
 from reactune.canary.routing import propensity, route, unit_key
 from reactune.client import router as router_module
@@ -195,6 +200,67 @@ def test_from_service_follows_a_rollback(served_rollout):
         successor = roll_back(engine, opened)
         wait_until(lambda: router.decide("u").rollout_id == successor.rollout_id)
         assert router.decide("u").propensity == 1.0
+
+
+FORKS = """
+import os, sys, time
+from reactune import Router
+from reactune.privacy.hashing import HashingKey
+
+def changed(before):
+    end = time.monotonic() + 20
+    while (now := router.decide("u").rollout_id) == before and time.monotonic() < end:
+        time.sleep(0.02)
+    return now
+
+def fork(work):
+    if child := os.fork():
+        return child
+    work()
+    sys.stdout.flush()
+    os._exit(0)
+
+build, place, key = sys.argv[1:]
+router = getattr(Router, build)(
+    place, key=HashingKey(key.encode()), refresh_seconds=0.05, stale_seconds=1.5
+)
+first = router.decide("u").rollout_id
+os.waitpid(fork(router.close), 0)  # one that only cleans up, as at the end of a pool
+time.sleep(2)  # more than a plan may be old, in a child that nobody asks
+def child():
+    print(router.decide("u").rollout_id, flush=True)
+    print(changed(first))
+worker = fork(child)
+os.waitpid(worker, 0)
+print(changed(first))
+"""
+
+
+def after_a_fork(build, place, engine, opened):
+    """What the child decides first, what it and its parent decide after a rollback."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(reactune.__file__).parents[1])}
+    call = [sys.executable, "-c", FORKS, build, place, KEY.secret.decode()]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        first = process.stdout.readline().rstrip("\n")
+        successor = roll_back(engine, opened)
+        then = process.stdout.read().splitlines()
+    assert process.returncode == 0
+    return first, then, successor.rollout_id
+
+
+def test_a_forked_worker_reads_the_rollout_itself_and_leaves_its_parents_connection(
+    engine, store_url
+):
+    set_champion(engine)
+    opened = set_challenger(engine, share=0.4)
+    first, then, successor = after_a_fork("from_store", store_url, engine, opened)
+    assert (first, then) == (opened.rollout_id, [successor, successor])
+
+
+def test_a_forked_worker_asks_the_service_itself(served_rollout):
+    address, engine, opened = served_rollout
+    first, then, successor = after_a_fork("from_service", address, engine, opened)
+    assert (first, then) == (opened.rollout_id, [successor, successor])
 
 
 def test_from_service_needs_a_key_of_the_service_once_there_is_one(served_rollout):

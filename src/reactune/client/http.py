@@ -23,6 +23,7 @@ from urllib.parse import quote
 import httpx
 
 from reactune.errors import DataError
+from reactune.process import tell_of_forks
 from reactune.records import MAX_DWELL_MS, REACTIONS, Reaction, is_tip_id, whole_dwell_ms
 
 TRIES = 4
@@ -360,8 +361,10 @@ class Client:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.Client(**connection(url, api_key, timeout_seconds))
+        self._place = connection(url, api_key, timeout_seconds)
+        self._http: httpx.Client | None = httpx.Client(**self._place)
         self._outbox = None if outbox is None else Outbox(outbox)
+        tell_of_forks(self)
 
     def tip(
         self, user: str, kind: str, context: Mapping[str, Any], *, names: Sequence[str] = ()
@@ -404,7 +407,12 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; what waits in the outbox stays there."""
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
+
+    def after_fork(self) -> None:
+        """In a child: the connections are the parent's, and stay open for it."""
+        self._http = None
 
     def __enter__(self) -> Self:
         return self
@@ -429,6 +437,8 @@ class Client:
         if not isinstance(step, Post):
             return step()
         try:
+            if self._http is None:
+                self._http = httpx.Client(**self._place)
             return self._http.post(**_request_of(step))
         except (httpx.RequestError, UnsendableError) as error:
             return error
@@ -445,8 +455,10 @@ class AsyncClient:
         outbox: Path | None = None,
         timeout_seconds: float = 30,
     ) -> None:
-        self._http = httpx.AsyncClient(**connection(url, api_key, timeout_seconds))
+        self._place = connection(url, api_key, timeout_seconds)
+        self._http: httpx.AsyncClient | None = httpx.AsyncClient(**self._place)
         self._outbox = None if outbox is None else Outbox(outbox)
+        tell_of_forks(self)
 
     async def tip(
         self, user: str, kind: str, context: Mapping[str, Any], *, names: Sequence[str] = ()
@@ -469,7 +481,12 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """As `Client.close`."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
+
+    def after_fork(self) -> None:
+        """As `Client.after_fork`."""
+        self._http = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -494,6 +511,8 @@ class AsyncClient:
         if not isinstance(step, Post):
             return await asyncio.to_thread(step)
         try:
+            if self._http is None:
+                self._http = httpx.AsyncClient(**self._place)
             return await self._http.post(**_request_of(step))
         except (httpx.RequestError, UnsendableError) as error:
             return error

@@ -4,10 +4,13 @@ A background thread reads the rollout from the database or from the service.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from reactune.canary.routing import (
@@ -21,7 +24,7 @@ from reactune.canary.routing import (
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import HashingKey, load_hashing_key, short_key, user_key
-from reactune.process import Repeater
+from reactune.process import Repeater, tell_of_forks
 from reactune.records import Arm, Rollout
 
 REFRESH_SECONDS = 0.4  # a rollback takes effect everywhere in under a second
@@ -78,6 +81,9 @@ class Router:
     """Decides by the rollout it read last, and reads it again in the background.
 
     `read` returns the open rollout, or raises. Close the router, or use it in a `with` statement.
+    In a forked child, such as a worker of gunicorn with `preload_app`, the first decision reads the
+    rollout and starts the background thread anew; `reconnect` lets go of connections that are the
+    parent's, without closing them.
     """
 
     def __init__(
@@ -88,16 +94,19 @@ class Router:
         refresh_seconds: float = REFRESH_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         close: Callable[[], None] = lambda: None,
+        reconnect: Callable[[], None] = lambda: None,
     ) -> None:
-        self._read, self._key, self._close = read, key, close
-        self._stale_seconds = stale_seconds
+        self._read, self._key, self._close, self._reconnect = read, key, close, reconnect
+        self._refresh_seconds, self._stale_seconds = refresh_seconds, stale_seconds
+        self._is_forked, self._resuming = False, threading.Lock()
         try:
             self._refresh()
         except (CanaryError, DataError):
             close()
             raise
         self._day = _Day(0, 0)
-        self._repeater = Repeater(self._refresh, seconds=refresh_seconds, name="router")
+        self._repeater = self._reading()
+        tell_of_forks(self)
 
     @classmethod
     def from_store(cls, url: str, *, key: HashingKey | None = None, **more: Any) -> Self:
@@ -117,7 +126,8 @@ class Router:
             with reading(engine) as connection:
                 return live_rollout(connection)
 
-        return cls(read, key or _key(), close=engine.dispose, **more)
+        forget = partial(engine.dispose, close=False)
+        return cls(read, key or _key(), close=engine.dispose, reconnect=forget, **more)
 
     @classmethod
     def from_service(
@@ -138,6 +148,13 @@ class Router:
 
         client = httpx.Client(**connection(url, api_key, HTTP_SECONDS))
 
+        def reconnect() -> None:
+            nonlocal client
+            client = httpx.Client(**connection(url, api_key, HTTP_SECONDS))
+
+        def close() -> None:
+            client.close()
+
         def read() -> Rollout:
             try:
                 return rollout_of(client.get("/v1/rollouts/current").raise_for_status().json())
@@ -147,16 +164,19 @@ class Router:
                     "`reactune serve` runs there, that a champion is live, and the API key"
                 ) from error
 
-        return cls(read, key or _key(), close=client.close, **more)
+        return cls(read, key or _key(), close=close, reconnect=reconnect, **more)
 
     def decide(self, user_id: str, *, tip_id: str = "", at: datetime | None = None) -> Decision:
         """The version that answers this user now, or at `at`; no I/O, no lock.
 
-        The service decides the same for the same unit.
+        The service decides the same for the same unit. The first decision after a fork waits for
+        the rollout.
 
         Raises:
             DataError: the rollout's unit is `tip`, and no tip id was given.
         """
+        if self._is_forked:
+            self._resume()
         plan = self._plan
         rollout = plan.rollout
         if rollout.unit == "tip" and not tip_id:
@@ -177,8 +197,14 @@ class Router:
 
     def close(self) -> None:
         """Stop reading the rollout."""
+        if self._is_forked:
+            self._reconnect()
         self._repeater.close()
         self._close()
+
+    def after_fork(self) -> None:
+        """In a child: its threads are gone, and the connections are the parent's."""
+        self._is_forked, self._resuming = True, threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +230,20 @@ class Router:
                 unit = (day.prefix + short, bucket_after(day.prefix_hash, short))
             day.recent[user_id] = unit
         return unit
+
+    def _resume(self) -> None:
+        """Read on in a forked child; the plan of before stays where there is no answer now."""
+        with self._resuming:
+            if not self._is_forked:
+                return
+            self._reconnect()
+            with suppress(CanaryError, DataError):
+                self._refresh()
+            self._repeater = self._reading()
+            self._is_forked = False
+
+    def _reading(self) -> Repeater:
+        return Repeater(self._refresh, seconds=self._refresh_seconds, name="router")
 
     def _refresh(self) -> None:
         self._plan = _plan(self._read())
