@@ -245,6 +245,28 @@ def test_one_process_sends_at_a_time(tmp_path):
         assert ours
 
 
+FORKS_WHILE_IT_SENDS = """
+import os, sys, time
+from pathlib import Path
+from reactune.client.http import Outbox
+
+outbox = Outbox(Path(sys.argv[1]))
+with outbox.sending():
+    if not (child := os.fork()):
+        time.sleep(60)
+        os._exit(0)
+with outbox.sending() as ours:
+    print(ours)
+os.kill(child, 9)
+"""
+
+
+def test_a_child_that_was_forked_while_its_parent_sent_does_not_keep_the_right_to_send(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(reactune.__file__).parents[1])}
+    call = [sys.executable, "-c", FORKS_WHILE_IT_SENDS, str(tmp_path / "out.db")]
+    assert subprocess.check_output(call, text=True, env=environment, timeout=60) == "True\n"
+
+
 def test_what_the_service_refuses_is_settled_and_a_wrong_key_only_waits(app, tmp_path):
     with listening(app) as address:
         with Client(address, outbox=tmp_path / "out.db") as client:

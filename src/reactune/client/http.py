@@ -137,7 +137,11 @@ class Outbox:
             except BlockingIOError:
                 yield False
                 return
-            yield True
+            try:
+                yield True
+            finally:
+                # A child that was forked meanwhile has the file open for as long as it lives.
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
