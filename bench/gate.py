@@ -7,7 +7,8 @@ For each seed the bench prints the judge's win rate of the tuned model over the 
 audience's own: the mean chance of a positive, without noise, of tips of both for visits that came
 after the training.
 
-Null cases are made of each seed's run (`--nulls` of them): its held-out people give each other
+Null cases are made of each seed's run (`--nulls` of them, also later, of what was kept in the
+folder): its held-out people give each other
 their labels, judge and likelihood rule are computed anew from the features and scores that were
 kept, and nothing is trained; the few-shot base is judged by the base's tips.
 `--shuffled N` plays the demo N times with an audience whose reactions say nothing of the tip, and
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from reactune.config.settings import Config, load
 from reactune.data.dataset.exports import read_examples
@@ -47,6 +49,7 @@ from record import Cells, commit, record, recorded
 
 FIRST_FRESH_DAY, VISITS = 40, 160
 MODELS = ("tuned", "base")
+NULLS = ("nulls", "null_passes")
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,18 @@ def played(folder: Path, seed: int, *, tastes: str) -> tuple[Config, Path]:
     return config, next(run for run in all_runs(config.run_root) if run.name != "base")
 
 
-def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
+def kept_in(folder: Path, seed: int) -> Path:
+    """The file of what the null cases of a seed are made of."""
+    return folder / f"kept-{seed}.pkl"
+
+
+def measured(folder: Path, seed: int) -> dict[str, Any]:
     """The entry of one seed."""
     config, run = played(folder, seed, tastes="default")
-    cache = folder / f"kept-{seed}.pkl"
+    cache = kept_in(folder, seed)
     if not cache.is_file():
         cache.write_bytes(pickle.dumps(kept_of(config, run)))
-    kept = pickle.loads(cache.read_bytes())
-    own = verdict(kept, config, seed=None)
-    passes = [not verdict(kept, config, seed=null).refusals for null in range(nulls)]
+    own = verdict(pickle.loads(cache.read_bytes()), config, seed=None)
     rows = own.judged.rows if own.judged else ()
     return {
         "seed": seed,
@@ -186,9 +192,16 @@ def measured(folder: Path, seed: int, *, nulls: int) -> dict[str, Any]:
         "win_rate": asdict(rows[0].beside.win_rate) if rows else None,
         "gain": asdict(rows[0].beside.gain) if rows else None,
         "true": true_rates(config, run, seed),
-        "nulls": nulls,
-        "null_passes": sum(passes),
     }
+
+
+def null_cases(folder: Path, seed: int, *, earlier: dict[str, int], nulls: int) -> dict[str, int]:
+    """How many null cases of one seed pass, with those that were made earlier."""
+    config, _ = played(folder, seed, tastes="default")
+    kept = pickle.loads(kept_in(folder, seed).read_bytes())
+    more = tqdm(range(earlier["nulls"], nulls), desc=f"null cases of seed {seed}")
+    passes = sum(not verdict(kept, config, seed=null).refusals for null in more)
+    return {"nulls": nulls, "null_passes": earlier["null_passes"] + passes}
 
 
 def coin_flip(folder: Path, seed: int) -> dict[str, Any]:
@@ -222,22 +235,31 @@ def main() -> None:
         return found[name]
 
     first, last = map(int, options.seeds.split("-"))
-    entries = []
+    entries, nulls = [], []
     for seed in range(first, last + 1):
-        entry = cell(
-            f"seed {seed}",
-            lambda seed=seed: measured(options.folder, seed, nulls=options.nulls),
-        )
+        entry = cell(f"seed {seed}", lambda seed=seed: measured(options.folder, seed))
+        # An earlier form of the entry has some null cases itself.
+        made = {name: entry.get(name, 0) for name in NULLS}
+        name = f"seed {seed}, {options.nulls} null cases"
+        can_make = name in before or kept_in(options.folder, seed).is_file()
+        if made["nulls"] < options.nulls and can_make:
+            made = cell(
+                name,
+                lambda seed=seed, made=made: null_cases(
+                    options.folder, seed, earlier=made, nulls=options.nulls
+                ),
+            )
         entries.append(entry)
+        nulls.append(made)
         win, true = entry["win_rate"], entry["true"]
         shown = f"{win['value']:.3f} [{win['low']:.3f}, {win['high']:.3f}]" if win else "no judge"
         print(
             f"seed {seed}: gate {'passed' if entry['passed'] else 'refused'}, win rate {shown}; "
             f"true rate {true['base']:.3f} -> {true['tuned']:.3f}; "
-            f"{entry['null_passes']} of {entry['nulls']} null cases passed",
+            f"{made['null_passes']} of {made['nulls']} null cases passed",
             flush=True,
         )
-    cases, passed = (sum(each[name] for each in entries) for name in ("nulls", "null_passes"))
+    cases, passed = (sum(each[name] for each in nulls) for name in NULLS)
     right = [
         (each["win_rate"]["value"] > 0.5) == (each["true"]["tuned"] > each["true"]["base"])
         for each in entries
