@@ -209,7 +209,7 @@ from reactune.privacy.hashing import HashingKey
 
 def changed(before):
     end = time.monotonic() + 20
-    while (now := router.decide("u").rollout_id) == before and time.monotonic() < end:
+    while (now := router.decide("u").rollout_id) in (before, None) and time.monotonic() < end:
         time.sleep(0.02)
     return now
 
@@ -222,11 +222,11 @@ def fork(work):
 
 build, place, key = sys.argv[1:]
 router = getattr(Router, build)(
-    place, key=HashingKey(key.encode()), refresh_seconds=0.05, stale_seconds=1.5
+    place, key=HashingKey(key.encode()), refresh_seconds=0.05, stale_seconds=1.0
 )
 first = router.decide("u").rollout_id
 os.waitpid(fork(router.close), 0)  # one that only cleans up, as at the end of a pool
-time.sleep(2)  # more than a plan may be old, in a child that nobody asks
+time.sleep(1.2)  # more than a plan may be old, in a child that nobody asks
 def child():
     print(router.decide("u").rollout_id, flush=True)
     print(changed(first))
