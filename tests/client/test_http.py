@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -243,6 +244,24 @@ def test_one_process_sends_at_a_time(tmp_path):
         assert (ours, others) == (True, False)
     with outbox.sending() as ours:
         assert ours
+
+
+def test_an_outbox_that_cannot_be_written_is_one_error_and_keeps_what_it_has(tmp_path):
+    (tmp_path / "file").write_text("x" * 5_000)
+    for place in (tmp_path, tmp_path / "file", tmp_path / "file" / "out.db", Path("/proc/out.db")):
+        with pytest.raises(DataError, match=r"outbox .*: .*; see to the disk and its rights"):
+            Client("http://127.0.0.1:1", outbox=place)
+    with Client("http://127.0.0.1:1", outbox=tmp_path / "out.db") as client:
+        outbox = client._outbox
+        outbox.add(Report("r1", "/v1/reactions", {}))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(DataError, match=r"outbox .*out\.db: .*; see to the disk"):
+                client.react("t1", "done", 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [report.report_id for report in outbox.waiting()] == ["r1"]
 
 
 FORKS_WHILE_IT_SENDS = """

@@ -13,7 +13,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,11 +73,15 @@ class Report:
 
 
 class Outbox:
-    """A file of reports, shared by the processes of an app; one of them sends at a time."""
+    """A file of reports, shared by the processes of an app; one of them sends at a time.
+
+    Where the file cannot be read or written, every call is a `DataError`, and kept nothing.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
+        with self._worded():
+            file.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as store:
             store.execute(
                 "CREATE TABLE IF NOT EXISTS reports (place INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -131,7 +135,9 @@ class Outbox:
     @contextmanager
     def sending(self) -> Iterator[bool]:
         """Whether this process may send until the block ends; the right ends with the process."""
-        with self._file.with_suffix(".lock").open("w") as lock:
+        with ExitStack() as held:
+            with self._worded():
+                lock = held.enter_context(self._file.with_suffix(".lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -145,15 +151,24 @@ class Outbox:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        store = sqlite3.connect(self._file, timeout=30, isolation_level=None)
-        try:
+        with (
+            self._worded(),
+            closing(sqlite3.connect(self._file, timeout=30, isolation_level=None)) as store,
+        ):
             store.execute("PRAGMA journal_mode = WAL")
             store.execute("PRAGMA synchronous = FULL")
             store.execute("BEGIN IMMEDIATE")
             yield store
             store.execute("COMMIT")
-        finally:
-            store.close()
+
+    @contextmanager
+    def _worded(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            advice = "see to the disk and its rights, or give another file"
+            raise DataError(f"outbox {self._file}: {reason}; {advice}") from error
 
 
 @dataclass(frozen=True)
@@ -386,7 +401,8 @@ class Client:
         """The user sees the tip now.
 
         Raises:
-            DataError: an id that no tip can have; nothing is sent or kept.
+            DataError: an id that no tip can have, or an outbox that cannot be written; nothing
+                is sent or kept.
             ServiceError: without an outbox, as `tip`.
         """
         self._run(report_steps(self._outbox, _shown_path(tip_id), {}))
@@ -395,8 +411,8 @@ class Client:
         """The user's reaction, and for how many milliseconds the tip was visible before it.
 
         Raises:
-            DataError: another reaction, no dwell time, or an id that no tip can have; nothing
-                is sent or kept.
+            DataError: another reaction, no dwell time, an id that no tip can have, or an outbox
+                that cannot be written; nothing is sent or kept.
             ServiceError: without an outbox, as `tip`.
         """
         body = _reaction_body(tip_id, reaction, dwell_ms)
