@@ -19,6 +19,7 @@ import argparse
 import json
 import pickle
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -167,6 +168,7 @@ def played(folder: Path, seed: int, *, tastes: str) -> tuple[Config, Path]:
     place = folder / f"{tastes}-{seed}"
     done = place / "played"
     if not done.is_file():
+        shutil.rmtree(place, ignore_errors=True)  # the demo of a bench that was interrupted
         run_demo(place, seed=seed, cycles=1, tastes=tastes, audience=None, say=print)
         done.touch()
     config = load(place / "reactune.toml", ())
