@@ -146,11 +146,12 @@ class Router:
 
         from reactune.client.http import connection
 
-        client = httpx.Client(**connection(url, api_key, HTTP_SECONDS))
+        place = connection(url, api_key, HTTP_SECONDS)
+        client = httpx.Client(**place)
 
         def reconnect() -> None:
             nonlocal client
-            client = httpx.Client(**connection(url, api_key, HTTP_SECONDS))
+            client = httpx.Client(**place)
 
         def close() -> None:
             client.close()

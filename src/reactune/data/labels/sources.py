@@ -140,24 +140,17 @@ def open_scores(source: SourceConfig, *, store_url: str, folder: Path) -> Iterat
 
     url = source.url or store_url
     try:
-        backend, table = _open(url, source.table, folder)
+        with _worded(source.table, url):
+            backend, table = _open(url, source.table, folder)
     except ImportError as error:
         raise _not_installed(url, error) from error
     except (IbisError, TableNotFound, *remote_errors()) as error:
         raise _unreadable(source.table, url, error) from error
-    except Exception as error:
-        if not _is_of_a_driver(error):
-            raise
-        raise _unreadable(source.table, url, error) from error
     try:
-        scores = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
-        with closing(Answers(backend)) as answers:
-            yield OpenScores(scores, answers)
-    except Exception as error:
-        if not _is_of_a_driver(error):
-            raise
-        # Lost while it was read.
-        raise _unreadable(source.table, url, error) from error
+        with _worded(source.table, url):  # it may be lost while it is read
+            scores = scores_of(table, source, written_in=backend.name, compiled_to=backend.name)
+            with closing(Answers(backend)) as answers:
+                yield OpenScores(scores, answers)
     finally:
         backend.disconnect()
 
@@ -501,6 +494,17 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}; `reactune init` makes the store")
     return file
+
+
+@contextmanager
+def _worded(table: str, url: str) -> Iterator[None]:
+    """What a driver raises in the block as our error; all else as it is."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_a_driver(error):
+            raise
+        raise _unreadable(table, url, error) from error
 
 
 def _is_of_a_driver(error: Exception) -> bool:
