@@ -37,6 +37,13 @@ def pytest_configure(config):
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True))
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name a file's bytes by their length: a packed file holds its time, and workers must agree."""
+    if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()):
+        return f"{argname}-{len(val)}-bytes"
+    return None
+
+
 @pytest.fixture
 def sqlite_url(tmp_path):
     """A SQLite file that does not exist yet."""
