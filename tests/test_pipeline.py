@@ -15,15 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from loop_fixtures import SECRET, copy_of_trained, install, reactions, take_in, trained
 from reactune import deployment, pipeline, review
 from reactune.cli import main
+from reactune.data.dataset.exports import read_examples
 from reactune.errors import DataError, PrivacyError
 from reactune.evaluate.gate import Generator
 from reactune.records import STAGES, sha256_of
 from reactune.release import registry
+from reactune.reward.model import load as load_reward
 from reactune.reward.scorer import Scorer
 from reactune.runs.folders import all_runs
 from reactune.runs.manifest import (
@@ -180,6 +183,42 @@ def test_a_version_is_generator_and_reward(went_through):
     metrics = client.get_run(version.run_id).data.metrics
     assert metrics["parity/reward_largest"] == proof["largest"]
     assert version.tags["generator"] == "tuned"
+
+
+def test_the_teacher_learned_from_the_training_part_alone_and_what_is_served_from_all(went_through):
+    (folder,) = all_runs(went_through.run_root)
+    examples = read_examples(folder / "dataset")
+    teacher, served = pipeline.teacher_of(folder), load_reward(folder / "reward")
+    everyone = sum(map(len, examples.values()))
+    assert teacher.facts["reactions"] == len(examples["train"]) < everyone
+    assert served.facts["reactions"] == everyone
+    read = pq.read_table(folder / "reward" / "features.parquet")["user_key"].to_pylist()
+    assert set(read) == {each.user_key for some in examples.values() for each in some}
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_training_and_gate_ask_the_teacher(tmp_path, monkeypatch, stage):
+    """What was served would be judged by the people whom it learned from."""
+    config = copy_of_trained(tmp_path, train={"method": "auto"})
+    (folder,) = all_runs(config.run_root)
+    (folder / stage / "manifest.json").unlink()
+    asked = []
+
+    def load(place):
+        asked.append(place.name)
+        raise DataError("asked")
+
+    monkeypatch.setattr(pipeline, "load_reward", load)
+    with pytest.raises(DataError, match="asked"):
+        pipeline.run_one_stage(config, stage, folder.name, say=print)
+    assert asked == ["teacher"]
+
+
+def test_a_run_of_a_version_with_one_reward_is_taught_by_it(went_through, tmp_path):
+    (folder,) = all_runs(went_through.run_root)
+    shutil.copytree(folder / "reward", tmp_path / "reward")
+    shutil.rmtree(tmp_path / "reward" / "teacher")
+    assert pipeline.teacher_of(tmp_path).facts == load_reward(folder / "reward").facts
 
 
 def test_where_the_tuned_model_is_refused_the_new_reward_gets_an_earlier_generator(tmp_path):

@@ -60,7 +60,7 @@ from reactune.reward.export import Exported, export_reward
 from reactune.reward.features import Floats as Features
 from reactune.reward.features import layers_of, reward_layers
 from reactune.reward.learn import Learned, Read, learn
-from reactune.reward.model import FACTS, rewards
+from reactune.reward.model import FACTS, TEACHER, RewardModel, rewards
 from reactune.reward.model import load as load_reward
 from reactune.reward.quality import Accuracy, accuracy_of_folds
 from reactune.runs.folders import (
@@ -257,11 +257,16 @@ def learn_reward(config: Config, run: Path, folder: Path) -> StageResult:
                 base, chat, some, layers, folder=folder, earlier=earlier, progress=bar
             )
 
-    mark = dataset_fingerprint(run)
-    train = examples["train"]
-    learned = learn(train, read, layers, base_digest=base.digest, fingerprint=mark)
-    held_out = sample(examples["validation"], limit=HELD_OUT_TIPS)
-    beside = beside_generator(config, base, chat, held_out, learned, read)
+    learned = learn(
+        examples["train"],
+        read,
+        layers,
+        held_out=[*examples["validation"], *examples["test"]],
+        base_digest=base.digest,
+        fingerprint=dataset_fingerprint(run),
+    )
+    validation = sample(examples["validation"], limit=HELD_OUT_TIPS)
+    beside = beside_generator(config, base, chat, validation, learned, read)
     keep_features(base, chat, learned, layers, folder=folder)
     outputs = write_reward(folder, learned, beside)
     write_reward_report(folder / "report.html", learned, beside)
@@ -284,7 +289,7 @@ def beside_generator(
     learned: Learned,
     read: Read,
 ) -> dict[str, Accuracy]:
-    """The live generator's own ranking of held-out tips, and the reward's of the same ones."""
+    """The live generator's own ranking of held-out tips, and that of the reward without them."""
     champion = deployment.champion(config)
     adapter = champion.adapter if champion else None
     if champion and adapter:
@@ -292,8 +297,8 @@ def beside_generator(
     kinds = [each.kind for each in examples]
     (tokens,) = score_rows(base, adapter, [rows_of(chat, examples)], name="generator", kinds=kinds)
     scores = {"generator": np.array([each.mean() for each in tokens])}
-    if learned.model:
-        scores["reward"] = rewards(learned.model, read(examples))[0]
+    if learned.teacher:
+        scores["reward"] = rewards(learned.teacher, read(examples))[0]
     reactions, together = Reactions(examples), np.zeros(len(examples), np.int64)
     found = {
         name: accuracy_of_folds(reactions, each, together, is_fitted=False)
@@ -310,7 +315,7 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
     examples = read_examples(run / "dataset")
     rows = rows_by_method(chat, examples["train"], pairs(examples["train"]))
     goes_on = config.train.method == "auto" and config.train.backend == "trl" and has_reward(run)
-    reward = load_reward(run / "reward") if goes_on else None
+    reward = teacher_of(run) if goes_on else None
     with progress_bars() as bar:
         trained = train_methods(
             folder,
@@ -369,7 +374,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
             [*examples["validation"], *examples["test"]],
             examples["train"],
             adapters,
-            load_reward(run / "reward"),
+            teacher_of(run),
             serve=config.serve,
             settings=config.gate,
         )
@@ -416,6 +421,12 @@ def has_reward(run: Path) -> bool:
     """Whether the run learned a reward, which certainly ranks better than chance."""
     done = recorded_manifests(run)
     return "reward" in done and FACTS in done["reward"].outputs
+
+
+def teacher_of(run: Path) -> RewardModel:
+    """The reward of those alone who may train a generator; earlier versions learned no other."""
+    teacher = run / "reward" / TEACHER
+    return load_reward(teacher if teacher.is_dir() else run / "reward")
 
 
 def export(config: Config, run: Path, folder: Path) -> StageResult:

@@ -68,6 +68,9 @@ def write_reward(folder: Path, learned: Learned, beside: Mapping[str, Accuracy])
     write_atomically(folder / QUALITY, json.dumps(record, indent=2))
     write_atomically(folder / "reward.svg", pictures.draw(rankings_picture(learned.quality)))
     saved = reward_model.save(learned.model, folder) if learned.model else ()
+    if learned.teacher:
+        names = reward_model.save(learned.teacher, folder / reward_model.TEACHER)
+        saved += tuple(f"{reward_model.TEACHER}/{name}" for name in names)
     return (*saved, FEATURES, QUALITY, "reward.svg")
 
 

@@ -14,7 +14,7 @@ from reactune.data.dataset.exports import read_examples
 from reactune.data.labelled import REFUSED, refused_schema, workspace, write_refused
 from reactune.erasure import requests
 from reactune.erasure.erase import finish, request_erasure
-from reactune.erasure.runs import TABLES, Targets, erase_rows, rows_to_erase
+from reactune.erasure.runs import READ, TABLES, Targets, erase_rows, rows_to_erase
 from reactune.errors import DataError
 from reactune.privacy.hashing import user_key
 from reactune.runs.folders import StageResult, run_stage
@@ -80,12 +80,16 @@ def test_the_rows_of_a_user_are_found_in_every_file_with_users(run):
     assert not any(row.is_learned for row in extracted)
 
 
-def test_a_row_is_learned_if_it_is_in_the_part_that_was_trained_on(run):
+def test_a_row_is_learned_if_generator_or_reward_read_it(run):
     trained = {
-        each.tip for each in read_examples(run / "dataset")["train"] if each.user_key == HASH
+        each.tip_id for each in read_examples(run / "dataset")["train"] if each.user_key == HASH
     }
-    learned = {row.tip for row in rows_to_erase(run, OF_ANNA) if row.is_learned}
-    assert learned == trained
+    read = set(pq.read_table(run / READ[0], columns=["tip_id"])["tip_id"].to_pylist())
+    rows = list(rows_to_erase(run, OF_ANNA))
+    assert {row.tip_id for row in rows if row.is_learned and row.file not in READ} == trained
+    assert {row.tip_id for row in rows if row.is_learned} == trained | (
+        read & {row.tip_id for row in rows}
+    )
 
 
 def test_rows_that_expire_are_not_learned(run):

@@ -99,7 +99,13 @@ def test_a_judge_of_the_real_model_compares_what_its_adapters_write(
     scaled, mean, deviation = standardised(features)
     validated = validate(Reactions(taught), dense_candidates(scaled))
     reward = assemble_model(
-        validated, mean, deviation, layers=layers, base_digest=base.digest, facts={}
+        [validated.whole] * 2,
+        1.0,
+        mean,
+        deviation,
+        layers=layers,
+        base_digest=base.digest,
+        facts={},
     )
     assert rewards(reward, features)[0].std() > 0
     report = ask_judge(

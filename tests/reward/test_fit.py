@@ -44,7 +44,7 @@ def test_the_weights_are_the_optimum_of_the_stated_loss():
 
 def test_it_finds_what_people_like_and_says_how_sure_it_is():
     found, accuracy = validated(*audience())
-    weights = np.mean([each.weights for each in found.members], axis=0)
+    weights = found.whole.weights
     assert np.argmax(np.abs(weights)) == 0
     assert accuracy.estimate.low > 0.6
     # A reward is a log-odds: the taste is 2 for one deviation.
@@ -54,21 +54,23 @@ def test_it_finds_what_people_like_and_says_how_sure_it_is():
 def test_it_learns_the_tip_and_not_the_person():
     examples, features = audience(1_600, users=40, person=2.0)
     found, _ = validated(examples, features)
-    weights = np.mean([each.weights for each in found.members], axis=0)
+    weights = found.whole.weights
     reactions = Reactions(examples)
     bare = replace(reactions)
     bare.__dict__["circumstances"] = np.ones((len(examples), 1))
     naive = fit.validate(bare, dense_candidates(standardised(features)[0]))
-    by_person = np.mean([each.weights for each in naive.members], axis=0)
+    by_person = naive.whole.weights
     assert abs(weights[1] / weights[0]) < 0.6 * abs(by_person[1] / by_person[0])
 
 
 def test_fewer_people_than_groups_are_left_out_one_by_one():
     examples, features = audience(120, users=8)
     found, _ = validated(examples, features)
-    assert len(found.members) == 8
-    for one in found.members:
-        assert not np.array_equal(one.weights, found.whole.weights)
+    whole, *members = fit.fit_with_error(found.reactions, found.chosen, start=found.whole)
+    assert np.array_equal(whole.weights, found.whole.weights)
+    assert len(members) == 8
+    for one in members:
+        assert not np.array_equal(one.weights, whole.weights)
 
 
 def test_shuffled_labels_and_coin_flips_give_a_half():

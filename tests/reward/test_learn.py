@@ -9,16 +9,25 @@ from reactune.reward.model import rewards
 from reward_fixtures import audience
 
 
-def learned_from(examples, features):
-    """What is learned, and how many rows were read at a time."""
+def learned_from(examples, features, *, held_out=0):
+    """What is learned, and how many rows were read at a time; the last ones are held out."""
     place = {each.tip_id: number for number, each in enumerate(examples)}
     asked = []
+    ends = len(examples) - held_out
 
     def read(some):
         asked.append(len(some))
         return features[[place[each.tip_id] for each in some]]
 
-    return learn(examples, read, (3, 5), base_digest="abc", fingerprint="data"), asked
+    found = learn(
+        examples[:ends],
+        read,
+        (3, 5),
+        held_out=examples[ends:],
+        base_digest="abc",
+        fingerprint="data",
+    )
+    return found, asked
 
 
 def test_a_taste_is_learned():
@@ -36,12 +45,29 @@ def test_a_taste_is_learned():
     assert found.features.shape == features.shape
 
 
+def test_what_some_users_validated_is_fitted_on_the_held_out_too():
+    examples, features = audience(1_200, users=120)
+    found, asked = learned_from(examples, features, held_out=400)
+    alone, _ = learned_from(examples[:800], features[:800])
+    assert asked == [800, 400]
+    assert found.quality == alone.quality
+    for given in (features, features[800:]):
+        assert np.array_equal(rewards(found.teacher, given), rewards(alone.model, given))
+    assert found.line() == alone.line().replace("fitted on 800", "fitted on 1,200")
+    assert [one.model.facts["reactions"] for one in (found, alone)] == [1_200, 800]
+    assert [each.tip_id for each in found.examples[800:]] == [e.tip_id for e in examples[800:]]
+    assert np.array_equal(found.features[800:], features[800:])
+    errors = [np.subtract(*rewards(one.model, features)).mean() for one in (found, alone)]
+    assert errors[0] < errors[1]  # as it learned from more people
+
+
 def test_a_coin_flipping_audience_teaches_nothing():
-    found, _ = learned_from(*audience(taste=0.0))
-    assert found.model is None
+    found, asked = learned_from(*audience(taste=0.0), held_out=100)
+    assert found.model is found.teacher is None
+    assert asked == [700]
     assert "not certainly right more often than chance: 0." in found.reason
     assert "no reward: it is not certainly" in found.line()
-    assert len(found.features) == 800  # kept for the next run
+    assert len(found.features) == 700  # kept for the next run
 
 
 @pytest.mark.parametrize("users", [1, 4])
@@ -67,6 +93,6 @@ def test_more_is_read_while_it_helps(monkeypatch):
 def test_where_the_curve_is_flat_the_rest_is_left(monkeypatch):
     monkeypatch.setattr(module, "FIRST_REACTIONS", 400)
     examples, features = audience(1_600, users=160, taste=20.0)
-    found, asked = learned_from(examples, features)
+    found, asked = learned_from(examples, features, held_out=300)
     assert asked == [400]
-    assert found.model is not None
+    assert found.model is found.teacher is not None

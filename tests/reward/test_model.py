@@ -7,7 +7,13 @@ import pytest
 
 from reactune.errors import DataError
 from reactune.reward.comparisons import Reactions
-from reactune.reward.fit import GROUPS, dense_candidates, standardised, validate
+from reactune.reward.fit import (
+    GROUPS,
+    dense_candidates,
+    fit_with_error,
+    standardised,
+    validate,
+)
 from reactune.reward.model import (
     DEVIATIONS,
     FILES,
@@ -25,20 +31,20 @@ def learned():
     examples, features = audience()
     found, mean, deviation = standardised(features)
     validated = validate(Reactions(examples), dense_candidates(found))
+    fitted = fit_with_error(validated.reactions, validated.chosen, start=validated.whole)
     model = assemble_model(
-        validated, mean, deviation, layers=(4, 7), base_digest="abc", facts={"data": "d"}
+        fitted, 0.7, mean, deviation, layers=(4, 7), base_digest="abc", facts={"data": "d"}
     )
-    return model, validated, features, found
+    return model, fitted, features, found
 
 
 def test_rewards_are_those_of_all_users_on_plain_features_with_the_jackknifes_error(learned):
-    model, validated, features, standard = learned
-    each = np.array([standard @ one.weights for one in validated.members]) * validated.scale
+    model, fitted, features, standard = learned
+    whole, *each = 0.7 * np.array([standard @ one.weights for one in fitted])
     reward, low = rewards(model, features)
-    whole = validated.scale * (standard @ validated.whole.weights)
     assert reward == pytest.approx(whole, abs=1e-4)
     assert len(each) == GROUPS
-    error = (GROUPS - 1) ** 0.5 * each.std(0)
+    error = (GROUPS - 1) ** 0.5 * np.std(each, axis=0)
     assert reward - low == pytest.approx(DEVIATIONS * error, abs=1e-4)
     assert reward.mean() == pytest.approx(0, abs=1e-4)
 

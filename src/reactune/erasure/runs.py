@@ -148,7 +148,8 @@ def rows_to_erase(run: Path, targets: Targets) -> Iterator[Row]:
                     tip_id=row["tip_id"],
                     tip=row.get("tip", ""),
                     context_json=row.get("context_json", ""),
-                    is_learned=row.get("part") == "train" and erasure_id != targets.of_age,
+                    is_learned=(row.get("part") == "train" or name in READ)
+                    and erasure_id != targets.of_age,
                 )
 
 

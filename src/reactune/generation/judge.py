@@ -1,7 +1,7 @@
 """Generators compared by rewards that other people's reactions taught.
 
-The people who judge are neither those whose reactions trained the generator nor those who taught
-the reward model that chooses at serving. Rewards are linear in the features, so the people can be
+The people who judge are neither those whose reactions trained the generator nor those whose reward
+model was its teacher. Rewards are linear in the features, so the people can be
 drawn anew, and the judge fitted anew, some hundred times: an interval holds what is uncertain of
 the judge as well as of the contexts.
 """
@@ -85,9 +85,9 @@ class Writing:
     """How a generator writes, on the same prompts as the others.
 
     `shown` is the share of its texts that a service would show. Of those: the mean reward by the
-    model that chooses at serving; the mean number of words; the share of different pairs of
-    neighbouring words; the mean similarity of two tips (Jaccard index of their words); and the mean
-    log-probability per token under the base model.
+    teacher; the mean number of words; the share of different pairs of neighbouring words; the mean
+    similarity of two tips (Jaccard index of their words); and the mean log-probability per token
+    under the base model.
     """
 
     model: str
@@ -101,7 +101,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class JudgeRow:
-    """The tuned model beside another one, and the gain that the served reward model sees."""
+    """The tuned model beside another one, and the gain that the teacher sees."""
 
     model: str
     beside: Beside
@@ -129,7 +129,8 @@ def judge_writers(
     *,
     alpha: float,
 ) -> JudgeReport | None:
-    """The first of the writers beside each of the others, by people who taught neither.
+    """The first of the writers beside each of the others, by people who taught neither it nor
+    `reward`, its teacher.
 
     `examples` are their reactions; tips are written for their contexts (`contexts_of`). None where
     these people are too few to judge.

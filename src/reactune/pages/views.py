@@ -688,8 +688,8 @@ def _writing(run: RunFacts) -> Section | None:
     table = Table("writing", "What the models write", head, tuple(rows), note=note)
     text = (
         "Rewards before and after: each model wrote tips for the same held-out contexts, and this "
-        "is their mean reward by the model that chooses at serving, in log-odds; 0 is the average "
-        "tip that it learned from."
+        "is their mean reward by the model that taught the generator, in log-odds; 0 is the "
+        "average tip that it learned from."
     )
     if not rewards:
         return Section("What the models write", text, tables=(table,))

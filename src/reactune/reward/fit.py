@@ -6,7 +6,6 @@ circumstances beside them (kind, hour, the user's past). Everything is validated
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,17 +79,6 @@ class Validated:
     scale: float
     """What a reward is multiplied by to be a log-odds."""
 
-    @cached_property
-    def members(self) -> tuple[Fitted, ...]:
-        """The chosen candidate fitted without each of at most `GROUPS` groups of users."""
-        count = min(GROUPS, len(set(self.reactions.users)))
-        groups = folds_by_user(self.reactions, count)
-        kept = (np.flatnonzero(groups != group) for group in range(count))
-        return tuple(
-            fit(self.reactions, self.chosen, compare(self.reactions, some), start=self.whole)
-            for some in kept
-        )
-
 
 def standardised(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], Floats, Floats]:
     """The columns with mean 0 and variance 1, and the mean and deviation that they had."""
@@ -163,6 +151,22 @@ def fit(
             size /= 2
         both = both + size * step
     return Fitted(both[:width], both[width:])
+
+
+def fit_with_error(reactions: Reactions, candidate: Candidate, *, start: Fitted) -> list[Fitted]:
+    """A fit on all reactions, and one without each of at most `GROUPS` groups of users.
+
+    By the differences between the latter the jackknife says how uncertain the first is.
+    """
+    count = min(GROUPS, len(set(reactions.users)))
+    groups = folds_by_user(reactions, count)
+    everything = compare(reactions, np.arange(len(reactions)))
+    whole = fit(reactions, candidate, everything, start=start)
+    kept = (np.flatnonzero(groups != group) for group in range(count))
+    return [
+        whole,
+        *(fit(reactions, candidate, compare(reactions, some), start=whole) for some in kept),
+    ]
 
 
 def validate(reactions: Reactions, candidates: Sequence[Candidate]) -> Validated | None:

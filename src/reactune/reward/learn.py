@@ -1,6 +1,7 @@
 """Reactions -> a reward model with its quality, or the reason why there is none.
 
-Reads as many reactions as help: where twice as many gained nothing, the rest is left.
+Reads as many reactions as help: where twice as many gained nothing, the rest is left. What was
+validated on some users is fitted again on all of them before it is used.
 """
 
 import random
@@ -13,7 +14,16 @@ from reactune.records import Example
 from reactune.reward import quality
 from reactune.reward.comparisons import SEED, Reactions
 from reactune.reward.features import Floats
-from reactune.reward.fit import FOLDS, Validated, curve, dense_candidates, standardised, validate
+from reactune.reward.fit import (
+    FOLDS,
+    Candidate,
+    Validated,
+    curve,
+    dense_candidates,
+    fit_with_error,
+    standardised,
+    validate,
+)
 from reactune.reward.model import RewardModel, assemble_model
 from reactune.reward.quality import Accuracy, accuracy_of_folds
 
@@ -49,11 +59,14 @@ class Learned:
     """A reward model, or the reason why there is none; and the examples that were read."""
 
     model: RewardModel | None
+    """Of all that was read: it scores texts, and chooses among candidates."""
     reason: str
     quality: Quality
     examples: Sequence[Example] = field(default=(), repr=False)
     features: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32), repr=False)
     """Of these examples, shape (examples, width)."""
+    teacher: RewardModel | None = None
+    """Of those alone who may train a generator: held-out users can judge what it taught."""
 
     def line(self) -> str:
         """One line for the person at the terminal."""
@@ -64,7 +77,8 @@ class Learned:
         if self.model is None:
             return f"{read}; no reward: {self.reason}"
         shown = (f"{name} {each.estimate}" for name, each in known.accuracies.items())
-        return f"{read}; right on other users' pairs within one {known.within}: {', '.join(shown)}"
+        right = f"right on other users' pairs within one {known.within}: {', '.join(shown)}"
+        return f"{read}; {right}; then fitted on {len(self.examples):,}"
 
 
 def learn(
@@ -72,13 +86,15 @@ def learn(
     read: Read,
     layers: Sequence[int],
     *,
+    held_out: Sequence[Example] = (),
     base_digest: str,
     fingerprint: str,
 ) -> Learned:
     """A reward model from reactions of many users, where it certainly ranks better than chance.
 
-    `layers` of the base of this digest are what `read` reads; they and `fingerprint`, which is that
-    of the data, stand in the model.
+    What was validated on the examples is fitted on `held_out` as well, if all of the examples were
+    read. `layers` of the base of this digest are what `read` reads; they
+    and `fingerprint`, which is that of the data, stand in the model.
     """
     drawn = _by_drawn_users(examples)
     size = FIRST_REACTIONS
@@ -103,18 +119,32 @@ def learn(
     if reward is None or not reward.is_above_chance:
         reason = f"it is not certainly right more often than chance: {reward or 'no pairs'}"
         return Learned(None, reason, found, some, features)
-    facts = {
-        "data": fingerprint,
-        "reactions": found.reactions,
-        "accuracy": reward.estimate.value,
-        "low": reward.estimate.low,
-        "high": reward.estimate.high,
-        "within": found.within,
-    }
-    model = assemble_model(
-        validated, mean, deviation, layers=layers, base_digest=base_digest, facts=facts
-    )
-    return Learned(model, "", found, some, features)
+
+    def fitted(rows: Sequence[Example], scaled: Floats) -> RewardModel:
+        candidate = Candidate(scaled, validated.chosen.variance)
+        return assemble_model(
+            fit_with_error(Reactions(rows), candidate, start=validated.whole),
+            validated.scale,
+            mean,
+            deviation,
+            layers=layers,
+            base_digest=base_digest,
+            facts={
+                "data": fingerprint,
+                "reactions": len(rows),
+                "accuracy": reward.estimate.value,
+                "low": reward.estimate.low,
+                "high": reward.estimate.high,
+                "within": found.within,
+            },
+        )
+
+    teacher = model = fitted(some, values)
+    if held_out and len(some) == len(drawn):
+        others = read(held_out)
+        some, features = [*some, *held_out], np.concatenate([features, others])
+        model = fitted(some, ((features - mean) / deviation).astype(np.float32))
+    return Learned(model, "", found, some, features, teacher)
 
 
 def _quality(reactions: Reactions, validated: Validated, known: Quality) -> Quality:

@@ -18,20 +18,21 @@ from reactune.records import canonical_json, replacing, write_atomically
 from reactune.reward.comparisons import Floats
 
 if TYPE_CHECKING:
-    from reactune.reward.fit import Validated
+    from reactune.reward.fit import Fitted
 
 WEIGHTS, FACTS = "reward.safetensors", "reward.json"
 FILES = (WEIGHTS, FACTS)
+TEACHER = "teacher"  # folder, beside these two, of the reward that may train a generator
 SCHEMA = 2
 DEVIATIONS = 1.0  # standard errors between a reward and its lower bound
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Linear models of features: one fitted on all users, and one without each fold of them."""
+    """Linear models of features: one fitted on all users, and one without each group of them."""
 
     weights: npt.NDArray[np.float32] = field(repr=False)
-    """Shape (1 + folds, width of the features)."""
+    """Shape (1 + groups, width of the features)."""
     biases: npt.NDArray[np.float32] = field(repr=False)
     layers: tuple[int, ...]
     base_digest: str
@@ -40,7 +41,8 @@ class RewardModel:
 
 
 def assemble_model(
-    validated: "Validated",
+    fitted: Sequence["Fitted"],
+    scale: float,
     mean: Floats,
     deviation: Floats,
     *,
@@ -48,9 +50,8 @@ def assemble_model(
     base_digest: str,
     facts: Mapping[str, Any],
 ) -> RewardModel:
-    """What validation chose, for features that are not standardised."""
-    members = np.array([each.weights for each in (validated.whole, *validated.members)])
-    weights = validated.scale * members / deviation
+    """What `fit.fit_with_error` gave, times the scale, for features that are not standardised."""
+    weights = scale * np.array([each.weights for each in fitted]) / deviation
     return RewardModel(
         weights=weights.astype(np.float32),
         biases=-(weights @ mean).astype(np.float32),
