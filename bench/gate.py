@@ -16,7 +16,6 @@ trains on them.
 """
 
 import argparse
-import json
 import pickle
 import random
 import shutil
@@ -40,6 +39,7 @@ from reactune.generation import judge
 from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat, rebuild
+from reactune.pipeline import has_reward, teacher_of
 from reactune.process import limit_spinning
 from reactune.records import Example
 from reactune.reward.cache import reward_rows
@@ -207,10 +207,30 @@ def null_cases(folder: Path, seed: int, *, earlier: dict[str, int], nulls: int) 
 
 
 def coin_flip(folder: Path, seed: int) -> dict[str, Any]:
-    """Whether the gate passed a model that learned from reactions that say nothing of the tip."""
-    _, run = played(folder, seed, tastes="none")
-    file = run / "evaluate" / "gate.json"
-    return {"passed": file.is_file() and not json.loads(file.read_text())["refusals"]}
+    """Whether the gate passes a model that learned from reactions that say nothing of the tip.
+
+    The gate is asked by the code at hand, also where the audience was played by an earlier one.
+    """
+    config, run = played(folder, seed, tastes="none")
+    base = base_model(config.model)
+    chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
+    examples, adapters = read_examples(run / "dataset"), {"tuned": run / "train" / "adapter"}
+    held_out = gate.sample(examples["test"], limit=config.gate.max_examples)
+    report = gate.gate_report(base, chat, held_out, examples["train"], adapters, config.gate)
+    if has_reward(run):
+        judges = [*examples["validation"], *examples["test"]]
+        judged = gate.ask_judge(
+            base,
+            chat,
+            judges,
+            examples["train"],
+            adapters,
+            teacher_of(run),
+            serve=config.serve,
+            settings=config.gate,
+        )
+        report = gate.with_judge(report, judged, config.gate)
+    return {"passed": not report.refusals, "has_reward": has_reward(run)}
 
 
 def upper_bound(passes: int, cases: int) -> float:

@@ -50,7 +50,7 @@ def finished_demo(tmp_path_factory):
         # Random weights end an answer at one token of 260; one that is cut is not learned from.
         serve={"max_tokens": 96, "threads": 1, "parallel": 4, "timeout_seconds": 120},
         # How a model of random weights ranks is chance, in which loss it ends is not.
-        gate={"tolerance": 1.0},
+        gate={"tolerance": 1.0, "lower_loss_needs_gain": False},
         export={"min_greedy_agreement": 0.0, "max_logprob_gap": 1.0, "min_learned_kept": 0.5},
         canary={
             "share": 0.5,

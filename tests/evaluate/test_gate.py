@@ -156,8 +156,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert stats.binomtest(hits, 60, 0.95).pvalue > 0.001
 
 
-def compared(*, loss=(0.0, 0.0), by_mean=(0.0, 0.0), by_gain=(-0.1, -0.1)):
-    """A row of the gate's table: (lower end, value) of each difference."""
+def compared(*, loss=(0.0, 0.0), by_mean=(0.0, 0.0), by_gain=(-0.1, -0.1), preferred=(0.51, 0.6)):
+    """A row of the gate's table: (lower end, value) of each difference, and of `preferred`."""
 
     def about(low, value):
         return Estimate(value, low, 2 * value - low)
@@ -166,7 +166,7 @@ def compared(*, loss=(0.0, 0.0), by_mean=(0.0, 0.0), by_gain=(-0.1, -0.1)):
     return GateRow(
         "base", any_figure, any_figure,
         loss_difference=about(*loss), accuracy_difference=about(*by_mean),
-        gain_difference=about(*by_gain),
+        gain_difference=about(*by_gain), preferred=about(*preferred),
     )  # fmt: skip
 
 
@@ -202,6 +202,32 @@ def test_a_certainly_lower_loss_passes_within_the_tolerance_of_the_ranking(
     assert (refusal(row, settings) == "") is passes
 
 
+@pytest.mark.parametrize(
+    ("low", "needs_gain", "passes"), [(0.5, True, False), (0.51, True, True), (0.4, False, True)]
+)
+def test_a_lower_loss_passes_only_if_it_certainly_went_to_liked_tips(low, needs_gain, passes):
+    settings = GateConfig(lower_loss_needs_gain=needs_gain)
+    row = compared(loss=(-0.3, -0.2), preferred=(low, 0.6))
+    assert (refusal(row, settings) == "") is passes
+
+
+@pytest.mark.parametrize("rival", ["base", "champion"])
+def test_a_model_that_writes_liked_and_disliked_tips_more_often_alike_is_no_better(rival):
+    """As one does that learned from reactions that say nothing of the tips."""
+    by_loss_alone, seeds, passed = GateConfig(lower_loss_needs_gain=False), 40, [0, 0]
+    for seed in range(seeds):
+        examples, scores = world(np.random.default_rng(seed), quality=0.0, level=0.3)
+        noise = np.random.default_rng(100 + seed)
+        tuned = [each + noise.normal(0, 0.05) for each in scores["tuned"]]
+        all_of_them = {**scores, "few-shot": scores["base"], "champion": scores["base"]}
+        report = examine(examples, {**all_of_them, "tuned": tuned}, settings=SETTINGS)
+        row = row_of(report, rival)
+        for place, settings in enumerate((SETTINGS, by_loss_alone)):
+            passed[place] += not refusal(row, settings)
+    assert stats.binomtest(passed[0], seeds, SETTINGS.alpha, alternative="greater").pvalue > 0.01
+    assert passed[1] > seeds / 2
+
+
 def test_a_loss_that_may_be_as_high_is_no_certain_fit():
     assert not fits_better(compared(loss=(-0.4, -0.2)), SETTINGS)  # up to 0.0
 
@@ -211,7 +237,7 @@ def test_a_refusal_names_the_model_and_all_three_differences():
     assert text.startswith(
         "not certainly better than base: preference accuracy -0.100 [-0.200, 0.000]"
     )
-    assert "by gain; loss 0.200 [0.100, 0.300]" in text
+    assert "by gain; loss 0.200 [0.100, 0.300]; liked tips gained more in 0.600" in text
     assert refusal(GateRow("tuned", Estimate(0, 0, 0), Estimate(0, 0, 0)), SETTINGS) == ""
 
 

@@ -276,6 +276,10 @@ class GateConfig(Section):
     """Held-out examples scored per model, at most (a seeded sample)."""
     tolerance: Share = 0.02
     """By how much the preference accuracy of a model may be lower whose loss is certainly lower."""
+    lower_loss_needs_gain: bool = True
+    """Whether a lower loss counts only if liked tips certainly gained more than disliked ones;
+    `false` where the tips were written by something else than the base, and sounding like them is
+    better in itself."""
     max_loss_rise: float = Field(0.5, ge=0)
     """By how much the loss per token of a model may be higher that certainly ranks better."""
     alpha: float = Field(0.05, gt=0, lt=0.5)

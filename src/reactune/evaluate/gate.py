@@ -51,6 +51,8 @@ class GateRow:
     """The figures of one model; the differences are tuned minus this model.
 
     `gain_difference` sets the tuned model's accuracy by gain against this one's by mean.
+    `preferred` is how often a liked tip gained more in log-probability over this model than a
+    disliked one: 0.5 where the tuned model writes both more often alike.
     """
 
     model: str
@@ -60,6 +62,7 @@ class GateRow:
     accuracy_difference: Estimate | None = None
     gain_difference: Estimate | None = None
     gain_accuracy: Estimate | None = None
+    preferred: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -287,21 +290,27 @@ def examine(
     The rule, against every other model: the tuned one either ranks certainly better (by mean
     log-probability or by gain; the interval of the difference, at half of alpha for each of the
     two, is above zero) with a loss at most `max_loss_rise` higher; or it has a certainly lower
-    loss and ranks at most `tolerance` worse. Training on preferences raises the loss a little
-    (it moves away from what people dislike), so a small rise is no fault.
+    loss, ranks at most `tolerance` worse, and what it gained certainly went to liked tips
+    (`preferred`, at half of alpha): any training on an app's own tips lowers their loss, also on
+    reactions that say nothing. Training on preferences raises the loss a little (it moves away
+    from what people dislike), so a small rise is no fault.
     """
     means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
     weights = cluster_weights([example.user for example in examples])
     losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
     accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
-    totals = {name: np.array([s.sum() for s in scores[name]]) for name in ("base", "tuned")}
-    gained = _accuracies(examples, totals["tuned"] - totals["base"], weights)
+    totals = {name: np.array([s.sum() for s in values]) for name, values in scores.items()}
+    gains = {
+        name: _accuracies(examples, totals["tuned"] - totals[name], weights)
+        for name in scores
+        if name != "tuned"
+    }
 
     rows, alpha = [], settings.alpha
     for name in scores:
         loss, accuracy = estimate(losses[name], alpha), estimate(accuracies[name], alpha)
         if name == "tuned":
-            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gained, alpha)))
+            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gains["base"], alpha)))
             continue
         rows.append(
             GateRow(
@@ -310,7 +319,8 @@ def examine(
                 accuracy=accuracy,
                 loss_difference=estimate(losses["tuned"] - losses[name], alpha),
                 accuracy_difference=estimate(accuracies["tuned"] - accuracies[name], alpha / 2),
-                gain_difference=estimate(gained - accuracies[name], alpha / 2),
+                gain_difference=estimate(gains["base"] - accuracies[name], alpha / 2),
+                preferred=estimate(gains[name], alpha / 2),
             )
         )
     refusals = tuple(text for row in rows if (text := refusal(row, settings)))
@@ -366,11 +376,14 @@ def veto(row: JudgeRow) -> str:
 
 def refusal(row: GateRow, settings: GateConfig) -> str:
     """Why the tuned model does not beat this one, or nothing."""
-    if row.model == "tuned" or ranks_better(row, settings) or fits_better(row, settings):
+    if row.model == "tuned" or ranks_better(row, settings):
+        return ""
+    if fits_better(row, settings) and (gains_liked(row) or not settings.lower_loss_needs_gain):
         return ""
     return (
         f"not certainly better than {row.model}: preference accuracy {row.accuracy_difference} "
-        f"by mean log-probability, {row.gain_difference} by gain; loss {row.loss_difference}"
+        f"by mean log-probability, {row.gain_difference} by gain; loss {row.loss_difference}; "
+        f"liked tips gained more in {row.preferred} of pairs"
     )
 
 
@@ -384,6 +397,12 @@ def fits_better(row: GateRow, settings: GateConfig) -> bool:
     """Whether the tuned model's loss is certainly lower, and it does not rank much worse."""
     loss, by_mean, _ = differences(row)
     return loss.high < 0 and by_mean.value >= -settings.tolerance
+
+
+def gains_liked(row: GateRow) -> bool:
+    """Whether liked tips certainly gained more over this model than disliked ones."""
+    assert row.preferred is not None, row.model
+    return row.preferred.low > 0.5
 
 
 def differences(row: GateRow) -> tuple[Estimate, Estimate, Estimate]:
