@@ -386,7 +386,7 @@ def test_memory_within_a_container_is_that_of_its_limit(monkeypatch, tmp_path):
 
 def test_a_package_of_another_version_is_missing_with_the_one_found(monkeypatch):
     needs = [Requirement("click>=900"), Requirement("no-such-package-of-ours>=1")]
-    monkeypatch.setattr(doctor, "_requirements", lambda _: needs)
+    monkeypatch.setattr(doctor, "_requirements", lambda extra: needs if extra else [])
     found = doctor._extra("train", is_needed=False)
     assert found.state == "missing"
     assert "click>=900 (found" in found.text
@@ -400,6 +400,28 @@ def test_a_machine_without_the_training_side_is_one_that_only_serves(monkeypatch
     found = findings(config())
     assert found["extra train"].state == "warning"
     assert {"MLflow", "base model", "memory"} & found.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("present", "state"), [((), "warning"), (("torch",), "missing"), (("peft", "trl"), "missing")]
+)
+def test_an_extra_is_installed_if_more_of_it_is_there_than_the_core_brings(
+    config, monkeypatch, present, state
+):
+    """Pygments, say, comes with the core, and is in the extra `train`, too."""
+    real = doctor._installed
+    by_core = doctor._brought_by(doctor._requirements(""))
+    kept = {doctor._plain(name) for name in (*by_core, *present)}
+    monkeypatch.setattr(
+        doctor, "_installed", lambda name: real(name) if doctor._plain(name) in kept else None
+    )
+    found = findings(config())["extra train"]
+    assert found.state == state
+    assert "extra ==" not in found.text
+    if present:
+        assert f"{present[0]}>=" not in found.text
+        assert "accelerate>=1.12, " in found.text
+    assert "pip install 'reactune[train]'" in found.text
 
 
 @pytest.mark.slow

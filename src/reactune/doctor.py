@@ -7,7 +7,7 @@ by the first stage of a run, so that nothing is trained that could not be served
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -139,9 +139,9 @@ def _extra(name: str, *, is_needed: bool) -> Finding:
     """Whether the packages of one extra are installed, in versions that reactune supports."""
     wanted = _requirements(name)
     installed = {need.name: _installed(need.name) for need in wanted}
-    absent = [str(need) for need in wanted if installed[need.name] is None]
+    absent = [_worded(need) for need in wanted if installed[need.name] is None]
     unfit = [
-        f"{need} (found {found})"
+        f"{_worded(need)} (found {found})"
         for need in wanted
         if (found := installed[need.name]) and not need.specifier.contains(found, prereleases=True)
     ]
@@ -149,7 +149,9 @@ def _extra(name: str, *, is_needed: bool) -> Finding:
     if not absent and not unfit:
         return Finding(title, "ok", f"all {len(wanted)} in supported versions")
     install = f"run `pip install 'reactune{f'[{name}]' if name else ''}'`"
-    if not is_needed and len(absent) == len(wanted):
+    of_others = _brought_by(_requirements(""))
+    is_begun = any(installed[need.name] and _plain(need.name) not in of_others for need in wanted)
+    if not is_needed and not is_begun:
         return Finding(title, "warning", f"not installed: this machine cannot train; {install}")
     return Finding(title, "missing", f"{', '.join([*absent, *unfit])}; {install}")
 
@@ -163,6 +165,33 @@ def _requirements(extra: str) -> list[Requirement]:
         if (need.marker is None) == (not extra)
         and (need.marker is None or need.marker.evaluate({"extra": extra}))
     ]
+
+
+def _worded(need: Requirement) -> str:
+    """A requirement as pip takes it, without what it is for."""
+    extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
+    return f"{need.name}{extras}{need.specifier}"
+
+
+def _brought_by(needs: Iterable[Requirement]) -> set[str]:
+    """Names of the packages that these bring with them, and of what those bring."""
+    found: set[str] = set()
+    ahead = list(needs)
+    while ahead:
+        name = _plain(ahead.pop().name)
+        if name in found or _installed(name) is None:
+            continue
+        found.add(name)
+        further = map(Requirement, metadata.requires(name) or ())
+        ahead += [
+            each for each in further if not each.marker or each.marker.evaluate({"extra": ""})
+        ]
+    return found
+
+
+def _plain(name: str) -> str:
+    """A package's name as it is compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _installed(package: str) -> Version | None:

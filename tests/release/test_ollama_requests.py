@@ -13,6 +13,7 @@ import pytest
 from reactune.config.sections import ServeConfig
 from reactune.errors import ReleaseError
 from reactune.records import Completion
+from reactune.release import runtimes
 from reactune.release.ollama import (
     AsyncConnections,
     Ollama,
@@ -67,6 +68,17 @@ def test_the_proxy_of_the_environment_is_used_unless_the_host_is_excepted(server
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert ask(server)["line"] == "/api/x"
+
+
+@pytest.mark.parametrize("runtime", ["ollama", "openai"])
+def test_an_error_names_the_proxy_without_its_password(monkeypatch, runtime):
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    url = "http://models.invalid:11434"
+    settings = ServeConfig(runtime=runtime, ollama_url=url, openai_url=url)
+    with closing(runtimes.connect(settings)) as server, pytest.raises(ReleaseError) as found:
+        server.check()
+    assert f"{url} by way of the proxy http://me:***@127.0.0.1:9 (NO_PROXY" in str(found.value)
 
 
 def test_no_password_is_sent_that_only_a_netrc_file_knows(server, monkeypatch, tmp_path):

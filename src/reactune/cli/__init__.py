@@ -24,7 +24,12 @@ from reactune.cli.session import (
     word_tracebacks,
 )
 from reactune.errors import ReactuneError
-from reactune.process import PARENT, die_with_parent, limit_spinning
+from reactune.process import (
+    PARENT,
+    ask_own_machine_directly,
+    die_with_parent,
+    limit_spinning,
+)
 
 TRAIN = (
     "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
@@ -118,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if PARENT in os.environ:
         die_with_parent()
     limit_spinning()
+    ask_own_machine_directly()
     word_tracebacks()
     print_any_text()
     session = Session()

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
@@ -20,6 +18,7 @@ import ollama
 from reactune.config.sections import ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model.prompt import context_tokens, read_prompt_file, start_text, stop_text
+from reactune.process import by_proxy, proxy_of
 from reactune.records import Completion, ModelVersion, Sampling
 
 CHECK_SECONDS = 5.0
@@ -57,7 +56,7 @@ class Ollama:
             version = answer.raise_for_status().json()["version"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise ReleaseError(
-                f"no Ollama at {url}; run `ollama serve`, or set serve.ollama_url"
+                f"no Ollama at {url}{by_proxy(url)}; run `ollama serve`, or set serve.ollama_url"
             ) from error
         return f"Ollama {version} at {url}"
 
@@ -336,7 +335,8 @@ class Ollama:
             ) from error
         except (OSError, httpx.TransportError, aiohttp.ClientConnectionError) as error:
             raise ReleaseError(
-                f"cannot {action} on Ollama at {url} ({error or type(error).__name__}); is "
+                f"cannot {action} on Ollama at {url}{by_proxy(url)} "
+                f"({error or type(error).__name__}); is "
                 "`ollama serve` running there? See [serve] ollama_url"
             ) from error
         except (
@@ -411,7 +411,7 @@ class AsyncConnections:
             # The environment names the proxy, and is read once: aiohttp's own `trust_env` would
             # also read a netrc file, in another thread, for every request.
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, proxy=_proxy_of(self._url)
+                connector=connector, timeout=self._timeout, proxy=proxy_of(self._url)
             )
         async with self._session.post(self._url + path, json=body) as answer:
             return answer.status, await answer.read()
@@ -421,11 +421,3 @@ class AsyncConnections:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-
-
-def _proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL (`HTTP_PROXY`, `NO_PROXY`, ...)."""
-    place = urlsplit(url)
-    if proxy_bypass(place.hostname or ""):
-        return None
-    return getproxies().get(place.scheme)

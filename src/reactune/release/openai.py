@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from reactune.config.sections import ServeConfig
 from reactune.errors import ReleaseError
 from reactune.model.prompt import read_prompt_file, stop_text
+from reactune.process import by_proxy
 from reactune.records import Completion, ModelVersion, Sampling
 
 KEY = "REACTUNE_OPENAI_KEY"
@@ -382,7 +383,8 @@ class OpenAICompatible:
             ) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ReleaseError(
-                f"cannot {action} on the server at {url} ({error or type(error).__name__}); does "
+                f"cannot {action} on the server at {url}{by_proxy(url)} "
+                f"({error or type(error).__name__}); does "
                 "it run there? See [serve] openai_url"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
