@@ -61,6 +61,16 @@ def test_what_some_users_validated_is_fitted_on_the_held_out_too():
     assert errors[0] < errors[1]  # as it learned from more people
 
 
+def test_no_more_is_read_in_all_than_what_an_hour_allows(monkeypatch):
+    monkeypatch.setattr(module, "MOST_REACTIONS", 1_000)
+    examples, features = audience(1_001, users=120)
+    found, asked = learned_from(examples, features, held_out=201)
+    assert asked == [800]
+    assert found.model is found.teacher
+    found, asked = learned_from(examples[:-1], features[:-1], held_out=200)
+    assert asked == [800, 200]
+
+
 def test_a_coin_flipping_audience_teaches_nothing():
     found, asked = learned_from(*audience(taste=0.0), held_out=100)
     assert found.model is found.teacher is None

@@ -93,8 +93,8 @@ def learn(
     """A reward model from reactions of many users, where it certainly ranks better than chance.
 
     What was validated on the examples is fitted on `held_out` as well, if all of the examples were
-    read. `layers` of the base of this digest are what `read` reads; they
-    and `fingerprint`, which is that of the data, stand in the model.
+    read and no more than `MOST_REACTIONS` are read in all. `layers` of the base of this digest are
+    what `read` reads; they and `fingerprint`, which is that of the data, stand in the model.
     """
     drawn = _by_drawn_users(examples)
     size = FIRST_REACTIONS
@@ -140,7 +140,8 @@ def learn(
         )
 
     teacher = model = fitted(some, values)
-    if held_out and len(some) == len(drawn):
+    count = len(drawn) + len(held_out)
+    if held_out and len(some) == len(drawn) and count <= MOST_REACTIONS:
         others = read(held_out)
         some, features = [*some, *held_out], np.concatenate([features, others])
         model = fitted(some, ((features - mean) / deviation).astype(np.float32))
