@@ -1,8 +1,9 @@
-"""Rows that the command line may ingest, and what it stored."""
+"""Rows that the command line may ingest, what it stored, and a user who may do nothing."""
 
 import json
+import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -30,3 +31,16 @@ def write_rows(file, rows):
 def stored(folder, query):
     with closing(sqlite3.connect(folder / "reactune.db")) as connection:
         return connection.execute(query).fetchall()
+
+
+@contextmanager
+def nobody():
+    """As a user without rights, where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -8,11 +8,13 @@ import venv
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 
+from cli_fixtures import nobody
 from places import REPOSITORY
 from reactune import doctor
 from reactune.config.settings import load
@@ -471,10 +473,30 @@ def test_no_check_shows_the_password_of_an_mlflow_or_a_database(config, uri):
     assert "s3cret" not in "".join(finding.line() for finding in found.values())
 
 
-def test_a_disk_that_is_too_small_names_the_folder_to_free():
-    found = doctor._disk("disk of runs", 3 * 2**30, 2**30, advice="free /runs")
-    assert found.line() == ("missing  disk of runs  1.0 GiB free, about 3.0 needed; free /runs")
-    assert doctor._disk("disk of runs", 2**30, 2**30, advice="").state == "ok"
+def test_a_disk_that_is_too_small_names_the_folder_to_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "free_disk", lambda folder: 2**30)
+    found = doctor._disk("disk of runs", 3 * 2**30, tmp_path / "runs", setting="run.root")
+    assert found.line() == (
+        f"missing  disk of runs  1.0 GiB free, about 3.0 needed; free {tmp_path / 'runs'} or name "
+        "another run.root"
+    )
+    assert doctor._disk("disk of runs", 2**30, tmp_path, setting="run.root").state == "ok"
+
+
+@pytest.mark.parametrize(("below", "text"), [("", "written"), ("a/b", "made in")])
+@pytest.mark.parametrize("rights", [0o555, 0o000])
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(
+    tmp_path, monkeypatch, rights, below, text
+):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    closed = Path("closed")  # relative: nobody sees the folders above
+    closed.mkdir(rights)
+    with nobody():
+        found = doctor._disk("disk of runs", 0, closed / below, setting="run.root")
+    assert found.state == "missing"
+    assert found.text.startswith(f"{closed / below} cannot be {text}")
+    assert found.text.endswith("; allow it, or name another run.root")
 
 
 def test_extras_are_needed_as_the_settings_use_them(config):

@@ -27,6 +27,7 @@ from reactune.model.files import (
     BaseModel,
     Shape,
     available_memory,
+    existing_part,
     folder_at_hand,
     free_disk,
     locate,
@@ -404,16 +405,10 @@ def _room(
     room = [
         _memory("memory", loaded if trains else weights, peaks, available_memory()),
         *on_gpu,
-        _disk(
-            "disk of runs",
-            weights + 2 * served + FREE_BESIDE,
-            free_disk(runs),
-            advice=f"free {runs} or name another run.root",
-        ),
+        _disk("disk of runs", weights + 2 * served + FREE_BESIDE, runs, setting="run.root"),
     ]
     if folder is None:
-        advice = f"free {cache} or name another model.cache_dir"
-        room.append(_disk("disk of cache", weights, free_disk(cache), advice=advice))
+        room.append(_disk("disk of cache", weights, cache, setting="model.cache_dir"))
     return room
 
 
@@ -443,8 +438,15 @@ def _memory(name: str, least: int, peaks: Mapping[str, int], free: int) -> Findi
     return Finding(name, state, f"{text}; take a smaller train.batch_size or base model")
 
 
-def _disk(name: str, needed: float, free: int, *, advice: str) -> Finding:
+def _disk(name: str, needed: float, folder: Path, *, setting: str) -> Finding:
+    """Whether a folder can be written, or made, and has the bytes that are needed."""
+    there = existing_part(folder)
+    # Effective ids: those by which the system will allow it or not.
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK, effective_ids=True)):
+        text = f"{folder} cannot be {'written' if there == folder else f'made in {there}'}"
+        return Finding(name, "missing", f"{text}; allow it, or name another {setting}")
+    free = free_disk(folder)
     text = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} needed"
     if free >= needed:
         return Finding(name, "ok", text)
-    return Finding(name, "missing", f"{text}; {advice}")
+    return Finding(name, "missing", f"{text}; free {folder} or name another {setting}")

@@ -4,13 +4,12 @@ import contextlib
 import gzip
 import json
 import logging
-import os
 import re
 import socket
 
 import pytest
 
-from cli_fixtures import row, write_rows
+from cli_fixtures import nobody, row, write_rows
 from loop_fixtures import write_settings
 from reactune.cli import commands
 
@@ -51,19 +50,6 @@ CONTENT = {
 }
 PACKED = {"not packed", "cut off"}
 LONG = "n" * 300  # more than a file's name may have
-
-
-@contextlib.contextmanager
-def nobody():
-    """As a user without rights, where the tests run as root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65_534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def put(folder, kind, name):

@@ -467,8 +467,12 @@ def available_memory() -> int:
 
 def free_disk(path: Path) -> int:
     """Free bytes where a folder is, or would be made."""
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(existing_part(path)).free
+
+
+def existing_part(path: Path) -> Path:
+    """The folder itself, or the one nearest to it that is there and can be seen."""
+    return next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
 
 
 def main() -> int:
