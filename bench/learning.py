@@ -302,7 +302,15 @@ def demo_rates(folder: Path, seed: int) -> dict[str, float]:
             base, None, chat, prompts, config.serve, count=CANDIDATES, seed=seed, name="base"
         ),
         "few-shot base": write_samples(
-            base, None, chat, prompts, config.serve, count=1, seed=seed, name="few", read=shots
+            base,
+            None,
+            chat,
+            prompts,
+            config.serve,
+            count=CANDIDATES,
+            seed=seed,
+            name="few",
+            read=shots,
         ),
         "tuned": write_samples(
             base,
@@ -317,33 +325,42 @@ def demo_rates(folder: Path, seed: int) -> dict[str, float]:
     }
     words = _tfidf_of(train)
 
-    def rate(choose: Callable[[Prompt, Sequence[Sample]], Sample], name: str) -> float:
+    def rate(choose: Callable[[Prompt, Sequence[Sample]], Sequence[Sample]], name: str) -> float:
+        """The mean rate of the texts of which one would be shown, each to an audience of its own.
+
+        An audience remembers what it was shown.
+        """
         shown = [
-            (visit, choose(prompt, some).text)
+            (visit, choose(prompt, some))
             for visit, prompt, some in zip(visits, prompts, written[name], strict=True)
             if some
         ]
-        return policy_value(Town(seed), shown, labels=config.labels).reward
+        draws = [
+            [(visit, some[draw % len(some)].text) for visit, some in shown]
+            for draw in range(max(len(some) for _, some in shown))
+        ]
+        values = [policy_value(Town(seed), each, labels=config.labels).reward for each in draws]
+        return float(np.mean(values))
 
     with open_layers(base.folder, reward.layers[-1]) as layers:
 
-        def by_reward(prompt: Prompt, some: Sequence[Sample]) -> Sample:
+        def by_reward(prompt: Prompt, some: Sequence[Sample]) -> Sequence[Sample]:
             rows = [(prompt.token_ids, tip_token_ids(chat, each.text)) for each in some]
             low = rewards(reward, tip_features(layers, rows, reward.layers))[1]
-            return some[int(np.argmax(low))]
+            return [some[int(np.argmax(low))]]
 
         return {
-            "base, one text": rate(_first, "base"),
-            "few-shot base, one text": rate(_first, "few-shot base"),
-            "base, best of 4 by TF-IDF": rate(lambda _, some: max(some, key=words), "base"),
+            "base, one text": rate(_any, "base"),
+            "few-shot base, one text": rate(_any, "few-shot base"),
+            "base, best of 4 by TF-IDF": rate(lambda _, some: [max(some, key=words)], "base"),
             "base, best of 4 by reward": rate(by_reward, "base"),
-            "tuned, one text": rate(_first, "tuned"),
+            "tuned, one text": rate(_any, "tuned"),
             "tuned, best of 4 by reward": rate(by_reward, "tuned"),
         }
 
 
-def _first(_prompt: Prompt, some: Sequence[Sample]) -> Sample:
-    return some[0]
+def _any(_prompt: Prompt, some: Sequence[Sample]) -> Sequence[Sample]:
+    return some
 
 
 def _tfidf_of(train: Sequence[Example]) -> Callable[[Sample], float]:

@@ -22,6 +22,12 @@ from reactune.errors import DataError
 
 Reaction = Literal["done", "dismiss", "snooze"]
 REACTIONS: tuple[Reaction, ...] = ("done", "dismiss", "snooze")
+REACTION_WORDS: Mapping[str, Reaction] = {
+    **{name: name for name in REACTIONS},
+    "dismissed": "dismiss",
+    "snoozed": "snooze",
+}
+"""What apps write, in small letters, and the reaction that they mean."""
 MAX_DWELL_MS = 2**31 - 1  # what a column of whole numbers holds: 24 days
 MAX_TIP_ID_CHARS = 200
 Arm = Literal["champion", "challenger"]

@@ -53,6 +53,7 @@ on_fixtures = settings(
 
 FORM = "such as 2026-03-04T10:00:00Z"
 NAIVE = f"naive shown_at; write a time with its zone, {FORM}"
+UNKNOWN_REACTION = "unknown reaction, none of done, dismiss, snooze"
 UNPARSABLE = f"unparsable shown_at; write a time {FORM}"
 
 
@@ -189,7 +190,7 @@ MALFORMED = {
     "NUL byte": row(2, tip_content=f"{SECRET}\0"),
     "lone surrogate": row(2, tip_content=f"{SECRET}\ud83d"),
     "non-finite number": b'{"tip_id": "Zanzibar4711", "dwell_ms": NaN}',
-    "unknown reaction": row(2, reaction=SECRET),
+    UNKNOWN_REACTION: row(2, reaction=SECRET),
     "negative dwell_ms": row(2, dwell_ms=-1),
     "dwell_ms is not a number": row(2, dwell_ms={"ms": 1}),
     "out-of-range dwell_ms": row(2, dwell_ms=2**31),
@@ -229,8 +230,8 @@ def test_a_malformed_row_is_listed_without_its_text_and_the_rest_is_kept(on_sqli
         ({"dwell_ms": True}, "dwell_ms is not a number"),
         ({"dwell_ms": "long"}, "dwell_ms is not a number"),
         ({"dwell_ms": [1]}, "dwell_ms is not a number"),
-        ({"reaction": ["done"]}, "unknown reaction"),
-        ({"reaction": "liked"}, "unknown reaction"),
+        ({"reaction": ["done"]}, UNKNOWN_REACTION),
+        ({"reaction": "liked"}, UNKNOWN_REACTION),
         ({"tip_id": True}, "tip_id is not text"),
         ({"tip_id": 1.5}, "tip_id is not text"),
         ({"kind": 3}, "kind is not text"),
@@ -259,6 +260,8 @@ def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reas
     ("values", "column", "meaning"),
     [
         ({"dwell_ms": 0}, "dwell_ms", 0),
+        ({"reaction": " Dismissed"}, "reaction", "dismiss"),
+        ({"reaction": "SNOOZED"}, "reaction", "snooze"),
         ({"cut": True}, "cut", True),
         ({"cut": None}, "cut", False),
         ({"dwell_ms": 2000.0}, "dwell_ms", 2000),

@@ -45,7 +45,7 @@ from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit, chunks
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
 from reactune.privacy.user_ids import IdError
-from reactune.records import REACTIONS, Counts, whole_dwell_ms
+from reactune.records import REACTION_WORDS, REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import INGEST_LOCK, lock, writing
 from reactune.store.queries import upsert_scores
 from reactune.store.schema import tip_scores
@@ -490,9 +490,10 @@ def _time(name: str, value: Any, latest: datetime) -> datetime | None:
 def _reaction(value: Any) -> str | None:
     if _is_absent(value):
         return None
-    if (reaction := meaning_of(value)) in REACTIONS:
-        return reaction
-    raise Refused("unknown reaction")
+    reaction = REACTION_WORDS.get(meaning_of(value))
+    if reaction is None:
+        raise Refused(f"unknown reaction, none of {', '.join(REACTIONS)}")
+    return reaction
 
 
 def _dwell(value: Any) -> int | None:

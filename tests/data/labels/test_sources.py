@@ -179,12 +179,12 @@ def test_types_of_postgresql_that_are_no_text_are_read_as_text(fresh_postgres_ur
     url = fresh_postgres_url.replace("postgresql://", "postgresql+psycopg://")
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        connection.execute(sa.text("CREATE TYPE what AS ENUM ('done', 'dismiss')"))
+        connection.execute(sa.text("CREATE TYPE what AS ENUM ('Done', 'dismiss')"))
         connection.execute(
             sa.text(
                 "CREATE TABLE tip_scores AS SELECT gen_random_uuid() AS tip_id, 'ann' AS user_id, "
                 "'focus' AS kind, 'llm' AS source, '{\"a\": 1}'::jsonb AS context_json, 'Walk.' AS "
-                "tip_content, 'done'::what AS reaction, 20000::bigint AS dwell_ms, "
+                "tip_content, 'Done'::what AS reaction, 20000::bigint AS dwell_ms, "
                 "TIMESTAMP '2026-03-01 10:00:00' AS created_at, true AS training_allowed"
             )
         )

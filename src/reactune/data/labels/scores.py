@@ -25,11 +25,11 @@ from reactune.data.labels.sources import (
     in_utc,
     unbound_scores,
 )
-from reactune.errors import ConfigError, PrivacyError
+from reactune.errors import ConfigError, DataError, PrivacyError
 from reactune.privacy.consent import UserStatuses
 from reactune.privacy.hashing import HashingKey, user_key
 from reactune.privacy.user_ids import IdError
-from reactune.records import Counts
+from reactune.records import REACTIONS, Counts
 from reactune.store.labels import Evidence, LabelRule, label_rule
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ Admits = Callable[[Sequence[Any], Sequence[datetime | None]], list[bool]]
 """Of ids as the source has them, with the times of their rows: which may be learned from."""
 OPTED_OUT, ERASED, NO_CONSENT = "opted out", "erased", "no consent stated"
 MAX_CACHED = 100_000
+MOST_NAMED, LEAST_ROWS = 5, 5  # names of reactions in an error, and rows that each stands in
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def consent_note(scores: Scores, labels: LabelConfig) -> str:
 def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
+    Raises:
+        DataError: rows have reactions, and none of them is one that we know.
+
     `label` also leaves out evidence of users who opted out. To count it here, an engine would read
     the table a second time on one core; it is counted when the rows are read.
     """
@@ -146,6 +150,8 @@ def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
         kept = rule if kept is None else kept & rule
         left[f"after_{number}"] = table.count(where=kept)
     counts = _whole_numbers(opened.answers, table.aggregate(**left))
+    if counts[0] and not counts[-1]:
+        _check_reactions(opened)
     lost = [before - after for before, after in pairwise(counts)]
     refused = dict(zip(rules, lost, strict=True))
     came_in = counts[0]
@@ -303,6 +309,24 @@ def _evidence(scores: Scores, rule: LabelRule, labels: LabelConfig) -> dict[str,
         "cut at max_tokens": ~table.cut.fill_null(False),
         "no evidence": _includes(rule.positive, table) | _includes(rule.negative, table),
     }
+
+
+def _check_reactions(opened: OpenScores) -> None:
+    """Refuse a source whose reactions have other names: none of its rows would ever be evidence."""
+    table = opened.scores.chosen
+    reacted = table.filter(table.reaction.notnull())
+    by_name = reacted.group_by("reaction").aggregate(rows=reacted.count())
+    found = opened.answers.rows(by_name.order_by(by_name.rows.desc()).limit(MOST_NAMED))
+    names = {str(row["reaction"]): int(str(row["rows"])) for row in found}
+    if not names or names.keys() & set(REACTIONS):
+        return
+    # What stands in few rows may be somebody's own words.
+    often = {name: rows for name, rows in names.items() if rows >= LEAST_ROWS}
+    shown = ", ".join(f"{name[:40]!r} ({rows:,} rows)" for name, rows in often.items())
+    raise DataError(
+        f"no reaction there is {' or '.join(REACTIONS)}; found: {shown or 'rare texts'}; name a "
+        "view in [source] table that gives them our names"
+    )
 
 
 def _is_allowed(scores: Scores) -> "BooleanValue":

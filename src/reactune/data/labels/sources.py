@@ -16,6 +16,7 @@ from reactune.config.sections import SourceConfig
 from reactune.config.settings import absolute_sqlite_url
 from reactune.data.columns import CONSENT, match_columns
 from reactune.errors import ConfigError, DataError
+from reactune.records import REACTION_WORDS
 from reactune.runs.remote import remote_errors
 
 if TYPE_CHECKING:
@@ -165,12 +166,18 @@ def scores_of(table: "Table", source: SourceConfig, *, written_in: str, compiled
             condition.
         DataError: the table lacks a column.
     """
-    mapped = map_columns(table, source.columns)
+
+    def under_our_names(there: "Table") -> "Table":
+        ours = map_columns(there, source.columns)
+        # Our own table holds no other words for reactions.
+        return ours.mutate(reaction=_reaction_of(ours.reaction)) if source.url else ours
+
+    mapped = under_our_names(table)
     states_consent = CONSENT in _matched(table, source.columns)
     if not source.where:
         return Scores(mapped, mapped, states_consent)
     kept = rows_that_meet(table, source.where, written_in=written_in, compiled_to=compiled_to)
-    return Scores(mapped, map_columns(kept, source.columns), states_consent)
+    return Scores(mapped, under_our_names(kept), states_consent)
 
 
 def map_columns(table: "Table", columns: Mapping[str, str]) -> "Table":
@@ -232,6 +239,14 @@ def _matched(table: "Table", columns: Mapping[str, str]) -> dict[str, str]:
     """Our column names and those of the table, for columns that it has."""
     given = {ours: there for ours, there in names_there(columns).items() if ours != there}
     return match_columns(COLUMNS, table.columns, given, setting="[source] columns")
+
+
+def _reaction_of(column: "Value") -> "Value":
+    """Reactions as apps write them (`Done`, ` dismissed`) by our names, others as they are."""
+    # To Ibis an enum of PostgreSQL is a string, so a cast would be left out; joined, it is one.
+    text = (column.cast("string") + "").strip().lower()
+    words = [(word, ours) for word, ours in REACTION_WORDS.items() if word != ours]
+    return text.cases(*words, else_=text)
 
 
 def _truth_of(column: "Value") -> "Value":
