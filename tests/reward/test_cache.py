@@ -1,5 +1,7 @@
 """Features in files: computed once, gone on with after a kill, and each with its user."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -71,6 +73,13 @@ def test_an_earlier_run_has_texts_in_the_same_prompt(model, tmp_path, count):
     elsewhere = [example(0, tip=TIPS[0].tip, context='{"time_of_day": "noon"}')]
     cached_features(*model, elsewhere, [1], folder=tmp_path / "third", earlier=earlier)
     assert count == [5, 1]
+
+
+def test_a_text_in_a_prompt_is_computed_once_for_all_its_readers(model, tmp_path, count):
+    again = [replace(each, tip_id=f"again-{each.tip_id}", user_key="other") for each in TIPS[:7]]
+    found = cached_features(*model, [*TIPS, *again, *again], [1], folder=tmp_path)
+    assert count == [5, 5, 4]
+    assert found[14:21].tolist() == found[21:].tolist() == found[:7].tolist()
 
 
 def test_every_row_has_its_user(model, tmp_path):

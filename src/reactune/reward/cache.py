@@ -52,14 +52,15 @@ def cached_features(
 ) -> Floats:
     """Features of the examples after `layers`, shape (examples, width).
 
-    What `folder` or one of the `earlier` files holds is read, the rest is computed and written
-    there, chunk by chunk. Values are rounded to float16, read or computed. `progress` is called
-    with the number of rows to compute.
+    What `folder` or one of the `earlier` files holds is read, the rest is computed, once for each
+    text in a prompt, and written there, chunk by chunk. Values are rounded to float16, read or
+    computed. `progress` is called with the number of rows to compute.
     """
     rows = reward_rows(chat, examples)
     digests = [digest_of(base.digest, layers, row) for row in rows]
     known = _read([*earlier, *sorted((folder / CHUNKS).glob("*.parquet"))], set(digests))
-    missing = [place for place, digest in enumerate(digests) if digest not in known]
+    first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    missing = [place for digest, place in first.items() if digest not in known]
     # Tips of one prompt together, prompts of one kind together: they share a prefix.
     missing.sort(key=lambda i: (examples[i].kind, examples[i].context_json, i))
     report = progress(len(missing))
