@@ -136,7 +136,7 @@ class _Says(BaseHTTPRequestHandler):
 def server():
     """The port of a server that answers with the path it was asked for."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Says) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield httpd.server_port
         httpd.shutdown()
 
