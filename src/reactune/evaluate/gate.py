@@ -331,9 +331,9 @@ def with_judge(report: GateReport, judged: JudgeReport | None, settings: GateCon
     """The report with what the judge says, and the refusals of both.
 
     The tuned model may be better by likelihood or by the judge, who sees what it writes. It is
-    refused where the judge certainly finds another model's tips better, and where the reward model
-    that chooses at serving sees more than `MOST_TEACHER_GAIN` times the gain that the judge can
-    see: such a generator has learned what the reward is wrong about (arXiv:2210.10760).
+    refused where the judge certainly finds another model's tips better, and where its teacher sees
+    more than `MOST_TEACHER_GAIN` times the gain that the judge can see: such a generator has
+    learned what the reward is wrong about (arXiv:2210.10760).
     """
     if judged is None:
         return report

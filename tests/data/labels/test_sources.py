@@ -172,6 +172,77 @@ def test_a_table_may_be_named_with_its_schema(tmp_path):
     assert read(filtered)[0].keys() <= expected_labels(rows).keys()
 
 
+def with_reactions(words, place, folder):
+    """A source at a kind of place, whose rows have these reactions."""
+    rows = [row(f"t{number}", reaction=word) for number, word in enumerate(words)]
+    table = pa.Table.from_pylist(rows)
+    if place == "parquet":
+        pq.write_table(table, folder / "scores.parquet")
+        return SourceConfig(url="parquet://scores.parquet")
+    if place == "sqlite":
+        names = [name for name in rows[0] if name != "key_id"]
+        with closing(sqlite3.connect(folder / "app.db")) as connection:
+            typed = {"dwell_ms": "INTEGER", "training_allowed": "BOOLEAN"}
+            columns = ", ".join(f"{name} {typed.get(name, 'TEXT')}" for name in names)
+            connection.execute(f"CREATE TABLE tip_scores ({columns})")
+            slots = ", ".join("?" * len(names))
+            told = [[str(r[n]) if n.endswith("_at") else r[n] for n in names] for r in rows]
+            connection.executemany(f"INSERT INTO tip_scores VALUES ({slots})", told)
+            connection.commit()
+        return SourceConfig(url="sqlite:///app.db")
+    with closing(duckdb.connect(str(folder / "app.duckdb"))) as connection:
+        connection.register("given", table)
+        connection.execute("CREATE TABLE tip_scores AS SELECT * FROM given")
+    return SourceConfig(url="duckdb://app.duckdb")
+
+
+@pytest.mark.parametrize("place", ["parquet", "sqlite", "duckdb"])
+def test_a_reaction_is_read_for_what_it_means(tmp_path, place):
+    words = ["done", "Done", " DONE", "dismissed", "Dismiss", "Snoozed", "liked", "undone", None]
+    source = with_reactions(words, place, tmp_path)
+    with open_scores(source, store_url="", folder=tmp_path) as scores:
+        batches = read_scores(scores, LABELS, source=source, key=KEY)
+        found = {each["tip_id"]: each["reaction"] for b in batches for each in b.to_pylist()}
+        counts = label_counts(scores, LABELS)
+        named = scores.answers.rows(scores.scores.table.select("tip_id", "reaction"))
+    assert found == {"t0": "done", "t1": "done", "t2": "done"}  # all looked at for 30 s
+    assert (counts.came_in, counts.went_out) == (9, 3)
+    meant = {each["tip_id"]: each["reaction"] for each in named}
+    assert [meant[f"t{number}"] for number in range(3, 9)] == [
+        "dismiss", "dismiss", "snooze", "liked", "undone", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["completed"] * 7 + ["skipped"] * 5 + ["Anna did it", None],
+         "'completed' (7 rows), 'skipped' (5 rows)"),
+        (["my own words"] * 4, "rare texts"),
+    ],
+)  # fmt: skip
+def test_reactions_of_other_names_are_one_error_that_names_the_frequent(tmp_path, words, shown):
+    source = with_reactions(words, "sqlite", tmp_path)
+    with (
+        open_scores(source, store_url="", folder=tmp_path) as scores,
+        pytest.raises(DataError) as found,
+    ):
+        label_counts(scores, LABELS)
+    assert str(found.value) == (
+        f"no reaction there is done or dismiss or snooze; found: {shown}; name a view in [source] "
+        "table that gives them our names"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [[None, None], ["snooze", "other"], [w for w in "abcdefg" for _ in "12"] + ["dismiss"]]
+)
+def test_rows_without_a_reaction_or_evidence_are_no_error(tmp_path, words):
+    source = with_reactions(words, "sqlite", tmp_path)
+    with open_scores(source, store_url="", folder=tmp_path) as scores:
+        assert label_counts(scores, LABELS).refused["no evidence"] == len(words)
+
+
 @pytest.mark.postgres
 def test_types_of_postgresql_that_are_no_text_are_read_as_text(fresh_postgres_url):
     import sqlalchemy as sa

@@ -136,11 +136,11 @@ def consent_note(scores: Scores, labels: LabelConfig) -> str:
 def label_counts(opened: OpenScores, labels: LabelConfig) -> Counts:
     """How many rows are evidence, and how many are not for which first reason.
 
-    Raises:
-        DataError: rows have reactions, and none of them is one that we know.
-
     `label` also leaves out evidence of users who opted out. To count it here, an engine would read
     the table a second time on one core; it is counted when the rows are read.
+
+    Raises:
+        DataError: rows have reactions, and none of them is one that we know.
     """
     scores, table = opened.scores, opened.scores.chosen
     rules = _evidence(scores, label_rule(labels), labels)
@@ -316,10 +316,11 @@ def _check_reactions(opened: OpenScores) -> None:
     table = opened.scores.chosen
     reacted = table.filter(table.reaction.notnull())
     by_name = reacted.group_by("reaction").aggregate(rows=reacted.count())
+    ours = by_name.filter(by_name.reaction.isin(REACTIONS))
     found = opened.answers.rows(by_name.order_by(by_name.rows.desc()).limit(MOST_NAMED))
-    names = {str(row["reaction"]): int(str(row["rows"])) for row in found}
-    if not names or names.keys() & set(REACTIONS):
+    if not found or opened.answers.rows(ours):
         return
+    names = {str(row["reaction"]): int(str(row["rows"])) for row in found}
     # What stands in few rows may be somebody's own words.
     often = {name: rows for name, rows in names.items() if rows >= LEAST_ROWS}
     shown = ", ".join(f"{name[:40]!r} ({rows:,} rows)" for name, rows in often.items())
