@@ -72,15 +72,15 @@ def test_the_logprob_is_that_of_scoring_the_text(model, prompts):
 
 def test_texts_are_drawn_from_the_nucleus_at_the_temperature(model, prompts):
     sampling = Sampling(temperature=0.5, top_p=0.02, max_tokens=1, seed=4)
-    (texts,) = draw(model, prompts[:1], stop=STOP, sampling=sampling, count=4_000)
+    (texts,) = draw(model, prompts[:1], stop=STOP, sampling=sampling, count=1_000)
     logits = model(torch.tensor([prompts[0]])).logits[0, -1].double()
     chances, order = logits.softmax(-1).sort(descending=True)
     size = int((chances.cumsum(-1) < 0.02).sum()) + 1
     wanted = (chances[:size].log() / 0.5).softmax(-1).tolist()
     counts = Counter(text.ids[0] if text.ids else STOP for text in texts)
     assert set(counts) <= set(order[:size].tolist())
-    shares = [counts[token] / 4_000 for token in order[:size].tolist()]
-    assert shares == pytest.approx(wanted, abs=0.04)
+    shares = [counts[token] / 1_000 for token in order[:size].tolist()]
+    assert shares == pytest.approx(wanted, abs=0.06)
 
 
 def test_a_seed_gives_the_same_texts_again_and_another_seed_others(model, prompts):
