@@ -39,7 +39,7 @@ from reactune.generation import judge
 from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat, rebuild
-from reactune.pipeline import has_reward, teacher_of
+from reactune.pipeline import ask_gate, has_reward
 from reactune.process import limit_spinning
 from reactune.records import Example
 from reactune.reward.cache import reward_rows
@@ -215,21 +215,7 @@ def coin_flip(folder: Path, seed: int) -> dict[str, Any]:
     base = base_model(config.model)
     chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
     examples, adapters = read_examples(run / "dataset"), {"tuned": run / "train" / "adapter"}
-    held_out = gate.sample(examples["test"], limit=config.gate.max_examples)
-    report = gate.gate_report(base, chat, held_out, examples["train"], adapters, config.gate)
-    if has_reward(run):
-        judges = [*examples["validation"], *examples["test"]]
-        judged = gate.ask_judge(
-            base,
-            chat,
-            judges,
-            examples["train"],
-            adapters,
-            teacher_of(run),
-            serve=config.serve,
-            settings=config.gate,
-        )
-        report = gate.with_judge(report, judged, config.gate)
+    report = ask_gate(config, run, base, chat, examples, adapters)
     return {"passed": not report.refusals, "has_reward": has_reward(run)}
 
 

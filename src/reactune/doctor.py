@@ -150,9 +150,8 @@ def _extra(name: str, *, is_needed: bool) -> Finding:
     if not absent and not unfit:
         return Finding(title, "ok", f"all {len(wanted)} in supported versions")
     install = f"run `pip install 'reactune{f'[{name}]' if name else ''}'`"
-    of_others = _brought_by(_requirements(""))
-    is_begun = any(installed[need.name] and _plain(need.name) not in of_others for need in wanted)
-    if not is_needed and not is_begun:
+    present = {_plain(need.name) for need in wanted if installed[need.name]}
+    if not is_needed and present <= _brought_by(_requirements("")):
         return Finding(title, "warning", f"not installed: this machine cannot train; {install}")
     return Finding(title, "missing", f"{', '.join([*absent, *unfit])}; {install}")
 

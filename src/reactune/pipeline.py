@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from reactune.data.labels.scores import (
 from reactune.data.labels.sources import open_scores
 from reactune.erasure.erase import Say, finish_open
 from reactune.evaluate.gate import (
+    GateReport,
     Generator,
     ask_judge,
     best_method,
@@ -51,7 +52,7 @@ from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
 from reactune.pages.reward import write_reward_report
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.progress import progress_bar
-from reactune.records import STAGES, Counts, Example, write_atomically
+from reactune.records import STAGES, Counts, Example, Part, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
 from reactune.reward.cache import cached_features, keep_features, reward_rows
@@ -365,20 +366,7 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     if champion is not None and champion.adapter is not None:
         fetch_adapter(run_root(config), champion)
         adapters["champion"] = champion.adapter
-    chosen = sample(examples["test"], limit=config.gate.max_examples)
-    report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
-    if has_reward(run):
-        judged = ask_judge(
-            base,
-            chat,
-            [*examples["validation"], *examples["test"]],
-            examples["train"],
-            adapters,
-            teacher_of(run),
-            serve=config.serve,
-            settings=config.gate,
-        )
-        report = with_judge(report, judged, config.gate)
+    report = ask_gate(config, run, base, chat, examples, adapters)
     tuned = Generator("tuned", run.name)
     generator = earlier_generator(config, run) if report.refusals else tuned
     gate = {**asdict(report), "generator": asdict(generator) if generator else None}
@@ -399,6 +387,32 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
         },
         outcome="done" if generator else "refused",
     )
+
+
+def ask_gate(
+    config: Config,
+    run: Path,
+    base: BaseModel,
+    chat: Chat,
+    examples: Mapping[Part, Sequence[Example]],
+    adapters: Mapping[str, Path],
+) -> GateReport:
+    """The gate's report on the adapter "tuned" of a run, with its judge where there is a reward."""
+    chosen = sample(examples["test"], limit=config.gate.max_examples)
+    report = gate_report(base, chat, chosen, examples["train"], adapters, config.gate)
+    if not has_reward(run):
+        return report
+    judged = ask_judge(
+        base,
+        chat,
+        [*examples["validation"], *examples["test"]],
+        examples["train"],
+        adapters,
+        teacher_of(run),
+        serve=config.serve,
+        settings=config.gate,
+    )
+    return with_judge(report, judged, config.gate)
 
 
 def earlier_generator(config: Config, run: Path) -> Generator | None:

@@ -120,10 +120,10 @@ def learn(
         reason = f"it is not certainly right more often than chance: {reward or 'no pairs'}"
         return Learned(None, reason, found, some, features)
 
-    def fitted(rows: Sequence[Example], scaled: Floats) -> RewardModel:
+    def fitted(rows: Reactions, scaled: Floats) -> RewardModel:
         candidate = Candidate(scaled, validated.chosen.variance)
         return assemble_model(
-            fit_with_error(Reactions(rows), candidate, start=validated.whole),
+            fit_with_error(rows, candidate, start=validated.whole),
             validated.scale,
             mean,
             deviation,
@@ -139,12 +139,12 @@ def learn(
             },
         )
 
-    teacher = model = fitted(some, values)
+    teacher = model = fitted(reactions, values)
     count = len(drawn) + len(held_out)
     if held_out and len(some) == len(drawn) and count <= MOST_REACTIONS:
         others = read(held_out)
         some, features = [*some, *held_out], np.concatenate([features, others])
-        model = fitted(some, ((features - mean) / deviation).astype(np.float32))
+        model = fitted(Reactions(some), ((features - mean) / deviation).astype(np.float32))
     return Learned(model, "", found, some, features, teacher)
 
 
