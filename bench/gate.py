@@ -34,13 +34,13 @@ from reactune.data.dataset.exports import read_examples
 from reactune.demo.audience import Town, Visit
 from reactune.demo.loop import run_demo
 from reactune.demo.report import policy_value
+from reactune.environment import limit_spinning
 from reactune.evaluate import gate
 from reactune.generation import judge
 from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import base_model
 from reactune.model.prompt import assemble, load_chat, rebuild
 from reactune.pipeline import ask_gate, has_reward
-from reactune.process import limit_spinning
 from reactune.records import Example
 from reactune.reward.cache import reward_rows
 from reactune.reward.comparisons import Reactions

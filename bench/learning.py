@@ -36,12 +36,12 @@ from reactune.config.sections import ModelConfig, PromptConfig
 from reactune.data.dataset.exports import read_examples
 from reactune.demo.audience import Town
 from reactune.demo.report import policy_value
+from reactune.environment import limit_spinning
 from reactune.evaluate.gate import few_shot_rows, score_rows
 from reactune.evaluate.pairs import Pair, read_pairs
 from reactune.generation.samples import Sample, write_samples
 from reactune.model.files import BaseModel, base_model
 from reactune.model.prompt import Chat, assemble, completion_ids, load_chat, tip_token_ids
-from reactune.process import limit_spinning
 from reactune.records import Estimate, Example, Prompt, folded_text
 from reactune.reward import quality
 from reactune.reward.cache import cached_features, reward_rows

@@ -103,7 +103,10 @@ STEPS: dict[str, Callable[[Case], object]] = {
         case.merged, kind="q8_0", out=case.place / "model-q8_0.gguf"
     ),
     f"quantise to {K_QUANT}": lambda case: quantise(
-        case.unquantised, case.place / f"model-{K_QUANT}.gguf", kind=K_QUANT, named=""
+        case.unquantised,
+        case.place / f"model-{K_QUANT}.gguf",
+        kind=K_QUANT,
+        settings=ExportConfig(),
     ),
     "all of it, q8_0": lambda case: export_gguf(
         case.base, case.adapter, case.place / "export" / "model.gguf", settings=ExportConfig()
@@ -144,7 +147,7 @@ def measured(step: str, base: str, place: Path) -> dict[str, float]:
 
 def steps() -> list[str]:
     """The steps that can be done here."""
-    left_out = set() if find_quantiser("") else {f"quantise to {K_QUANT}"}
+    left_out = set() if find_quantiser(ExportConfig()) else {f"quantise to {K_QUANT}"}
     return [step for step in STEPS if step != PREPARATION and step not in left_out]
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 
 from reactune.config.sections import ExportConfig, ModelConfig, PromptConfig, ServeConfig
+from reactune.environment import SPINS
 from reactune.model.files import base_model
 from reactune.model.prompt import load_chat, render
-from reactune.process import SPINS
 from reactune.records import ModelVersion, Sampling
 from reactune.release.gguf import export_release
 from reactune.release.runtimes import connect

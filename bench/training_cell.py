@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from reactune.environment import limit_spinning
 from reactune.model.logprobs import score
-from reactune.process import limit_spinning
 from reactune.train import with_trl
 from reactune.train.forward import speed_up_forward
 from reactune.train.job import Job, read_job, read_rows

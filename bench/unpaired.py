@@ -26,7 +26,7 @@ from gate import fresh_visits, played, written
 from reactune.config.settings import Config
 from reactune.demo.audience import Town
 from reactune.demo.report import policy_value
-from reactune.process import limit_spinning
+from reactune.environment import limit_spinning
 from reactune.records import write_atomically
 from reactune.train import with_trl
 from reactune.train.job import read_job

@@ -63,7 +63,8 @@ def settings_page() -> str:
         WRITTEN,
         "One file, `reactune.toml`; `reactune init` writes one with every key commented out.",
         "Precedence: default, then the file, then `--set section.key=value`. A key that is not",
-        "listed here is refused. `reactune config` prints what is in force.",
+        "listed here is refused. Relative paths start at the folder of the file, and `~` is the",
+        "home of who runs the command. `reactune config` prints what is in force.",
         "",
     ]
     for name, rows in groupby(described(), key=lambda row: row[0]):

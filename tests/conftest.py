@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from reactune.process import limit_spinning
+from reactune.environment import limit_spinning
 from reactune.store.database import create_store
 from server_fixtures import administration, free_port, make_cluster, running_postgres
 

@@ -4,21 +4,15 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import psutil
 import pytest
-import requests
 
 from reactune.errors import DataError
 from reactune.process import (
     PARENT,
     Repeater,
-    ask_own_machine_directly,
     child_environment,
-    limit_spinning,
     worker_pool,
 )
 from server_fixtures import wait_until
@@ -93,15 +87,6 @@ def test_a_child_knows_its_parent_and_keeps_the_environment_it_is_given(monkeypa
     assert child_environment()["GOMP_SPINCOUNT"] == "1000"
 
 
-def test_threads_of_a_command_spin_briefly_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    limit_spinning()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    limit_spinning()
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
-
-
 LINE = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
 # A parent that starts a child in a session of its own, by `python -m reactune.process`.
 STARTS = f"""
@@ -110,68 +95,6 @@ from reactune.process import child_environment
 command = [sys.executable, "-m", "reactune.process", sys.executable, "-c", {LINE!r}]
 subprocess.run(command, env=child_environment(), start_new_session=True)
 """
-
-
-@pytest.fixture
-def without_proxies(monkeypatch):
-    # Set first: what a test or the function adds is undone as well.
-    for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY",
-                 "all_proxy", "ALL_PROXY"):  # fmt: skip
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-class _Says(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("content-length", str(len(self.path)))
-        self.end_headers()
-        self.wfile.write(self.path.encode())
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server():
-    """The port of a server that answers with the path it was asked for."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Says) as httpd:
-        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-        yield httpd.server_port
-        httpd.shutdown()
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
-@pytest.mark.parametrize("excepted", [None, "", "example.org", "localhost, example.org"])
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    without_proxies, monkeypatch, server, name, excepted, host
-):
-    monkeypatch.setenv(name, "http://127.0.0.1:9")
-    if excepted is not None:
-        monkeypatch.setenv("NO_PROXY", excepted)
-    ask_own_machine_directly()
-    url = f"http://{host}:{server}/path"
-    found = [httpx.get(url).text, requests.get(url).text]
-    with urllib.request.urlopen(url) as answer:
-        found.append(answer.read().decode())
-    assert found == ["/path"] * 3
-    with pytest.raises(requests.exceptions.ProxyError):
-        requests.get("http://elsewhere.invalid/")
-    once = dict(os.environ)
-    ask_own_machine_directly()
-    assert os.environ == once
-    names = set(os.environ["no_proxy"].split(","))
-    assert names == {"localhost", "127.0.0.1", "::1"} | ({"example.org"} if excepted else set())
-
-
-@pytest.mark.parametrize(("proxy", "excepted"), [("", "a"), (None, None), ("http://p:1", "*")])
-def test_where_no_proxy_is_asked_nothing_is_added(without_proxies, monkeypatch, proxy, excepted):
-    for name, value in (("HTTP_PROXY", proxy), ("no_proxy", excepted)):
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    ask_own_machine_directly()
-    assert os.environ.get("no_proxy") == excepted
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux kills with the parent")

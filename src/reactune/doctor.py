@@ -295,11 +295,11 @@ def _trainer(config: Config) -> Finding:
 def _base_model(config: Config) -> list[Finding]:
     """The base model, what it is asked, and whether it fits; as far as its files lie here."""
     base, name = config.model.base, "base model"
-    if base not in WHEELS and not Path(base).expanduser().exists():
+    if base not in WHEELS and not config.model.path(base).exists():
         text = f"{base} is no path here; the first run downloads it from the Hugging Face hub"
         return [Finding(name, "warning", text)]
     try:
-        found, folder = locate(base), folder_at_hand(config.model)
+        found, folder = locate(config.model), folder_at_hand(config.model)
         shape = shape_of(config.model) if folder is None else _shape_in(folder)
     except ReactuneError as error:
         return [Finding(name, "missing", str(error))]

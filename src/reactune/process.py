@@ -1,7 +1,4 @@
-"""Background work that ends with its owner: child processes, and threads that repeat a task.
-
-And what a process takes from its environment: how threads wait, and which proxy is asked.
-"""
+"""Background work that ends with its owner: child processes, and threads that repeat a task."""
 
 import ctypes
 import logging
@@ -12,21 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
 
-from reactune.errors import ReactuneError, hide_passwords
+from reactune.environment import SPINS, multiply_with_one_thread
+from reactune.errors import ReactuneError
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-SPINS = "1000"  # of libgomp, OpenMP's library in PyTorch and llama.cpp
 PARENT = "REACTUNE_PARENT"  # process id of the one that starts the child
-
-OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
-MATRIX_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 log = logging.getLogger(__name__)
 
@@ -101,62 +93,9 @@ class Repeater:
 def child_environment() -> dict[str, str]:
     """The environment of a child that computes: ours, its parent's id, and how its threads wait.
 
-    Its threads wait as those of `limit_spinning`.
+    Its threads wait as those of `environment.limit_spinning`.
     """
     return {"GOMP_SPINCOUNT": SPINS, **os.environ, PARENT: str(os.getpid())}
-
-
-def limit_spinning() -> None:
-    """Let OpenMP's threads of this process spin for some fifty microseconds, then sleep.
-
-    Threads that spin longer starve each other on a busy machine, those that sleep at once lose two
-    thirds of their time to waking up (`bench/threads.py`). Called before PyTorch is imported; a
-    value that the user has set stays.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def ask_own_machine_directly() -> None:
-    """Keep a proxy of the environment out of requests to this machine, here and in children.
-
-    A model server or MLflow on this machine cannot be reached through `HTTP_PROXY`, and programs in
-    Go never try to; Python's libraries do, unless `NO_PROXY` names the host.
-    """
-    proxies = [name for name in os.environ if name.lower().endswith("_proxy") and os.environ[name]]
-    if {name.lower() for name in proxies} <= {"no_proxy"}:
-        return
-    known = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
-    excepted = [each.strip() for each in known if each.strip()]
-    if "*" not in excepted:
-        excepted += [host for host in OWN_MACHINE if host not in excepted]
-    # Libraries differ in which of the two they read.
-    os.environ.update(dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(excepted)))
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL (`HTTP_PROXY`, `NO_PROXY`, ...)."""
-    place = urlsplit(url)
-    if proxy_bypass(place.hostname or ""):
-        return None
-    return getproxies().get(place.scheme)
-
-
-def by_proxy(url: str) -> str:
-    """How an error names the proxy on the way to a URL; nothing where there is none."""
-    proxy = proxy_of(url)
-    return f" by way of the proxy {hide_passwords(proxy)} (NO_PROXY excepts hosts)" if proxy else ""
-
-
-def multiply_with_one_thread() -> list[str]:
-    """Let numpy multiply matrices with one thread, here and in children; the variables set for it.
-
-    For processes that do many small products beside others: its threads would wait for each other
-    and take twice the processor time (`bench/pii.py`). Called before numpy is imported; a value
-    that the user has set stays.
-    """
-    added = [name for name in MATRIX_THREADS if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, "1"))
-    return added
 
 
 @contextmanager

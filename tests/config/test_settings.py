@@ -28,7 +28,11 @@ from reactune.data import ingest
 from reactune.data.dataset import rules
 from reactune.errors import ConfigError
 from reactune.evaluate import gate
+from reactune.model.files import locate
+from reactune.pii import detectors
+from reactune.release.converter import converter_folder, find_quantiser
 from reactune.train import trainer
+from reactune.train.backends import folder_of
 
 
 @pytest.fixture
@@ -178,6 +182,59 @@ def test_relative_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch)
     assert config.run_root == folder / "out"
     assert config.store_url == f"sqlite:///{folder}/reactune.db"
     assert config.tracking_uri == f"sqlite:///{folder}/mlflow.db"
+
+
+PLACES = {
+    "run.root": ("{}", lambda config: config.run_root),
+    "store.url": ("sqlite:///{}", lambda config: config.store_url.removeprefix("sqlite:///")),
+    "registry.tracking_uri": (
+        "sqlite:///{}",
+        lambda config: config.tracking_uri.removeprefix("sqlite:///"),
+    ),
+    "model.cache_dir": ("{}", lambda config: config.model.cache_folder),
+    "model.base": ("{}", lambda config: locate(config.model)),
+    "prompt.template": ("{}", lambda config: config.prompt.path(config.prompt.template)),
+    "train.backend_folder": ("{}", lambda config: folder_of("axolotl", config.train).parent),
+    "export.converter": ("{}", lambda config: converter_folder(config.export)),
+    "export.quantiser": ("{}/llama-quantize", lambda config: find_quantiser(config.export).parent),
+}
+
+
+@pytest.mark.parametrize("start", ["", "./", "../app/", "~/", "absolute"])
+@pytest.mark.parametrize("key", PLACES)
+def test_every_path_starts_at_the_file_or_at_home_wherever_a_command_is_called(
+    tmp_path, monkeypatch, key, start
+):
+    app, home, elsewhere = (tmp_path / name for name in ("app", "home", "elsewhere"))
+    for folder in (app / "here", home / "here", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "convert_hf_to_gguf.py").touch()
+        (folder / "llama-quantize").touch(mode=0o755)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    named, found = PLACES[key]
+    section, _, name = key.partition(".")
+    text = named.format(str(app / "here") if start == "absolute" else f"{start}here")
+    config = load(write(app, f"[{section}]\n{name} = '{text}'\n"))
+    assert Path(found(config)).resolve() == (home if start == "~/" else app) / "here"
+    assert getattr(getattr(config, section), name) == text  # as it is recorded
+
+
+def test_a_program_without_a_path_is_one_of_the_search_path(tmp_path, monkeypatch):
+    (tmp_path / "ours").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = load(write(tmp_path, "[export]\nquantiser = 'ours'\n"))
+    assert find_quantiser(config.export) == tmp_path / "ours"
+
+
+def test_a_folder_that_finds_names_is_found_from_the_file_on(tmp_path, monkeypatch):
+    (tmp_path / "finder").mkdir()
+    monkeypatch.chdir("/")
+    opened = []
+    monkeypatch.setattr(detectors, "_name_finder", lambda model, _: opened.append(model))
+    config = load(write(tmp_path, "[privacy.models]\nen = 'finder'\nde = 'names'\n"))
+    detectors.open_detector(config.privacy)
+    assert opened == [str(tmp_path / "finder"), "names"]
 
 
 @pytest.mark.parametrize(

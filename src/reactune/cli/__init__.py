@@ -23,13 +23,9 @@ from reactune.cli.session import (
     where,
     word_tracebacks,
 )
+from reactune.environment import ask_own_machine_directly, have_a_home, limit_spinning
 from reactune.errors import ReactuneError
-from reactune.process import (
-    PARENT,
-    ask_own_machine_directly,
-    die_with_parent,
-    limit_spinning,
-)
+from reactune.process import PARENT, die_with_parent
 
 TRAIN = (
     "accelerate", "adbc_driver_manager", "adbc_driver_postgresql", "datasets", "duckdb", "gguf",
@@ -123,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if PARENT in os.environ:
         die_with_parent()
     limit_spinning()
+    have_a_home()
     ask_own_machine_directly()
     word_tracebacks()
     print_any_text()

@@ -96,7 +96,7 @@ def serve(session: Session) -> None:
     $ reactune serve
     $ reactune --set serve.port=9000 serve
     """
-    from reactune.process import multiply_with_one_thread
+    from reactune.environment import multiply_with_one_thread
 
     multiply_with_one_thread()
     from reactune.web.server import serve_all

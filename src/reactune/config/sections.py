@@ -7,10 +7,10 @@ who knows the source could choose is a named constant beside its reader.
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from platformdirs import user_cache_dir
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from platformdirs import user_cache_path
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 
 def _day_text(value: object) -> object:
@@ -53,10 +53,26 @@ Quantisation = Literal[
 ]  # fmt: skip
 
 
+def absolute(name: str, folder: Path) -> Path:
+    """The path that a setting names: a relative one starts at `folder`, `~` is the user's home."""
+    return (folder / Path(name).expanduser()).absolute()
+
+
 class Section(BaseModel):
     """One table of the TOML file: frozen, unknown keys refused, each field documented below it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    _folder: Path = PrivateAttr(Path())  # of the settings file, where relative paths start
+
+    def placed_in(self, folder: Path) -> Self:
+        """The same settings, read from a file in this folder."""
+        placed = self.model_copy()
+        placed._folder = folder
+        return placed
+
+    def path(self, name: str) -> Path:
+        """The absolute path that one of these settings names."""
+        return absolute(name, self._folder)
 
 
 class StoreConfig(Section):
@@ -216,7 +232,7 @@ class ModelConfig(Section):
     @property
     def cache_folder(self) -> Path:
         """Where converted models and copies of remote runs are kept, absolute."""
-        return Path(self.cache_dir or user_cache_dir("reactune")).absolute()
+        return self.path(self.cache_dir) if self.cache_dir else user_cache_path("reactune")
 
 
 class TrainConfig(Section):

@@ -30,6 +30,7 @@ from reactune.config.sections import (
     SourceConfig,
     StoreConfig,
     TrainConfig,
+    absolute,
 )
 from reactune.errors import ConfigError, DataError, hide_passwords
 from reactune.records import read_utf8
@@ -38,6 +39,7 @@ CONFIG_NAME = "reactune.toml"
 HEADER = (
     "Settings of reactune. Every key is shown with its default, commented out.",
     "Precedence: default < this file < `--set section.key=value`. Secrets never stand here.",
+    "Relative paths start at the folder of this file, and `~` is the home of who runs the command.",
 )
 # Settings of earlier versions that are read and have no effect, with the value in force now: that
 # of the constant beside its reader.
@@ -80,6 +82,13 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
+    def _sections_know_their_folder(self) -> Self:
+        # What is frozen for readers is still being made here.
+        values = vars(self)
+        values |= {name: values[name].placed_in(self.folder) for name in sections()}
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         if abs(sum(self.dataset.split) - 1) > 1e-9 or min(self.dataset.split) <= 0:
             raise ValueError(
@@ -112,7 +121,7 @@ class Config(Section):
     def run_root(self) -> Path:
         """Folder of the run folders, absolute; of this worker's copies if `root` is a URL."""
         if not self.run_url:
-            return (self.folder / self.run.root).absolute()
+            return self.run.path(self.run.root)
         digest = hashlib.sha256(self.run_url.encode()).hexdigest()[:12]
         return self.model.cache_folder / f"runs-{digest}"
 
@@ -137,7 +146,7 @@ def absolute_sqlite_url(url: str, folder: Path) -> str:
     prefix = "sqlite:///"
     if not url.startswith(prefix) or url.startswith(prefix + "/") or url == prefix + ":memory:":
         return url
-    return prefix + str((folder / url.removeprefix(prefix)).absolute())
+    return prefix + str(absolute(url.removeprefix(prefix), folder))
 
 
 def without_passwords(config: Config) -> dict[str, dict[str, Any]]:

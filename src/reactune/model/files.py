@@ -104,7 +104,7 @@ def base_model(settings: ModelConfig) -> BaseModel:
         ConfigError: there is no such model, files are missing, it is of a kind that cannot be
             converted, or the download failed.
     """
-    found = locate(settings.base)
+    found = locate(settings)
     if found.is_file():
         return _converted(settings, found)
     if not (found / "config.json").is_file():
@@ -125,9 +125,9 @@ def folder_at_hand(settings: ModelConfig) -> Path | None:
     Raises:
         ConfigError: there is no such model.
     """
-    if settings.base not in WHEELS and not Path(settings.base).expanduser().exists():
+    if settings.base not in WHEELS and not settings.path(settings.base).exists():
         return None
-    found = locate(settings.base)
+    found = locate(settings)
     if (found / "config.json").is_file():
         return found
     gguf = found if found.is_file() else next(iter(sorted(found.glob("*.gguf"))), None)
@@ -135,17 +135,18 @@ def folder_at_hand(settings: ModelConfig) -> Path | None:
     return folder if folder and folder.is_dir() else None
 
 
-def locate(base: str) -> Path:
+def locate(settings: ModelConfig) -> Path:
     """Where the model lies: a GGUF file or a folder. A name from the hub is downloaded.
 
     Raises:
         ConfigError: there is no such model, or the download failed.
     """
+    base = settings.base
     if base in WHEELS:
         return _gguf_in_wheel(base)
-    path = Path(base).expanduser()
+    path = settings.path(base)
     if path.is_file() or path.is_dir():
-        return path.absolute()
+        return path
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base):
         raise ConfigError(f"[model] base = {base!r}: no such folder; {_choices()}")
     return _downloaded(base)
@@ -361,7 +362,7 @@ def shape_of(settings: ModelConfig) -> Shape:
     Raises:
         ConfigError: there is no such model, or its dimensions are not stated as usual.
     """
-    found = locate(settings.base)
+    found = locate(settings)
     if found.is_dir() and not (found / "config.json").is_file():
         found = next(iter(sorted(found.glob("*.gguf"))), found)
     try:

@@ -84,7 +84,8 @@ def load_chat(
     """
     released = _released_settings(folder)
     names, tokenizer = _named_in(folder), _open_tokenizer(folder)
-    source = _template_source(folder, names, "" if released else settings.template)
+    named = None if released or not settings.template else settings.path(settings.template)
+    source = _template_source(folder, names, named)
     template = Template(source, named_tokens(names), _day_of(folder, released or {}, settings))
     _warn_of_other_detectors(folder, privacy)
     marks = marks_of(tokenizer, source)
@@ -110,7 +111,7 @@ def chat_of_version(chat: Chat, model: ModelVersion) -> Chat:
     if released is None:
         return chat
     names = _named_in(folder)
-    source = _template_source(folder, names, "")
+    source = _template_source(folder, names, None)
     template = Template(source, named_tokens(names), _day_of(folder, released, chat.settings))
     if (source, template.tokens) == (chat.template.source, chat.template.tokens):
         return replace(chat, template=template)
@@ -183,10 +184,10 @@ def _unusable(folder: Path, error: Exception) -> ReleaseError:
     )
 
 
-def _template_source(folder: Path, names: Mapping[str, Any], named: str) -> str:
+def _template_source(folder: Path, names: Mapping[str, Any], named: Path | None) -> str:
     try:
         if named:
-            return read_utf8(Path(named).expanduser())
+            return read_utf8(named)
         source = template_in(folder, names)
     except (OSError, DataError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ReleaseError(

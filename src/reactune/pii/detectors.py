@@ -112,7 +112,10 @@ def open_detector(settings: PrivacyConfig) -> Detector:
     Raises:
         PrivacyError: a model is not installed, or its language is unknown.
     """
-    models = tuple(settings.models.items())
+    models = tuple(
+        (language, str(path) if (path := settings.path(model)).is_dir() else model)
+        for language, model in settings.models.items()
+    )
     check_languages(settings.models)
     for language, model in models:
         _name_finder(model, language)
@@ -311,7 +314,7 @@ def find_with_spacy(
 
 def folder_of(model: str) -> Path | None:
     """The folder with the model's config.cfg, which some packages keep in a folder below theirs."""
-    path = Path(model).expanduser()
+    path = Path(model)
     if not path.is_dir():
         found = importlib.util.find_spec(model) if model.isidentifier() else None
         if found is None or found.origin is None:

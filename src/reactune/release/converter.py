@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile
 
-from platformdirs import user_cache_dir
+from platformdirs import user_cache_path
 
+from reactune.config.sections import ExportConfig
 from reactune.errors import ReleaseError
 from reactune.process import child_environment
 
@@ -34,18 +35,18 @@ WHAT_NEXT = (
 )
 
 
-def converter_folder(named: str = "") -> Path:
+def converter_folder(settings: ExportConfig | None = None) -> Path:
     """The folder of llama.cpp's converter: the one that is named, or the fetched one.
 
     Raises:
         ReleaseError: it is not there and cannot be fetched.
     """
-    if named:
-        folder = Path(named).expanduser().absolute()
+    if settings and settings.converter:
+        folder = settings.path(settings.converter)
         if not (folder / SCRIPT).is_file():
             raise ReleaseError(
-                f"[export] converter = {named!r} holds no {SCRIPT}; name a folder with the source "
-                "of llama.cpp, or leave it empty"
+                f"[export] converter = {settings.converter!r}: {folder} holds no {SCRIPT}; name a "
+                "folder with the source of llama.cpp, or leave it empty"
             )
         return folder
     folder = fetched_folder()
@@ -56,7 +57,7 @@ def converter_folder(named: str = "") -> Path:
 
 def fetched_folder() -> Path:
     """Where the fetched converter lies, or will lie: in the user's cache folder."""
-    return Path(user_cache_dir("reactune")) / f"llama.cpp-{BUILD}"
+    return user_cache_path("reactune") / f"llama.cpp-{BUILD}"
 
 
 def _fetch(folder: Path) -> None:
@@ -177,24 +178,26 @@ def _last_line(text: str) -> str:
     return next(iter(text.strip().splitlines()[::-1]), "")
 
 
-def find_quantiser(named: str) -> Path | None:
+def find_quantiser(settings: ExportConfig) -> Path | None:
     """llama.cpp's program `llama-quantize`: the one that is named, or one on the path."""
-    found = shutil.which(named or "llama-quantize")
+    named = settings.quantiser
+    is_path = named.startswith("~") or Path(named).name != named
+    found = shutil.which(settings.path(named) if is_path else named or "llama-quantize")
     return None if found is None else Path(found)
 
 
-def quantise(source: Path, out: Path, *, kind: str, named: str) -> None:
+def quantise(source: Path, out: Path, *, kind: str, settings: ExportConfig) -> None:
     """Write a GGUF file anew in one of the types that only `llama-quantize` writes.
 
     Raises:
         ReleaseError: the program is not there, or refuses the file.
     """
-    program = find_quantiser(named)
+    program = find_quantiser(settings)
     if program is None:
         raise ReleaseError(
             f"[export] quantisation = {kind!r} needs llama.cpp's program llama-quantize, and "
-            f"{named or 'none on the path'} was not found; install it and name it in [export] "
-            f"quantiser, or take quantisation = 'q8_0'"
+            f"{settings.quantiser or 'none on the path'} was not found; install it and name it in "
+            f"[export] quantiser, or take quantisation = 'q8_0'"
         )
     done = subprocess.run(
         [str(program), str(source), str(out), kind.upper()],

@@ -126,13 +126,13 @@ def export_gguf(base: BaseModel, adapter: Path | None, out: Path, *, settings: E
             folder,
             written,
             kind=kind if kind in DIRECT else UNQUANTISED,
-            converter=converter_folder(settings.converter),
+            converter=converter_folder(settings),
             name=Path(base.name).name,
             vocabulary=base.gguf,
         )
         if kind not in DIRECT:
             unquantised = written.rename(scratch / "unquantised.gguf")
-            quantise(unquantised, written, kind=kind, named=settings.quantiser)
+            quantise(unquantised, written, kind=kind, settings=settings)
         with written.open("rb") as file:
             os.fsync(file.fileno())
         written.replace(out)
@@ -177,7 +177,7 @@ def unquantise(source: Path, out: Path) -> None:
 
 def possible_types(settings: ExportConfig) -> tuple[Quantisation, ...]:
     """The types in which a model can be exported on this machine."""
-    has_quantiser = find_quantiser(settings.quantiser) is not None
+    has_quantiser = find_quantiser(settings) is not None
     return tuple(k for k in get_args(Quantisation) if k in DIRECT or has_quantiser)
 
 
@@ -198,7 +198,7 @@ def require_exportable(folder: Path, vocabulary: Path | None, settings: ExportCo
             f"{', '.join(possible)}"
         )
     stored_tensors(folder)
-    check(folder, converter_folder(settings.converter), vocabulary)
+    check(folder, converter_folder(settings), vocabulary)
 
 
 def _require_disk(base: BaseModel, folder: Path, settings: ExportConfig) -> None:

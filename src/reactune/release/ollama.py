@@ -16,9 +16,9 @@ import httpx
 import ollama
 
 from reactune.config.sections import ServeConfig
+from reactune.environment import by_proxy, proxy_of
 from reactune.errors import ReleaseError
 from reactune.model.prompt import context_tokens, read_prompt_file, start_text, stop_text
-from reactune.process import by_proxy, proxy_of
 from reactune.records import Completion, ModelVersion, Sampling
 
 CHECK_SECONDS = 5.0

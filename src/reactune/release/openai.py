@@ -19,9 +19,9 @@ import httpx
 from tokenizers import Tokenizer
 
 from reactune.config.sections import ServeConfig
+from reactune.environment import by_proxy
 from reactune.errors import ReleaseError
 from reactune.model.prompt import read_prompt_file, stop_text
-from reactune.process import by_proxy
 from reactune.records import Completion, ModelVersion, Sampling
 
 KEY = "REACTUNE_OPENAI_KEY"

@@ -285,7 +285,7 @@ def is_made(name: str, folder: Path) -> bool:
 def folder_of(name: str, settings: TrainConfig) -> Path:
     """Where a back-end's environment is, or would be made."""
     root = settings.backend_folder
-    return (Path(root).expanduser() if root else user_data_path("reactune") / "backends") / name
+    return (settings.path(root) if root else user_data_path("reactune") / "backends") / name
 
 
 def requirements_of(name: str) -> Path:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reactune.config.sections import SourceConfig
+from reactune.config.sections import SourceConfig, absolute
 from reactune.config.settings import absolute_sqlite_url
 from reactune.data.columns import CONSENT, match_columns
 from reactune.errors import ConfigError, DataError
@@ -442,11 +442,11 @@ def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
 
     scheme, rest = _scheme(url), url.partition("://")[2]
     if scheme == "duckdb":
-        file = _existing(folder / rest)
-        backend = ibis.duckdb.connect(file, read_only=True, memory_limit=READ_MEMORY)
+        file = absolute(rest, folder)
+        backend = ibis.duckdb.connect(_existing(file), read_only=True, memory_limit=READ_MEMORY)
     elif scheme == "sqlite":
-        absolute = absolute_sqlite_url(f"sqlite://{rest}", folder)
-        backend = ibis.sqlite.connect(_existing(Path(absolute.removeprefix("sqlite:///"))))
+        file = Path(absolute_sqlite_url(f"sqlite://{rest}", folder).removeprefix("sqlite:///"))
+        backend = ibis.sqlite.connect(_existing(file))
     elif scheme in {*backends(), "postgresql"}:
         # SQLAlchemy names the driver in the scheme, `postgresql+psycopg`; Ibis has one for each.
         try:
@@ -471,7 +471,7 @@ def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Tabl
 
     backend = ibis.duckdb.connect(memory_limit=READ_MEMORY)
     if _scheme(url) == "parquet":
-        path = (folder / url.partition("://")[2]).absolute()
+        path = absolute(url.partition("://")[2], folder)
         place, is_folder = str(path), path.is_dir()
     else:
         files, place = _remote(url)
