@@ -134,10 +134,10 @@ def verdict(kept: Kept, config: Config, *, seed: int | None) -> gate.GateReport:
     return gate.with_judge(report, judged, config.gate)
 
 
-def fresh_visits(seed: int) -> list[Visit]:
+def fresh_visits(seed: int, first_day: int = FIRST_FRESH_DAY) -> list[Visit]:
     """Visits of an audience that came after the training, in order of time."""
     town = Town(seed)
-    visits = [visit for day in range(3) for visit in town.visits(FIRST_FRESH_DAY + day)]
+    visits = [visit for day in range(3) for visit in town.visits(first_day + day)]
     return sorted(random.Random(seed).sample(visits, VISITS), key=lambda visit: visit.moment)
 
 
@@ -165,14 +165,19 @@ def true_rates(config: Config, run: Path, seed: int) -> dict[str, float]:
 
 def played(folder: Path, seed: int, *, tastes: str) -> tuple[Config, Path]:
     """The settings and the run of the demo with this seed, which is played unless it was."""
-    place = folder / f"{tastes}-{seed}"
+    config, runs = played_cycles(folder / f"{tastes}-{seed}", seed, tastes=tastes, cycles=1)
+    return config, runs[0]
+
+
+def played_cycles(place: Path, seed: int, *, tastes: str, cycles: int) -> tuple[Config, list[Path]]:
+    """The settings and the runs of so many cycles of the demo, played in a folder unless it was."""
     done = place / "played"
     if not done.is_file():
         shutil.rmtree(place, ignore_errors=True)  # the demo of a bench that was interrupted
-        run_demo(place, seed=seed, cycles=1, tastes=tastes, audience=None, say=print)
+        run_demo(place, seed=seed, cycles=cycles, tastes=tastes, audience=None, say=print)
         done.touch()
     config = load(place / "reactune.toml", ())
-    return config, next(run for run in all_runs(config.run_root) if run.name != "base")
+    return config, [run for run in all_runs(config.run_root) if run.name != "base"]
 
 
 def kept_in(folder: Path, seed: int) -> Path:

@@ -9,7 +9,8 @@
   folds by cartoon, three seeds.
 * `demo`: the true rate of positives, without noise, of tips for visits after the training, for
   base, few-shot base, TF-IDF, reward and tuned models, by one text or the best of four; seeds
-  are audiences that `bench/gate.py` played in the same folder.
+  are audiences that `bench/gate.py` played in the same folder. `--cycle-seeds N` plays N of them
+  for three cycles, and measures what each cycle tuned.
 
 Every cell is written to the second folder when it is done; an interrupted bench goes on, and a
 cell that was not measured is printed as such. `--only upworthy,captions` leaves sources out.
@@ -23,6 +24,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,11 @@ import pyarrow.parquet as pq
 from scipy import sparse
 from tqdm import tqdm
 
-from gate import fresh_visits, played
+from gate import fresh_visits, played, played_cycles
 from reactune.config.sections import ModelConfig, PromptConfig
+from reactune.config.settings import Config
 from reactune.data.dataset.exports import read_examples
-from reactune.demo.audience import Town
+from reactune.demo.audience import Town, Visit
 from reactune.demo.report import policy_value
 from reactune.environment import limit_spinning
 from reactune.evaluate.gate import few_shot_rows, score_rows
@@ -60,6 +63,7 @@ FOLDS = 5
 PAIRS_PER_CARTOON, LEAST_Z, LEAST_RATINGS = 90, 2.0, 30
 CANDIDATES = 4
 DEMO_SEEDS = 5
+CYCLES, DAY_AFTER_CYCLES = 3, 150
 
 
 @dataclass(frozen=True)
@@ -285,12 +289,33 @@ def on_heldout(cells: Cells, ranks: Rankings, train: Labelled, heldout: Labelled
 
 
 def demo_rates(folder: Path, seed: int) -> dict[str, float]:
-    """True rates of what each method would show, one text or the best of four."""
+    """True rates after one cycle of the demo."""
     config, run = played(folder, seed, tastes="default")
+    return rates_of(config, run, fresh_visits(seed), seed)
+
+
+def cycle_rates(folder: Path, seed: int) -> dict[str, float]:
+    """True rates after each of several cycles of one demo, on the same visits after the last.
+
+    What a later run tuned began from the base, as every training does, with more reactions, of
+    which the latest are to tips of the models before it.
+    """
+    place = folder / f"{CYCLES}-cycles-{seed}"
+    config, runs = played_cycles(place, seed, tastes="default", cycles=CYCLES)
+    visits = fresh_visits(seed, DAY_AFTER_CYCLES)
+    return {
+        f"cycle {number}: {name}": rate
+        for number, run in enumerate(runs, start=1)
+        for name, rate in rates_of(config, run, visits, seed).items()
+        if number == 1 or name.startswith("tuned")
+    }
+
+
+def rates_of(config: Config, run: Path, visits: Sequence[Visit], seed: int) -> dict[str, float]:
+    """True rates of what each method would show, one text or the best of four."""
     base = base_model(config.model)
     chat = load_chat(base.folder, prompt_of_run(run, config.prompt), privacy=config.privacy)
     train = read_examples(run / "dataset")["train"]
-    visits = fresh_visits(seed)
     prompts = [assemble(chat, visit.kind, visit.context) for visit in visits]
     asked = [
         Example("", "", p.kind, p.context_json, "", "", "", "", False, 0, NO_TIME) for p in prompts
@@ -386,6 +411,18 @@ def interval_of_means(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def table_of_seeds(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """For each name of all seeds the mean, its interval, and the values."""
+    return {
+        name: {
+            **asdict(interval_of_means([each[name] for each in rates])),
+            "seeds": [each[name] for each in rates],
+        }
+        for name in rates[0]
+        if all(name in each for each in rates)
+    }
+
+
 def lines(title: str, table: dict[str, Any], methods: Sequence[str]) -> Iterator[str]:
     """A table for the terminal; what was not measured is named as such."""
     yield title
@@ -407,6 +444,7 @@ def main() -> None:
     parser.add_argument("--only", default="upworthy,captions,demo")
     parser.add_argument("--seeds", type=int, default=3, help="of folds")
     parser.add_argument("--demo-seeds", type=int, default=DEMO_SEEDS)
+    parser.add_argument("--cycle-seeds", type=int, default=0)
     options = parser.parse_args()
     only = options.only.split(",")
     base = base_model(ModelConfig())
@@ -428,20 +466,18 @@ def main() -> None:
         )
     for title, table in tables.items():
         print(*lines(title, table, METHODS), sep="\n")
-    if "demo" in only:
-        rates = {
-            seed: cells.get(f"demo seed {seed}", lambda seed=seed: demo_rates(options.folder, seed))
-            for seed in range(1, options.demo_seeds + 1)
-        }
-        names = list(next(iter(rates.values()), {}))
-        tables["demo"] = {
-            name: {
-                **asdict(interval_of_means([each[name] for each in rates.values()])),
-                "seeds": [each[name] for each in rates.values()],
-            }
-            for name in names
-        }
-        print(*lines(f"demo, {len(rates)} seeds", tables["demo"], names), sep="\n")
+    demos = {
+        "demo": ("demo seed", demo_rates, options.demo_seeds if "demo" in only else 0),
+        "demo, three cycles": ("three cycles of seed", cycle_rates, options.cycle_seeds),
+    }
+    for title, (cell, measure, count) in demos.items():
+        rates = [
+            cells.get(f"{cell} {seed}", partial(measure, options.folder, seed))
+            for seed in range(1, count + 1)
+        ]
+        if rates:
+            tables[title] = table_of_seeds(rates)
+            print(*lines(f"{title}, {count} seeds", tables[title], list(rates[0])), sep="\n")
     packages = ("torch", "transformers", "scipy")
     print(record("learning", tables, packages=packages))
 
