@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reactune.records import (
+    Estimate,
     canonical_json,
     folded_text,
     one_line,
@@ -15,6 +16,10 @@ from reactune.records import (
     sha256_of,
     write_atomically,
 )
+
+
+def test_a_figure_is_written_with_its_interval():
+    assert str(Estimate(0.51234, 0.4, 0.6)) == "0.512 [0.400, 0.600]"
 
 
 def test_white_space_alone_does_not_make_another_text():

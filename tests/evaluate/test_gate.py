@@ -20,7 +20,6 @@ from reactune.evaluate.gate import (
     best_method,
     cluster_weights,
     count_pairs,
-    estimate,
     examine,
     few_shot_rows,
     fits_better,
@@ -264,22 +263,41 @@ def test_a_single_user_decides_nothing_by_an_interval_without_width():
     assert accuracy.low < accuracy.value < accuracy.high
 
 
-def test_an_estimate_has_the_percentiles_of_the_resamples():
-    values = np.concatenate([[7.0], np.arange(1_001.0)])
-    found = estimate(values, 0.1)
-    assert found == Estimate(7.0, 50.0, 950.0)
-    assert str(Estimate(0.51234, 0.4, 0.6)) == "0.512 [0.400, 0.600]"
+@pytest.mark.parametrize("users", [2, 3, 5])
+def test_few_users_who_agree_by_chance_pass_no_model(users):
+    """Each user has a taste of their own for how the tuned model differs, so all may agree."""
+    passed, seeds = 0, 60
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        examples, scores = world(rng, users=users)
+        liking = {f"u{user}": rng.normal(0, 0.2) for user in range(users)}
+        scores["tuned"] = [
+            each + (1 if example.liked else -1) * liking[example.user]
+            for each, example in zip(scores["base"], examples, strict=True)
+        ]
+        if count_pairs(examples):
+            passed += not examine(examples, scores, settings=SETTINGS).refusals
+    assert stats.binomtest(passed, seeds, SETTINGS.alpha, alternative="greater").pvalue > 0.01
+
+
+def test_where_every_user_agrees_each_interval_has_a_width():
+    examples, scores = world(np.random.default_rng(12), users=4, quality=3.0)
+    report = examine(examples, scores, settings=SETTINGS)
+    row = row_of(report, "base")
+    assert row.gain_difference.value > 0.2
+    for found in (row.preferred, row_of(report, "tuned").gain_accuracy):
+        assert (found.value, found.high) == (1.0, 1.0)
+        assert found.low < 0.7
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=30))
-def test_items_of_one_cluster_always_weigh_the_same_unless_it_is_the_only_one(clusters):
+def test_items_of_one_cluster_always_weigh_the_same(clusters):
     weights = cluster_weights(clusters)
     assert weights.shape == (1 + BOOTSTRAPS, len(clusters))
     assert (weights[0] == 1).all()
-    if len(set(clusters)) > 1:
-        for name in set(clusters):
-            columns = weights[:, [i for i, each in enumerate(clusters) if each == name]]
-            assert (columns == columns[:, :1]).all()
+    for name in set(clusters):
+        columns = weights[:, [i for i, each in enumerate(clusters) if each == name]]
+        assert (columns == columns[:, :1]).all()
 
 
 def test_resampled_means_spread_as_the_standard_error_of_the_clusters():

@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from reactune.reward.comparisons import Reactions
-from reactune.reward.quality import accuracy, correlates, interval, share_won, tfidf
+from reactune.reward.quality import (
+    accuracy,
+    correlates,
+    interval,
+    resampled,
+    share_won,
+    tfidf,
+)
 from reward_fixtures import example
 
 
@@ -67,6 +74,45 @@ def pairs_of(scores, liked, groups, users, *, without=None):
         for i, j in itertools.product(places, places)
         if liked[i] and not liked[j] and groups[i] == groups[j]
     ]
+
+
+def resamples(values, rng, count=2_000):
+    """The mean of all, then of as many drawn with replacement."""
+    return np.concatenate([[values.mean()], rng.choice(values, (count, len(values))).mean(1)])
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 5, 20])
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_an_interval_of_resamples_covers_the_truth_however_few_they_are_drawn_from(
+    clusters, bounds
+):
+    rng, worlds, missed, by_quantiles = np.random.default_rng(4), 300, 0, 0
+    for _ in range(worlds):
+        values = resamples(rng.uniform(-0.4, 0.4, clusters), rng)
+        found = resampled(values, clusters=clusters, alpha=0.1, bounds=bounds)
+        assert found.low <= found.value <= found.high
+        missed += not found.low <= 0 <= found.high
+        low, high = np.quantile(values[1:], [0.05, 0.95])
+        by_quantiles += not low <= 0 <= high
+    assert stats.binomtest(missed, worlds, 0.1, alternative="greater").pvalue > 0.001
+    if clusters < 5:
+        assert by_quantiles > 0.15 * worlds  # what it is for
+
+
+def test_an_interval_of_resamples_that_agree_is_the_exact_one_of_their_clusters():
+    found = resampled(np.ones(50), clusters=5, alpha=0.05, bounds=(0.0, 1.0))
+    assert found.low == pytest.approx(0.025 ** (1 / 5))
+    none = resampled(np.zeros(50), clusters=5, alpha=0.05, bounds=(-1.0, 1.0))
+    assert none.low == pytest.approx(-none.high)
+    assert none.high > 0.5
+
+
+def test_an_interval_of_resamples_counts_no_resample_without_a_case():
+    values = np.array([0.5, 0.4, np.nan, 0.6])
+    known = np.array([0.5, 0.4, 0.6])
+    for bounds in (None, (0.0, 1.0)):
+        found = resampled(values, clusters=9, bounds=bounds)
+        assert found == resampled(known, clusters=9, bounds=bounds)
 
 
 def test_accuracy_is_the_share_of_all_pairs_that_are_won():

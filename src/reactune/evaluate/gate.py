@@ -7,6 +7,7 @@ trained model has to pass is `examine`'s.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from reactune.model.prompt import Chat, completion_ids, few_shot, rebuild
 from reactune.progress import progress_bar
 from reactune.records import Estimate, Example
 from reactune.reward.model import RewardModel
+from reactune.reward.quality import resampled
 
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
@@ -285,7 +287,8 @@ def examine(
     `scores` maps a model's name to each example's token log-probabilities. Loss is the mean
     negative log-probability per token of liked tips. Accuracy is how often a liked tip is ranked
     above a disliked one of the same group, by mean log-probability (for the tuned model also by
-    the log-probability gained over "base"). Intervals resample users (both tips of a pair).
+    the log-probability gained over "base"). Intervals hold the variance of resampled users (both
+    tips of a pair), of whom there may be few; where there is one, examples are resampled.
 
     The rule, against every other model: the tuned one either ranks certainly better (by mean
     log-probability or by gain; the interval of the difference, at half of alpha for each of the
@@ -296,7 +299,11 @@ def examine(
     from what people dislike), so a small rise is no fault.
     """
     means = {name: np.array([s.mean() for s in values]) for name, values in scores.items()}
-    weights = cluster_weights([example.user for example in examples])
+    clusters = _clusters(examples)
+    weights, count = cluster_weights(clusters), len(set(clusters))
+    of_loss = partial(resampled, clusters=count)
+    of_share = partial(resampled, clusters=count, bounds=(0.0, 1.0))
+    of_difference = partial(resampled, clusters=count, bounds=(-1.0, 1.0), alpha=settings.alpha / 2)
     losses = {name: _losses(examples, values, weights) for name, values in scores.items()}
     accuracies = {name: _accuracies(examples, values, weights) for name, values in means.items()}
     totals = {name: np.array([s.sum() for s in values]) for name, values in scores.items()}
@@ -308,19 +315,20 @@ def examine(
 
     rows, alpha = [], settings.alpha
     for name in scores:
-        loss, accuracy = estimate(losses[name], alpha), estimate(accuracies[name], alpha)
+        loss, accuracy = of_loss(losses[name], alpha=alpha), of_share(accuracies[name], alpha=alpha)
         if name == "tuned":
-            rows.append(GateRow(name, loss, accuracy, gain_accuracy=estimate(gains["base"], alpha)))
+            gain = of_share(gains["base"], alpha=alpha)
+            rows.append(GateRow(name, loss, accuracy, gain_accuracy=gain))
             continue
         rows.append(
             GateRow(
                 model=name,
                 loss=loss,
                 accuracy=accuracy,
-                loss_difference=estimate(losses["tuned"] - losses[name], alpha),
-                accuracy_difference=estimate(accuracies["tuned"] - accuracies[name], alpha / 2),
-                gain_difference=estimate(gains["base"] - accuracies[name], alpha / 2),
-                preferred=estimate(gains[name], alpha / 2),
+                loss_difference=of_loss(losses["tuned"] - losses[name], alpha=alpha),
+                accuracy_difference=of_difference(accuracies["tuned"] - accuracies[name]),
+                gain_difference=of_difference(gains["base"] - accuracies[name]),
+                preferred=of_share(gains[name], alpha=alpha / 2),
             )
         )
     refusals = tuple(text for row in rows if (text := refusal(row, settings)))
@@ -460,20 +468,15 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     )
 
 
-def estimate(values: Floats, alpha: float) -> Estimate:
-    """The first value, with the percentile interval of the others: those of the resamples."""
-    low, high = np.quantile(values[1:], [alpha / 2, 1 - alpha / 2])
-    return Estimate(float(values[0]), float(low), float(high))
+def _clusters(examples: Sequence[HeldOut]) -> list[str]:
+    """The users; where there is one alone, each example is a cluster of its own."""
+    users = [example.user for example in examples]
+    return users if len(set(users)) > 1 else [str(place) for place in range(len(examples))]
 
 
 def cluster_weights(clusters: Sequence[str]) -> Floats:
-    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, items); the first row is all ones.
-
-    Where all items are of one cluster, items are drawn: one cluster is no evidence about others.
-    """
+    """Bootstrap weights by cluster, shape (1 + BOOTSTRAPS, items); the first row is all ones."""
     names, index = np.unique(np.array(clusters), return_inverse=True)
-    if len(names) == 1:
-        names = index = np.arange(len(clusters))
     rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
     return np.vstack([np.ones(len(clusters)), drawn[:, index].astype(float)])

@@ -32,7 +32,7 @@ from reactune.reward.comparisons import SEED, Reactions, compare
 from reactune.reward.features import Floats as Features
 from reactune.reward.fit import dense_candidates, fit, standardised, validate
 from reactune.reward.model import RewardModel, rewards
-from reactune.reward.quality import Accuracy, accuracy_of_folds
+from reactune.reward.quality import Accuracy, accuracy_of_folds, resampled
 
 REFITS = 300
 MOST_REACTIONS = 2_000  # that a judge learns from
@@ -296,7 +296,7 @@ def beside(
     `users` are those of the prompts. Prompts for which one of the two has no tip are left out;
     None where none is left.
     """
-    wins, gains, weights = [], [], []
+    wins, gains, weights, asked = [], [], [], []
     for one, two, user in zip(first, other, users, strict=True):
         if not len(one) or not len(two):
             continue
@@ -305,19 +305,19 @@ def beside(
         wins.append(np.where(difference == 0, 0.5, difference > 0).mean((0, 1)))
         gains.append(difference.mean((0, 1)))
         weights.append(judge.counts.get(user, np.ones(len(judge.weights))))
+        asked.append(user)
     if not wins:
         return None
+    clusters, drawn = len(set(asked)), np.array(weights)
     return Beside(
-        _estimate(np.array(wins), np.array(weights), alpha),
-        _estimate(np.array(gains), np.array(weights), alpha),
+        resampled(_means(np.array(wins), drawn), clusters=clusters, alpha=alpha, bounds=(0.0, 1.0)),
+        resampled(_means(np.array(gains), drawn), clusters=clusters, alpha=alpha),
     )
 
 
-def _estimate(values: Floats, weights: Floats, alpha: float) -> Estimate:
-    """The weighted mean over prompts, and the percentile interval over refits."""
+def _means(values: Floats, weights: Floats) -> Floats:
+    """The weighted mean over prompts, of each column; NaN where no prompt was drawn."""
     totals = weights.sum(0)
-    means = np.divide(
-        (values * weights).sum(0), totals, out=np.full(len(totals), np.nan), where=totals > 0
-    )
-    low, high = np.nanquantile(means[1:], [alpha / 2, 1 - alpha / 2])
-    return Estimate(float(means[0]), float(min(low, means[0])), float(max(high, means[0])))
+    means = np.full(len(totals), np.nan)
+    np.divide((values * weights).sum(0), totals, out=means, where=totals > 0)
+    return means
