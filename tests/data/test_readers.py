@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zipfile
 from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -75,6 +77,17 @@ def test_a_file_is_checked_before_it_is_read(tmp_path, write):
     check_readable(write("a.csv", "id\n"))
     with pytest.raises(DataError, match=r"gone\.csv: cannot be read: No such file.*check the name"):
         check_readable(tmp_path / "gone.csv")
+
+
+def test_a_pipe_or_a_device_is_refused_at_once_whatever_its_name_says(tmp_path):
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)  # whose opening would wait for somebody who writes
+    (tmp_path / "link.jsonl").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link.jsonl", Path("/dev/null")):
+        with pytest.raises(
+            DataError, match=rf"{path.name}: is a pipe or a device.* to a file first"
+        ):
+            check_readable(path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson"])

@@ -10,6 +10,7 @@ import gzip
 import json
 import math
 import re
+import stat
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -149,8 +150,15 @@ def check_readable(path: Path) -> None:
     Raises:
         DataError: naming the file.
     """
-    kind_of(path)
     try:
+        mode = path.stat().st_mode
+        # Its other end may never be opened again, and opening would wait for it.
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise DataError(
+                f"{path}: is a pipe or a device, and a file is read more than once; write its "
+                "content to a file first"
+            )
+        kind_of(path)
         with path.open("rb"):
             pass
     except OSError as error:

@@ -32,6 +32,7 @@ from reactune.data.readers import (
     NUL_BYTE,
     OVERSIZED,
     Record,
+    check_readable,
     csv_separator,
     ending_of,
     kind_of,
@@ -135,6 +136,7 @@ def deidentify_file(
             cannot be looked into, or cannot hold a placeholder.
         PrivacyError: a model that finds names is missing.
     """
+    check_readable(path)
     detect = open_detector(privacy)  # a missing model is reported before anything is read
     if out is not None and is_same_file(path, out):
         raise DataError(f"{out}: is the file that is read; choose another name")
