@@ -38,6 +38,16 @@ def answers(address):
     return False
 
 
+def shown_tip(url, asked):
+    """A tip of a service with the tiny model, which does not always write what can be shown."""
+    for _ in range(20):
+        answer = httpx.post(f"{url}/v1/tips", json=asked, timeout=60)
+        if answer.status_code != 503:
+            break
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
 def postgres_programs():
     """Folder of initdb and postgres, newest version first."""
     installed = sorted(

@@ -213,7 +213,9 @@ def test_nothing_that_was_planted_leaves_the_database_in_the_whole_loop(tmp_path
     here, port, draw = tmp_path / "installation", free_port(), random.Random(seed)
     here.mkdir()
     serve = {"port": port, "max_tokens": 8, "threads": 1, "parallel": 1}
-    config = install(here, prompt=PROMPT, serve=serve)
+    # Whatever was learned is put on trial.
+    gate = {"tolerance": 1.0, "lower_loss_needs_gain": False, "alpha": 0.4}
+    config = install(here, prompt=PROMPT, serve=serve, gate=gate)
     file = write_rows(tmp_path / "rows.jsonl", planted_rows(seed, sound=200))
     said = [command(here, "ingest", str(file), codes=(0, 2)), command(here, "run")]
     assert "challenger tip-generator:v2" in command(here, "status")

@@ -206,7 +206,7 @@ def test_new_reactions_train_once_though_airflow_is_killed_at_it_and_a_review_fo
         reactune, trainer = wait_until(lambda: at_work_on(config), seconds=600)
         (folder,) = all_runs(config.run_root)
         before = written(folder)
-        assert set(before) == {"extract", "dataset"}
+        assert set(before) == {"extract", "dataset", "reward"}
         task = reactune.parent()
         (task if victim == "task" else task.parent()).kill()
         assert psutil.wait_procs([task, reactune, trainer], timeout=20)[1] == []

@@ -22,7 +22,7 @@ from reactune.model.files import base_model
 from reactune.records import STAGES
 from reactune.runs.manifest import manifests
 from reactune.runs.remote import RunRoot, remote_files
-from server_fixtures import free_port
+from server_fixtures import free_port, shown_tip
 
 RUN = "20260302-080000-0000"
 REACTUNE = Path(sys.executable).with_name("reactune")
@@ -183,9 +183,7 @@ def test_every_stage_and_the_service_run_on_workers_of_their_own(tmp_path, worke
 
     tip = {"user": "u-7", "kind": "focus", "context": {"time_of_day": "morning"}}
     with served(worker("service")) as url:
-        answer = httpx.post(f"{url}/v1/tips", json=tip, timeout=60)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["content"]
+        assert shown_tip(url, tip)["content"]
 
     cut(s3_url, "base/export/model.gguf", 1_000)
     refused = call(worker("late"), "serve")
