@@ -216,6 +216,16 @@ def test_an_mlflow_server_is_asked_for_the_experiment(config, stage, state):
     assert findings(config(f"registry.tracking_uri={url}"))["MLflow"].state == "missing"
 
 
+@pytest.mark.parametrize("body", ["", "{}", '{"status": "ok"}', "<html>", "[]"])
+def test_a_server_that_is_no_mlflow_is_no_deleted_experiment(config, body):
+    asked = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=reactune"
+    with answering({"/health": body, asked: body}) as url:
+        found = findings(config(f"registry.tracking_uri={url}"))["MLflow"]
+    assert found.state == "missing"
+    assert "[registry] tracking_uri" in found.text
+    assert "deleted" not in found.text
+
+
 def test_a_deleted_experiment_and_a_name_that_mlflow_refuses_are_found(config, tmp_path):
     from mlflow.utils.validation import _validate_model_name
 

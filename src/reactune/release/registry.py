@@ -83,7 +83,8 @@ def check(settings: RegistryConfig, uri: str) -> str:
     """A few words on the experiment, if runs can be logged in it; nothing is made or changed.
 
     Raises:
-        ReleaseError: MLflow is away, or the experiment was deleted there.
+        ReleaseError: MLflow is away, something else answers in its place, or the experiment was
+            deleted there.
     """
     name = settings.experiment
     found = _in_database(name, uri) if uri.startswith(DATABASES) else _on_server(name, uri)
@@ -113,6 +114,11 @@ def _in_database(name: str, uri: str) -> tuple[str, str] | None:
 def _on_server(name: str, uri: str) -> tuple[str, str] | None:
     with _client(uri) as client:
         found = client.get_experiment_by_name(name)
+    if found is not None and found.name != name:  # MLflow reads any JSON as an empty experiment
+        raise ReleaseError(
+            f"what answers at {uri} is no MLflow; correct [registry] tracking_uri, or start "
+            "`mlflow server` there"
+        )
     return None if found is None else (str(found.experiment_id), str(found.lifecycle_stage))
 
 
