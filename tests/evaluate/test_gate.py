@@ -31,6 +31,7 @@ from reactune.evaluate.gate import (
     refusal,
     rows_of,
     sample,
+    with_judge,
 )
 from reactune.model.prompt import load_chat
 
@@ -278,6 +279,23 @@ def test_few_users_who_agree_by_chance_pass_no_model(users):
         if count_pairs(examples):
             passed += not examine(examples, scores, settings=SETTINGS).refusals
     assert stats.binomtest(passed, seeds, SETTINGS.alpha, alternative="greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize(("users", "is_few"), [(4, True), (19, True), (20, False), (60, False)])
+def test_a_refusal_with_few_users_says_how_to_get_more(users, is_few):
+    examples, scores = world(np.random.default_rng(13), users=users)
+    report = examine(examples, scores, settings=SETTINGS)
+    assert report.users == users
+    advice = f"{users} held-out users are few to be certain of anything"
+    assert report.refusals[-1].startswith(advice) is is_few
+    assert "split_by = 'time'" in report.refusals[-1] or not is_few
+    again = with_judge(report, None, SETTINGS)
+    assert again.refusals == report.refusals
+
+
+def test_a_better_model_has_no_advice_however_few_the_users():
+    examples, scores = world(np.random.default_rng(14), users=12, quality=1.0, level=0.1)
+    assert examine(examples, scores, settings=SETTINGS).refusals == ()
 
 
 def test_where_every_user_agrees_each_interval_has_a_width():

@@ -34,6 +34,11 @@ from reactune.reward.quality import resampled
 Floats = npt.NDArray[np.float64]
 BOOTSTRAPS = 2_000
 SEED = 7  # of samples and bootstraps
+ENOUGH_USERS = 20  # of whom a clearly better model is passed almost always (decision 72)
+FEW_USERS = (
+    "{} held-out users are few to be certain of anything: a larger test part ([dataset] split) or "
+    "split_by = 'time' gives more"
+)
 MOST_TEACHER_GAIN = 2.0
 FEW_SHOT = 3  # liked tips of the same kind shown to the few-shot base model
 MIN_SHARED_CONTEXTS = 50  # pairs within one context, below which pairs within one kind are taken
@@ -93,6 +98,8 @@ class GateReport:
     refusals: tuple[str, ...]
     judged: JudgeReport | None = None
     """What a judge of other people says; None: they are too few, or there is no reward."""
+    users: int = 0
+    """Held-out users, whose number decides how wide the intervals are; 0: not counted."""
 
 
 def gate_report(
@@ -331,8 +338,9 @@ def examine(
                 preferred=of_share(gains[name], alpha=alpha / 2),
             )
         )
-    refusals = tuple(text for row in rows if (text := refusal(row, settings)))
-    return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals)
+    users = len({example.user for example in examples})
+    refusals = with_advice([refusal(row, settings) for row in rows], users)
+    return GateReport(tuple(rows), count_pairs(examples), len(examples), refusals, users=users)
 
 
 def with_judge(report: GateReport, judged: JudgeReport | None, settings: GateConfig) -> GateReport:
@@ -353,7 +361,14 @@ def with_judge(report: GateReport, judged: JudgeReport | None, settings: GateCon
             refusals.append(refusal(row, settings))
         if of_judge is not None:
             refusals.append(veto(of_judge))
-    return replace(report, refusals=tuple(filter(None, refusals)), judged=judged)
+    return replace(report, refusals=with_advice(refusals, report.users), judged=judged)
+
+
+def with_advice(refusals: Sequence[str], users: int) -> tuple[str, ...]:
+    """The refusals that are not empty; of few held-out users they end with how to get more."""
+    given = tuple(filter(None, refusals))
+    is_few = 0 < users < ENOUGH_USERS
+    return (*given, FEW_USERS.format(users)) if given and is_few else given
 
 
 def judge_line(report: GateReport) -> str:
