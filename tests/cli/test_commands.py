@@ -140,19 +140,20 @@ def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(cal
 
 def test_a_command_ends_with_the_process_that_names_itself_its_parent(call, here):
     call("init")
-    os.mkfifo(here / "rows.jsonl")
+    os.mkfifo(here / "ids")
     code = (
         "import os, subprocess, sys\n"
-        "command = [sys.executable, '-c', 'from reactune.cli import main; main()', 'ingest', "
-        "'rows.jsonl']\n"
+        "call = 'from reactune.cli import main; main()'\n"
+        'shell = \'exec "$0" -c "$1" consent refuse --user - < ids\'\n'
         "known = {**os.environ, 'REACTUNE_PARENT': str(os.getpid())}\n"
+        "command = ['sh', '-c', shell, sys.executable, call]\n"
         "child = subprocess.Popen(command, env=known, start_new_session=True)\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
-    with (here / "rows.jsonl").open("w"):  # open once the child is: from now on it waits for rows
+    with (here / "ids").open("w"):  # opened once the child waits for ids, none of which comes
         assert child.is_running()
         parent.kill()
         assert psutil.wait_procs([child], timeout=30)[1] == []
