@@ -228,7 +228,8 @@ def test_a_program_without_a_path_is_one_of_the_search_path(tmp_path, monkeypatc
 
 
 def test_a_folder_that_finds_names_is_found_from_the_file_on(tmp_path, monkeypatch):
-    (tmp_path / "finder").mkdir()
+    for name in ("finder", "names"):  # the built-in model goes before a folder of its name
+        (tmp_path / name).mkdir()
     monkeypatch.chdir("/")
     opened = []
     monkeypatch.setattr(detectors, "_name_finder", lambda model, _: opened.append(model))

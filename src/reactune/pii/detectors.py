@@ -113,13 +113,19 @@ def open_detector(settings: PrivacyConfig) -> Detector:
         PrivacyError: a model is not installed, or its language is unknown.
     """
     models = tuple(
-        (language, str(path) if (path := settings.path(model)).is_dir() else model)
+        (language, model if model == OUR_MODEL else _absolute(settings, model))
         for language, model in settings.models.items()
     )
     check_languages(settings.models)
     for language, model in models:
         _name_finder(model, language)
     return partial(detect, models, frozenset(settings.kinds))
+
+
+def _absolute(settings: PrivacyConfig, model: str) -> str:
+    """The whole path of a model that is a folder; the name of any other."""
+    path = settings.path(model)
+    return str(path) if path.is_dir() else model
 
 
 def detect_patterns(texts: Sequence[str]) -> list[list[Span]]:
