@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reactune.cli.files import RowsFile
 from reactune.cli.session import Session, as_json, in_one_line, print_json
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 
 REFUSED = 3
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PICTURE = click.Path(path_type=Path, dir_okay=False)
 NUMBER = click.FloatRange(min=0, min_open=True)
 PICTURE_OPTION = click.option(
@@ -24,7 +24,7 @@ PICTURE_OPTION = click.option(
 
 
 @click.command
-@click.argument("file", type=FILE)
+@click.argument("file", type=RowsFile())
 @click.option("--arm", multiple=True, help="Column of the arm; several make one.  [default: arm]")
 @click.option("--rows-are-arms", is_flag=True, help="Every row is an arm, with its counts.")
 @click.option(
@@ -77,12 +77,12 @@ def compare(
 ) -> None:
     """Compare the arms of any file of reactions.
 
-    JSONL (also .gz), CSV or Parquet, one row a tip or one row a count; `a.b` names the key b in
-    column a. Values are compared by what they mean: `Done` is `done`, `1` is 1.0, `t` is true; a
-    missing key is a null. Exit code 0: compared, whatever the result; 2: a positive or the champion
-    is in no row; 3: a comparison was refused, because units and shares do not match, units met
-    several arms, or an arm is missing. With --json: a list of comparisons, whose differences and
-    bounds are in positives per tip, not in points.
+    JSONL (also .gz), CSV or Parquet (- is standard input), one row a tip or one row a count; `a.b`
+    names the key b in column a. Values are compared by what they mean: `Done` is `done`, `1` is
+    1.0, `t` is true; a missing key is a null. Exit code 0: compared, whatever the result; 2: a
+    positive or the champion is in no row; 3: a comparison was refused, because units and shares do
+    not match, units met several arms, or an arm is missing. With --json: a list of comparisons,
+    whose differences and bounds are in positives per tip, not in points.
 
     \b
     $ reactune compare exposures.jsonl.gz --unit unit_key --time shown_at --looks many
@@ -175,7 +175,7 @@ def plan(
 
 
 @click.command
-@click.argument("file", type=FILE)
+@click.argument("file", type=RowsFile())
 @click.option("--reward", default="reward", show_default=True, help="Column of the reward.")
 @click.option("--largest", type=NUMBER, default=1.0, show_default=True, help="Largest reward.")
 @click.option("--propensity", default="propensity", show_default=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reactune.cli.files import RowsFile
 from reactune.cli.session import Session, as_json, print_json
 from reactune.records import replacing
 
@@ -24,9 +25,7 @@ BIG_FILE = 2_000_000  # bytes from which starting further processes pays
 
 
 @click.command
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
-)
+@click.argument("files", nargs=-1, required=True, type=RowsFile())
 @click.option(
     "--rejects",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -36,12 +35,12 @@ BIG_FILE = 2_000_000  # bytes from which starting further processes pays
 def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> None:
     """Read tips and reactions from files.
 
-    JSONL, CSV (separated by comma, semicolon, tab or bar; both also .gz) or Parquet, in UTF-8. User
-    ids are hashed as they are read. A known tip_id is updated, so a file may be read again. Times
-    have a zone, such as 2026-03-04T10:00:00Z; those of BigQuery, Java, Go, browsers and MongoDB,
-    and seconds or parts of one since 1970, are understood. A time more than a day ahead, or a
-    reaction before its tip, rejects the row. Exit code 0: all rows were kept; 2: some were
-    rejected, the others kept.
+    JSONL, CSV (separated by comma, semicolon, tab or bar; both also .gz) or Parquet, in UTF-8; - is
+    standard input. User ids are hashed as they are read. A known tip_id is updated, so a file may
+    be read again. Times have a zone, such as 2026-03-04T10:00:00Z; those of BigQuery, Java, Go,
+    browsers and MongoDB, and seconds or parts of one since 1970, are understood. A time more than a
+    day ahead, or a reaction before its tip, rejects the row. Exit code 0: all rows were kept; 2:
+    some were rejected, the others kept.
 
     \b
     $ reactune ingest scores.jsonl.gz
@@ -135,7 +134,7 @@ def explain(session: Session, dialect: str, as_json: bool) -> None:
 
 
 @click.command
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=RowsFile())
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
 @click.option(
     "--column",
@@ -170,11 +169,11 @@ def deidentify(
 ) -> None:
     """Replace personal data in the texts of a file.
 
-    JSONL, CSV (both also .gz) or Parquet, in UTF-8; FILE and --out have the same format. [privacy]
-    kinds and models say what is replaced, found by which models. Looked at are texts at any depth,
-    JSON in them, keys, bytes, and numbers such as `phone`; what cannot be looked into is an error.
-    Exit code 0: all rows were written; 2: lines that are no rows, or rows in other languages, were
-    left out.
+    JSONL, CSV (both also .gz) or Parquet, in UTF-8, and - for standard input; FILE and --out have
+    the same format. [privacy] kinds and models say what is replaced, found by which models. Looked
+    at are texts at any depth, JSON in them, keys, bytes, and numbers such as `phone`; what cannot
+    be looked into is an error. Exit code 0: all rows were written; 2: lines that are no rows, or
+    rows in other languages, were left out.
 
     \b
     $ reactune deidentify notes.jsonl --out safe.jsonl --spans -

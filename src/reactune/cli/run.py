@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reactune.cli.files import RowsFile
 from reactune.cli.session import Session, as_json, print_json, require_training
 from reactune.records import REVIEW_STEPS, STAGES
 
@@ -106,8 +107,8 @@ def _status(config: "Config") -> "Mapping[str, Any]":
 @click.option(
     "--pairs",
     required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSONL (.gz), CSV or Parquet of {kind, context, chosen, rejected}.",
+    type=RowsFile(),
+    help="JSONL (.gz), CSV or Parquet of {kind, context, chosen, rejected}; - is standard input.",
 )
 @click.option(
     "--model",
@@ -139,7 +140,7 @@ def evaluate(session: Session, pairs: Path, model: str, as_json: bool) -> None:
 
 
 @click.command
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=RowsFile())
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -152,10 +153,10 @@ def evaluate(session: Session, pairs: Path, model: str, as_json: bool) -> None:
 def score(session: Session, file: Path, out: Path | None, run_id: str | None) -> None:
     """Predict how much people will like the texts of a file.
 
-    FILE is JSONL (also .gz), CSV or Parquet of {kind, context, text}. Each row is written with its
-    `reward` (a log-odds: of two texts in one context the difference is that of being preferred) and
-    its `lower_bound`. Exit code 0: all rows were scored; 2: some could not be, and are listed
-    with their line; 3: no run has learned a reward yet.
+    FILE is JSONL (also .gz), CSV or Parquet of {kind, context, text}; - is standard input. Each row
+    is written with its `reward` (a log-odds: of two texts in one context the difference is that of
+    being preferred) and its `lower_bound`. Exit code 0: all rows were scored; 2: some could not be,
+    and are listed with their line; 3: no run has learned a reward yet.
 
     \b
     $ reactune score tips.jsonl --out scored.jsonl

@@ -156,7 +156,7 @@ def check_readable(path: Path) -> None:
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise DataError(
                 f"{path}: is a pipe or a device, and a file is read more than once; write its "
-                "content to a file first"
+                "content to a file first, or give it on standard input, which is -"
             )
         kind_of(path)
         with path.open("rb"):
