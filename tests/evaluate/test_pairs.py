@@ -150,6 +150,7 @@ GOOD = json.dumps({"kind": "focus", "context": {}, "chosen": "a", "rejected": "b
         (GOOD.replace('"a"', '"a\\ud83d"'), "lone surrogate"),
         (GOOD.replace("{}", '{"a": "\\udc00"}'), "lone surrogate"),
         (GOOD.replace("{}", '{"a": NaN}'), "non-finite number"),
+        (GOOD.replace('"b"', '"a"'), "chosen and rejected are the same text"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named_by_its_number(tmp_path, line, what):
@@ -157,6 +158,30 @@ def test_a_line_that_is_no_pair_is_named_by_its_number(tmp_path, line, what):
     file.write_text(f"{GOOD}\n\n{line}\n", encoding="utf-8")
     with pytest.raises(DataError, match=rf"pairs\.jsonl, line 3: {what}"):
         read_pairs(file)
+
+
+def test_rows_that_are_no_pairs_are_listed_and_the_others_are_measured(
+    tmp_path, monkeypatch, capsys
+):
+    config = install(tmp_path)
+    lines = [json.dumps(pair) for pair in as_pairs(6)]
+    nested = GOOD.replace("{}", '{"time_of_day": {"a": {"b": 1}}}')
+    lines[2:2] = ["{", GOOD.replace('"b"', "7"), nested]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(config.folder)
+    monkeypatch.setenv("REACTUNE_KEY", SECRET)
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--pairs", "pairs.jsonl", "--model", "base"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert out.splitlines()[0].endswith("; 6 pairs")
+    listed = [line for line in err.splitlines() if line.startswith("pairs.jsonl, line ")]
+    assert listed[:2] == [
+        "pairs.jsonl, line 3: not valid JSON",
+        "pairs.jsonl, line 4: rejected must be a text",
+    ]
+    assert listed[2].startswith("pairs.jsonl, line 5: ")
+    assert len(listed) == 3
 
 
 def test_a_file_without_pairs_or_without_text_is_refused(tmp_path):

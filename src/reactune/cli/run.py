@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from reactune.config.settings import Config
 
-SOME_REFUSED, NOTHING_LEARNED = 2, 3  # exit codes of `score`
+SOME_REFUSED, NOTHING_LEARNED = 2, 3  # exit codes of `score` and `evaluate`
 
 WAITING_OPTION = click.option(
     "--waiting-exit-code",
@@ -124,7 +124,7 @@ def evaluate(session: Session, pairs: Path, model: str, as_json: bool) -> None:
 
     Four lines with 95 % intervals: its generator by mean log-probability and by the gain over the
     base, its reward model, and what the service goes by. Pairs whose texts it was trained on are
-    refused.
+    refused. Exit code 0: all rows are pairs; 2: some are not, and are listed with their line.
 
     \b
     $ reactune evaluate --pairs pairs.jsonl
@@ -137,6 +137,9 @@ def evaluate(session: Session, pairs: Path, model: str, as_json: bool) -> None:
         print_json(asdict(result))
     else:
         click.echo("\n".join(result.lines))
+    for row in result.bad_rows:
+        click.echo(f"{pairs}, line {row.line}: {row.reason}", err=True)
+    sys.exit(SOME_REFUSED if result.bad_rows else 0)
 
 
 @click.command

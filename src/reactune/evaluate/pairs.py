@@ -1,7 +1,7 @@
 """`reactune evaluate`: how often a model ranks the tip that people chose above the other one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class BadRow:
+    """A row that is no pair: its line in the file, from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class PairsResult:
     """Preference accuracy of a version's generator, of its reward model, and of what is served."""
 
     model: str
     pairs: int
     refused: int
+    """Pairs with texts that the model was trained on."""
+    bad_rows: tuple[BadRow, ...]
     accuracy: Estimate
     """Of the generator by mean log-probability."""
     gain_accuracy: Estimate | None
@@ -75,31 +85,35 @@ class PairsResult:
 def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     """Preference accuracy of `base`, `champion`, `challenger` or a run's model on the pairs.
 
-    Pairs with a text that the model was trained on are refused and counted. Pairs of one context
-    depend on each other; the intervals (95 %) say so.
+    Pairs with a text that the model was trained on are refused and counted, rows that are no pairs
+    are listed. Pairs of one context depend on each other; the intervals (95 %) say so.
 
     Raises:
-        DataError: a row of the file is no pair, all pairs are refused, or there is no such model.
+        DataError: the file holds no pair, all are refused, or there is no such model.
     """
     adapter, run_id = _find_model(config, name)
     reward = reward_of_run(config, run_id)
     seen = _trained_texts(config, run_id)
-    pairs = read_pairs(file)
-    fresh = [
-        pair
-        for pair in pairs
-        if folded_text(pair.chosen) not in seen and folded_text(pair.rejected) not in seen
-    ]
-    if not fresh:
-        raise DataError(
-            f"{file}: all {len(pairs):,} pairs hold texts that {name} was trained on; "
-            "give pairs that it has not seen"
-        )
     base = base_model(config.model)
     is_base = run_id == deployment.BASE_RUN
     settings = config.prompt if is_base else prompt_of_run(_run(config, run_id), config.prompt)
     chat = load_chat(base.folder, settings, privacy=config.privacy)
-    flat = [row for pair in fresh for row in pair_rows(chat, pair)]
+    read = [_tokenised(chat, each) for each in _read(file)]
+    bad_rows = [each for each in read if isinstance(each, BadRow)]
+    pairs = [each for each in read if not isinstance(each, BadRow)]
+    if not pairs:
+        raise _no_pair(file, bad_rows)
+    kept = [
+        (pair, rows)
+        for pair, rows in pairs
+        if folded_text(pair.chosen) not in seen and folded_text(pair.rejected) not in seen
+    ]
+    if not kept:
+        raise DataError(
+            f"{file}: all {len(pairs):,} pairs hold texts that {name} was trained on; "
+            "give pairs that it has not seen"
+        )
+    fresh, flat = [pair for pair, _ in kept], [row for _, rows in kept for row in rows]
     kinds = [pair.kind for pair in fresh for _ in range(2)]
     clusters = [pair.cluster for pair in fresh]
     (scores,) = score_rows(base, adapter, [flat], name=name, kinds=kinds)
@@ -122,6 +136,7 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
         model=name,
         pairs=len(fresh),
         refused=len(pairs) - len(fresh),
+        bad_rows=tuple(bad_rows),
         accuracy=by_mean,
         gain_accuracy=gain,
         reward_accuracy=by_reward,
@@ -135,10 +150,11 @@ def read_pairs(file: Path) -> list[Pair]:
     Raises:
         DataError: the file cannot be read, a row is no such pair, or there is none.
     """
-    check_readable(file)
-    pairs = [_pair(file, line) for line in read_whole(file)]
-    if not pairs:
-        raise DataError(f"{file} holds no pairs of {', '.join(PAIR)}")
+    read = [each if isinstance(each, BadRow) else each[1] for each in _read(file)]
+    bad_rows = [each for each in read if isinstance(each, BadRow)]
+    pairs = [each for each in read if isinstance(each, Pair)]
+    if bad_rows or not pairs:
+        raise _no_pair(file, bad_rows)
     return pairs
 
 
@@ -201,12 +217,39 @@ def _run(config: Config, run_id: str) -> Path:
     return find_run(config.run_root, run_id)
 
 
-def _pair(file: Path, line: Line) -> Pair:
-    try:
-        context, texts = fields_of(line, ("kind", "chosen", "rejected"))
-    except Refused as refusal:
-        raise DataError(
-            f"{file}, line {line.number}: {refusal}; a pair has {', '.join(PAIR)}"
-        ) from refusal
-    kind, chosen, rejected = texts
+def _read(file: Path) -> Iterator[tuple[int, Pair] | BadRow]:
+    """Each row of the file as a pair with its line, or what is wrong with it."""
+    check_readable(file)
+    for line in read_whole(file):
+        try:
+            yield line.number, _pair(line)
+        except Refused as refusal:
+            yield BadRow(line.number, str(refusal))
+
+
+def _pair(line: Line) -> Pair:
+    context, (kind, chosen, rejected) = fields_of(line, ("kind", "chosen", "rejected"))
+    if chosen == rejected:
+        raise Refused("chosen and rejected are the same text")
     return Pair(kind, context, chosen, rejected, json.dumps([kind, context], sort_keys=True))
+
+
+def _tokenised(
+    chat: Chat, read: tuple[int, Pair] | BadRow
+) -> tuple[Pair, tuple[Row, Row]] | BadRow:
+    """The pair with its rows; a context that the prompt cannot hold makes it a bad row."""
+    if isinstance(read, BadRow):
+        return read
+    number, pair = read
+    try:
+        return pair, pair_rows(chat, pair)
+    except DataError as error:
+        return BadRow(number, str(error))
+
+
+def _no_pair(file: Path, bad_rows: Sequence[BadRow]) -> DataError:
+    wanted = ", ".join(PAIR)
+    if not bad_rows:
+        return DataError(f"{file} holds no pairs of {wanted}")
+    first = bad_rows[0]
+    return DataError(f"{file}, line {first.line}: {first.reason}; a pair has {wanted}")
