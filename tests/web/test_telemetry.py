@@ -38,6 +38,18 @@ def test_metrics_and_log_lines_hold_routes_and_arms_but_no_content(served, caplo
         assert private not in metrics + json.dumps(lines)
 
 
+def test_a_head_request_is_logged_as_one(served, caplog):
+    caplog.set_level(logging.INFO, logger="reactune.requests")
+    client = served()
+    client.head("/healthz")
+    client.get("/healthz")
+    logged = [record.fields for record in caplog.records if record.name == "reactune.requests"]
+    assert [(each["method"], each["path"]) for each in logged] == [
+        ("HEAD", "/healthz"),
+        ("GET", "/healthz"),
+    ]
+
+
 def test_a_request_is_a_span_by_its_route_where_a_tracer_provider_is_set_up(served, monkeypatch):
     seen = InMemorySpanExporter()
     provider = TracerProvider()

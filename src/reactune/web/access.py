@@ -30,6 +30,7 @@ from reactune.process import Repeater
 from reactune.service.api_keys import ApiKey, Scope, all_keys, recognise
 from reactune.service.events import BusyError
 from reactune.service.tips import UnknownTipError
+from reactune.web.telemetry import ASKED_METHOD
 
 REFRESH_SECONDS = 1.0  # how long a revoked key may still be accepted
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -174,9 +175,10 @@ class HeadRequests:
         self.app = app
 
     async def __call__(self, scope: Exchange, receive: Receive, send: Send) -> None:
-        """Pass on the request as one of GET."""
-        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
-        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send)
+        """Pass on the request as one of GET, in a scope that says what was asked."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", ASKED_METHOD: "HEAD"}
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:

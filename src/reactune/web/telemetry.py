@@ -21,6 +21,7 @@ from reactune.service.state import Service
 
 # prometheus_client's own variable: the folder where workers keep their metrics.
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+ASKED_METHOD = "reactune_method"  # in the scope of a HEAD, which is answered as GET is
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 log = logging.getLogger("reactune.requests")
@@ -106,6 +107,7 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
+        method = scope.get(ASKED_METHOD, scope["method"])
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status
@@ -114,16 +116,16 @@ class Telemetry:
             await send(message)
 
         try:
-            with self.span(scope["method"]) as span:
+            with self.span(method) as span:
                 await self.app(scope, receive, send_and_note_status)
                 if span is not None:
-                    span.update_name(f"{scope['method']} {_route(scope)}")
+                    span.update_name(f"{method} {_route(scope)}")
                     span.set_attribute("http.response.status_code", status)
         finally:
             seconds, path = time.perf_counter() - started, _route(scope)
             self.metrics.count_request(path, status, seconds)
             if log.isEnabledFor(logging.INFO):
-                request = {"path": path, "method": scope["method"], "status": status}
+                request = {"path": path, "method": method, "status": status}
                 key = scope.get("reactune_key", "")
                 log.info("request", extra={"fields": {**request, "ms": seconds * 1e3, "key": key}})
 
