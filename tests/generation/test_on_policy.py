@@ -76,6 +76,18 @@ def test_a_near_copy_of_a_liked_tip_teaches_nothing_new():
     assert chosen([tips[:1]], liked=liked) == []
 
 
+TEXTS = st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=12).map(" ".join)
+
+
+@given(text=TEXTS, liked=st.lists(TEXTS, max_size=12))
+def test_a_copy_shares_four_fifths_of_all_words_with_one_liked_tip(text, liked):
+    words = set(text.split())
+    others = [set(each.split()) for each in liked]
+    is_copy = any(5 * len(words & each) >= 4 * len(words | each) for each in others)
+    some = [[ranked(text, 1.0), ranked("no", 0.0)]]
+    assert chosen(some, liked=liked) == ([] if is_copy else [(text, "no")])
+
+
 def test_one_tip_none_and_equal_rewards_give_no_pair():
     assert chosen([]) == []
     assert chosen([[], [ranked("alone", 1.0)], [ranked("a", 1.0), ranked("b", 1.0)]]) == []

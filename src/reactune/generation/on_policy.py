@@ -9,9 +9,11 @@ already teach nothing new.
 
 import itertools
 import json
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +177,7 @@ def best_against_worst(
     `liked` are the tips that people liked already: a near copy of one is not the best.
     """
     floor = _floor([each.sample.logprob for some in ranked for each in some])
-    known = [_words(text) for text in liked]
+    known = _by_word(liked)
     found = []
     for prompt, some in zip(prompts, ranked, strict=True):
         worst = min(some, key=lambda each: each.reward, default=None)
@@ -202,6 +204,26 @@ def _words(text: str) -> Words:
     return frozenset(plain_words(text).split())
 
 
-def _is_copy(text: str, known: Sequence[Words]) -> bool:
+def _by_word(texts: Iterable[str]) -> dict[str, list[Words]]:
+    """Each word, and the words of the texts that hold it."""
+    found: dict[str, list[Words]] = defaultdict(list)
+    for words in {_words(text) for text in texts}:
+        for word in words:
+            found[word].append(words)
+    return found
+
+
+def _is_copy(text: str, known: Mapping[str, Sequence[Words]]) -> bool:
+    """Whether the text is a near copy of one of the known.
+
+    A copy holds at least 80 % of its words, so one at least of its rarest words: only the texts
+    with these are compared.
+    """
     words = _words(text)
-    return any(len(words & each) >= MOST_ALIKE * len(words | each) for each in known)
+    rarest = sorted(words, key=lambda word: len(known.get(word, ())))
+    needed = len(words) - math.ceil(MOST_ALIKE * len(words)) + 1
+    return any(
+        len(words & each) >= MOST_ALIKE * len(words | each)
+        for word in rarest[:needed]
+        for each in known.get(word, ())
+    )
