@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from loop_fixtures import read_rows, write_toml
-from reactune.config.settings import load
+from reactune.config.settings import load, sqlite_file
 from reactune.data.dataset import build
 from reactune.data.dataset.exports import read_examples
 from reactune.data.labelled import (
@@ -103,7 +103,7 @@ def populate(config, *, runs=None):
     """
     saved = _populated()
     if config.store_url.startswith("sqlite"):
-        shutil.copyfile(saved / "reactune.db", config.store_url.removeprefix("sqlite:///"))
+        shutil.copyfile(saved / "reactune.db", sqlite_file(config.store_url))
     root = run_root(config)
     kept = Path(root.url.removeprefix("file://")) if root.url else root.folder
     for run_id, until in (runs or {}).items():

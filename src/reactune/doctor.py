@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from reactune.config.sections import ModelConfig
-from reactune.config.settings import Config
+from reactune.config.settings import Config, sqlite_file
 from reactune.errors import ReactuneError, ReleaseError, hide_passwords
 from reactune.model.files import (
     HALF,
@@ -273,8 +273,8 @@ def _registry(config: Config) -> list[Finding]:
 
 
 def _experiment(config: Config, uri: str) -> Finding:
-    file = uri.removeprefix("sqlite:///")
-    if file != uri and not Path(file).is_file():
+    file = sqlite_file(uri)
+    if file and not file.is_file():
         return Finding("MLflow", "ok", f"{file} is made by the first run")
     if not uri.startswith((*registry.DATABASES, *registry.SERVERS)):
         return Finding("MLflow", "warning", f"{uri} is not checked; see that MLflow 3 supports it")

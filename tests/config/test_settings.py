@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,12 +17,14 @@ from reactune.config.sections import SourceConfig, StoreConfig
 from reactune.config.settings import (
     REMOVED,
     Config,
+    absolute_sqlite_url,
     commented_file,
     deciding,
     described,
     load,
     resolved,
     sections,
+    sqlite_file,
     without_passwords,
 )
 from reactune.data import ingest
@@ -186,11 +189,8 @@ def test_relative_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch)
 
 PLACES = {
     "run.root": ("{}", lambda config: config.run_root),
-    "store.url": ("sqlite:///{}", lambda config: config.store_url.removeprefix("sqlite:///")),
-    "registry.tracking_uri": (
-        "sqlite:///{}",
-        lambda config: config.tracking_uri.removeprefix("sqlite:///"),
-    ),
+    "store.url": ("sqlite:///{}", lambda config: sqlite_file(config.store_url)),
+    "registry.tracking_uri": ("sqlite:///{}", lambda config: sqlite_file(config.tracking_uri)),
     "model.cache_dir": ("{}", lambda config: config.model.cache_folder),
     "model.base": ("{}", lambda config: locate(config.model)),
     "prompt.template": ("{}", lambda config: config.prompt.path(config.prompt.template)),
@@ -198,6 +198,20 @@ PLACES = {
     "export.converter": ("{}", lambda config: converter_folder(config.export)),
     "export.quantiser": ("{}/llama-quantize", lambda config: find_quantiser(config.export).parent),
 }
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "a%20b", "what?", "a#1", "[x]*", "it's", "ü", "~"])
+@pytest.mark.parametrize("prefix", ["sqlite:///", "sqlite+pysqlite:///"])
+def test_a_database_lies_beside_the_settings_whatever_their_folder_is_called(
+    tmp_path, name, prefix
+):
+    folder = tmp_path / name
+    folder.mkdir()
+    url = absolute_sqlite_url(f"{prefix}my%20tips.db?timeout=7", folder)
+    assert sqlite_file(url) == folder / "my tips.db"
+    found = sa.make_url(url)
+    assert (found.database, dict(found.query)) == (str(folder / "my tips.db"), {"timeout": "7"})
+    assert absolute_sqlite_url(url, tmp_path) == url
 
 
 @pytest.mark.parametrize("start", ["", "./", "../app/", "~/", "absolute"])

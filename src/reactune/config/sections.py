@@ -85,7 +85,7 @@ class StoreConfig(Section):
 class SourceConfig(Section):
     """Where training reads reactions from."""
 
-    url: str = ""
+    url: DatabaseUrl = ""
     """Another place that holds the table: `sqlite:///FILE`, `postgresql://...`, `duckdb://FILE`, a
     folder of Parquet files (`parquet://FOLDER`, `s3://BUCKET/FOLDER`), or the URL of any other
     Ibis back-end; empty: `[store] url`."""

@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 import tomlkit
 from pydantic import ValidationError, model_validator
@@ -36,6 +38,7 @@ from reactune.errors import ConfigError, DataError, hide_passwords
 from reactune.records import read_utf8
 
 CONFIG_NAME = "reactune.toml"
+SQLITE_URL = re.compile(r"sqlite(\+\w+)?:///")
 HEADER = (
     "Settings of reactune. Every key is shown with its default, commented out.",
     "Precedence: default < this file < `--set section.key=value`. Secrets never stand here.",
@@ -142,11 +145,24 @@ class Config(Section):
 
 
 def absolute_sqlite_url(url: str, folder: Path) -> str:
-    """The URL, with a relative SQLite path made absolute against `folder`; others unchanged."""
-    prefix = "sqlite:///"
-    if not url.startswith(prefix) or url.startswith(prefix + "/") or url == prefix + ":memory:":
+    """The URL, with a relative SQLite path made absolute against `folder`; others unchanged.
+
+    In the path of a URL `%` begins an escape and `?` ends it, so these of a folder are escaped.
+    """
+    file = sqlite_file(url)
+    if file is None or file.is_absolute() or str(file) == ":memory:":
         return url
-    return prefix + str(absolute(url.removeprefix(prefix), folder))
+    path = str(absolute(str(file), folder)).replace("%", "%25").replace("?", "%3F")
+    start, _, rest = url.partition(":///")
+    _, mark, query = rest.partition("?")
+    return f"{start}:///{path}{mark}{query}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that the URL of a SQLite database names, as SQLAlchemy reads it; else None."""
+    if not (found := SQLITE_URL.match(url)):
+        return None
+    return Path(unquote(url[found.end() :].partition("?")[0]))
 
 
 def without_passwords(config: Config) -> dict[str, dict[str, Any]]:

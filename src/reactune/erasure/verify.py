@@ -23,7 +23,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from reactune import deployment
-from reactune.config.settings import Config
+from reactune.config.settings import Config, sqlite_file
 from reactune.data.labelled import PREFIX
 from reactune.erasure import requests
 from reactune.errors import hide_passwords
@@ -432,6 +432,6 @@ def _files_below(place: Path) -> Iterator[Path]:
 
 def _files_of_sqlite(url: str) -> list[Path]:
     """The file with its free pages and SQLite's files beside it; none for other databases."""
-    file = url.removeprefix("sqlite:///")
+    file = sqlite_file(url)
     endings = ("", "-wal", "-shm", "-journal")
-    return [Path(file + ending) for ending in endings] if file != url else []
+    return [Path(f"{file}{ending}") for ending in endings] if file else []

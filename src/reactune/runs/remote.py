@@ -291,10 +291,10 @@ def _read_records(files: Any, paths: dict[str, str]) -> dict[str, str]:
     """The texts of these files, by name; those removed meanwhile are left out."""
     if not paths:
         return {}
-    contents = files.cat(list(paths.values()), on_error="return")
+    # At once where the store allows it; `cat` would take brackets in a path for a pattern.
+    contents = files.cat_ranges(list(paths.values()), None, None, on_error="return")
     texts = {}
-    for name, path in paths.items():
-        content = contents[path]
+    for (name, path), content in zip(paths.items(), contents, strict=True):
         if isinstance(content, FileNotFoundError):
             continue
         if isinstance(content, Exception):

@@ -3,6 +3,7 @@
 `[source] where` can be one condition on one row, and nothing else.
 """
 
+import glob
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reactune.config.sections import SourceConfig, absolute
-from reactune.config.settings import absolute_sqlite_url
+from reactune.config.settings import absolute_sqlite_url, sqlite_file
 from reactune.data.columns import CONSENT, match_columns
 from reactune.errors import ConfigError, DataError
 from reactune.records import REACTION_WORDS
@@ -445,8 +446,8 @@ def _open(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Table]":
         file = absolute(rest, folder)
         backend = ibis.duckdb.connect(_existing(file), read_only=True, memory_limit=READ_MEMORY)
     elif scheme == "sqlite":
-        file = Path(absolute_sqlite_url(f"sqlite://{rest}", folder).removeprefix("sqlite:///"))
-        backend = ibis.sqlite.connect(_existing(file))
+        database = sqlite_file(absolute_sqlite_url(url, folder)) or Path(rest)
+        backend = ibis.sqlite.connect(_existing(database))
     elif scheme in {*backends(), "postgresql"}:
         # SQLAlchemy names the driver in the scheme, `postgresql+psycopg`; Ibis has one for each.
         try:
@@ -471,20 +472,28 @@ def _open_parquet(url: str, name: str, folder: Path) -> "tuple[BaseBackend, Tabl
 
     backend = ibis.duckdb.connect(memory_limit=READ_MEMORY)
     if _scheme(url) == "parquet":
-        path = absolute(url.partition("://")[2], folder)
-        place, is_folder = str(path), path.is_dir()
+        pattern = _local_pattern(url.partition("://")[2], folder)
     else:
         files, place = _remote(url)
         backend.register_filesystem(files)
         is_folder = files.isdir(place)
         place = files.unstrip_protocol(place)
-    pattern = f"{place.rstrip('/')}/**/*.parquet" if is_folder else place
+        pattern = f"{glob.escape(place.rstrip('/'))}/**/*.parquet" if is_folder else place
     quoted = pattern.replace("'", "''")
     # Ibis's own `read_parquet` would fetch an extension of DuckDB's from the internet first.
     backend.raw_sql(
         f"CREATE TEMP VIEW \"{name}\" AS FROM read_parquet('{quoted}', union_by_name = true)"
     )
     return backend, backend.table(name)
+
+
+def _local_pattern(name: str, folder: Path) -> str:
+    """The pattern of the files; what is there under this name, brackets and all, is no pattern."""
+    path = absolute(name, folder)
+    if path.exists():
+        there = glob.escape(str(path))
+        return f"{there}/**/*.parquet" if path.is_dir() else there
+    return str(absolute(name, Path(glob.escape(str(folder.absolute())))))
 
 
 def _remote(url: str) -> tuple[Any, str]:
