@@ -1,6 +1,7 @@
 """Back-ends in environments of their own: same tokens, same order, same files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -264,10 +265,11 @@ def test_four_bits_are_refused_without_a_gpu_and_say_why():
 
 
 def test_four_bits_need_bitsandbytes_in_the_trainers_environment(tmp_path):
-    python = tmp_path / "python"
+    python = tmp_path / "its python"
     python.write_text('#!/bin/sh\ncase "$*" in *bitsandbytes) exit 1;; esac\n')
     python.chmod(0o755)
-    with pytest.raises(TrainingError, match=rf"run `{python} -m pip install 'bitsandbytes"):
+    command = re.escape(f"'{python}'")  # as a shell takes it
+    with pytest.raises(TrainingError, match=rf"run `{command} -m pip install 'bitsandbytes"):
         require_4bit(python)
     python.write_text("#!/bin/sh\nexit 0\n")
     require_4bit(python)

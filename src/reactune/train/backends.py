@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from platformdirs import user_data_path
@@ -69,8 +70,8 @@ def usable_methods(settings: TrainConfig) -> tuple[JobMethod, ...]:
     python = python_of(settings)
     if settings.launcher == "ray" and not has_module(python, "ray"):
         raise TrainingError(
-            f"[train] launcher = 'ray', but {python} has none; run `{python} -m pip install "
-            "'ray[train]'`, or take launcher = 'torchrun'"
+            f"[train] launcher = 'ray', but {python} has none; run `{quote(str(python))} -m pip "
+            "install 'ray[train]'`, or take launcher = 'torchrun'"
         )
     if settings.mlflow_experiment:
         require_mlflow(settings.mlflow_experiment, python)
@@ -105,7 +106,7 @@ def require_mlflow(experiment: str, python: Path) -> None:
     if not has_module(python, "mlflow"):
         raise TrainingError(
             f"[train] mlflow_experiment = {experiment!r}, but {python} has no MLflow; run "
-            f"`{python} -m pip install mlflow-skinny`, or leave the setting empty"
+            f"`{quote(str(python))} -m pip install mlflow-skinny`, or leave the setting empty"
         )
 
 
@@ -124,7 +125,7 @@ def require_4bit(python: Path) -> None:
     if not has_module(python, "bitsandbytes"):
         raise TrainingError(
             f"[train] load_in_4bit = true, but {python} has no bitsandbytes; run "
-            f"`{python} -m pip install 'bitsandbytes>=0.48'`, or set it to false"
+            f"`{quote(str(python))} -m pip install 'bitsandbytes>=0.48'`, or set it to false"
         )
 
 
