@@ -52,7 +52,7 @@ from reactune.model.prompt import Chat, completion_ids, load_chat, rebuild
 from reactune.pages.reward import write_reward_report
 from reactune.privacy.hashing import load_hashing_keys
 from reactune.progress import progress_bar
-from reactune.records import STAGES, Counts, Example, Part, write_atomically
+from reactune.records import STAGES, Counts, Example, ModelVersion, Part, write_atomically
 from reactune.release import parity, runtimes
 from reactune.release.gguf import export_release, read_release, write_release
 from reactune.reward.cache import cached_features, keep_features, reward_rows
@@ -356,14 +356,16 @@ def train(config: Config, run: Path, folder: Path) -> StageResult:
 def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     """Adapter -> how it does on held-out users, beside base, few-shot base and champion.
 
-    Where it is refused, the run may go on with an earlier generator and its new reward.
+    A champion that is to be replaced is no bar for what replaces it. Where the adapter is refused,
+    the run may go on with an earlier generator and its new reward.
     """
     base = base_model(config.model)
     chat = _chat(config, run, base)
     examples = read_examples(run / "dataset")
     adapters = {"tuned": run / "train" / "adapter"}
     champion = deployment.champion(config)
-    if champion is not None and champion.adapter is not None:
+    is_erased = _is_to_be_replaced(config, champion)
+    if champion is not None and champion.adapter is not None and not is_erased:
         fetch_adapter(run_root(config), champion)
         adapters["champion"] = champion.adapter
     report = ask_gate(config, run, base, chat, examples, adapters)
@@ -374,6 +376,8 @@ def evaluate(config: Config, run: Path, folder: Path) -> StageResult:
     write_atomically(folder / "gate.svg", gate_picture(report))
     accuracies = (f"{row.model} {row.accuracy}" for row in report.rows)
     refused = "refused: " + "; ".join(report.refusals) if report.refusals else "passed"
+    if is_erased:
+        refused += "; not compared with the champion, which is to be replaced"
     if generator and generator != tuned:
         refused = f"tuned model {refused}; generator: {generator}, with the new reward"
     return StageResult(
@@ -424,11 +428,14 @@ def earlier_generator(config: Config, run: Path) -> Generator | None:
     if config.serve.candidates == 1 or not has_reward(run):
         return None
     champion = deployment.champion(config)
-    is_erased = champion is not None and champion.version in deployment.to_replace(config)
-    if champion is None or champion.adapter is None or is_erased:
+    if champion is None or champion.adapter is None or _is_to_be_replaced(config, champion):
         return Generator("base", deployment.BASE_RUN)
     trained_by = generator_run(config.run_root / champion.run_id)
     return Generator("champion", trained_by, champion.version)
+
+
+def _is_to_be_replaced(config: Config, champion: ModelVersion | None) -> bool:
+    return champion is not None and champion.version in deployment.to_replace(config)
 
 
 def has_reward(run: Path) -> bool:

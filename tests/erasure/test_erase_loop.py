@@ -82,6 +82,7 @@ def test_a_model_that_learned_from_an_erased_person_is_replaced_in_the_end(tmp_p
     said = []
     manifest = pipeline.run(config, say=said.append)
     assert manifest.stage == "deploy", said
+    assert any("not compared with the champion" in line for line in said)
     (_, second) = all_runs(config.run_root)
     assert user_key(KEY, user) not in users_in(second)
     now = expose(config, 60, champion=0.5, challenger=0.5)
