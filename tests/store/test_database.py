@@ -2,7 +2,8 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -229,18 +230,44 @@ def test_a_server_that_vanished_is_missed_in_a_minute_unless_the_url_says_otherw
         engine.dispose()
 
 
-@pytest.mark.postgres
-def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url):
+@contextmanager
+def as_administrator(postgres_url):
+    """A connection whose statements are no transaction."""
     engine = sa.create_engine(
         postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )
     with engine.connect() as connection:
-        connection.exec_driver_sql(
-            "CREATE DATABASE western TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'"
-        )
+        yield connection
     engine.dispose()
-    with pytest.raises(DataError, match=r"encoded in LATIN1.*ENCODING 'UTF8'"):
-        create_store(postgres_url.rpartition("/")[0] + "/western")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url, encoding):
+    name = f"western_{encoding.lower()}"
+    with as_administrator(postgres_url) as connection:
+        connection.exec_driver_sql(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'"
+        )
+    with pytest.raises(DataError, match=rf"encoded in {encoding}.*ENCODING 'UTF8'"):
+        create_store(f"{postgres_url.rpartition('/')[0]}/{name}")
+
+
+@pytest.mark.postgres
+def test_times_are_read_and_days_counted_alike_whatever_the_servers_country(postgres_url):
+    with as_administrator(postgres_url) as connection:
+        connection.exec_driver_sql("CREATE DATABASE chatham")
+        connection.exec_driver_sql("ALTER DATABASE chatham SET timezone = 'Pacific/Chatham'")
+        connection.exec_driver_sql("ALTER DATABASE chatham SET datestyle = 'German, DMY'")
+    engine = create_store(f"{postgres_url.rpartition('/')[0]}/chatham")
+    late = datetime(2026, 3, 4, 23, 30, tzinfo=UTC)  # the next day in Chatham
+    with writing(engine) as connection:
+        upsert_scores(connection, [row("t1", created_at=late)])
+    with reading(engine) as connection:
+        assert connection.execute(sa.select(tip_scores.c.created_at)).scalar() == late
+        days = sa.select(sa.cast(tip_scores.c.created_at, sa.Date))
+        assert connection.execute(days).scalar() == late.date()
+    engine.dispose()
 
 
 def test_the_store_needs_nothing_heavy():

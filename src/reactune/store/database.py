@@ -26,6 +26,7 @@ PATIENCE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+AS_UTF8 = {"client_encoding": "utf8"}  # of a database without an encoding the driver gives bytes
 DRIVERS = {
     "sqlite": "sqlite",
     "postgres": "postgresql+psycopg",
@@ -245,7 +246,7 @@ def _location(url: str) -> sa.URL:
 def _connect(location: sa.URL) -> sa.Engine:
     is_sqlite = location.drivername == "sqlite"
     if not is_sqlite:
-        location = location.update_query_dict({**PATIENCE, **location.query})
+        location = location.update_query_dict({**PATIENCE, **AS_UTF8, **location.query})
     try:
         # Parameters are texts of users: they stay out of error messages and logs.
         engine = sa.create_engine(location, hide_parameters=True, pool_pre_ping=not is_sqlite)
@@ -256,6 +257,8 @@ def _connect(location: sa.URL) -> sa.Engine:
     if is_sqlite:
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
+    else:
+        sa.event.listen(engine, "connect", _prepare_postgres)
     try:
         with engine.connect() as connection:
             connection.execute(sa.select(1))
@@ -265,6 +268,14 @@ def _connect(location: sa.URL) -> sa.Engine:
             "check [store] url and that the server runs"
         ) from error
     return engine
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    # A server may word times as its country does, which the driver cannot read, and count days
+    # from its own midnight.
+    connection.autocommit = True
+    connection.execute("SET datestyle TO 'ISO'; SET timezone TO 'UTC'")
+    connection.autocommit = False
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
