@@ -84,6 +84,19 @@ def fresh_postgres_url(_scratch_url):
     return _scratch_url
 
 
+@pytest.fixture
+def chatham_url(fresh_postgres_url):
+    """One that words times as Germans do, and is three quarters of an hour ahead of New Zealand."""
+    settings = {"timezone": "Pacific/Chatham", "datestyle": "German, DMY"}
+    name = fresh_postgres_url.rpartition("/")[2]
+    with administration(fresh_postgres_url) as connection:
+        for key, value in settings.items():
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET {key} = '{value}'")
+    yield fresh_postgres_url
+    with administration(fresh_postgres_url) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET ALL")
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def store_url(request):
     """An empty database: first a SQLite file, then one on a real PostgreSQL server."""

@@ -2,7 +2,6 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from reactune.store.schema import (
     tip_scores,
 )
 from score_fixtures import START, row
+from server_fixtures import administration
 
 
 def test_a_new_database_has_the_columns_that_the_code_declares(engine):
@@ -230,22 +230,11 @@ def test_a_server_that_vanished_is_missed_in_a_minute_unless_the_url_says_otherw
         engine.dispose()
 
 
-@contextmanager
-def as_administrator(postgres_url):
-    """A connection whose statements are no transaction."""
-    engine = sa.create_engine(
-        postgres_url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
-
-
 @pytest.mark.postgres
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url, encoding):
     name = f"western_{encoding.lower()}"
-    with as_administrator(postgres_url) as connection:
+    with administration(postgres_url) as connection:
         connection.exec_driver_sql(
             f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'"
         )
@@ -254,12 +243,8 @@ def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url, encodin
 
 
 @pytest.mark.postgres
-def test_times_are_read_and_days_counted_alike_whatever_the_servers_country(postgres_url):
-    with as_administrator(postgres_url) as connection:
-        connection.exec_driver_sql("CREATE DATABASE chatham")
-        connection.exec_driver_sql("ALTER DATABASE chatham SET timezone = 'Pacific/Chatham'")
-        connection.exec_driver_sql("ALTER DATABASE chatham SET datestyle = 'German, DMY'")
-    engine = create_store(f"{postgres_url.rpartition('/')[0]}/chatham")
+def test_times_are_read_whatever_the_servers_country(chatham_url):
+    engine = create_store(chatham_url)
     late = datetime(2026, 3, 4, 23, 30, tzinfo=UTC)  # the next day in Chatham
     with writing(engine) as connection:
         upsert_scores(connection, [row("t1", created_at=late)])

@@ -152,7 +152,7 @@ def test_an_empty_store_has_no_labels(store_url):
         assert daily_counts(table, LABELS) == []
 
 
-def test_days_are_utc_days_of_the_tips(store_url):
+def check_days(store_url):
     rows = [
         row("a", created_at=datetime(2026, 3, 1, 23, 59, 59, tzinfo=UTC)),
         row("b", created_at=datetime(2026, 3, 2, 3, tzinfo=timezone(timedelta(hours=9)))),
@@ -165,6 +165,15 @@ def test_days_are_utc_days_of_the_tips(store_url):
             DayCount(date(2026, 3, 1), 2, 0),
             DayCount(date(2026, 3, 2), 0, 1),
         ]
+
+
+def test_days_are_utc_days_of_the_tips(store_url):
+    check_days(store_url)
+
+
+@pytest.mark.postgres
+def test_days_are_utc_days_whatever_the_servers_country(chatham_url):
+    check_days(chatham_url)
 
 
 def foreign_duckdb(folder, user_column="uid"):

@@ -116,6 +116,9 @@ class Answers:
         connection = self._opened.enter_context(dbapi.connect(place))
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            # Whatever the server's country, days are those of UTC, written as in ISO 8601.
+            cursor.execute("SET LOCAL timezone TO 'UTC'")
+            cursor.execute("SET LOCAL datestyle TO 'ISO'")
         return connection
 
 
