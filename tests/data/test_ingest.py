@@ -659,6 +659,26 @@ def test_an_empty_text_says_as_little_as_a_null(on_sqlite, write, nothing):
     assert [stored(on_sqlite)["t1"][name] for name in optional[:4]] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    "word", ["NULL", "None", "NaN", "nan", "NaT", "NA", "N/A", "<NA>", "[NULL]", " null "]
+)
+def test_a_tools_word_for_null_is_one_where_no_text_is_expected(on_sqlite, write, word):
+    typed = ("shown_at", "reaction", "dwell_ms", "reacted_at", "cut", "training_allowed")
+    given = row(created_at=ROW["shown_at"], tip_content=word) | dict.fromkeys(typed, word)
+    for file in (write(given), _as_csv(write, [given])):
+        assert take(on_sqlite, file).refused == {}
+        kept = stored(on_sqlite)["t1"]
+        assert [kept[each] for each in typed[:4]] == [None] * 4
+        assert kept["tip_content"] == word  # of a text the word may be meant
+
+
+def test_a_number_may_stand_between_spaces(on_sqlite, write):
+    given = row(dwell_ms=" 20000 ")
+    for file in (write(given), _as_csv(write, [given])):
+        assert take(on_sqlite, file).refused == {}
+        assert stored(on_sqlite)["t1"]["dwell_ms"] == 20_000
+
+
 def test_a_clock_may_be_a_day_ahead(on_sqlite, write):
     soon = (NOON + timedelta(days=1)).isoformat()
     assert take(on_sqlite, write(row(shown_at=soon, reacted_at=soon)), now=NOON).went_out == 1

@@ -79,6 +79,33 @@ def test_a_file_is_checked_before_it_is_read(tmp_path, write):
         check_readable(tmp_path / "gone.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"tip_id,kind\rt1,f\rt2,f\r"),
+        ("a.csv", b'"tip_id","kind"\r"t1","f"\r'),
+        ("a.jsonl", b'{"tip_id": "t1"}\r{"tip_id": "t2"}\r'),
+    ],
+)
+def test_lines_that_end_in_cr_alone_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: its lines end in CR alone, .*with LF or CRLF"):
+        list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"tip_id,kind\r\nt1,f\r\n"),
+        ("a.csv", b'"tip\rid",kind\nt1,f\n'),
+        ("a.jsonl", b'{"tip_id":\r"t1",\r"kind": "a}\\r{"}\r\n'),
+    ],
+)
+def test_a_cr_within_a_record_ends_no_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert len(list(read_rows(tmp_path / name))) == 1
+
+
 def test_a_pipe_or_a_device_is_refused_at_once_whatever_its_name_says(tmp_path):
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)  # whose opening would wait for somebody who writes

@@ -12,6 +12,7 @@ from reactune.data.readers import (
     Line,
     check_readable,
     columns_of,
+    is_null,
     meaning_of,
     plain_text,
     read,
@@ -185,7 +186,7 @@ def _counts(
     is_positive = reaction in positive
     if columns.dwell and is_positive:
         dwell = value_of(values, columns.dwell)
-        dwell_ms = number_of(place, columns.dwell, dwell) if plain_text(dwell) else None
+        dwell_ms = None if is_null(dwell) else number_of(place, columns.dwell, dwell)
         rule = replace(label_rule(labels).positive, reactions=positive)
         is_positive = rule.includes(reaction, dwell_ms)
     return tips, tips if is_positive else 0

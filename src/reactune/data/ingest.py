@@ -31,6 +31,8 @@ from reactune.data.readers import (
     check_columns,
     check_readable,
     csv_header,
+    is_absent,
+    is_null,
     kind_of,
     meaning_of,
     parquet_schema,
@@ -343,17 +345,17 @@ def _score_of(
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
         **_times(values, latest),
     }
-    if not _is_absent(values.get("source")):
+    if not is_absent(values.get("source")):
         score["source"] = _text(values, "source", MAX_ID_CHARS)
     if "reaction" in values:
         score["reaction"] = _reaction(values["reaction"])
-    if score.get("reaction") is not None and _is_absent(values.get("shown_at")):
+    if score.get("reaction") is not None and is_null(values.get("shown_at")):
         # A user who reacted has seen the tip, whether or not the app noted when.
         score["shown_at"] = score["created_at"]
     if "dwell_ms" in values:
         score["dwell_ms"] = _dwell(values["dwell_ms"])
     for name in ("training_allowed", "cut"):
-        if not _is_absent(values.get(name)):
+        if not is_null(values.get(name)):
             score[name] = _true_or_false(name, values[name])
     return score
 
@@ -382,7 +384,7 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
     value = values.get(name)
     if name.endswith("_id") and _is_id(value):
         value = plain_text(value)
-    if _is_absent(value):
+    if is_absent(value):
         raise Refused(f"missing field {name}")
     if not isinstance(value, str):
         raise Refused(f"{name} is not text")
@@ -390,11 +392,6 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
         raise Refused(f"oversized {name}")
     _check_characters(value)
     return value
-
-
-def _is_absent(value: Any) -> bool:
-    """Whether a field says nothing: null, NaN, or text without a character that shows."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _is_id(value: Any) -> bool:
@@ -477,7 +474,7 @@ def _times(values: Mapping[str, Any], latest: datetime) -> dict[str, datetime | 
 
 
 def _time(name: str, value: Any, latest: datetime) -> datetime | None:
-    if _is_absent(value):
+    if is_null(value):
         return None
     time = time_of(name, value)
     if not EARLIEST <= time < LATEST:
@@ -488,7 +485,7 @@ def _time(name: str, value: Any, latest: datetime) -> datetime | None:
 
 
 def _reaction(value: Any) -> str | None:
-    if _is_absent(value):
+    if is_null(value):
         return None
     reaction = REACTION_WORDS.get(meaning_of(value))
     if reaction is None:
@@ -498,9 +495,9 @@ def _reaction(value: Any) -> str | None:
 
 def _dwell(value: Any) -> int | None:
     """Whole milliseconds; browsers count fractions of one, and tools write a number as text."""
-    if _is_absent(value):
+    if is_null(value):
         return None
-    if isinstance(value, Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value)):
+    if isinstance(value, Decimal) or (isinstance(value, str) and NUMBER.fullmatch(value.strip())):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused("dwell_ms is not a number")

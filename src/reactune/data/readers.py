@@ -57,7 +57,14 @@ SEPARATORS = (",", ";", "\t", "|")
 SEP_LINE = re.compile(rb"\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)  # Excel's, before the header
 ONE_LIST = re.compile(rb"\[\s*\{")
 QUOTED = re.compile(rb'"[^"]*"')
+# Where a line ended for Mac OS 9, once quoted cells are left out.
+CR_ALONE = {"csv": re.compile(rb"\r(?=[^\r\n])"), "jsonl": re.compile(rb"\}\r\{")}
 NULLS = ("", r"\N")  # PostgreSQL's COPY writes \N
+# What pandas, R, MySQL, Snowflake, DBeaver, sqlplus and JavaScript write for one, in small letters.
+NULL_WORDS = frozenset(
+    ("null", "none", "nan", "nat", "na", "n/a", "#n/a", "<na>", "[null]", "(null)", r"\n",
+     "undefined")
+)  # fmt: skip
 # MongoDB's Extended JSON: the one key of an object that stands for a value.
 EXTENDED = ("$oid", "$date", "$uuid", "$numberInt", "$numberLong", "$numberDouble")
 TIME_FORM = "such as 2026-03-04T10:00:00Z"
@@ -336,6 +343,19 @@ def meaning_of(value: Any) -> str:
     if WHOLE_NUMBER.fullmatch(text):
         return str(int(text.partition(".")[0]))
     return {"t": "true", "f": "false"}.get(text, text)
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a field says nothing: null, NaN, or text without a character that shows."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def is_null(value: Any) -> bool:
+    """As `is_absent`, or a tool's word for null: of a number, a time or a name out of a list.
+
+    Of other texts the word may be meant.
+    """
+    return is_absent(value) or (isinstance(value, str) and value.strip().casefold() in NULL_WORDS)
 
 
 def truth_of(value: Any) -> bool | None:
@@ -639,6 +659,11 @@ def _lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
                     if encoding := wide_encoding(text):
                         raise DataError(f"{path}: is {encoding}, not UTF-8; save it as UTF-8")
                     text = text.removeprefix(codecs.BOM_UTF8)
+                    if CR_ALONE[kind_of(path)].search(QUOTED.sub(b"", text)):
+                        raise DataError(
+                            f"{path}: its lines end in CR alone, as on an old Mac; save it with "
+                            "LF or CRLF"
+                        )
                 yield _Raw(number, file.tell(), text, is_cut)
     except (OSError, EOFError, zlib.error) as error:
         if number == 0 and isinstance(error, gzip.BadGzipFile):
