@@ -1,6 +1,7 @@
 """Rows of files: what breaks a row breaks that row alone, what breaks the file is one error."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -77,6 +78,16 @@ def test_a_file_is_checked_before_it_is_read(tmp_path, write):
     check_readable(write("a.csv", "id\n"))
     with pytest.raises(DataError, match=r"gone\.csv: cannot be read: No such file.*check the name"):
         check_readable(tmp_path / "gone.csv")
+
+
+def test_files_that_were_put_one_after_the_other_are_read(tmp_path):
+    mark = codecs.BOM_UTF8
+    (tmp_path / "a.csv").write_bytes(mark + b"tip_id, kind\nt1,f\n" + mark + b"tip_id,kind\nt2,f\n")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"tip_id": "t1"}\n' + mark + b'{"tip_id": "t2"}')
+    again, lines = (list(read_rows(tmp_path / name)) for name in ("a.csv", "a.jsonl"))
+    assert [line.refusal for line in again] == ["", "the header again", ""]
+    assert [line.values.get("tip_id") for line in again] == ["t1", None, "t2"]
+    assert [line.values["tip_id"] for line in lines] == ["t1", "t2"]
 
 
 @pytest.mark.parametrize(

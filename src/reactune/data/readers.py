@@ -516,6 +516,8 @@ def _csv_rows(path: Path, max_bytes: int) -> Iterator[Line]:
             header = _header(path, raws[0], cells, flaw)
             continue
         flaw = flaw or _flaw_of(cells, width=len(header))
+        if _is_again(header, cells):
+            flaw = "the header again"
         values = {} if flaw else dict(zip(header, cells, strict=True))
         yield Line(raws[0].number, raws[0].position, values, flaw)
 
@@ -571,6 +573,12 @@ def _flaw_of(cells: list[str], *, width: int) -> str:
     if any(SURROGATE.search(cell) for cell in cells):
         return NOT_UTF8
     return "" if len(cells) == width else "wrong number of columns"
+
+
+def _is_again(header: list[str], cells: list[str]) -> bool:
+    """Whether a row is the header of another file that was put after the first."""
+    is_like_it = len(header) > 1 and cells[:1] and cells[0].strip() == header[0]
+    return bool(is_like_it) and [cell.strip() for cell in cells] == header
 
 
 def _as_it_is(_name: str, value: Any) -> Any:
@@ -658,13 +666,13 @@ def _lines(path: Path, max_bytes: int) -> Iterator[_Raw]:
                     _check_text(path, text)
                     if encoding := wide_encoding(text):
                         raise DataError(f"{path}: is {encoding}, not UTF-8; save it as UTF-8")
-                    text = text.removeprefix(codecs.BOM_UTF8)
                     if CR_ALONE[kind_of(path)].search(QUOTED.sub(b"", text)):
                         raise DataError(
                             f"{path}: its lines end in CR alone, as on an old Mac; save it with "
                             "LF or CRLF"
                         )
-                yield _Raw(number, file.tell(), text, is_cut)
+                # Where files were put one after the other, each began with one.
+                yield _Raw(number, file.tell(), text.removeprefix(codecs.BOM_UTF8), is_cut)
     except (OSError, EOFError, zlib.error) as error:
         if number == 0 and isinstance(error, gzip.BadGzipFile):
             raise DataError(f"{path}: is not gzip, as its name says; rename it") from error
