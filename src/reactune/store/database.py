@@ -273,9 +273,13 @@ def _connect(location: sa.URL) -> sa.Engine:
 def _prepare_postgres(connection: Any, _record: Any) -> None:
     # A server may word times as its country does, which the driver cannot read, and count days
     # from its own midnight.
-    connection.autocommit = True
-    connection.execute("SET datestyle TO 'ISO'; SET timezone TO 'UTC'")
-    connection.autocommit = False
+    try:
+        connection.autocommit = True
+        connection.execute("SET datestyle TO 'ISO'; SET timezone TO 'UTC'")
+        connection.autocommit = False
+    except Exception:
+        connection.close()  # the pool does not know it yet
+        raise
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
