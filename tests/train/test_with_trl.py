@@ -3,21 +3,26 @@
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 from family_fixtures import FAMILIES, SIZES
 from reactune.config.sections import TrainConfig
 from reactune.model.logprobs import open_model, score
+from reactune.train import with_trl
 from reactune.train.job import Job
 from reactune.train.trainer import plan_job
 from reactune.train.with_trl import (
     REFERENCE_FILE,
+    affordable_steps,
     arguments,
+    finish,
     in_4bit,
     is_first,
     kto_weights,
@@ -31,6 +36,7 @@ from reactune.train.with_trl import (
     progress_callback,
     report_progress,
     sft_row,
+    shorten,
     targets_of,
     with_reference,
 )
@@ -209,6 +215,70 @@ def test_the_schedule_warms_up_and_counts_steps_of_the_global_batch(tiny, rows, 
     assert arguments(tmp_path, job, rows["sft"][:4])["warmup_steps"] == 1
     assert stated["train_sampling_strategy"] == "sequential"
     assert stated["max_length"] is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "deadline", "steps"),
+    [
+        (range(10), 11, 100),  # too few steps to tell
+        (range(11), 1000, 100),  # in time
+        (range(11), 100, 100),  # in time, to the second
+        (range(11), 99, 10 + 80),  # 89 seconds are left, of which nine tenths are planned
+        (range(11), 10.5, 11),  # one more at least
+        (range(0, 33, 3), 99, 10 + 20),
+    ],
+)
+def test_steps_that_are_left_are_planned_by_the_speed_of_the_last(ends, deadline, steps):
+    state = SimpleNamespace(max_steps=100, global_step=10)
+    assert affordable_steps(state, list(ends), deadline=deadline) == steps
+
+
+def test_a_shortened_schedule_falls_to_its_end(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 2, 100)
+    (tmp_path / "schedule.json").write_text('{"steps": 100, "seconds_per_step": 1.5}')
+    state, rates = SimpleNamespace(max_steps=100), []
+    for step in range(30):
+        optimizer.step()
+        schedule.step()
+        rates += schedule.get_last_lr()
+        if step == 9:
+            shorten(tmp_path, state, schedule, 30)
+    assert state.max_steps == 30
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(0)
+    planned = json.loads((tmp_path / "schedule.json").read_text(encoding="utf-8"))
+    assert planned == {"steps": 30, "seconds_per_step": 1.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.01, 1.0], ids=["as fast as measured", "slower"])
+def test_a_training_that_becomes_slower_ends_its_schedule_in_time(
+    tiny, rows, tmp_path, monkeypatch, seconds
+):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter, now=0.0)
+
+    class Slower(TrainerCallback):
+        """Other work begins after the twentieth step."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            clock.now += 0.01 if state.global_step <= 20 else seconds
+
+    monkeypatch.setattr(with_trl, "time", clock)
+    monkeypatch.setattr(with_trl, "seconds_per_step", lambda trainer: 0.01)
+    many = rows["sft"] * 10
+    job = job_for("sft", tiny, rows, checkpoint_steps=60)
+    job = replace(job, steps=60, max_seconds=20.0)
+    trainer = prepare(tmp_path, job, many, load_model)
+    trainer.add_callback(Slower())
+    result = finish(tmp_path, job, many, trainer, started=0.0)
+    planned = json.loads((tmp_path / "schedule.json").read_text(encoding="utf-8"))
+    assert result["steps"] == result["planned_steps"] == planned["steps"]
+    assert result["steps"] == 60 if seconds == 0.01 else 30 < result["steps"] <= 40
+    assert result["seconds"] <= job.max_seconds
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+    assert max(rates) == job.learning_rate
+    assert rates[-1] < 0.01 * job.learning_rate
 
 
 def test_several_processes_share_the_batch_and_the_first_writes(tiny, rows, tmp_path, monkeypatch):

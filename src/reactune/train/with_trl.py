@@ -11,7 +11,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ SCHEDULE_FILE = "schedule.json"
 # holds them up (arXiv:2405.16436).
 DPO_LOSSES = {"sigmoid": 1.0, "sft": 0.2}
 MEASURED_STEPS = 2  # after one that warms up
+RECENT_STEPS = 10  # by which a training that became slower is seen
 SCHEDULED_SHARE = 0.9  # of the time left that the schedule may take: steps are not equally long
 CHUNK_STEPS = 16
 # A step costs four times as much as scoring its rows with the base model, so those that are not
@@ -111,7 +114,7 @@ def finish(
     return {
         "method": job.method,
         "steps": trainer.state.global_step,
-        "planned_steps": trainer.args.max_steps,
+        "planned_steps": trainer.state.max_steps,
         "loss": float(output.training_loss),
         "seconds": time.monotonic() - started,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -124,8 +127,9 @@ def finish(
 def plan_schedule(folder: Path, trainer: Any, *, deadline: float) -> None:
     """Shorten the training to the steps that end before the deadline, by the measured speed.
 
-    So the learning rate falls to its end however slow the machine is. The steps are written to a
-    file: a resumed training goes on with the same schedule.
+    So the learning rate falls to its end however slow the machine is; where it becomes slower, as
+    beside other work, `shorten` plans anew. The steps are written to a file: a resumed training
+    goes on with the same schedule.
     """
     file = folder / SCHEDULE_FILE
     if file.is_file():
@@ -139,6 +143,34 @@ def plan_schedule(folder: Path, trainer: Any, *, deadline: float) -> None:
             write_atomically(file, json.dumps(plan))
     trainer.args.max_steps = steps
     trainer.args.warmup_steps = warmup(steps)
+
+
+def affordable_steps(state: Any, ends: Sequence[float], *, deadline: float) -> int:
+    """The steps of a training in all, of which those left end before the deadline.
+
+    As many as are planned, where these do at the speed of the last steps, which ended at `ends`.
+    """
+    if len(ends) <= RECENT_STEPS:
+        return int(state.max_steps)
+    seconds = highest((ends[-1] - ends[0]) / (len(ends) - 1))
+    left = deadline - ends[-1]
+    if (state.max_steps - state.global_step) * seconds <= left:
+        return int(state.max_steps)
+    return int(state.global_step) + max(1, int(SCHEDULED_SHARE * left / seconds))
+
+
+def shorten(folder: Path, state: Any, lr_scheduler: Any, steps: int) -> None:
+    """Let a training end after so many steps in all, and its learning rate fall to its end."""
+    state.max_steps = steps
+    schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # Accelerate wraps it
+    schedule.lr_lambdas = [
+        partial(rate.func, **{**rate.keywords, "num_training_steps": steps})
+        for rate in schedule.lr_lambdas
+    ]
+    if is_first():
+        file = folder / SCHEDULE_FILE
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        write_atomically(file, json.dumps({**plan, "steps": steps}))
 
 
 def seconds_per_step(trainer: Any) -> float:
@@ -463,12 +495,18 @@ def progress_callback(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.monotonic()
             self.first_step = state.global_step
+            self.ends = deque([self.started], maxlen=RECENT_STEPS + 1)
             if is_first():
                 keep_lines_until(folder / "progress.jsonl", state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if on_any_process(time.monotonic() > deadline):
+            self.ends.append(time.monotonic())
+            if on_any_process(self.ends[-1] > deadline):
                 control.should_training_stop = True
+                return
+            steps = affordable_steps(state, self.ends, deadline=deadline)
+            if steps < state.max_steps:
+                shorten(folder, state, kwargs["lr_scheduler"], steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
             if not logs or "loss" not in logs:
