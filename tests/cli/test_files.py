@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -113,6 +115,33 @@ def test_what_is_wrong_with_standard_input_is_one_line(call, standard_input, cop
     assert "Traceback" not in err
     assert sum(line.startswith("reactune: ") for line in err.splitlines()) <= 1
     assert copies() == []
+
+
+def test_a_kill_leaves_nothing_of_standard_input_behind(here, copies):
+    code = (
+        "import sys, time, click\n"
+        "from reactune.cli.files import RowsFile\n"
+        "@click.command\n"
+        "@click.argument('file', type=RowsFile())\n"
+        "def hold(file):\n"
+        '    assert file.read_bytes() == file.read_bytes() == b\'{"user_id": "anna"}\\n\'\n'
+        "    print('read', flush=True)\n"
+        "    time.sleep(60)\n"
+        "hold(['-'])"
+    )
+    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        child.stdin.write(b'{"user_id": "anna"}\n')
+        child.stdin.close()
+        assert child.stdout.readline() == b"read\n"
+        child.kill()
+    (folder,) = copies()
+    (name,) = folder.iterdir()
+    assert name.is_symlink()
+    assert not name.exists()
 
 
 def test_a_closed_standard_input_is_named(call, monkeypatch, copies):

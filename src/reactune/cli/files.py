@@ -1,5 +1,6 @@
 """Files of rows as arguments; `-` is what stands on standard input."""
 
+import os
 import sys
 import tempfile
 import zlib
@@ -16,7 +17,7 @@ HEAD_BYTES = 4_096
 
 
 class RowsFile(click.Path):
-    """The path of a file that exists; of `-` that of a copy, which goes with the command.
+    """The path of a file that exists; of `-` that of a copy, which ends with the command.
 
     A file of rows is read more than once, a pipe only once.
     """
@@ -34,16 +35,20 @@ class RowsFile(click.Path):
 
 @contextmanager
 def _standard_input() -> Iterator[Path]:
-    """A copy that nobody else can read, named by what it holds."""
-    with tempfile.TemporaryDirectory(prefix="reactune-") as folder:
-        if sys.stdin is None:
-            raise click.UsageError("- is standard input, and nothing stands there; name a file")
-        source = sys.stdin.buffer
+    """A copy named by what it holds; a kill leaves its name behind, and nothing of its content."""
+    if sys.stdin is None:
+        raise click.UsageError("- is standard input, and nothing stands there; name a file")
+    source = sys.stdin.buffer
+    with (
+        tempfile.TemporaryFile() as copy,  # has no name of its own
+        tempfile.TemporaryDirectory(prefix="reactune-") as folder,
+    ):
         head = source.read(HEAD_BYTES)
+        copy.write(head)
+        copyfileobj(source, copy)
+        copy.flush()
         path = Path(folder) / f"standard-input{ending_of_content(head)}"
-        with path.open("wb") as copy:
-            copy.write(head)
-            copyfileobj(source, copy)
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
         yield path
 
 
