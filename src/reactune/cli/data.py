@@ -38,9 +38,10 @@ def ingest(session: Session, files: tuple[Path, ...], rejects: Path | None) -> N
     JSONL, CSV (separated by comma, semicolon, tab or bar; both also .gz) or Parquet, in UTF-8; - is
     standard input. User ids are hashed as they are read. A known tip_id is updated, so a file may
     be read again. Times have a zone, such as 2026-03-04T10:00:00Z; those of BigQuery, Java, Go,
-    browsers and MongoDB, and seconds or parts of one since 1970, are understood. A time more than a
-    day ahead, or a reaction before its tip, rejects the row. Exit code 0: all rows were kept; 2:
-    some were rejected, the others kept.
+    browsers and MongoDB, and seconds or parts of one since 1970, are understood, and so is what
+    tools write for null (NULL, NaN, NA) where no text is expected. A time more than a day ahead, or
+    a reaction before its tip, rejects the row. Exit code 0: all rows were kept; 2: some were
+    rejected, the others kept.
 
     \b
     $ reactune ingest scores.jsonl.gz
