@@ -30,7 +30,7 @@ from loop_fixtures import SECRET, copy_of_trained, expose, install, reactions, t
 from ollama_fixtures import ollama_server
 from reactune.records import STAGES
 from reactune.runs.folders import all_runs
-from reactune.runs.manifest import manifests
+from reactune.runs.manifest import ending, manifests
 from reactune.store.database import opened_store, writing
 from reactune.store.schema import rollouts
 from registry_fixtures import aliases_of, mlflow_client
@@ -104,14 +104,19 @@ def killed_or_ended(folder, seconds, *arguments):
 
 
 def stages_done(lines):
-    """How often each stage said that it was done now (not before)."""
-    done = re.findall(rf"^({'|'.join(STAGES)}) .*\(\d+ s\)$", "\n".join(lines), re.MULTILINE)
-    return Counter(done)
+    """How often each stage said that it was done now: not before, and not left for later."""
+    done = rf"^({'|'.join(STAGES)}) +(?! |waiting).*\(\d+ s\)$"
+    return Counter(re.findall(done, "\n".join(lines), re.MULTILINE))
 
 
 def assert_ended_once(config, said):
-    """One run, all its stages, one version beside the base; status and MLflow agree."""
-    (run,) = all_runs(config.run_root)
+    """One run, all its stages, one version beside the base; status and MLflow agree.
+
+    A process that was killed after its last stage has ended a run, so the next call begins another
+    one, which waits for the verdict on the first.
+    """
+    run, *later = all_runs(config.run_root)
+    assert [ending(each).outcome for each in later] == ["waiting"] * len(later)
     assert set(manifests(run)) == set(STAGES)
     assert max(stages_done(said).values()) == 1
     assert versions(config) == [1, 2]
