@@ -40,8 +40,12 @@ def prompts(chat):
     ]
 
 
-def test_tips_are_whole_different_and_such_as_a_service_shows(base, chat, prompts):
-    drawn = write_samples(base, None, chat, prompts, SERVE, count=4, seed=3)
+@pytest.fixture(scope="module")
+def drawn(base, chat, prompts):
+    return write_samples(base, None, chat, prompts, SERVE, count=4, seed=3)
+
+
+def test_tips_are_whole_different_and_such_as_a_service_shows(drawn, chat):
     assert [len(some) <= 4 for some in drawn] == [True, True]
     texts = [each.text for some in drawn for each in some]
     assert texts
@@ -51,11 +55,10 @@ def test_tips_are_whole_different_and_such_as_a_service_shows(base, chat, prompt
     assert all(each.logprob < 0 for some in drawn for each in some)
 
 
-def test_what_the_guard_refuses_is_left_out(base, chat, prompts):
-    drawn = write_samples(base, None, chat, prompts, SERVE, count=2, seed=3)
+def test_what_the_guard_refuses_is_left_out(base, chat, prompts, drawn):
     words = tuple(max(each.text.split(), key=len) for some in drawn for each in some)
     strict = SERVE.model_copy(update={"unsafe_texts": words})
-    assert write_samples(base, None, chat, prompts, strict, count=2, seed=3) == [(), ()]
+    assert write_samples(base, None, chat, prompts, strict, count=4, seed=3) == [(), ()]
 
 
 def people(count, *, start):
