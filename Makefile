@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## the whole loop on an audience with hidden tastes; ends with a report (11 to 20 minutes)
 	$(BIN)/reactune demo $(ARGS)
 
-test: setup airflow-env ## all tests but the slow ones (7 to 11 minutes)
+test: setup airflow-env ## all tests but the slow ones (7 to 12 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: setup airflow-env ## every test
