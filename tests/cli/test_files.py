@@ -15,8 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from cli_fixtures import row, stored
-from reactune.cli.files import ending_of_content
-from reactune.data.readers import ENDINGS
+from reactune.data.readers import ENDINGS, ending_of_content
 
 ROWS = [row(number) for number in range(5)]
 JSONL = "".join(json.dumps(each) + "\n" for each in ROWS).encode()

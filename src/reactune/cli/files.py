@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import click
 
-GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 HEAD_BYTES = 4_096
 
 
@@ -36,6 +34,8 @@ class RowsFile(click.Path):
 @contextmanager
 def _standard_input() -> Iterator[Path]:
     """A copy named by what it holds; a kill leaves its name behind, and nothing of its content."""
+    from reactune.data.readers import ending_of_content
+
     if sys.stdin is None:
         raise click.UsageError("- is standard input, and nothing stands there; name a file")
     source = sys.stdin.buffer
@@ -50,23 +50,3 @@ def _standard_input() -> Iterator[Path]:
         path = Path(folder) / f"standard-input{ending_of_content(head)}"
         path.symlink_to(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
         yield path
-
-
-def ending_of_content(head: bytes) -> str:
-    """The ending that a file of rows has in its name, by its first bytes: JSONL if they are none.
-
-    Text that begins with neither a brace nor a bracket is CSV.
-    """
-    if head.startswith(PARQUET):
-        return ".parquet"
-    if head.startswith(GZIP):
-        return f"{ending_of_content(_unpacked(head))}.gz"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return ".jsonl" if not text or text[:1] in b"{[" else ".csv"
-
-
-def _unpacked(head: bytes) -> bytes:
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head)
-    except zlib.error:
-        return b""

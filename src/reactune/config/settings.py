@@ -38,7 +38,7 @@ from reactune.errors import ConfigError, DataError, hide_passwords
 from reactune.records import read_utf8
 
 CONFIG_NAME = "reactune.toml"
-SQLITE_URL = re.compile(r"sqlite(\+\w+)?:///")
+SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)", re.DOTALL)
 HEADER = (
     "Settings of reactune. Every key is shown with its default, commented out.",
     "Precedence: default < this file < `--set section.key=value`. Secrets never stand here.",
@@ -149,20 +149,17 @@ def absolute_sqlite_url(url: str, folder: Path) -> str:
 
     In the path of a URL `%` begins an escape and `?` ends it, so these of a folder are escaped.
     """
-    file = sqlite_file(url)
-    if file is None or file.is_absolute() or str(file) == ":memory:":
+    found, file = SQLITE_URL.match(url), sqlite_file(url)
+    if not (found and file) or file.is_absolute() or str(file) == ":memory:":
         return url
     path = str(absolute(str(file), folder)).replace("%", "%25").replace("?", "%3F")
-    start, _, rest = url.partition(":///")
-    _, mark, query = rest.partition("?")
-    return f"{start}:///{path}{mark}{query}"
+    return f"{found[1]}{path}{found[3]}"
 
 
 def sqlite_file(url: str) -> Path | None:
     """The file that the URL of a SQLite database names, as SQLAlchemy reads it; else None."""
-    if not (found := SQLITE_URL.match(url)):
-        return None
-    return Path(unquote(url[found.end() :].partition("?")[0]))
+    found = SQLITE_URL.match(url)
+    return Path(unquote(found[2])) if found else None
 
 
 def without_passwords(config: Config) -> dict[str, dict[str, Any]]:

@@ -185,6 +185,23 @@ def ending_of(path: Path) -> str:
     raise DataError(f"{path}: unknown kind of file; the name must end in {', '.join(ENDINGS)}")
 
 
+def ending_of_content(head: bytes) -> str:
+    """The ending, one of `ENDINGS`, of a file that begins like this: JSONL's of an empty one.
+
+    Text that begins with neither a brace nor a bracket is CSV.
+    """
+    if head.startswith(b"PAR1"):
+        return ".parquet"
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            unpacked = zlib.decompressobj(wbits=31).decompress(head)
+        except zlib.error:
+            unpacked = b""
+        return f"{ending_of_content(unpacked)}.gz"
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return ".jsonl" if not text or text[:1] in b"{[" else ".csv"
+
+
 def kind_of(path: Path) -> str:
     """What the ending of the name says that a file is: `jsonl`, `csv` or `parquet`.
 

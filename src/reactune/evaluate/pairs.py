@@ -1,10 +1,10 @@
 """`reactune evaluate`: how often a model ranks the tip that people chose above the other one."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from reactune.runs.remote import fetch, fetch_adapter, pull, run_root
 
 PAIR = ("kind", "context", "chosen", "rejected")
 Floats = npt.NDArray[np.float64]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,12 @@ def evaluate_pairs(config: Config, file: Path, name: str) -> PairsResult:
     is_base = run_id == deployment.BASE_RUN
     settings = config.prompt if is_base else prompt_of_run(_run(config, run_id), config.prompt)
     chat = load_chat(base.folder, settings, privacy=config.privacy)
-    read = [_tokenised(chat, each) for each in _read(file)]
-    bad_rows = [each for each in read if isinstance(each, BadRow)]
-    pairs = [each for each in read if not isinstance(each, BadRow)]
-    if not pairs:
-        raise _no_pair(file, bad_rows)
+
+    def tokenised(line: Line) -> tuple[Pair, tuple[Row, Row]]:
+        pair = _pair(line)
+        return pair, pair_rows(chat, pair)
+
+    pairs, bad_rows = _read(file, tokenised)
     kept = [
         (pair, rows)
         for pair, rows in pairs
@@ -150,10 +152,8 @@ def read_pairs(file: Path) -> list[Pair]:
     Raises:
         DataError: the file cannot be read, a row is no such pair, or there is none.
     """
-    read = [each if isinstance(each, BadRow) else each[1] for each in _read(file)]
-    bad_rows = [each for each in read if isinstance(each, BadRow)]
-    pairs = [each for each in read if isinstance(each, Pair)]
-    if bad_rows or not pairs:
+    pairs, bad_rows = _read(file, _pair)
+    if bad_rows:
         raise _no_pair(file, bad_rows)
     return pairs
 
@@ -217,14 +217,18 @@ def _run(config: Config, run_id: str) -> Path:
     return find_run(config.run_root, run_id)
 
 
-def _read(file: Path) -> Iterator[tuple[int, Pair] | BadRow]:
-    """Each row of the file as a pair with its line, or what is wrong with it."""
+def _read(file: Path, read: Callable[[Line], Read]) -> tuple[list[Read], list[BadRow]]:
+    """What is read of each row of the file, and the rows that are refused."""
     check_readable(file)
+    found, bad_rows = list[Read](), list[BadRow]()
     for line in read_whole(file):
         try:
-            yield line.number, _pair(line)
-        except Refused as refusal:
-            yield BadRow(line.number, str(refusal))
+            found.append(read(line))
+        except DataError as error:
+            bad_rows.append(BadRow(line.number, str(error)))
+    if not found:
+        raise _no_pair(file, bad_rows)
+    return found, bad_rows
 
 
 def _pair(line: Line) -> Pair:
@@ -232,19 +236,6 @@ def _pair(line: Line) -> Pair:
     if chosen == rejected:
         raise Refused("chosen and rejected are the same text")
     return Pair(kind, context, chosen, rejected, json.dumps([kind, context], sort_keys=True))
-
-
-def _tokenised(
-    chat: Chat, read: tuple[int, Pair] | BadRow
-) -> tuple[Pair, tuple[Row, Row]] | BadRow:
-    """The pair with its rows; a context that the prompt cannot hold makes it a bad row."""
-    if isinstance(read, BadRow):
-        return read
-    number, pair = read
-    try:
-        return pair, pair_rows(chat, pair)
-    except DataError as error:
-        return BadRow(number, str(error))
 
 
 def _no_pair(file: Path, bad_rows: Sequence[BadRow]) -> DataError:
