@@ -81,6 +81,13 @@ def test_several_columns_make_one_arm(tmp_path):
     assert [row.arm for row in rows_in(file, columns, positive=("x",))] == ["x | 2", "x | "]
 
 
+def test_rows_whose_unit_is_the_text_of_a_missing_value_are_not_one_unit(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("arm,user,reaction\na,u1,done\nb,undefined,done\n")
+    with pytest.raises(DataError, match="line 3: user = 'undefined' is the text of a missing"):
+        rows_in(file, Columns(arm=("arm",), unit="user"))
+
+
 def test_without_a_column_for_the_arm_each_row_is_one(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("shown,clicked\n10,1\n20,3\n")

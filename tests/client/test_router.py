@@ -127,6 +127,7 @@ def test_under_unit_tip_a_decision_needs_the_tip(engine, store_url):
 def test_openfeature_returns_arm_version_and_exposure(engine, store_url):
     api = pytest.importorskip("openfeature.api")
     from openfeature.evaluation_context import EvaluationContext
+    from openfeature.exception import ErrorCode
 
     from reactune.client.openfeature import ReactuneProvider
 
@@ -149,6 +150,9 @@ def test_openfeature_returns_arm_version_and_exposure(engine, store_url):
             assert is_challenger == (decision.arm == "challenger")
         assert flags.get_string_value("tip-generator", "none") == "none"
         assert flags.get_string_value("other", "none", of) == "none"
+        unknown = EvaluationContext(targeting_key="undefined")
+        details = flags.get_string_details("tip-generator", "none", unknown)
+        assert (details.value, details.error_code) == ("none", ErrorCode.TARGETING_KEY_MISSING)
         assert flags.get_float_value("tip-generator", -1.0, of) == -1.0
     finally:
         api.shutdown()

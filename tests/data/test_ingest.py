@@ -26,6 +26,7 @@ from reactune.config.sections import IngestConfig
 from reactune.data.ingest import BATCH_ROWS, LATEST, SUPERSEDED, ingest
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.hashing import HashingKey
+from reactune.privacy.user_ids import AT_ENDS, NOBODY
 from reactune.records import NOT_UTF8
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
@@ -211,6 +212,7 @@ MALFORMED = {
     "missing field tip_content": row(2, tip_content=" "),
     **{f"missing field {name}": without(name) for name in ("tip_id", "user_id", "kind")},
     "missing field context_json": row(2, context_json=None),
+    "user_id is the text of a missing value": row(2, user_id="undefined"),
 }
 
 
@@ -386,7 +388,7 @@ TEXT = st.text(
 SOUND = st.fixed_dictionaries(
     {
         "tip_id": TEXT,
-        "user_id": TEXT,
+        "user_id": TEXT.filter(lambda text: text.strip(AT_ENDS) not in {"", *NOBODY}),
         "kind": TEXT,
         "tip_content": TEXT,
         "context_json": st.dictionaries(

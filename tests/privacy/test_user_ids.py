@@ -16,6 +16,7 @@ from reactune.privacy.user_ids import (
     earlier_forms,
     id_in_header,
     id_in_url,
+    id_of_somebody,
     ids_in_lines,
     rare_forms,
 )
@@ -74,6 +75,20 @@ def test_what_is_no_id_is_refused_without_being_quoted(value):
         canonical_id(value)
     assert error.value.reason in str(error.value)
     assert not value or repr(value) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["undefined", " null\n", "None", "[object Object]", float("nan"), UUID(int=0), bytes(16), ""],
+)
+def test_the_text_of_a_missing_value_names_nobody(value):
+    with pytest.raises(IdError):
+        id_of_somebody(value)
+
+
+@pytest.mark.parametrize("value", ["Null", "none", "nullius", "undefined-7", 0, UUID(int=1)])
+def test_an_id_that_only_resembles_a_missing_value_stays_as_it_came(value):
+    assert id_of_somebody(value) is value
 
 
 @given(ID_TEXTS)

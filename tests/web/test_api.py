@@ -425,6 +425,19 @@ def test_a_path_without_a_readable_id_is_refused(client, path):
     assert client.delete(f"/v1/users/{path}").status_code == 422
 
 
+def test_a_user_that_the_app_did_not_know_is_refused_but_can_be_erased(engine, client):
+    set_champion(engine)
+    answers = [
+        client.post("/v1/tips", json=tip_body(user="undefined")),
+        client.put("/v1/users/undefined/training", json={"allowed": False}),
+        client.get("/v1/route", params={"user": "undefined"}),
+    ]
+    assert [each.status_code for each in answers] == [422] * 3
+    assert all("look where the app reads the id" in each.json()["error"] for each in answers)
+    assert rows_of(engine) == []
+    assert client.delete("/v1/users/undefined").status_code == 202
+
+
 def test_a_reaction_to_a_tip_that_was_erased_is_that_of_an_unknown_tip(engine, client):
     set_champion(engine)
     tip_id = client.post("/v1/tips", json=tip_body()).json()["tip_id"]

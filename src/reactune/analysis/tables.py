@@ -19,6 +19,7 @@ from reactune.data.readers import (
     truth_of,
 )
 from reactune.errors import DataError
+from reactune.privacy.user_ids import NOBODY
 from reactune.store.labels import label_rule
 
 NAMES_LISTED = 5
@@ -81,6 +82,11 @@ def read_rows(
         tips, positives = _counts(place, values, columns, meant, labels)
         keys = columns.by, columns.unit, columns.time
         by, unit, time = (_text(place, values, key) if key else "" for key in keys)
+        if unit in NOBODY:
+            raise DataError(
+                f"{place}: {columns.unit} = {unit!r} is the text of a missing value, and all such "
+                "rows would be one unit; remove them"
+            )
         arm = _arm(place, values, columns) if columns.arm else f"row {line.number}"
         if not columns.tips and len(found) < MOST_FOUND:
             reaction = value_of(values, columns.reaction)

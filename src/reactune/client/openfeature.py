@@ -9,6 +9,7 @@ from openfeature.flag_evaluation import FlagResolutionDetails, Reason
 from openfeature.provider import AbstractProvider, Metadata
 
 from reactune.client.router import Decision, Router
+from reactune.privacy.user_ids import IdError
 
 FLAG = "tip-generator"
 Value = TypeVar("Value")
@@ -87,9 +88,12 @@ class ReactuneProvider(AbstractProvider):
             raise FlagNotFoundError(f"the only flag is {self._flag}")
         if context is None or not context.targeting_key:
             raise TargetingKeyMissingError("the targeting key is the user id; give one")
-        return self._router.decide(
-            context.targeting_key, tip_id=str(context.attributes.get("tip_id", ""))
-        )
+        try:
+            return self._router.decide(
+                context.targeting_key, tip_id=str(context.attributes.get("tip_id", ""))
+            )
+        except IdError as error:
+            raise TargetingKeyMissingError(str(error)) from error
 
 
 def _details(value: Value, decision: Decision) -> FlagResolutionDetails[Value]:

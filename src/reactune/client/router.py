@@ -24,6 +24,7 @@ from reactune.canary.routing import (
 from reactune.config.sections import PrivacyConfig
 from reactune.errors import CanaryError, DataError
 from reactune.privacy.hashing import HashingKey, load_hashing_key, short_key, user_key
+from reactune.privacy.user_ids import id_of_somebody
 from reactune.process import Repeater, tell_of_forks
 from reactune.records import Arm, Rollout
 
@@ -185,7 +186,8 @@ class Router:
         if at is None and rollout.unit == "user_day":
             unit, bucket = self._unit_today(plan, user_id)
         else:
-            hashed, at = user_key(self._key, user_id), at or datetime.now(UTC)
+            hashed = user_key(self._key, id_of_somebody(user_id))
+            at = at or datetime.now(UTC)
             unit = unit_key(rollout.unit, tip_id=tip_id, user_key=hashed, at=at)
             bucket = bucket_after(plan.salt_hash, unit)
         if time.monotonic() - plan.read_at > self._stale_seconds:
@@ -227,7 +229,7 @@ class Router:
         if unit is None:
             unit = day.older.get(user_id)
             if unit is None:
-                short = short_key(user_key(self._key, user_id))
+                short = short_key(user_key(self._key, id_of_somebody(user_id)))
                 unit = (day.prefix + short, bucket_after(day.prefix_hash, short))
             day.recent[user_id] = unit
         return unit

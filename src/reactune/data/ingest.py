@@ -46,7 +46,7 @@ from reactune.data.readers import (
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit, chunks
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
-from reactune.privacy.user_ids import IdError
+from reactune.privacy.user_ids import IdError, id_of_somebody
 from reactune.records import REACTION_WORDS, REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import INGEST_LOCK, lock, writing
 from reactune.store.queries import upsert_scores
@@ -327,7 +327,7 @@ def _scores_of(
 
 def _user(hashing_keys: HashingKeys, value: object) -> HashedIds:
     try:
-        return hashed_ids(hashing_keys, value)
+        return hashed_ids(hashing_keys, id_of_somebody(value))
     except IdError as error:
         raise Refused(error.reason) from error
 

@@ -9,11 +9,13 @@ import math
 import re
 import unicodedata
 from decimal import Decimal
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from reactune.errors import DataError
 
+Id = TypeVar("Id")
 MAX_ID_CHARS = 512
 BYTE_ORDER_MARK = "\ufeff"
 EXACT_BELOW = 2**53  # from here on, two whole numbers may be one double
@@ -22,6 +24,11 @@ PADDED_TO = (4, 5, 6, 8, 9, 10, 12, 15, 16, 20, 24, 25, 30, 32, 36, 40, 50, 64, 
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 AT_ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + BYTE_ORDER_MARK
 SURROGATE = re.compile("[\ud800-\udfff]")
+NOBODY = frozenset(
+    ("undefined", "null", "NULL", "None", "NaN", "nan", "NaT", "<NA>", "nil", "<nil>", "[null]",
+     "(null)", r"\N", "[object Object]", "00000000-0000-0000-0000-000000000000")
+)  # fmt: skip
+"""What languages and databases write for a value that is missing; in this spelling alone."""
 RFC_8187 = re.compile(r"utf-8'[A-Za-z0-9-]*'(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -54,6 +61,23 @@ def canonical_id(value: object) -> str:
     if SURROGATE.search(text):
         raise IdError("lone surrogate", "give an id that is text in UTF-8")
     return text.lower() if UUID_TEXT.fullmatch(text) else text
+
+
+def id_of_somebody(value: Id) -> Id:
+    """The value as it came, where it may name a person: for what is written from now on.
+
+    Everybody whose id an app did not know would be one person under the text of a missing value.
+    Erasures do not ask, so what was written under it earlier can go.
+
+    Raises:
+        IdError: there is no id in it, or the text of a missing value.
+    """
+    if canonical_id(value) in NOBODY:
+        raise IdError(
+            "user_id is the text of a missing value",
+            "look where the app reads the id of its user; it was not there",
+        )
+    return value
 
 
 def earlier_forms(value: object) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from reactune.model.prompt import assemble, chat_of_version, rendered_for, tip_t
 from reactune.pii.spans import refill
 from reactune.privacy.consent import HashedIds
 from reactune.privacy.hashing import hashed_ids
+from reactune.privacy.user_ids import id_of_somebody
 from reactune.records import (
     MAX_DWELL_MS,
     REACTIONS,
@@ -141,7 +142,7 @@ async def create_tip(service: Service, request: TipRequest) -> Tip:
     started, now = time.perf_counter(), service.clock()
     _check(request)
     tip_id = request.tip_id or uuid.UUID(int=service.draw(128), version=4).hex
-    user = hashed_ids(service.hashing_keys, request.user_id)
+    user = hashed_ids(service.hashing_keys, id_of_somebody(request.user_id))
     user_key = user[0].user_key
     prompt = assemble(service.chat, request.kind, request.context, names=request.names)
     if request.tip_id and (tip := await _earlier_tip(service, tip_id, user, prompt)):

@@ -23,7 +23,7 @@ from reactune.erasure.requests import request_erasure
 from reactune.errors import DataError, ReactuneError
 from reactune.privacy.consent import allow_training, refuse_training
 from reactune.privacy.hashing import user_key
-from reactune.privacy.user_ids import MAX_ID_CHARS, id_in_header, id_in_url
+from reactune.privacy.user_ids import MAX_ID_CHARS, id_in_header, id_in_url, id_of_somebody
 from reactune.records import Reason, Rollout
 from reactune.service.state import Service, background_work, check_ready, read_live
 from reactune.service.tips import (
@@ -215,7 +215,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
     def training(user: UserPath, body: TrainingBody) -> None:
         """Decide whether later models may learn from this user."""
         decide = allow_training if body.allowed else refuse_training
-        decide(engine, hashing_keys, id_in_url(user), now=service.clock())
+        decide(engine, hashing_keys, id_of_somebody(id_in_url(user)), now=service.clock())
 
 
 def _add_rollouts(app: FastAPI, service: Service) -> None:
@@ -227,7 +227,7 @@ def _add_rollouts(app: FastAPI, service: Service) -> None:
         live = await live_models(service)
         if live.rollout.unit == "tip" and not tip_id:
             raise DataError("each tip is routed by itself ([canary] unit); give a tip_id")
-        hashed = user_key(service.hashing_keys.current, id_in_url(user))
+        hashed = user_key(service.hashing_keys.current, id_of_somebody(id_in_url(user)))
         unit = unit_key(live.rollout.unit, tip_id=tip_id, user_key=hashed, at=service.clock())
         arm = route(unit, salt=live.rollout.salt, share=live.share)
         model = live.challenger if arm == "challenger" else live.champion

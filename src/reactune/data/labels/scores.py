@@ -28,7 +28,7 @@ from reactune.data.labels.sources import (
 from reactune.errors import ConfigError, DataError, PrivacyError
 from reactune.privacy.consent import UserStatuses
 from reactune.privacy.hashing import HashingKey, user_key
-from reactune.privacy.user_ids import IdError
+from reactune.privacy.user_ids import IdError, id_of_somebody
 from reactune.records import REACTIONS, Counts
 from reactune.store.labels import Evidence, LabelRule, label_rule
 
@@ -371,7 +371,7 @@ def _ids_in(values: "pa.Array", scores: Scores) -> list[Any]:
 def _hash_of(key: HashingKey, raw_id: Any) -> str | None:
     """The hash of a raw id, None where there is none; such rows are refused later."""
     try:
-        return user_key(key, raw_id)
+        return user_key(key, id_of_somebody(raw_id))
     except IdError:
         return None
 
