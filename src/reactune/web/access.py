@@ -7,6 +7,7 @@ is the number of tips that wait. A refusal repeats nothing that was sent.
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,7 +62,10 @@ SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/metrics"): frozenset({"read", "operator"}),
 }
 # What OpenAI's clients call, whether or not it is there.
-OPENAI_PATHS = ("/v1/chat/", "/v1/models", "/v1/completions", "/v1/responses", "/v1/embeddings")
+OPENAI_PATHS = re.compile(
+    r"(/v1)*/(chat/.*|models(/.*)?|completions|responses(/.*)?|embeddings|messages)"
+)
+"""Where clients of OpenAI's API call, also without its `/v1` or with a second one."""
 BURST_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 TIPS_AT_ONCE = 64
@@ -278,7 +282,7 @@ def refusal(
         text = html("problem", title=title, reason=f"{reason}.", viewer=None, done="", now="")
         return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
     error: object = reason
-    if path.startswith(OPENAI_PATHS):
+    if OPENAI_PATHS.fullmatch(path):
         error = {"message": reason, "type": "reactune_error", "param": None, "code": str(status)}
     return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
 
@@ -321,6 +325,11 @@ async def refuse_http(request: Request, error: Exception) -> Response:
         reason = "the body cannot be read; send JSON in UTF-8"
     elif reason == HTTPStatus(status).phrase and not is_page_path(path):
         reason = f"{reason}; /openapi.json lists the paths and their methods"
+        if status == HTTPStatus.NOT_FOUND and OPENAI_PATHS.fullmatch(path):
+            reason += (
+                ". OpenAI's clients ask with POST /v1/chat/completions: give them a base URL that "
+            )
+            reason += "ends in /v1, and choose chat completions"
     return refusal(status, reason, error.headers, path=path)
 
 

@@ -91,13 +91,15 @@ class ChatBody(BaseModel):
     model: Annotated[str, Field(max_length=200)] | None = MODEL
     messages: Annotated[list[Message], Field(min_length=1, max_length=100)]
     user: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    """OpenAI's later name of `user`."""
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
-    """The tip to create; `user` is the header's, which takes precedence over the body's.
+    """The tip to create; `user` is the header's, which takes precedence over the body's two.
 
     The newest message comes first, because long contexts lose their end.
 
@@ -114,7 +116,8 @@ def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
     ]
     if unsupported:
         raise DataError(f"{', '.join(unsupported)}: a tip is one text; leave that out")
-    if not (user or body.user):
+    user = user or body.user or body.safety_identifier or ""
+    if not user:
         raise DataError(f"no user: give the header {USER_HEADER}, or user in the body")
     if not KIND.fullmatch(kind):
         raise DataError(f"{KIND_HEADER}: letters, digits, spaces and _ . : / -")
@@ -125,7 +128,7 @@ def tip_request(body: ChatBody, *, user: str, kind: str) -> TipRequest:
         text = messages[0].text
     else:
         text = "\n".join(f"{each.role}: {each.text}" for each in reversed(messages))
-    return TipRequest(user or body.user or "", kind, {"free_text": text})
+    return TipRequest(user, kind, {"free_text": text})
 
 
 def models_answer() -> dict[str, Any]:
