@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from dataset_fixtures import example
 from reactune.config.sections import TrainConfig
@@ -21,6 +23,7 @@ from reactune.model.prompt import completion_ids, rebuild
 from reactune.process import child_environment
 from reactune.train.job import METHODS, tokens_of, write_job
 from reactune.train.trainer import (
+    ADAPTER_FILES,
     FIRST_PAIRS,
     MIN_PAIRS,
     clear,
@@ -289,13 +292,16 @@ def test_a_schedule_is_shortened_to_the_minutes_that_the_settings_allow(tiny, ro
     assert planned["seconds_per_step"] > 0
 
 
-def finished(folder, job, rows, *, seconds=30.0, loss=1.5):
+def finished(folder, job, rows, *, seconds=30.0, loss=1.5, weight=0.5):
     """A training that has ended, as its files say."""
     write_job(folder, job, rows)
     lines = ({"step": step, "steps": job.steps, "loss": loss} for step in range(1, job.steps + 1))
     (folder / "progress.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     result = {"steps": job.steps, "loss": loss, "seconds": seconds}
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / job.adapter).mkdir(exist_ok=True)
+    weights = {"first": np.ones(3, np.float32), "last": np.array([1, weight, 1], np.float32)}
+    save_file(weights, folder / job.adapter / ADAPTER_FILES[0])
     return folder
 
 
@@ -350,9 +356,12 @@ def test_a_finished_training_is_read_from_its_files(tiny, rows, tmp_path):
     assert trained.peak_gpu_bytes is None
 
 
-def test_a_loss_that_is_no_number_in_the_result_is_an_error_whatever_the_code(tiny, rows, tmp_path):
+@pytest.mark.parametrize("spoilt", [{"loss": nan}, {"weight": nan}, {"weight": inf}])
+def test_a_loss_or_a_weight_that_is_no_number_is_an_error_whatever_the_code(
+    tiny, rows, tmp_path, spoilt
+):
     job = job_for("sft", tiny, rows)
-    finished(tmp_path, job, rows["sft"], loss=float("nan"))
+    finished(tmp_path, job, rows["sft"], **spoilt)
     with pytest.raises(TrainingError, match=r"lower \[train\] learning_rate. Log: .*trainer\.log"):
         train(tmp_path, job, rows["sft"], settings=SETTINGS)
 
@@ -369,7 +378,7 @@ def test_another_job_in_the_folder_is_cleared_away(tmp_path):
 @pytest.mark.parametrize(
     ("code", "meaning"),
     [
-        (4, r"loss became infinite or no number; lower \[train\] learning_rate"),
+        (4, r"the loss or a weight became infinite or no number; lower \[train\] learning_rate"),
         (3, "could not read its job"),
         (-9, r"ended by signal 9 .*lower \[train\] batch_size\). Run again to go on"),
         (-15, "ended by signal 15"),

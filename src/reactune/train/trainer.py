@@ -258,7 +258,9 @@ def train(
         write_job(folder, job, rows)
     code = 0 if result_file.is_file() else run_trainer(folder, settings, progress)
     result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else None
-    if result is not None and not math.isfinite(result["loss"]):
+    if result is not None and not (
+        math.isfinite(result["loss"]) and has_finite_weights(folder / job.adapter)
+    ):
         code = EXIT_DIVERGED  # a launcher replaces its workers' codes by its own
     if code != 0 or result is None:
         raise TrainingError(explain(code, folder))
@@ -273,6 +275,18 @@ def train(
         curve=curve,
         peak_gpu_bytes=result.get("peak_gpu_bytes"),
     )
+
+
+def has_finite_weights(adapter: Path) -> bool:
+    """Whether every weight of an adapter is a finite number.
+
+    The last step can spoil them without a loss that tells, and some trainers leave out losses that
+    are no number from their mean.
+    """
+    from safetensors.torch import load_file
+
+    weights = load_file(adapter / ADAPTER_FILES[0])
+    return all(bool(each.isfinite().all()) for each in weights.values())
 
 
 def run_trainer(folder: Path, settings: TrainConfig, progress: Progress | None) -> int:
@@ -335,7 +349,10 @@ def explain(code: int, folder: Path) -> str:
     """What a trainer's exit code means, and which log has more."""
     log = folder / LOG
     if code == EXIT_DIVERGED:
-        return f"the loss became infinite or no number; lower [train] learning_rate. Log: {log}"
+        return (
+            "the loss or a weight became infinite or no number; lower [train] learning_rate. "
+            f"Log: {log}"
+        )
     if code == EXIT_BAD_JOB:
         return f"the trainer could not read its job. Log: {log}"
     if code < 0:
