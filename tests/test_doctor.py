@@ -143,7 +143,7 @@ def test_ollama_is_missing_where_nobody_listens(config):
 def test_ollama_is_named_with_its_version(config):
     with answering({"/api/version": '{"version": "0.40.1"}'}) as url:
         found = findings(config("serve.runtime=ollama", f"serve.ollama_url={url}/"))
-    assert found["model server"].line() == f"ok       model server  Ollama 0.40.1 at {url}/"
+    assert found["model server"].line() == f"ok       model server  Ollama 0.40.1 at {url}"
 
 
 def test_a_server_that_is_not_ollama_is_not_taken_for_it(config):

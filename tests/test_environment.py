@@ -9,7 +9,12 @@ import httpx
 import pytest
 import requests
 
-from reactune.environment import ask_own_machine_directly, have_a_home, limit_spinning
+from reactune.environment import (
+    ask_own_machine_directly,
+    have_a_home,
+    limit_spinning,
+    server_address,
+)
 
 
 def test_threads_of_a_command_spin_briefly_unless_the_user_says_otherwise(monkeypatch):
@@ -106,3 +111,26 @@ def test_where_no_proxy_is_asked_nothing_is_added(without_proxies, monkeypatch, 
             monkeypatch.setenv(name, value)
     ask_own_machine_directly()
     assert os.environ.get("no_proxy") == excepted
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://a:8765", "http://a:8765"),
+        (" HTTPS://a/\n", "HTTPS://a"),
+        ("http://a//", "http://a"),
+        ("http://a/v1", "http://a"),
+        ("http://a/tips/v1/", "http://a/tips"),
+        ("http://a/v10", "http://a/v10"),
+        ("http://a/api", "http://a/api"),
+        ("http://me:hush@[::1]:80", "http://me:hush@[::1]:80"),
+    ],
+)
+def test_an_address_ends_where_paths_begin(url, address):
+    assert server_address(url) == server_address(address) == address
+
+
+@pytest.mark.parametrize("url", ["a:80", "http://", "http://a:70000", "http://a/x?y", "http://a b"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ValueError, match="write http://"):
+        server_address(url)

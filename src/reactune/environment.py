@@ -1,6 +1,7 @@
 """What a process and its children find in the environment: threads, the home folder, proxies."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -60,6 +61,27 @@ def ask_own_machine_directly() -> None:
         excepted += [host for host in OWN_MACHINE if host not in excepted]
     # Libraries differ in which of the two they read.
     os.environ.update(dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(excepted)))
+
+
+def server_address(url: str) -> str:
+    """The address of an HTTP server, to which paths are added.
+
+    White space and slashes at its ends do not count, nor does the `/v1` that OpenAI's clients want
+    at its end.
+
+    Raises:
+        ValueError: there is no `http://` or `https://`, no host or no such port in it, or more than
+            an address; the message does not quote it.
+    """
+    address = re.sub(r"/*(/v1/*)?$", "", url.strip())
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.query or parts.fragment or re.search(r"\s", address):
+        raise ValueError("write http:// or https://, host and port, such as http://localhost:8765")
+    return address
 
 
 def proxy_of(url: str) -> str | None:

@@ -366,13 +366,14 @@ def test_what_can_be_known_is_refused_at_the_call(tmp_path, tip_id, reaction, dw
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8765", "ftp://host", "http://", "//host", "http://[::1", "http://a:b", None, 5],
-)
+    ["", "localhost:8765", "ftp://host", "http://", "//host", "http://[::1", "http://a:b", None, 5,
+     "http://a:99999", "http://a b", "http://a?key=x", "http://a#b"],
+)  # fmt: skip
 def test_a_url_that_no_request_can_go_to_is_refused_at_once(url, tmp_path):
     for make in (Client, AsyncClient):
-        with pytest.raises(DataError, match=r"url = .*: give the service's, such as http://local"):
+        with pytest.raises(DataError, match=r"url = .* is no address of a server; write http://"):
             make(url, outbox=tmp_path / "out.db")
-    with pytest.raises(DataError, match="give the service's"):
+    with pytest.raises(DataError, match="write http://"):
         Router.from_service(url, key=HashingKey(b"k" * 32))
 
 

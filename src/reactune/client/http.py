@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
+from reactune.environment import server_address
 from reactune.errors import DataError
 from reactune.process import tell_of_forks
 from reactune.records import MAX_DWELL_MS, REACTIONS, Reaction, is_tip_id, whole_dwell_ms
@@ -350,18 +351,15 @@ def connection(url: str, api_key: str, timeout_seconds: float) -> dict[str, Any]
         DataError: no request can be sent to such a URL, or with such a key.
     """
     try:
-        address = httpx.URL(url)
-        is_address = address.scheme in ("http", "https") and bool(address.host)
-    except (httpx.InvalidURL, TypeError):
-        is_address = False
-    if not is_address:
-        raise DataError(f"url = {url!r}: give the service's, such as http://localhost:8765")
+        address = server_address(str(url))
+    except ValueError as error:
+        raise DataError(f"url = {url!r} is no address of a server; {error}") from error
     key = api_key.strip()
     if not (key.isascii() and key.isprintable()):
         raise DataError("api_key: it has other characters than those `reactune keys create` prints")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     # Proxies and netrc files of the environment do not apply.
-    return {"base_url": url, "headers": headers, "timeout": timeout_seconds, "trust_env": False}
+    return {"base_url": address, "headers": headers, "timeout": timeout_seconds, "trust_env": False}
 
 
 class Client:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self, get_args
 from platformdirs import user_cache_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from reactune.environment import server_address
+
 
 def _day_text(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else value  # as TOML has it unquoted
@@ -39,6 +41,7 @@ def _require_three_slashes(url: str) -> str:
 
 TableName = Annotated[str, AfterValidator(_require_table)]
 DatabaseUrl = Annotated[str, AfterValidator(_require_three_slashes)]
+ServerUrl = Annotated[str, AfterValidator(server_address)]
 Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_require_day)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Method = Literal["auto", "sft", "kto", "dpo"]
@@ -341,9 +344,9 @@ class ServeConfig(Section):
     runtime: Literal["llamacpp", "ollama", "openai"] = "llamacpp"
     """The model server: the embedded llama.cpp, Ollama at `ollama_url`, or one of OpenAI's
     completions API at `openai_url`, such as vLLM."""
-    ollama_url: str = "http://127.0.0.1:11434"
+    ollama_url: ServerUrl = "http://127.0.0.1:11434"
     """Ollama's HTTP API."""
-    openai_url: str = "http://127.0.0.1:8000"
+    openai_url: ServerUrl = "http://127.0.0.1:8000"
     """Address of a server with `/v1/completions`; its key is read from the environment variable
     REACTUNE_OPENAI_KEY."""
     openai_model: str = ""

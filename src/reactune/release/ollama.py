@@ -52,7 +52,7 @@ class Ollama:
         """
         url = self.settings.ollama_url
         try:
-            answer = httpx.get(f"{url.rstrip('/')}/api/version", timeout=CHECK_SECONDS)
+            answer = httpx.get(f"{url}/api/version", timeout=CHECK_SECONDS)
             version = answer.raise_for_status().json()["version"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise ReleaseError(
@@ -235,7 +235,7 @@ class Ollama:
 
     def _upload(self, model: ModelVersion) -> None:
         """Send the weights, unless they are there; the server compares them with their digest."""
-        blob = f"{self.settings.ollama_url.rstrip('/')}/api/blobs/sha256:{model.sha256}"
+        blob = f"{self.settings.ollama_url}/api/blobs/sha256:{model.sha256}"
         with httpx.Client(timeout=UPLOAD_SECONDS) as web:
             if web.head(blob).status_code == httpx.codes.OK:
                 return

@@ -226,7 +226,7 @@ class OpenAICompatible:
 
     def _connection(self) -> dict[str, Any]:
         return {
-            "base_url": self.settings.openai_url.rstrip("/").removesuffix("/v1"),
+            "base_url": self.settings.openai_url,
             "headers": {"Authorization": f"Bearer {self.key}"} if self.key else {},
             "timeout": self.settings.timeout_seconds,
             # A connection carries one request at a time.
