@@ -160,3 +160,15 @@ def test_a_file_whose_name_is_a_dash_is_still_a_file(call, here):
 @pytest.mark.parametrize("head", [b"\x1f\x8bno gzip", b"\x1f\x8b", b"", b"\xff", b"[{", b"{}"])
 def test_every_content_gets_an_ending_that_is_known(head):
     assert ending_of_content(head) in ENDINGS
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/rows.jsonl?sig=hush", "s3://b/r.csv", "file:///r.csv"]
+)
+def test_a_url_in_place_of_a_file_is_named_with_what_to_do(call, url):
+    for command in ("ingest", "compare", "deidentify", "score"):
+        code, _, err = call(command, url)
+        assert code == 2
+        assert "is a URL" in err
+        assert "curl -sL URL | reactune" in err
+        assert "hush" not in err

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from reactune.errors import hide_passwords
+
 HEAD_BYTES = 4_096
 
 
@@ -25,6 +27,13 @@ class RowsFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """As of every path, with the name of the copy."""
+        if isinstance(value, str) and "://" in value and not Path(value).exists():
+            self.fail(
+                f"{hide_passwords(value)} is a URL, and rows are read from files of this machine; "
+                "name one, or pipe them: `curl -sL URL | reactune ... -`",
+                param,
+                ctx,
+            )
         path = super().convert(value, param, ctx)
         if value != "-" or ctx is None or ctx.resilient_parsing:
             return path
