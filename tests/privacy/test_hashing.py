@@ -69,9 +69,12 @@ def test_user_keys_are_equal_for_equal_ids_only_and_depend_on_the_key():
     )
 
 
-@pytest.mark.parametrize("value", ["", "short"])
-def test_a_missing_or_short_key_is_refused_with_the_variable_named(value):
-    with pytest.raises(PrivacyError, match=r"REACTUNE_KEY holds \d+ characters"):
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [("", "is empty or not set"), (" ", "is empty or not set"), ("short", "holds 5 characters")],
+)
+def test_a_missing_or_short_key_is_refused_with_the_variable_named(value, what):
+    with pytest.raises(PrivacyError, match=f"REACTUNE_KEY {what}, 32 are needed"):
         load_hashing_key(PrivacyConfig(), {"REACTUNE_KEY": value})
 
 

@@ -68,10 +68,10 @@ def load_hashing_key(settings: PrivacyConfig, environ: Mapping[str, str]) -> Has
     secret = environ.get(settings.key_env, "").strip()
     if len(secret) < MIN_KEY_CHARS:
         raise PrivacyError(
-            f"the environment variable {settings.key_env} holds {len(secret)} characters, "
-            f"{MIN_KEY_CHARS} are needed to hash user ids, white space at its ends not counted; "
-            "make one with `openssl rand -hex 32` and keep it: with another key the same people "
-            "are other users"
+            f"the environment variable {settings.key_env} {_held(secret)}, {MIN_KEY_CHARS} are "
+            "needed to hash user ids, white space at its ends not counted; export the key of the "
+            "rows that are there, or make one with `openssl rand -hex 32` and keep it: with "
+            "another key the same people are other users"
         )
     return HashingKey(_bytes_of(secret))
 
@@ -87,15 +87,19 @@ def load_hashing_keys(settings: PrivacyConfig, environ: Mapping[str, str]) -> Ha
     """
     current = load_hashing_key(settings, environ)
     for name in settings.old_key_envs:
-        chars = len(environ.get(name, "").strip())
-        if chars < MIN_KEY_CHARS:
+        secret = environ.get(name, "").strip()
+        if len(secret) < MIN_KEY_CHARS:
             raise PrivacyError(
-                f"[privacy] old_key_envs names {name}, which holds {chars} "
-                f"characters, {MIN_KEY_CHARS} are needed; give that older key, or remove "
+                f"[privacy] old_key_envs names {name}, which {_held(secret)}, "
+                f"{MIN_KEY_CHARS} are needed; give that older key, or remove "
                 "the name once `reactune doctor` says that no row is hashed with it"
             )
     _, *old = _given_keys(settings, environ)
     return HashingKeys(current, tuple(old))
+
+
+def _held(secret: str) -> str:
+    return f"holds {len(secret)} characters" if secret else "is empty or not set"
 
 
 def given_key_ids(settings: PrivacyConfig, environ: Mapping[str, str]) -> frozenset[str]:
