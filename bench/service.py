@@ -7,7 +7,8 @@ on PostgreSQL; the LiteLLM proxy stands beside it on the same cores, with its lo
 that needs downloads, and so does TensorZero's embedded gateway, which is a library in the load
 generator's process. All are asked at half of LiteLLM's saturation, at the same random times and
 in turns, so that a machine that others use hits them alike; reactions come last. The processor
-time of our process for one tip and one reaction is kept, too: others change that less.
+time of our processes for one tip and one reaction is kept, too: others change that less. On
+PostgreSQL the service runs once as one process and once as two workers.
 """
 
 import argparse
@@ -46,7 +47,9 @@ from server_fixtures import answers, free_port, make_cluster, running_postgres, 
 from serving_fixtures import set_challenger, set_champion, version
 
 USERS = [f"user-{number}" for number in range(500)]
-GOAL_ADDED_MS, GOAL_REACTIONS = 8.0, {"sqlite": 4_000, "postgresql": 3_000}
+TWO_WORKERS = "two workers"
+GOAL_ADDED_MS = 8.0
+GOAL_REACTIONS = {"sqlite": 4_000, "postgresql": 3_000, TWO_WORKERS: 3_000}
 START_SECONDS, FLOOD_SECONDS = 180, 15.0
 
 Ask = Callable[[float, float, int], Answers]
@@ -93,9 +96,10 @@ class Ours(NamedTuple):
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time that the process has taken."""
-        taken = self.process.cpu_times()
-        return float(taken.user + taken.system)
+        """Processor time that the process and its workers have taken."""
+        workers = self.process.children(recursive=True)
+        taken = [each.cpu_times() for each in (self.process, *workers)]
+        return float(sum(each.user + each.system for each in taken))
 
     def ask(self, rate: float, seconds: float, seed: int) -> Answers:
         """As `Place.ask`, and the answers hold the processor time."""
@@ -141,7 +145,8 @@ def main() -> None:
         ours: dict[str, Ours] = {}
         for kind, url in stack.enter_context(store_urls(folder)).items():
             (folder / kind).mkdir()
-            ours[kind] = stack.enter_context(serving(url, folder / kind, model))
+            workers = 2 if kind == TWO_WORKERS else 1
+            ours[kind] = stack.enter_context(serving(url, folder / kind, model, workers=workers))
             ours[kind].place.press(8, 3.0)
             asks[f"ours, {kind}"] = ours[kind].ask
         there = {kind: {tip_id for tip_id, *_ in rows(our.engine)} for kind, our in ours.items()}
@@ -280,11 +285,16 @@ def store_urls(folder: Path) -> Iterator[dict[str, str]]:
     # The tests' server skips fsync; a benchmark must not.
     port = free_port()
     with running_postgres(cluster, port=port, options=()):
-        yield {**urls, "postgresql": f"postgresql://postgres@127.0.0.1:{port}/postgres"}
+        server = f"postgresql://postgres@127.0.0.1:{port}"
+        engine = sa.create_engine(f"{server.replace('://', '+psycopg://')}/postgres")
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text("CREATE DATABASE workers"))
+        engine.dispose()
+        yield {**urls, "postgresql": f"{server}/postgres", TWO_WORKERS: f"{server}/workers"}
 
 
 @contextlib.contextmanager
-def serving(url: str, folder: Path, model: int) -> Iterator[Ours]:
+def serving(url: str, folder: Path, model: int, *, workers: int) -> Iterator[Ours]:
     """`reactune serve` with a challenger at 5 %, in front of the stub."""
     prompts, base = folder / "prompt", base_model(ModelConfig()).folder
     write_prompt_folder(load_chat(base, PromptConfig()), base, prompts)
@@ -295,6 +305,7 @@ def serving(url: str, folder: Path, model: int) -> Iterator[Ours]:
     settings = folder / "reactune.toml"
     settings.write_text(
         f"[store]\nurl = '{url}'\n[serve]\nport = {port}\nruntime = 'ollama'\n"
+        f"workers = {workers}\n"
         f"ollama_url = 'http://127.0.0.1:{model}'\nrequests_per_second = 1000000\n"
         "max_tips_waiting = 5000\n"
     )
