@@ -26,7 +26,7 @@ from reactune.config.sections import IngestConfig
 from reactune.data.ingest import BATCH_ROWS, LATEST, SUPERSEDED, ingest
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.hashing import HashingKey
-from reactune.privacy.user_ids import AT_ENDS, NOBODY
+from reactune.privacy.user_ids import AT_ENDS, MISSING
 from reactune.records import NOT_UTF8
 from reactune.store.database import create_store, writing
 from reactune.store.queries import upsert_scores
@@ -212,7 +212,10 @@ MALFORMED = {
     "missing field tip_content": row(2, tip_content=" "),
     **{f"missing field {name}": without(name) for name in ("tip_id", "user_id", "kind")},
     "missing field context_json": row(2, context_json=None),
-    "user_id is the text of a missing value": row(2, user_id="undefined"),
+    **{
+        f"{name} is the text of a missing value": row(2, **{name: " undefined"})
+        for name in ("tip_id", "user_id")
+    },
 }
 
 
@@ -279,6 +282,7 @@ def test_a_malformed_value_is_named_by_its_reason(on_sqlite, write, values, reas
         ({"training_allowed": None}, "training_allowed", False),
         ({"source": "rule"}, "source", "rule"),
         ({"source": None}, "source", "llm"),
+        ({"source": "NULL"}, "source", "llm"),
         ({"tip_content": "x" * 20_000}, "tip_content", "x" * 20_000),
         ({"tip_content": " \ud83e\udd89 "}, "tip_content", " \N{OWL} "),
         ({"reacted_at": "2026-03-04T10:00:00Z"}, "reacted_at", NOON),
@@ -384,11 +388,11 @@ def test_the_size_of_a_batch_makes_no_difference(engine, write, data, batch_rows
 
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
-).filter(lambda text: not text.isspace())
+).filter(lambda text: text.strip(AT_ENDS) not in {"", *MISSING})
 SOUND = st.fixed_dictionaries(
     {
         "tip_id": TEXT,
-        "user_id": TEXT.filter(lambda text: text.strip(AT_ENDS) not in {"", *NOBODY}),
+        "user_id": TEXT,
         "kind": TEXT,
         "tip_content": TEXT,
         "context_json": st.dictionaries(

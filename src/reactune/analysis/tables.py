@@ -19,7 +19,7 @@ from reactune.data.readers import (
     truth_of,
 )
 from reactune.errors import DataError
-from reactune.privacy.user_ids import NOBODY
+from reactune.privacy.user_ids import MISSING
 from reactune.store.labels import label_rule
 
 NAMES_LISTED = 5
@@ -82,7 +82,7 @@ def read_rows(
         tips, positives = _counts(place, values, columns, meant, labels)
         keys = columns.by, columns.unit, columns.time
         by, unit, time = (_text(place, values, key) if key else "" for key in keys)
-        if unit in NOBODY:
+        if unit in MISSING:
             raise DataError(
                 f"{place}: {columns.unit} = {unit!r} is the text of a missing value, and all such "
                 "rows would be one unit; remove them"

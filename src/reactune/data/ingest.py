@@ -46,7 +46,7 @@ from reactune.data.readers import (
 from reactune.errors import ConfigError, DataError
 from reactune.privacy.consent import HashedIds, admit, chunks
 from reactune.privacy.hashing import HashedId, HashingKey, HashingKeys, hashed_ids
-from reactune.privacy.user_ids import IdError, id_of_somebody
+from reactune.privacy.user_ids import MISSING, IdError, id_of_somebody
 from reactune.records import REACTION_WORDS, REACTIONS, Counts, whole_dwell_ms
 from reactune.store.database import INGEST_LOCK, lock, writing
 from reactune.store.queries import upsert_scores
@@ -345,7 +345,7 @@ def _score_of(
         "tip_content": _text(values, "tip_content", settings.max_text_chars),
         **_times(values, latest),
     }
-    if not is_absent(values.get("source")):
+    if not is_null(values.get("source")):
         score["source"] = _text(values, "source", MAX_ID_CHARS)
     if "reaction" in values:
         score["reaction"] = _reaction(values["reaction"])
@@ -388,6 +388,8 @@ def _text(values: Mapping[str, Any], name: str, max_chars: int) -> str:
         raise Refused(f"missing field {name}")
     if not isinstance(value, str):
         raise Refused(f"{name} is not text")
+    if name.endswith("_id") and value.strip() in MISSING:
+        raise Refused(f"{name} is the text of a missing value")
     if len(value) > max_chars:
         raise Refused(f"oversized {name}")
     _check_characters(value)

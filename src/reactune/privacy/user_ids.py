@@ -24,7 +24,7 @@ PADDED_TO = (4, 5, 6, 8, 9, 10, 12, 15, 16, 20, 24, 25, 30, 32, 36, 40, 50, 64, 
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 AT_ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + BYTE_ORDER_MARK
 SURROGATE = re.compile("[\ud800-\udfff]")
-NOBODY = frozenset(
+MISSING = frozenset(
     ("undefined", "null", "NULL", "None", "NaN", "nan", "NaT", "<NA>", "nil", "<nil>", "[null]",
      "(null)", r"\N", "[object Object]", "00000000-0000-0000-0000-000000000000")
 )  # fmt: skip
@@ -72,7 +72,7 @@ def id_of_somebody(value: Id) -> Id:
     Raises:
         IdError: there is no id in it, or the text of a missing value.
     """
-    if canonical_id(value) in NOBODY:
+    if canonical_id(value) in MISSING:
         raise IdError(
             "user_id is the text of a missing value",
             "look where the app reads the id of its user; it was not there",
