@@ -117,6 +117,16 @@ def theirs(folder: Path, job: Job, rows: list[dict[str, Any]], *, bf16: bool) ->
     )
 
 
+def in_float32(model: Any, job: Job, folder: Path) -> Any:
+    """The trained adapter on the base in float32: bfloat16 does not show a small change."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model.save_pretrained(str(folder / "trained"))
+    base = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype="float32")
+    return PeftModel.from_pretrained(base, str(folder / "trained"))
+
+
 def held_out_loss(model: Any, job: Job, rows: list[dict[str, Any]]) -> float:
     """Of SFT the mean over tokens, of DPO and KTO the loss by gains over the base (KL left out)."""
 
@@ -153,7 +163,7 @@ def main() -> None:
     held_out = json.loads((folder / "held_out.json").read_text())
     found = {
         "rows_per_second": watch.rows_per_second(job.batch_size),
-        "held_out_loss": held_out_loss(trainer.model, job, held_out),
+        "held_out_loss": held_out_loss(in_float32(trainer.model, job, folder), job, held_out),
         "steps": len(watch.steps),
     }
     (folder / "found.json").write_text(json.dumps(found))

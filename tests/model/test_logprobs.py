@@ -48,6 +48,54 @@ def test_scores_are_what_the_whole_row_gives_without_batches_or_caches(tiny):
             np.testing.assert_allclose(ours, expected[:, 0].numpy(), atol=1e-4)
 
 
+@pytest.fixture
+def faint(tiny, tmp_path):
+    """An adapter whose changes are a tenth of the distance between two numbers of bfloat16."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    torch.manual_seed(5)
+    with open_model(tiny, threads=1) as model:
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+        changes = {}
+        for name, layer in tuned.named_modules():
+            if isinstance(layer, LoraLayer):
+                size = layer.weight.abs().mean() * 2**-9 / 10
+                torch.nn.init.normal_(layer.lora_B["default"].weight)
+                spread = layer.get_delta_weight("default").std()
+                layer.lora_B["default"].weight.data *= size / spread
+                short = name.removeprefix("base_model.model.")
+                changes[short] = layer.get_delta_weight("default").detach().clone()
+        tuned.save_pretrained(tmp_path)
+    return tmp_path, changes
+
+
+def weights_of(folder, adapter, names, dtype):
+    with open_model(folder, adapter, dtype=dtype, threads=1) as model:
+        return {name: model.get_submodule(name).weight.detach().float() for name in names}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_change_that_is_smaller_than_bfloat16_can_hold_is_kept_in_the_mean(tiny, faint):
+    adapter, changes = faint
+    before, exact, rounded, again = (
+        weights_of(tiny, *each)
+        for each in (
+            (None, changes, "bfloat16"),
+            (adapter, changes, "float32"),
+            (adapter, changes, "bfloat16"),
+            (adapter, changes, "bfloat16"),
+        )
+    )
+    whole = weights_of(tiny, None, changes, "float32")
+    for name, change in changes.items():
+        torch.testing.assert_close(exact[name] - whole[name], change, atol=1e-7, rtol=0)
+        kept = (rounded[name] - before[name]).flatten() @ change.flatten() / (change**2).sum()
+        # Five standard errors of the draw at most; rounded to the nearest, it is below 0.1.
+        assert abs(kept - 1) < 0.4
+        assert torch.equal(rounded[name], again[name])
+
+
 def test_no_rows_give_no_scores(tiny):
     with open_model(tiny, threads=1) as model:
         assert score(model, []) == []

@@ -21,7 +21,10 @@ Progress = Callable[[int], object]
 def open_model(
     base_folder: Path, adapter: Path | None = None, *, dtype: str = "float32", threads: int = 0
 ) -> Iterator[Any]:
-    """The base model, with the adapter on it if one is given; its memory is freed at the end."""
+    """The base model, with the adapter on it if one is given; its memory is freed at the end.
+
+    The same adapter gives the same model, in each type.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -35,10 +38,46 @@ def open_model(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            model = PeftModel.from_pretrained(model, str(adapter))
+            merge_unbiased(model)
+            model = model.unload()
     model.eval()
     yield model
     del model
+
+
+def merge_unbiased(model: Any) -> None:
+    """Add the changes of LoRA layers to their weights, rounded at random where these are bfloat16.
+
+    A small change is less than half the distance between two numbers of bfloat16: rounded to the
+    nearest, most of it is gone. Rounded up as often as it lies above the lower one (stochastic
+    rounding, arXiv:1502.02551), the sum over many weights is what it was.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    draw = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            kind = weight.dtype
+            weight.data = weight.data.float()
+            layer.merge()
+            if kind == torch.bfloat16:
+                weight.data = _rounded_at_random(weight.data, draw)
+            weight.data = weight.data.to(kind)
+
+
+def _rounded_at_random(exact: Any, draw: Any) -> Any:
+    """Numbers of float32 as those of bfloat16 just below or above, as often as they are near.
+
+    A number of bfloat16 is the upper 16 bits of one of float32.
+    """
+    import torch
+
+    bits = exact.contiguous().view(torch.int32)
+    below = torch.randint(1 << 16, bits.shape, generator=draw, dtype=torch.int32)
+    return ((bits + below.to(bits.device)) & -(1 << 16)).view(torch.float32)
 
 
 def score(
