@@ -291,7 +291,7 @@ def test_a_server_is_checked_by_its_version():
         answering({"/api/version": (200, {"version": "0.40.1"})}) as (url, _),
         closing(Ollama(settings_for(f"{url}/"))) as runtime,
     ):
-        assert runtime.check() == f"Ollama 0.40.1 at {url}/"
+        assert runtime.check() == f"Ollama 0.40.1 at {url}"
 
 
 @pytest.mark.parametrize(

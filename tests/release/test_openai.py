@@ -72,7 +72,7 @@ def test_the_settings_name_the_server_and_the_environment_its_key(place, monkeyp
         assert isinstance(runtime, OpenAICompatible)
         assert key not in repr(runtime)
         said = runtime.check()
-    assert said.endswith(f"at {url}/v1/, which answers for one version: it loads no adapters")
+    assert said.endswith(f"at {url}, which answers for one version: it loads no adapters")
     assert "SmolLM2-135M-Instruct" in said
 
 
