@@ -208,14 +208,14 @@ def test_steps_and_the_end_are_recorded(engine):
 
 
 def test_after_its_targets_are_erased_the_journal_names_no_user(engine):
-    write(engine, ANNA, "a1")
+    write(engine, ANNA, "tip-of-anna")
     erasure = request(engine, ANNA)
     with writing(engine) as connection:
         requests.erase_targets(connection, [erasure])
         text = str(connection.execute(sa.select(erasures)).mappings().all())
     (now,) = requests.erasures_of(engine, [erasure.erasure_id])
     assert (now.marks, now.tip_ids) == ({}, frozenset())
-    for each in (ANNA, "a1", *erasure.marks, *erasure.marks.values()):
+    for each in (ANNA, "tip-of-anna", *erasure.marks, *erasure.marks.values()):
         assert each not in text
 
 
