@@ -51,6 +51,7 @@ def test_a_rollback_during_requests_takes_effect(engine, chat, server, opened):
     rows = rows_of(engine)
     late = [row for row in rows if row["created_at"] > noticed]
     assert "challenger" in {row["arm"] for row in rows}
+    assert late
     assert {row["arm"] for row in late} == {"champion"}
     assert {(row["rollout_id"], row["propensity"]) for row in late} == {(successor.rollout_id, 1.0)}
     close_service(service)

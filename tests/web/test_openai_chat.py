@@ -185,7 +185,12 @@ def test_what_we_do_not_have_of_openais_paths_is_refused_with_the_path_to_take(p
     ):
         with pytest.raises(openai.NotFoundError) as refused:
             call()
-        assert "POST /v1/chat/completions" in refused.value.body["message"]
+        reason = (
+            "Not Found; /openapi.json lists the paths and their methods. OpenAI's clients ask with "
+            "POST /v1/chat/completions: give them a base URL that ends in /v1, and choose chat "
+            "completions"
+        )
+        assert refused.value.body["message"] == reason
 
 
 CONTENT = "content: give a text of at most 20,000 characters, or 50 parts of type text"

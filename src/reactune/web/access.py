@@ -61,11 +61,14 @@ SCOPES_OF: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/v1/models"): ANY_SCOPE,
     ("GET", "/metrics"): frozenset({"read", "operator"}),
 }
-# What OpenAI's clients call, whether or not it is there.
+# What OpenAI's clients call, whether or not it is there, also without their /v1 or with two.
 OPENAI_PATHS = re.compile(
-    r"(/v1)*/(chat/.*|models(/.*)?|completions|responses(/.*)?|embeddings|messages)"
+    r"(/v1)*/(chat|models|completions|responses|embeddings|messages)(/.*)?", re.DOTALL
 )
-"""Where clients of OpenAI's API call, also without its `/v1` or with a second one."""
+CHAT_ADVICE = (
+    "OpenAI's clients ask with POST /v1/chat/completions: give them a base URL that ends in /v1, "
+    "and choose chat completions"
+)
 BURST_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 TIPS_AT_ONCE = 64
@@ -326,10 +329,7 @@ async def refuse_http(request: Request, error: Exception) -> Response:
     elif reason == HTTPStatus(status).phrase and not is_page_path(path):
         reason = f"{reason}; /openapi.json lists the paths and their methods"
         if status == HTTPStatus.NOT_FOUND and OPENAI_PATHS.fullmatch(path):
-            reason += (
-                ". OpenAI's clients ask with POST /v1/chat/completions: give them a base URL that "
-            )
-            reason += "ends in /v1, and choose chat completions"
+            reason = f"{reason}. {CHAT_ADVICE}"
     return refusal(status, reason, error.headers, path=path)
 
 
